@@ -1,0 +1,26 @@
+# Each target goes from a bare clone to done: it makes .venv first where there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check bench
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/unified-embeddings demo
+
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py

@@ -1,0 +1,422 @@
+"""A bounded store of vectors in front of the model.
+
+What lives here: the LRU in memory, the single flight that computes a missing vector once however
+many threads ask, and the optional tier on disk. What does not: what a key means (`key_for` only
+digests the fields it is given) and how vectors are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from cachetools import LRUCache
+
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.types import FloatArray, SparseVector
+
+Key: TypeAlias = bytes
+Value: TypeAlias = "FloatArray | SparseVector"
+Compute: TypeAlias = Callable[[list[int]], Iterable[tuple[int, Value]]]
+
+_LOG = logging.getLogger(__name__)
+_ENTRY_OVERHEAD = 256
+"""Bytes an entry costs beside its arrays: key, dict slot and array headers."""
+_DISK_SCHEMA = 1
+_DISK_BATCH = 512
+"""Vectors a write to disk waits for: what a killed process can lose at most."""
+
+
+def key_for(*fields: str | bytes) -> bytes:
+    """Digest fields into a key: BLAKE2b over each field preceded by its length.
+
+    The length prefix keeps ("ab", "c") and ("a", "bc") apart.
+
+    Raises:
+        UnicodeEncodeError: If a field holds lone surrogates.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for field in fields:
+        raw = field.encode() if isinstance(field, str) else field
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """A snapshot of the counters; one entry is one head of one text.
+
+    Attributes:
+        hits: Lookups answered from memory or disk, or by waiting for another thread's result.
+        misses: Lookups that had to be computed.
+        evictions: Entries dropped from memory to keep within the bounds.
+        bytes: Bytes held in memory, overhead included.
+        entries: Entries held in memory.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    bytes: int
+    entries: int
+
+
+class EmbeddingCache:
+    """Least-recently-used vectors, bounded in bytes, with one computation per missing key.
+
+    Args:
+        max_bytes: Bound of the memory tier in bytes; 0 keeps nothing (single flight still holds).
+        max_entries: A second bound, on the number of entries.
+        path: A file for a second tier that outlives the process, shared safely between processes
+            (SQLite in WAL mode, raw array bytes). Its folder is created.
+        max_disk_bytes: Bound of the disk tier in bytes.
+
+    Values are NumPy arrays or SparseVectors; they come back read-only. Thread-safe.
+
+    Raises:
+        InputError: If a bound is negative, or `path` is not a cache file of this version.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int = 256 * 2**20,
+        max_entries: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_disk_bytes: int = 4 * 2**30,
+    ) -> None:
+        for name, bound in (
+            ("max_bytes", max_bytes),
+            ("max_entries", max_entries),
+            ("max_disk_bytes", max_disk_bytes),
+        ):
+            if bound is not None and bound < 0:
+                raise InputError(f"{name} must be >= 0, got {bound}")
+        self.max_bytes = max_bytes
+        self.max_entries = max_entries
+        self._max_disk_bytes = max_disk_bytes
+        self._lock = threading.Lock()
+        self._values = _Lru(max_bytes)
+        self._in_flight: dict[Key, Future[Value]] = {}
+        self._hits = self._misses = 0
+        self._disk = None if path is None else _DiskTier(Path(path), max_disk_bytes)
+
+    @property
+    def hits(self) -> int:
+        """Lookups answered without computing; see CacheStats."""
+        return self._hits
+
+    @property
+    def misses(self) -> int:
+        """Lookups that had to be computed."""
+        return self._misses
+
+    @property
+    def evictions(self) -> int:
+        """Entries dropped from memory to keep within the bounds."""
+        return self._values.evictions
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in memory, overhead included."""
+        return int(self._values.currsize)
+
+    @property
+    def entries(self) -> int:
+        """Entries held in memory."""
+        return len(self._values)
+
+    def stats(self) -> CacheStats:
+        """All counters, read together."""
+        with self._lock:
+            return CacheStats(
+                self._hits, self._misses, self.evictions, self.bytes, len(self._values)
+            )
+
+    def get_or_compute(self, keys: Sequence[Key], compute: Compute) -> list[Value]:
+        """The values of `keys`, in order; each distinct missing key is computed once.
+
+        `compute` receives the positions (into `keys`) that nobody has or is computing, one for
+        each distinct key, and yields (position, value) pairs in any order. What it has yielded is
+        kept even if it raises later. A key that another thread is computing is waited for; if that
+        thread fails, this one computes it itself, so that nobody suffers from another caller's
+        error.
+
+        Raises:
+            Whatever `compute` raises.
+            UnifiedEmbeddingsError: If `compute` leaves out a position it was given.
+        """
+        found: dict[Key, Value] = {}
+        wanted = {key: at for at, key in reversed(list(enumerate(keys)))}
+        while wanted:
+            mine, theirs = self._claim(wanted, found)
+            if mine:
+                self._compute(mine, compute, found)
+            for key, future in theirs.items():
+                error = future.exception()
+                if error is None:
+                    found[key] = future.result()
+            wanted = {key: at for key, at in wanted.items() if key not in found}
+        with self._lock:
+            self._hits += len(keys) - len({*keys})
+        return [found[key] for key in keys]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as its bounds and path: a copy in another process shares the disk tier only."""
+        path = self._disk.path if self._disk else None
+        return _rebuild, (self.max_bytes, self.max_entries, path, self._max_disk_bytes)
+
+    def clear(self) -> None:
+        """Forget everything, on disk too; counters stay."""
+        with self._lock:
+            self._values = _Lru(self.max_bytes, evictions=self._values.evictions)
+        if self._disk is not None:
+            self._disk.clear()
+
+    def close(self) -> None:
+        """Close the disk tier; the memory tier goes on."""
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            disk.close()
+
+    def _claim(
+        self, wanted: dict[Key, int], found: dict[Key, Value]
+    ) -> tuple[dict[Key, int], dict[Key, Future[Value]]]:
+        """Split what is wanted: found now, claimed by this thread, under way in another."""
+        stored = self._disk.get(wanted.keys()) if self._disk is not None else {}
+        mine: dict[Key, int] = {}
+        theirs: dict[Key, Future[Value]] = {}
+        with self._lock:
+            for key, at in wanted.items():
+                if key in self._values:
+                    found[key] = self._values[key]
+                    self._hits += 1
+                elif key in stored:
+                    found[key] = stored[key]
+                    self._keep(key, stored[key])
+                    self._hits += 1
+                elif key in self._in_flight:
+                    theirs[key] = self._in_flight[key]
+                    self._hits += 1
+                else:
+                    self._in_flight[key] = Future()
+                    mine[key] = at
+                    self._misses += 1
+        return mine, theirs
+
+    def _compute(self, mine: dict[Key, int], compute: Compute, found: dict[Key, Value]) -> None:
+        key_at = {at: key for key, at in mine.items()}
+        unsaved: dict[Key, Value] = {}
+        try:
+            for at, value in compute(list(key_at)):
+                key = key_at.pop(at)
+                found[key] = unsaved[key] = _owned(value)
+                self._publish(key, found[key])
+                if len(unsaved) >= _DISK_BATCH:
+                    self._save(unsaved)
+            if key_at:
+                raise UnifiedEmbeddingsError(
+                    f"{len(key_at)} of {len(mine)} vectors were asked for and not computed"
+                )
+        except BaseException as error:
+            with self._lock:
+                abandoned = [self._in_flight.pop(key) for key in key_at.values()]
+            for future in abandoned:
+                future.set_exception(error)
+            raise
+        finally:
+            self._save(unsaved)
+
+    def _save(self, unsaved: dict[Key, Value]) -> None:
+        if self._disk is not None and unsaved:
+            self._disk.put(unsaved)
+        unsaved.clear()
+
+    def _publish(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._keep(key, value)
+            future = self._in_flight.pop(key)
+        future.set_result(value)
+
+    def _keep(self, key: Key, value: Value) -> None:
+        """Store under the lock; a value over the bound by itself is not stored."""
+        if _size(value) > self.max_bytes or self.max_entries == 0:
+            return
+        self._values[key] = value
+        while self.max_entries is not None and len(self._values) > self.max_entries:
+            self._values.popitem()
+
+
+def _size(value: Value) -> int:
+    return value.nbytes + _ENTRY_OVERHEAD
+
+
+class _Lru(LRUCache[Key, Value]):
+    """cachetools' LRU, bounded in bytes, that counts what it drops."""
+
+    def __init__(self, max_bytes: int, evictions: int = 0) -> None:
+        super().__init__(max_bytes, getsizeof=_size)
+        self.evictions = evictions
+
+    def popitem(self) -> tuple[Key, Value]:
+        self.evictions += 1
+        return super().popitem()
+
+
+def _rebuild(
+    max_bytes: int, max_entries: int | None, path: Path | None, max_disk_bytes: int
+) -> EmbeddingCache:
+    return EmbeddingCache(max_bytes, max_entries, path, max_disk_bytes=max_disk_bytes)
+
+
+def _owned(value: Value) -> Value:
+    """Read-only, and no view: a row that pinned its whole batch would break the bound in bytes."""
+    if isinstance(value, np.ndarray):
+        value = value if value.base is None else value.copy()
+        value.setflags(write=False)
+    return value
+
+
+class _DiskTier:
+    """Vectors in one SQLite file. A failing disk costs speed, never an answer.
+
+    Writes that fail (a full disk, a file made read-only) are logged once and counted; the caller's
+    vectors are computed all the same.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.errors = 0
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._prepare()
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(
+                f"{path} cannot serve as a cache file: {error}. Give the path of a new file, or "
+                "delete this one if it is a cache"
+            ) from error
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._create_schema()
+
+    def _create_schema(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version not in (0, _DISK_SCHEMA) or (version == 0 and tables):
+            raise InputError(
+                f"{self.path} is a database of another kind or version (expected cache schema "
+                f"{_DISK_SCHEMA}, found {version}); give another path"
+            )
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, kind INTEGER NOT NULL, "
+            "width INTEGER NOT NULL, data BLOB NOT NULL, used REAL NOT NULL)"
+        )
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_use ON vectors (used)")
+        self._db.execute(f"PRAGMA user_version={_DISK_SCHEMA}")
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, Value]:
+        found = {}
+        with self._lock:
+            try:
+                for chunk in _chunks(list(keys), 500):
+                    marks = ",".join("?" * len(chunk))
+                    query = f"SELECT key, kind, width, data FROM vectors WHERE key IN ({marks})"  # noqa: S608 — only question marks
+                    for key, kind, width, data in self._db.execute(query, chunk):
+                        found[key] = _unpack(kind, width, data)
+                if found:
+                    now = time.time()
+                    with self._db:
+                        self._db.executemany(
+                            "UPDATE vectors SET used=? WHERE key=?", [(now, k) for k in found]
+                        )
+            except sqlite3.Error as error:
+                self._note(error)
+        return found
+
+    def put(self, values: dict[bytes, Value]) -> None:
+        now = time.time()
+        rows = [(key, *_pack(value), now) for key, value in values.items()]
+        with self._lock:
+            try:
+                with self._db:
+                    self._db.executemany(
+                        "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows
+                    )
+                self._shrink()
+            except sqlite3.Error as error:
+                self._note(error)
+
+    def clear(self) -> None:
+        with self._lock, self._db:
+            self._db.execute("DELETE FROM vectors")
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _shrink(self) -> None:
+        """Drop the least recently used tenth while the pages in use exceed the bound."""
+        while self._used() > self.max_bytes:
+            with self._db:
+                dropped = self._db.execute(
+                    "DELETE FROM vectors WHERE key IN (SELECT key FROM vectors ORDER BY used "
+                    "LIMIT max(1, (SELECT count(*) FROM vectors) / 10))"
+                ).rowcount
+            if not dropped:
+                return
+
+    def _used(self) -> int:
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = self._db.execute("PRAGMA page_size").fetchone()
+        return int((pages - free) * size)
+
+    def _note(self, error: sqlite3.Error) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            _LOG.warning("The disk cache %s fails and is passed over: %s", self.path, error)
+
+
+_ARRAY_1D, _ARRAY_2D, _SPARSE = 0, 1, 2
+
+
+def _pack(value: Value) -> tuple[int, int, bytes]:
+    """(kind, width, little-endian bytes); width is the row length of a 2-d array, else nnz or n."""
+    if isinstance(value, SparseVector):
+        raw = value.indices.astype("<i4").tobytes() + value.values.astype("<f4").tobytes()
+        return _SPARSE, len(value), raw
+    kind = _ARRAY_1D if value.ndim == 1 else _ARRAY_2D
+    return kind, value.shape[-1], value.astype("<f4").tobytes()
+
+
+def _unpack(kind: int, width: int, data: bytes) -> Value:
+    if kind == _SPARSE:
+        return SparseVector(
+            np.frombuffer(data, "<i4", count=width),
+            np.frombuffer(data, "<f4", offset=4 * width),
+        )
+    array = np.frombuffer(data, "<f4")
+    return array if kind == _ARRAY_1D else array.reshape(-1, width)
+
+
+def _chunks(items: list[bytes], size: int) -> Iterator[list[bytes]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

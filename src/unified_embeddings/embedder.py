@@ -1,0 +1,424 @@
+"""The embedder: texts in, dense, sparse and ColBERT vectors out, in one forward pass.
+
+What lives here: a text's way through validation, cache, tokenizer, batches and engine, and back
+into the caller's order. What does not: the forward pass (`engines`), the arithmetic on its outputs
+(`heads`), LlamaIndex (`llama`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from unified_embeddings import engines, heads
+from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
+from unified_embeddings.checkpoints import Checkpoint, resolve
+from unified_embeddings.engines import Engine, RawHeads, Runtime
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.models import choose
+from unified_embeddings.progress import progress_bar
+from unified_embeddings.tokenization import Tokenised, Tokenizer
+from unified_embeddings.types import (
+    HEAD_NAMES,
+    Embeddings,
+    FloatArray,
+    HeadName,
+    Role,
+    SparseVector,
+)
+
+_WINDOW = 1024
+"""Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
+
+
+@dataclass(frozen=True)
+class EmbedderStats:
+    """What an embedder has done since it was made.
+
+    Attributes:
+        texts: Texts asked for.
+        tokenised: Texts tokenised: those with a vector that was not in the cache.
+        truncated: Of those, how many were longer than `max_length` and cut.
+        tokens: Tokens run through the model, special tokens included.
+        batches: Batches formed.
+        forwards: Forward passes made; one a batch.
+        cache: The cache's counters.
+    """
+
+    texts: int
+    tokenised: int
+    truncated: int
+    tokens: int
+    batches: int
+    forwards: int
+    cache: CacheStats
+
+
+class BGE_M3_Embedder:
+    """BGE-M3, or any checkpoint in its layout: every vector of a text from one forward pass.
+
+    Making one is cheap: files are looked up when something about the model is asked, weights are
+    loaded with the first text that is not in the cache, once however many threads ask. All methods
+    are thread-safe.
+
+    Args:
+        model_name: A choice ("bge-m3", "mini-m3"), a hub id, or a folder.
+        engine: "auto" (= "torch"), "torch", or "flag" (FlagEmbedding, the reference).
+        precision: "auto" reads the hardware; "fp32", "bf16", "fp16".
+        device: "auto" takes a GPU where there is one; else as torch writes it.
+        max_length: Most tokens of a text, special tokens included; longer texts are cut and
+            counted. The model's own limit holds where it is smaller.
+        batch_tokens: Tokens in one forward pass at most; a longer text makes a pass of its own.
+        cache: "auto" makes an EmbeddingCache of 256 MiB, None keeps nothing; one cache may serve
+            several embedders.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Never ask the hub.
+
+    Raises:
+        InputError: If an option is out of range. What is wrong with the model or the hardware is
+            raised by the first call that needs to know: ModelLoadError, MissingExtraError,
+            InputError.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] = "BAAI/bge-m3",
+        *,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        max_length: int = 8192,
+        batch_tokens: int = 4096,
+        cache: EmbeddingCache | Literal["auto"] | None = "auto",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number above 0, got {value!r}")
+        if cache is not None and cache != "auto" and not isinstance(cache, EmbeddingCache):
+            raise InputError(
+                f'cache must be an EmbeddingCache, None or "auto", not {type(cache).__name__}'
+            )
+        self.model_name = os.fspath(model_name)
+        self._spec = choose(self.model_name)
+        self._options: dict[str, Any] = {
+            "engine": engine,
+            "precision": precision,
+            "device": device,
+            "max_length": max_length,
+            "batch_tokens": batch_tokens,
+            "cache": cache,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        self._batch_tokens = batch_tokens
+        if cache is None:
+            cache = EmbeddingCache(max_bytes=0)
+        self.cache: EmbeddingCache = EmbeddingCache() if cache == "auto" else cache
+        self._load_lock = threading.RLock()
+        self._checkpoint: Checkpoint | None = None
+        self._runtime: Runtime | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._engine: Engine | None = None
+        self._closed = False
+        self._count_lock = threading.Lock()
+        self._counts = dict.fromkeys(
+            ("texts", "tokenised", "truncated", "tokens", "batches", "forwards"), 0
+        )
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's files; looked up at the first call."""
+        with self._load_lock:
+            if self._checkpoint is None:
+                name = self._spec.model_id if self._spec else self.model_name
+                self._checkpoint = resolve(
+                    name,
+                    revision=self._options["revision"],
+                    local_files_only=self._options["local_files_only"],
+                )
+            return self._checkpoint
+
+    @property
+    def runtime(self) -> Runtime:
+        """Engine, device and precision that texts are, or will be, run on."""
+        with self._load_lock:
+            if self._runtime is None:
+                options = self._options
+                self._runtime = engines.plan(
+                    options["engine"], options["precision"], options["device"]
+                )
+            return self._runtime
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options it was made with but `model_name` and `cache`: plain values, fit for JSON."""
+        return {name: value for name, value in self._options.items() if name != "cache"}
+
+    @property
+    def dimension(self) -> int:
+        """Width of the dense vectors."""
+        return self.checkpoint.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text, special tokens included: the smaller of asked for and possible."""
+        return min(int(self._options["max_length"]), self.checkpoint.max_length)
+
+    @property
+    def fingerprint(self) -> str:
+        """What two embedders must share for their vectors to compare, as 32 hex digits.
+
+        A digest over the model's content, pooling and prefixes. Engine, precision and `max_length`
+        are left out: they move a vector a little, not into another space.
+        """
+        return key_for(
+            "fingerprint 1", self.checkpoint.digest, self._prefix("document"), self._prefix("query")
+        ).hex()
+
+    def stats(self) -> EmbedderStats:
+        """Counters since the embedder was made."""
+        with self._count_lock:
+            counts = dict(self._counts)
+        return EmbedderStats(**counts, cache=self.cache.stats())
+
+    # --- what it does ---------------------------------------------------------------------------
+
+    def encode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool = True,
+        sparse: bool = True,
+        colbert: bool = False,
+        show_progress: bool = False,
+    ) -> Embeddings:
+        """Embed texts to be searched.
+
+        Args:
+            texts: n texts; none gives an empty result, a blank text is a text.
+            dense: Whether to give dense vectors.
+            sparse: Whether to give sparse vectors.
+            colbert: Whether to give ColBERT vectors; at least one of the three.
+            show_progress: Draw a progress bar on standard error.
+
+        Returns:
+            Embeddings of length n in the order given: dense float32 (n, dimension); n sparse
+            vectors; n ColBERT arrays float32 (t_i, d).
+
+        Raises:
+            InputError: If an item is not a str or holds lone surrogates (its index is named), or
+                no head is asked for.
+            ModelLoadError, MissingExtraError: If the model cannot be loaded.
+        """
+        return self._encode(texts, "document", _chosen(dense, sparse, colbert), show_progress)
+
+    def encode_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool = True,
+        sparse: bool = True,
+        colbert: bool = False,
+        show_progress: bool = False,
+    ) -> Embeddings:
+        """Embed texts to search with; as `encode_documents`, with the model's query prefix.
+
+        BGE-M3 has no prefix: a text gives the same vectors in both roles.
+        """
+        return self._encode(texts, "query", _chosen(dense, sparse, colbert), show_progress)
+
+    def encode_query(
+        self, text: str, *, dense: bool = True, sparse: bool = True, colbert: bool = False
+    ) -> Embeddings:
+        """Embed one text to search with: an Embeddings of length 1.
+
+        Raises:
+            As `encode_documents`.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"a query must be one str, got {type(text).__name__}")
+        return self._encode([text], "query", _chosen(dense, sparse, colbert), show_progress=False)
+
+    def close(self) -> None:
+        """Let go of the model's memory; the cache stays. Calls that need the model then fail."""
+        with self._load_lock:
+            self._closed = True
+            self._engine = self._tokenizer = None
+
+    def __enter__(self) -> BGE_M3_Embedder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options: a copy loads the model anew with its first text."""
+        return _rebuild, (type(self), self.model_name, self._options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model_name!r})"
+
+    # --- a text's way ---------------------------------------------------------------------------
+
+    def _encode(
+        self, texts: Iterable[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
+    ) -> Embeddings:
+        items = _validated(texts)
+        self._count(texts=len(items))
+        if not items:
+            return _assemble([], wanted, self.dimension)
+        prefix = self._prefix(role)
+        runtime, checkpoint = self.runtime, self.checkpoint
+        model = key_for(
+            "vector 1", checkpoint.digest, runtime.engine, runtime.precision, role, prefix,
+            str(self.max_length), checkpoint.pooling, "l2",
+        )  # fmt: skip
+        keys = [key_for(model, head, text) for text in items for head in wanted]
+
+        def compute(positions: list[int]) -> Iterator[tuple[int, Value]]:
+            missing: dict[int, list[int]] = {}
+            for position in positions:
+                missing.setdefault(position // len(wanted), []).append(position)
+            needed = frozenset(wanted[position % len(wanted)] for position in positions)
+            with progress_bar("Embedding", len(missing), shown=show_progress) as advance:
+                for row, values in self._run(items, list(missing), prefix, needed):
+                    for position in missing[row]:
+                        yield position, values[wanted[position % len(wanted)]]
+                    advance(1)
+
+        return _assemble(self.cache.get_or_compute(keys, compute), wanted, self.dimension)
+
+    def _run(
+        self, texts: list[str], rows: list[int], prefix: str, needed: frozenset[HeadName]
+    ) -> Iterator[tuple[int, dict[HeadName, Value]]]:
+        """Tokenise and run the texts in `rows`; yields each row's vectors as its batch is done."""
+        tokenizer, engine = self._load()
+        for start in range(0, len(rows), _WINDOW):
+            window = rows[start : start + _WINDOW]
+            tokenised = tokenizer([prefix + texts[row] for row in window])
+            self._count(tokenised=len(window), truncated=sum(text.truncated for text in tokenised))
+            for batch in _batches(tokenised, self._batch_tokens, padded=engine.padded):
+                self._count(batches=1)
+                ids = [tokenised[i].ids for i in batch]
+                raw = engine.run(ids, needed)
+                self._count(forwards=1, tokens=sum(map(len, ids)))
+                for i, values in zip(batch, _finish(raw, ids, tokenizer.special_ids), strict=True):
+                    yield window[i], values
+
+    def _load(self) -> tuple[Tokenizer, Engine]:
+        with self._load_lock:
+            if self._closed:
+                raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self.checkpoint, self.max_length)
+            if self._engine is None:
+                self._engine = engines.load(self.checkpoint, self.runtime)
+            return self._tokenizer, self._engine
+
+    def _prefix(self, role: Role) -> str:
+        return self._spec.prefix(role) if self._spec else ""
+
+    def _count(self, **counts: int) -> None:
+        with self._count_lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+
+def _chosen(dense: bool, sparse: bool, colbert: bool) -> tuple[HeadName, ...]:
+    asked = dict(zip(HEAD_NAMES, (dense, sparse, colbert), strict=True))
+    chosen = tuple(head for head in HEAD_NAMES if asked[head])
+    if not chosen:
+        raise InputError("ask for at least one of dense, sparse and colbert")
+    return chosen
+
+
+def _validated(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise InputError(
+            f"expected a list of texts, got {type(texts).__name__}; put a single text into a list"
+        )
+    items = list(texts)
+    for index, item in enumerate(items):
+        if not isinstance(item, str):
+            raise InputError(f"expected a str, got {type(item).__name__}", index=index)
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"holds a lone surrogate at character {error.start}, which is no valid Unicode; "
+                "read the text with the right encoding or errors='replace'",
+                index=index,
+            ) from None
+    return items
+
+
+def _batches(texts: Sequence[Tokenised], budget: int, *, padded: bool) -> Iterator[list[int]]:
+    """Group positions into batches of at most `budget` tokens, longest texts first.
+
+    A batch costs the sum of its lengths where texts are packed, the longest times their number
+    where they are padded. A text over the budget stands alone.
+    """
+    batch: list[int] = []
+    total = longest = 0
+    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)):
+        length = len(texts[i].ids)
+        cost = longest * (len(batch) + 1) if padded else total + length
+        if batch and cost > budget:
+            yield batch
+            batch, total, longest = [], 0, 0
+        batch.append(i)
+        total += length
+        longest = max(longest, length)
+    if batch:
+        yield batch
+
+
+def _finish(
+    raw: RawHeads, batch: Sequence[np.ndarray[Any, np.dtype[np.int32]]], special: frozenset[int]
+) -> Iterator[dict[HeadName, Value]]:
+    """From raw outputs to each text's finished vectors."""
+    dense = None if raw.pooled is None else heads.normalise(raw.pooled)
+    for i, ids in enumerate(batch):
+        values: dict[HeadName, Value] = {}
+        if dense is not None:
+            values["dense"] = dense[i]
+        if raw.token_weights is not None:
+            values["sparse"] = heads.to_sparse(ids, raw.token_weights[i], special_ids=special)
+        if raw.token_vectors is not None:
+            values["colbert"] = heads.normalise(raw.token_vectors[i])
+        yield values
+
+
+def _assemble(values: list[Value], wanted: tuple[HeadName, ...], dimension: int) -> Embeddings:
+    """Values in (text, head) order to one Embeddings."""
+    by_head = {head: values[i :: len(wanted)] for i, head in enumerate(wanted)}
+    dense = None
+    if "dense" in by_head:
+        rows = cast("list[FloatArray]", by_head["dense"])
+        dense = np.stack(rows) if rows else np.zeros((0, dimension), dtype=np.float32)
+    return Embeddings(
+        dense=dense,
+        sparse=cast("list[SparseVector] | None", by_head.get("sparse")),
+        colbert=cast("list[FloatArray] | None", by_head.get("colbert")),
+    )
+
+
+def _rebuild(
+    kind: type[BGE_M3_Embedder], model_name: str, options: dict[str, Any]
+) -> BGE_M3_Embedder:
+    return kind(model_name, **options)

@@ -1,0 +1,113 @@
+"""The engines: each turns token ids into a model's raw outputs.
+
+What lives here: the protocol, and the table of engines by name. What does not: tokenising, batching
+and the caller's order (`embedder`), normalising and collapsing (`heads`). Each heavy library has
+its own module, imported when the engine is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from unified_embeddings.checkpoints import Checkpoint
+from unified_embeddings.errors import InputError
+from unified_embeddings.types import FloatArray, HeadName, IntArray
+
+ENGINES = {
+    "torch": "unified_embeddings.engines.torch:TorchEngine",
+    "flag": "unified_embeddings.engines.flag:FlagEngine",
+}
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a model will run on, decided before it is loaded.
+
+    Attributes:
+        engine: A key of `ENGINES`.
+        device: As torch writes it: "cpu", "cuda:0", "mps".
+        precision: One of `PRECISIONS`.
+        reason: Why this precision, in a sentence for people.
+    """
+
+    engine: str
+    device: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawHeads:
+    """One batch of n texts, straight from the model; what was not asked for is None.
+
+    Attributes:
+        pooled: Pooled hidden states, float32 (n, d), of any length.
+        token_weights: The sparse head after ReLU, n arrays float32 (t_i,).
+        token_vectors: The ColBERT head, n arrays float32 (t_i - 1, d), of any length: all tokens
+            but the leading special one.
+    """
+
+    pooled: FloatArray | None = None
+    token_weights: list[FloatArray] | None = None
+    token_vectors: list[FloatArray] | None = None
+
+
+class Engine(Protocol):
+    """One loaded model. `run` may be called from several threads at once.
+
+    Attributes:
+        runtime: What it runs on.
+        padded: Whether a batch costs its longest text times their number, not the sum of lengths.
+    """
+
+    runtime: Runtime
+    padded: bool
+
+    def run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
+        """One forward pass.
+
+        Args:
+            batch: Token ids of each text with its special tokens, n >= 1 arrays int32 (t_i,),
+                t_i >= 2.
+            heads: What to compute, at least one.
+        """
+        ...
+
+
+class _EngineClass(Protocol):
+    @staticmethod
+    def plan(precision: str, device: str) -> Runtime: ...
+
+    def __call__(self, checkpoint: Checkpoint, runtime: Runtime) -> Engine: ...
+
+
+def plan(engine: str, precision: str, device: str) -> Runtime:
+    """Decide engine, device and precision; "auto" leaves the choice to the hardware.
+
+    Raises:
+        InputError: If a name is unknown, or the hardware cannot do what is asked.
+        MissingExtraError: If the engine's library is not installed.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, not {precision!r}")
+    return _engine_class("torch" if engine == "auto" else engine).plan(precision, device)
+
+
+def load(checkpoint: Checkpoint, runtime: Runtime) -> Engine:
+    """Load the weights.
+
+    Raises:
+        ModelLoadError: If the checkpoint is broken or of an architecture the engine does not run.
+    """
+    return _engine_class(runtime.engine)(checkpoint, runtime)
+
+
+def _engine_class(name: str) -> _EngineClass:
+    if name not in ENGINES:
+        raise InputError(f"engine must be auto, {', '.join(ENGINES)}, not {name!r}")
+    module, _, attribute = ENGINES[name].partition(":")
+    return cast("_EngineClass", getattr(importlib.import_module(module), attribute))

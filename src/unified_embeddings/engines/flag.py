@@ -1,0 +1,91 @@
+"""FlagEmbedding's own model as an engine: the reference the others are held to.
+
+What lives here: BGE-M3's published forward pass and heads behind our protocol. Only its model class
+is used, not its `encode`, which forwards the first batch twice, takes any RuntimeError for want of
+memory, and is not thread-safe; nor its loading, which goes on with random heads where a head file
+is missing. Padded, so slower than the default engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.engines import RawHeads, Runtime
+from unified_embeddings.engines.torch import DTYPES, load_backbone, load_head, plan_torch
+from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.types import HeadName, IntArray
+
+try:
+    from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+        EncoderOnlyEmbedderM3ModelForInference,
+    )
+except ImportError as error:
+    raise MissingExtraError(f"FlagEmbedding ({error})", extra="flag") from error
+
+
+class FlagEngine:
+    """FlagEmbedding's BGE-M3 model on one device; see `engines.Engine`.
+
+    Raises:
+        ModelLoadError: If a file is truncated, or a tensor or head missing or of a wrong shape.
+    """
+
+    padded = True
+
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._device = torch.device(runtime.device)
+        dtype = DTYPES[runtime.precision]
+        backbone = load_backbone(checkpoint, dtype, attention="sdpa")
+        self._model = (
+            EncoderOnlyEmbedderM3ModelForInference(
+                {
+                    "model": backbone,
+                    "sparse_linear": load_head(checkpoint, SPARSE_HEAD, rows=1).to(dtype),
+                    "colbert_linear": load_head(checkpoint, COLBERT_HEAD).to(dtype),
+                },
+                sentence_pooling_method=checkpoint.pooling,
+            )
+            .to(self._device)
+            .eval()
+        )
+        self._pad_id = int(backbone.config.pad_token_id or 0)
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def plan(precision: str, device: str) -> Runtime:
+        """Read the hardware; see `engines.plan`."""
+        return plan_torch("flag", precision, device)
+
+    def run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
+        """One forward pass over the padded batch; see `engines.Engine.run`."""
+        lengths = [len(ids) for ids in batch]
+        ids = np.full((len(batch), max(lengths)), self._pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(batch):
+            ids[row, : len(text)] = text
+            mask[row, : len(text)] = 1
+        with self._lock, torch.inference_mode():
+            out = self._model(
+                {
+                    "input_ids": torch.from_numpy(ids).to(self._device),
+                    "attention_mask": torch.from_numpy(mask).to(self._device),
+                },
+                return_dense="dense" in heads,
+                return_sparse="sparse" in heads,
+                return_colbert_vecs="colbert" in heads,
+            )
+        arrays = {name: tensor.float().cpu().numpy() for name, tensor in out.items()}
+        weights, vectors = arrays.get("sparse_vecs"), arrays.get("colbert_vecs")
+        return RawHeads(
+            arrays.get("dense_vecs"),
+            None if weights is None else [w[:n, 0] for w, n in zip(weights, lengths, strict=True)],
+            None
+            if vectors is None
+            else [v[: n - 1] for v, n in zip(vectors, lengths, strict=True)],
+        )

@@ -1,0 +1,1 @@
+"""The LlamaIndex side: our vectors behind its embedding and vector-store classes."""

@@ -1,0 +1,98 @@
+"""LlamaIndex's stock QdrantVectorStore, built so that its sparse half is ours."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import AsyncQdrantClient, QdrantClient
+
+from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.errors import InputError
+from unified_embeddings.stores.collections import (
+    DENSE_VECTOR,
+    SPARSE_VECTOR,
+    ensure_collection,
+    store_errors,
+)
+from unified_embeddings.stores.local import (
+    AsyncLocalClient,
+    is_local,
+    make_thread_safe,
+    open_folder,
+)
+from unified_embeddings.types import Role
+
+SparseLists = tuple[list[list[int]], list[list[float]]]
+
+
+def build_vector_store(
+    embedder: BGE_M3_Embedder,
+    collection: str,
+    *,
+    url: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+    client: QdrantClient | None = None,
+    aclient: AsyncQdrantClient | None = None,
+    api_key: str | None = None,
+    **collection_options: Any,
+) -> QdrantVectorStore:
+    """A QdrantVectorStore for this embedder's vectors; the collection is made if it is not there.
+
+    Args:
+        embedder: Whose dense and sparse vectors it holds.
+        collection: The collection's name.
+        url: A server's address.
+        path: A folder to run Qdrant over in this process; shared within it, closed to others.
+        client: A client of your own; a local one is made thread-safe. Exactly one of the three.
+        aclient: The async client beside `client`; made here for `url`, and for local ones.
+        api_key: For `url`.
+        **collection_options: Passed to Qdrant's `create_collection`.
+
+    Raises:
+        InputError: If not exactly one of url, path and client is given, or the name is blank.
+        FingerprintMismatchError: If the collection holds another model's vectors.
+        StoreError: If Qdrant cannot be reached or refuses.
+    """
+    if sum(place is not None for place in (url, path, client)) != 1:
+        raise InputError("give exactly one of url=, path= and client=")
+    if not isinstance(collection, str) or not collection.strip():
+        raise InputError(f"a collection needs a name, got {collection!r}")
+    if path is not None:
+        client = open_folder(path)
+    elif url is not None:
+        with store_errors(collection, f"connecting to {url}"):
+            client = QdrantClient(url=url, api_key=api_key)
+            aclient = aclient or AsyncQdrantClient(url=url, api_key=api_key)
+    assert client is not None
+    make_thread_safe(client)
+    if aclient is None and is_local(client):
+        aclient = AsyncLocalClient(client)  # type: ignore[assignment]
+    ensure_collection(client, collection, embedder, **collection_options)
+    with store_errors(collection, "opening"):
+        return QdrantVectorStore(
+            collection_name=collection,
+            client=client,
+            aclient=aclient,
+            enable_hybrid=True,
+            sparse_doc_fn=_SparseFunction(embedder, "document"),
+            sparse_query_fn=_SparseFunction(embedder, "query"),
+            dense_vector_name=DENSE_VECTOR,
+            sparse_vector_name=SPARSE_VECTOR,
+        )
+
+
+class _SparseFunction:
+    """What QdrantVectorStore calls for the sparse half: texts → (indices, values), a list each.
+
+    After an insert through our text embedding the vectors are in the cache, and this is a lookup;
+    where the cache could not hold the batch, the texts are run again.
+    """
+
+    def __init__(self, embedder: BGE_M3_Embedder, role: Role) -> None:
+        self._encode = embedder.encode_queries if role == "query" else embedder.encode_documents
+
+    def __call__(self, texts: list[str]) -> SparseLists:
+        vectors = self._encode(texts, dense=False, sparse=True).sparse or []
+        return [v.indices.tolist() for v in vectors], [v.values.tolist() for v in vectors]

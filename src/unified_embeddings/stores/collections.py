@@ -1,0 +1,151 @@
+"""What a collection of ours looks like, and whether one fits an embedder.
+
+A collection holds one dense and one sparse vector a point, under the names LlamaIndex's
+QdrantVectorStore uses, and carries the fingerprint of the model that made them in its metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from grpc import RpcError
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.stores.local import is_local
+
+DENSE_VECTOR = "text-dense"
+SPARSE_VECTOR = "text-sparse-new"
+_METADATA_KEY = "unified_embeddings"
+_LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def store_errors(collection: str, operation: str) -> Iterator[None]:
+    """Turn whatever the client raises into a StoreError that says where.
+
+    ValueError and RuntimeError are what local mode raises, the others come from a server.
+    """
+    try:
+        yield
+    except (ApiException, RpcError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, FingerprintMismatchError | StoreError):
+            raise
+        reason = str(error).strip() or type(error).__name__
+        raise StoreError(collection, operation, reason) from error
+
+
+def ensure_collection(
+    client: QdrantClient, name: str, embedder: BGE_M3_Embedder, **options: Any
+) -> None:
+    """Create the collection for this embedder's vectors, or check the one that is there.
+
+    Args:
+        client: Sync client.
+        name: The collection's name.
+        embedder: Whose vectors it will hold.
+        **options: Passed to `create_collection`: shard_number, replication_factor,
+            quantization_config, ...
+
+    Raises:
+        FingerprintMismatchError: If it holds another model's vectors.
+        StoreError: If Qdrant cannot be reached or refuses.
+    """
+    with store_errors(name, "creating the collection"):
+        if not client.collection_exists(name):
+            _create(client, name, embedder, options)
+    with store_errors(name, "reading the collection's settings"):
+        info = client.get_collection(name)
+    check_collection(name, info, embedder)
+
+
+def check_collection(
+    name: str, info: models.CollectionInfo, embedder: BGE_M3_Embedder, *, sparse: bool = True
+) -> None:
+    """Refuse a collection whose vectors this embedder's queries cannot be compared with.
+
+    A collection without our metadata (made by other software) is accepted with a warning where the
+    dimension fits, since nothing tells which model made it.
+
+    Args:
+        name: The collection's name, for messages.
+        info: What Qdrant says of it.
+        embedder: Whose queries it will get.
+        sparse: Whether sparse vectors are needed.
+
+    Raises:
+        FingerprintMismatchError: If its metadata names another model.
+        StoreError: If the vectors needed are not there or of another dimension.
+    """
+    ours = (info.config.metadata or {}).get(_METADATA_KEY)
+    if ours is not None and ours.get("fingerprint") != embedder.fingerprint:
+        raise FingerprintMismatchError(
+            name,
+            expected=embedder.fingerprint,
+            found=str(ours.get("fingerprint")),
+            model=embedder.model_name,
+            found_model=str(ours.get("model")),
+        )
+    vectors = info.config.params.vectors
+    dense = (
+        vectors if isinstance(vectors, models.VectorParams) else (vectors or {}).get(DENSE_VECTOR)
+    )
+    if dense is None:
+        raise StoreError(name, "checking", f"it has no dense vector named {DENSE_VECTOR!r}")
+    if dense.size != embedder.dimension:
+        raise StoreError(
+            name,
+            "checking",
+            f"its dense vectors have {dense.size} dimensions, the model {embedder.model_name!r} "
+            f"gives {embedder.dimension}; use the model it was made with",
+        )
+    if sparse and SPARSE_VECTOR not in (info.config.params.sparse_vectors or {}):
+        raise StoreError(
+            name,
+            "checking",
+            f"it has no sparse vector named {SPARSE_VECTOR!r}; search it with mode='dense', or "
+            "index the documents again into a collection made by .vector_store()",
+        )
+    if ours is None:
+        _LOG.warning(
+            "Collection %r does not say which model made it; its dimension fits %r, and no more "
+            "than that is known.",
+            name,
+            embedder.model_name,
+        )
+
+
+def _create(
+    client: QdrantClient, name: str, embedder: BGE_M3_Embedder, options: dict[str, Any]
+) -> None:
+    try:
+        client.create_collection(
+            name,
+            vectors_config={
+                DENSE_VECTOR: models.VectorParams(
+                    size=embedder.dimension, distance=models.Distance.COSINE
+                )
+            },
+            sparse_vectors_config={
+                SPARSE_VECTOR: models.SparseVectorParams(index=models.SparseIndexParams())
+            },
+            metadata={
+                _METADATA_KEY: {
+                    "fingerprint": embedder.fingerprint,
+                    "model": embedder.model_name,
+                    "revision": embedder.checkpoint.revision,
+                }
+            },
+            **options,
+        )
+    except (ApiException, RpcError, ValueError) as error:
+        if "already exists" not in str(error):
+            raise
+        return  # another process was first; the caller checks what it made
+    if not is_local(client):  # local mode has no payload indexes and says so at every call
+        client.create_payload_index(name, "doc_id", models.PayloadSchemaType.KEYWORD)

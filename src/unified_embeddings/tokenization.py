@@ -1,0 +1,75 @@
+"""Texts to token ids, once each.
+
+What lives here: the checkpoint's own tokenizer (Rust, `tokenizers`) without padding, truncating at
+`max_length`. What does not: batching (`embedder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer as RustTokenizer
+
+from unified_embeddings.checkpoints import Checkpoint
+from unified_embeddings.errors import InputError
+from unified_embeddings.types import IntArray
+
+_NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
+"""cls, eos, pad and unk in the two vocabularies in use; <mask> is indexed, as BGE-M3 does."""
+
+
+class Tokenised(NamedTuple):
+    """Token ids of one text, int32 (t,), special tokens included, and whether it was cut."""
+
+    ids: IntArray
+    truncated: bool
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, cut at `max_length` tokens. Thread-safe: nothing changes after.
+
+    Args:
+        checkpoint: Where `tokenizer.json` lies.
+        max_length: Most tokens of a text, special tokens included; the last one stays the closing
+            special token. Cut down to what the model can take.
+
+    Raises:
+        ModelLoadError: If the file is unreadable, or has more tokens than the model.
+        InputError: If `max_length` leaves no room for a token beside the special ones.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, max_length: int) -> None:
+        path = checkpoint.tokenizer_file
+        try:
+            self._rust = RustTokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise checkpoint.problem(f"{path.name} is no tokenizer file ({error})") from error
+        size, rows = self._rust.get_vocab_size(), int(checkpoint.config.get("vocab_size", 0))
+        if size > rows:
+            raise checkpoint.problem(
+                f"tokenizer.json has {size} tokens, but the model only {rows}; they belong to "
+                "different models"
+            )
+        added = self._rust.num_special_tokens_to_add(is_pair=False)
+        if max_length <= added:
+            raise InputError(
+                f"max_length must be above the {added} special tokens of every text, "
+                f"got {max_length}"
+            )
+        self.max_length = min(max_length, checkpoint.max_length)
+        self._rust.no_padding()
+        self._rust.enable_truncation(self.max_length)
+        self.special_ids = frozenset(
+            token_id
+            for token_id, token in self._rust.get_added_tokens_decoder().items()
+            if token.special and token.content in _NEVER_INDEXED
+        )
+
+    def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
+        """Tokenise valid Unicode texts (no lone surrogates)."""
+        return [
+            Tokenised(np.array(encoding.ids, dtype=np.int32), bool(encoding.overflowing))
+            for encoding in self._rust.encode_batch_fast(list(texts))
+        ]

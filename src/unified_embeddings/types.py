@@ -1,0 +1,171 @@
+"""The values every other module speaks in: frozen, and NumPy inside.
+
+What lives here: `SparseVector` and `Embeddings`. What does not: how they are computed (`heads`) and
+where they are kept (`cache`). Nothing here imports a model library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+IntArray: TypeAlias = NDArray[np.int32]
+HeadName: TypeAlias = Literal["dense", "sparse", "colbert"]
+Role: TypeAlias = Literal["document", "query"]
+
+HEAD_NAMES: tuple[HeadName, ...] = ("dense", "sparse", "colbert")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SparseVector(Mapping[int, float]):
+    """Lexical weights of one text: vocabulary id → weight, every weight above zero.
+
+    It reads as a dict (`weights[42]`, `.items()`, `dict(weights)`, `==` with a dict) and stores two
+    arrays, read-only copies of what it was given. `values` is the array, as Qdrant names it, not
+    the mapping's method. A text without indexable tokens gives an empty vector.
+
+    Attributes:
+        indices: Vocabulary ids, int32 (nnz,), ascending and unique, >= 0.
+        values: Their weights, float32 (nnz,), finite and > 0.
+
+    Raises:
+        ValueError: If the arrays differ in shape, or break one of the rules above.
+    """
+
+    indices: IntArray
+    values: FloatArray  # type: ignore[assignment]  # Qdrant's name; it hides Mapping.values()
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.indices)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"indices must be integers, got dtype {given.dtype}")
+        if given.size and given.max() > np.iinfo(np.int32).max:
+            raise ValueError(f"indices must fit int32, got {given.max()}")
+        indices = np.array(given, dtype=np.int32)
+        values = np.array(self.values, dtype=np.float32)
+        if indices.ndim != 1 or indices.shape != values.shape:
+            raise ValueError(
+                "indices and values must be one-dimensional and of one length, "
+                f"got shapes {indices.shape} and {values.shape}"
+            )
+        if indices.size:
+            if indices[0] < 0 or np.any(np.diff(indices) <= 0):
+                raise ValueError("indices must be >= 0, ascending and unique")
+            if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+                raise ValueError("values must be finite and > 0; leave zero weights out")
+        indices.setflags(write=False)
+        values.setflags(write=False)
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "values", values)
+
+    @classmethod
+    def from_dict(cls, weights: Mapping[int, float]) -> SparseVector:
+        """Build from id → weight in any order; weights <= 0 are dropped."""
+        kept = sorted((int(i), float(w)) for i, w in weights.items() if w > 0)
+        return cls(
+            np.array([i for i, _ in kept], dtype=np.int64),
+            np.array([w for _, w in kept], dtype=np.float32),
+        )
+
+    def to_qdrant(self) -> dict[str, list[int] | list[float]]:
+        """`{"indices": [...], "values": [...]}`, as Qdrant's sparse vectors are written."""
+        return {"indices": self.indices.tolist(), "values": self.values.tolist()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the two arrays."""
+        return self.indices.nbytes + self.values.nbytes
+
+    def __getitem__(self, index: int) -> float:
+        at = int(np.searchsorted(self.indices, index))
+        if at < len(self.indices) and self.indices[at] == index:
+            return float(self.values[at])
+        raise KeyError(index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices.tolist())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{i}: {v:.4g}"
+            for i, v in zip(self.indices[:4].tolist(), self.values[:4].tolist(), strict=True)
+        )
+        return f"SparseVector(nnz={len(self)}, {{{shown}{', ...' if len(self) > 4 else ''}}})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings:
+    """The vectors of n texts, in the order the texts were given; heads not asked for are None.
+
+    `emb.dense` and `emb["dense"]` are the same thing. `emb[2:5]` is the Embeddings of those texts.
+
+    Attributes:
+        dense: float32 (n, d), rows of unit length.
+        sparse: n sparse vectors.
+        colbert: n arrays, float32 (t_i, d), rows of unit length; t_i counts the text's tokens
+            without the leading special token.
+
+    Raises:
+        ValueError: If no head is given, or the heads disagree about n.
+    """
+
+    dense: FloatArray | None = None
+    sparse: list[SparseVector] | None = None
+    colbert: list[FloatArray] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(head) for name, head in self._heads() if head is not None}
+        if not lengths:
+            raise ValueError("Embeddings need at least one of dense, sparse and colbert")
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the heads must cover the same texts, got lengths {lengths}")
+
+    def _heads(
+        self,
+    ) -> tuple[tuple[HeadName, FloatArray | list[SparseVector] | list[FloatArray] | None], ...]:
+        return (("dense", self.dense), ("sparse", self.sparse), ("colbert", self.colbert))
+
+    def __len__(self) -> int:
+        return next(len(head) for _, head in self._heads() if head is not None)
+
+    @overload
+    def __getitem__(self, key: Literal["dense"]) -> FloatArray | None: ...
+    @overload
+    def __getitem__(self, key: Literal["sparse"]) -> list[SparseVector] | None: ...
+    @overload
+    def __getitem__(self, key: Literal["colbert"]) -> list[FloatArray] | None: ...
+    @overload
+    def __getitem__(self, key: slice) -> Embeddings: ...
+    def __getitem__(
+        self, key: HeadName | slice
+    ) -> FloatArray | list[SparseVector] | list[FloatArray] | Embeddings | None:
+        if isinstance(key, slice):
+            return Embeddings(
+                dense=None if self.dense is None else self.dense[key],
+                sparse=None if self.sparse is None else self.sparse[key],
+                colbert=None if self.colbert is None else self.colbert[key],
+            )
+        if isinstance(key, str):
+            heads = dict(self._heads())
+            if key not in heads:
+                raise KeyError(f"no head {key!r}; there are {', '.join(heads)}")
+            return heads[key]
+        raise TypeError(f"index with a head's name or a slice, not {type(key).__name__}")
+
+    def __iter__(self) -> Iterator[HeadName]:
+        """The names of the heads present, as iterating a dict would give."""
+        return iter(name for name, head in self._heads() if head is not None)
+
+    def __repr__(self) -> str:
+        dense = "None" if self.dense is None else f"float32{self.dense.shape}"
+        sparse = "None" if self.sparse is None else f"{len(self.sparse)} vectors"
+        colbert = "None" if self.colbert is None else f"{len(self.colbert)} arrays"
+        return f"Embeddings(n={len(self)}, dense={dense}, sparse={sparse}, colbert={colbert})"
