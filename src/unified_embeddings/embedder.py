@@ -249,6 +249,18 @@ class BGE_M3_Embedder:
             raise InputError(f"a query must be one str, got {type(text).__name__}")
         return self._encode([text], "query", _chosen(dense, sparse, colbert), show_progress=False)
 
+    def tokenise(self, text: str) -> list[int]:
+        """All token ids of a text, uncut and without special tokens; loads no weights.
+
+        For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
+        model will.
+
+        Raises:
+            InputError: If it is not a str or holds lone surrogates.
+        """
+        (valid,) = _validated([text])
+        return self._load_tokenizer().split(valid)
+
     def close(self) -> None:
         """Let go of the model's memory; the cache stays. Calls that need the model then fail."""
         with self._load_lock:
@@ -320,15 +332,20 @@ class BGE_M3_Embedder:
                 for i, values in zip(batch, _finish(raw, ids, tokenizer.special_ids), strict=True):
                     yield window[i], values
 
-    def _load(self) -> tuple[Tokenizer, Engine]:
+    def _load_tokenizer(self) -> Tokenizer:
         with self._load_lock:
             if self._closed:
                 raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.checkpoint, self.max_length)
+            return self._tokenizer
+
+    def _load(self) -> tuple[Tokenizer, Engine]:
+        with self._load_lock:
+            tokenizer = self._load_tokenizer()
             if self._engine is None:
                 self._engine = engines.load(self.checkpoint, self.runtime)
-            return self._tokenizer, self._engine
+            return tokenizer, self._engine
 
     def _prefix(self, role: Role) -> str:
         return self._spec.prefix(role) if self._spec else ""

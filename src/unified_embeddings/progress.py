@@ -11,11 +11,32 @@ def progress_bar(title: str, total: int, *, shown: bool = True) -> Iterator[Call
     """Show how far work of `total` steps has come.
 
     Yields:
-        A function to call with the number of steps just done. It does nothing where the bar is
-        not shown; on no terminal rich draws nothing but the last state.
+        A function to call with the number of steps just done; it does nothing where the bar is
+        not shown.
     """
+    with _bar(title, total, shown=shown) as (_, advance):
+        yield advance
+
+
+@contextlib.contextmanager
+def counted_later(
+    title: str, *, shown: bool = True
+) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """As `progress_bar` where the total is not known yet.
+
+    Yields:
+        A function to call once with the total, and one to call with the steps just done.
+    """
+    with _bar(title, None, shown=shown) as functions:
+        yield functions
+
+
+@contextlib.contextmanager
+def _bar(
+    title: str, total: int | None, *, shown: bool
+) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     if not shown:
-        yield lambda _: None
+        yield (lambda _: None), (lambda _: None)
         return
     from rich.console import Console
     from rich.progress import (
@@ -36,4 +57,4 @@ def progress_bar(title: str, total: int, *, shown: bool = True) -> Iterator[Call
         console=Console(stderr=True),
     ) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        yield (lambda found: bar.update(task, total=found)), (lambda n: bar.advance(task, n))

@@ -60,12 +60,19 @@ class Tokenizer:
             )
         self.max_length = min(max_length, checkpoint.max_length)
         self._rust.no_padding()
+        self._rust.no_truncation()
+        self._uncut = RustTokenizer.from_str(self._rust.to_str())
         self._rust.enable_truncation(self.max_length)
         self.special_ids = frozenset(
             token_id
             for token_id, token in self._rust.get_added_tokens_decoder().items()
             if token.special and token.content in _NEVER_INDEXED
         )
+
+    def split(self, text: str) -> list[int]:
+        """All token ids of a text, uncut and without special tokens."""
+        ids: list[int] = self._uncut.encode(text, add_special_tokens=False).ids
+        return ids
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (no lone surrogates)."""

@@ -60,8 +60,8 @@ class TorchEngine:
         self._device = torch.device(runtime.device)
         self._pooling = checkpoint.pooling
         dtype = DTYPES[runtime.precision]
-        self._model: torch.nn.Module = load_backbone(checkpoint, dtype, attention=_ATTENTION)
-        self._model.to(self._device)
+        model: torch.nn.Module = load_backbone(checkpoint, dtype, attention=_ATTENTION)
+        self._model = model.to(self._device)
         self._sparse = load_head(checkpoint, SPARSE_HEAD, rows=1).to(self._device)
         self._colbert = load_head(checkpoint, COLBERT_HEAD).to(self._device)
         self._zero_based = POSITION_ZERO_BASED[checkpoint.model_type]
@@ -264,7 +264,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str)
         owner, _, attribute = name.rpartition(".")
         rebuilt = _BUFFERS[attribute](buffer.shape)
         model.get_submodule(owner).register_buffer(attribute, rebuilt, persistent=False)
-    model.eval()
+    model.train(False)
     model.requires_grad_(False)
     return model
 

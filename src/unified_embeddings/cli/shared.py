@@ -1,0 +1,101 @@
+"""What the subcommands share: options, output, and opening the collection they work on."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from unified_embeddings.config import UnifiedEmbeddingConfig
+from unified_embeddings.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+out = Console()
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="bge-m3, mini-m3, a hub id or a folder. [default: bge-m3]"),
+]
+Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
+StorePath = Annotated[
+    Path, typer.Option("--path", help="Folder of the embedded Qdrant, unless --url is given.")
+]
+StoreUrl = Annotated[str | None, typer.Option("--url", help="Address of a Qdrant server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_PATH = Path("qdrant_data")
+DEFAULT_COLLECTION = "documents"
+
+
+def complain(problem: str) -> None:
+    """Say on standard error what went wrong."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {problem}", markup=False)
+
+
+def open_config(model: str | None) -> UnifiedEmbeddingConfig:
+    """The environment's options with --model over them."""
+    return UnifiedEmbeddingConfig.from_env(model_choice=model)
+
+
+def open_store(
+    config: UnifiedEmbeddingConfig,
+    collection: str,
+    path: Path,
+    url: str | None,
+    *,
+    create: bool,
+) -> QdrantVectorStore:
+    """The collection to work on, at `url` if given, else in the folder `path`.
+
+    Raises:
+        StoreError: If it is not there and `create` is False.
+    """
+    place: dict[str, Any] = {"url": url} if url else {"path": path}
+    if not create:
+        _require_collection(collection, path, url)
+    return config.vector_store(collection, **place)
+
+
+def _require_collection(collection: str, path: Path, url: str | None) -> None:
+    from qdrant_client import QdrantClient
+
+    from unified_embeddings.stores.collections import store_errors
+    from unified_embeddings.stores.local import open_folder
+
+    hint = "index some files first: unified-embeddings index PATH"
+    if not url and not path.is_dir():
+        raise StoreError(collection, "opening", f"there is no folder {path}; {hint}")
+    client = QdrantClient(url=url) if url else open_folder(path)
+    with store_errors(collection, f"connecting to {url}" if url else "opening"):
+        names = [one.name for one in client.get_collections().collections]
+    if collection not in names:
+        there = f"there are {', '.join(sorted(names))}" if names else "there is none"
+        raise StoreError(collection, "opening", f"it does not exist; {there}. {hint}")
+
+
+def one_line(text: str, width: int) -> str:
+    """A text as one line of at most `width` characters, control characters taken out."""
+    flat = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def require_text(query: str) -> str:
+    """The query, if there is something in it.
+
+    Raises:
+        InputError: If it is blank, or holds bytes that were no valid text.
+    """
+    if not query.strip():
+        raise InputError("the query is blank; give a question")
+    return query
+
+
+def is_terminal() -> bool:
+    """Whether progress may be drawn."""
+    return sys.stderr.isatty()
