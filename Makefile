@@ -23,4 +23,5 @@ check: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 bench: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py

@@ -61,7 +61,7 @@ def make(folder: Path) -> Path:
         "unk": "<unk>",
         "pad": "<pad>",
     }
-    settings = {f"{name}_token": token for name, token in specials.items()}
+    settings: dict[str, object] = {f"{name}_token": token for name, token in specials.items()}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     done.touch()

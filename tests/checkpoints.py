@@ -32,7 +32,9 @@ def xlm_roberta(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(Unigram(_pieces(), unk_id=3, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens(XLMR_SPECIALS)
     tokenizer.add_special_tokens(["<mask>"])

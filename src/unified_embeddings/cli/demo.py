@@ -145,14 +145,14 @@ def _through_query_engine(
     question: str, config: UnifiedEmbeddingConfig, store: QdrantVectorStore, top_k: int
 ) -> None:
     """The same question as a LlamaIndex application asks it, from the cache by now."""
+    from llama_index.core import Settings
     from llama_index.core.llms import MockLLM
     from llama_index.core.query_engine import RetrieverQueryEngine
     from llama_index.core.response_synthesizers import ResponseMode
 
+    Settings.llm = MockLLM()  # no language model here: the passages themselves are the answer
     engine = RetrieverQueryEngine.from_args(
-        config.retriever(store, similarity_top_k=top_k),
-        llm=MockLLM(),  # no language model here: the passages themselves are the answer
-        response_mode=ResponseMode.CONTEXT_ONLY,
+        config.retriever(store, similarity_top_k=top_k), response_mode=ResponseMode.CONTEXT_ONLY
     )
     hits = config.embedder.cache.hits
     started = time.perf_counter()

@@ -1,0 +1,28 @@
+"""Checkpoints made once a test run, and an environment without network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+
+import checkpoints
+
+XQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "xquad_r" / "en"
+
+
+@pytest.fixture(scope="session")
+def xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random XLM-RoBERTa in BGE-M3's layout, cls pooling."""
+    return checkpoints.xlm_roberta(tmp_path_factory.mktemp("models") / "xlmr")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT in BGE-M3's layout, mean pooling."""
+    return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")

