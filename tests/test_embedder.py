@@ -382,3 +382,17 @@ def test_any_unicode_gives_unit_vectors_and_positive_weights(
         assert np.all(vector.values > 0)
         assert np.all(np.diff(vector.indices) > 0)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fox dog " * 30_000, "  \n" * 100_000 + "fox", "x" * 100_000, "世界" * 50_000, "é\t" * 50_000],
+)
+def test_a_huge_text_has_the_tokens_of_its_beginning(xlmr: Path, bert: Path, text: str) -> None:
+    for folder in (xlmr, bert):
+        embedder = BGE_M3_Embedder(folder)
+        special = embedder.max_length - 2
+        whole = embedder.tokenise(text)
+        (cut,) = embedder._load_tokenizer()([text])
+        assert cut.ids[1:-1].tolist() == whole[:special]
+        assert cut.truncated == (len(whole) > special)

@@ -19,6 +19,9 @@ from unified_embeddings.types import IntArray
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
 """cls, eos, pad and unk in the two vocabularies in use; <mask> is indexed, as BGE-M3 does."""
 
+_CHARACTERS_PER_TOKEN = 64
+"""More than tokens have in text of any language; see `_start`."""
+
 
 class Tokenised(NamedTuple):
     """Token ids of one text, int32 (t,), special tokens included, and whether it was cut."""
@@ -76,7 +79,28 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (no lone surrogates)."""
+        tokenised = self._encode([_start(text, self.max_length) for text in texts])
+        for i, text in enumerate(texts):
+            if len(text) > _CHARACTERS_PER_TOKEN * self.max_length and not tokenised[i].truncated:
+                tokenised[i] = self._encode([text])[0]
+        return tokenised
+
+    def _encode(self, texts: list[str]) -> list[Tokenised]:
         return [
             Tokenised(np.array(encoding.ids, dtype=np.int32), bool(encoding.overflowing))
-            for encoding in self._rust.encode_batch_fast(list(texts))
+            for encoding in self._rust.encode_batch_fast(texts)
         ]
+
+
+def _start(text: str, max_length: int) -> str:
+    """As much of a very long text as will fill `max_length` tokens, cut where a word ends.
+
+    Both tokenizer families split at white space before anything else, so the tokens of the start
+    are the first tokens of the whole; where they turn out too few, the whole is tokenised after
+    all. It saves a gigabyte and ten seconds on a text of ten million characters.
+    """
+    limit = _CHARACTERS_PER_TOKEN * max_length
+    if len(text) <= limit:
+        return text
+    at = max(text.rfind(space, 0, limit) for space in " \n\t")
+    return text[:at] if at > 0 else text

@@ -264,7 +264,14 @@ class UnifiedHybridRetriever(BaseRetriever):
         return sorted(scored, key=lambda node: -(node.score or 0.0))[: self._top_k]
 
     def _check(self, info: models.CollectionInfo) -> None:
-        check_collection(self._collection, info, self._embedder, sparse=self._mode != "dense")
+        sparse = self._store.sparse_vector_name if self._mode != "dense" else None
+        check_collection(
+            self._collection,
+            info,
+            self._embedder,
+            dense=self._store.dense_vector_name,
+            sparse=sparse,
+        )
         self._checked = True
 
     def _call(self, method: str, **arguments: Any) -> Any:

@@ -65,7 +65,12 @@ def ensure_collection(
 
 
 def check_collection(
-    name: str, info: models.CollectionInfo, embedder: BGE_M3_Embedder, *, sparse: bool = True
+    name: str,
+    info: models.CollectionInfo,
+    embedder: BGE_M3_Embedder,
+    *,
+    dense: str = DENSE_VECTOR,
+    sparse: str | None = SPARSE_VECTOR,
 ) -> None:
     """Refuse a collection whose vectors this embedder's queries cannot be compared with.
 
@@ -76,7 +81,8 @@ def check_collection(
         name: The collection's name, for messages.
         info: What Qdrant says of it.
         embedder: Whose queries it will get.
-        sparse: Whether sparse vectors are needed.
+        dense: Name of its dense vectors; "" for the unnamed one of LlamaIndex's older collections.
+        sparse: Name of its sparse vectors; None if they are not needed.
 
     Raises:
         FingerprintMismatchError: If its metadata names another model.
@@ -92,23 +98,23 @@ def check_collection(
             found_model=str(ours.get("model")),
         )
     vectors = info.config.params.vectors
-    dense = (
-        vectors if isinstance(vectors, models.VectorParams) else (vectors or {}).get(DENSE_VECTOR)
-    )
-    if dense is None:
-        raise StoreError(name, "checking", f"it has no dense vector named {DENSE_VECTOR!r}")
-    if dense.size != embedder.dimension:
+    if isinstance(vectors, models.VectorParams):
+        vectors = {"": vectors}
+    named = (vectors or {}).get(dense)
+    if named is None:
+        raise StoreError(name, "checking", f"it has no dense vector named {dense!r}")
+    if named.size != embedder.dimension:
         raise StoreError(
             name,
             "checking",
-            f"its dense vectors have {dense.size} dimensions, the model {embedder.model_name!r} "
+            f"its dense vectors have {named.size} dimensions, the model {embedder.model_name!r} "
             f"gives {embedder.dimension}; use the model it was made with",
         )
-    if sparse and SPARSE_VECTOR not in (info.config.params.sparse_vectors or {}):
+    if sparse is not None and sparse not in (info.config.params.sparse_vectors or {}):
         raise StoreError(
             name,
             "checking",
-            f"it has no sparse vector named {SPARSE_VECTOR!r}; search it with mode='dense', or "
+            f"it has no sparse vector named {sparse!r}; search it with mode='dense', or "
             "index the documents again into a collection made by .vector_store()",
         )
     if ours is None:
