@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 _ENTRY_OVERHEAD = 256
 """Bytes an entry costs beside its arrays: key, dict slot and array headers."""
 _DISK_SCHEMA = 1
+_LOCK_TIMEOUT = 30.0
+"""Seconds to wait for another process that writes."""
 _DISK_BATCH = 512
 """Vectors a write to disk waits for: what a killed process can lose at most."""
 
@@ -110,7 +112,7 @@ class EmbeddingCache:
         self._values = _Lru(max_bytes)
         self._in_flight: dict[Key, Future[Value]] = {}
         self._hits = self._misses = 0
-        self._disk = None if path is None else _DiskTier(Path(path), max_disk_bytes)
+        self._disk = None if path is None else _DiskTier(Path(path).expanduser(), max_disk_bytes)
 
     @property
     def hits(self) -> int:
@@ -167,6 +169,8 @@ class EmbeddingCache:
                 error = future.exception()
                 if error is None:
                     found[key] = future.result()
+                    with self._lock:
+                        self._hits += 1
             wanted = {key: at for key, at in wanted.items() if key not in found}
         with self._lock:
             self._hits += len(keys) - len({*keys})
@@ -193,8 +197,7 @@ class EmbeddingCache:
     def _claim(
         self, wanted: dict[Key, int], found: dict[Key, Value]
     ) -> tuple[dict[Key, int], dict[Key, Future[Value]]]:
-        """Split what is wanted: found now, claimed by this thread, under way in another."""
-        stored = self._disk.get(wanted.keys()) if self._disk is not None else {}
+        """Split what is wanted: found in memory, claimed by this thread, under way in another."""
         mine: dict[Key, int] = {}
         theirs: dict[Key, Future[Value]] = {}
         with self._lock:
@@ -202,27 +205,29 @@ class EmbeddingCache:
                 if key in self._values:
                     found[key] = self._values[key]
                     self._hits += 1
-                elif key in stored:
-                    found[key] = stored[key]
-                    self._keep(key, stored[key])
-                    self._hits += 1
                 elif key in self._in_flight:
                     theirs[key] = self._in_flight[key]
-                    self._hits += 1
                 else:
                     self._in_flight[key] = Future()
                     mine[key] = at
-                    self._misses += 1
         return mine, theirs
 
     def _compute(self, mine: dict[Key, int], compute: Compute, found: dict[Key, Value]) -> None:
         key_at = {at: key for key, at in mine.items()}
         unsaved: dict[Key, Value] = {}
         try:
-            for at, value in compute(list(key_at)):
-                key = key_at.pop(at)
+            for key, value in self._read_disk(mine):
+                found[key] = value
+                self._publish(key, value)
+                del key_at[mine[key]]
+            with self._lock:
+                self._hits += len(mine) - len(key_at)
+                self._misses += len(key_at)
+            for at, value in compute(list(key_at)) if key_at else ():
+                key = key_at[at]
                 found[key] = unsaved[key] = _owned(value)
                 self._publish(key, found[key])
+                del key_at[at]
                 if len(unsaved) >= _DISK_BATCH:
                     self._save(unsaved)
             if key_at:
@@ -231,12 +236,16 @@ class EmbeddingCache:
                 )
         except BaseException as error:
             with self._lock:
-                abandoned = [self._in_flight.pop(key) for key in key_at.values()]
+                abandoned = [self._in_flight.pop(key, None) for key in key_at.values()]
             for future in abandoned:
-                future.set_exception(error)
+                if future is not None:
+                    future.set_exception(error)
             raise
         finally:
             self._save(unsaved)
+
+    def _read_disk(self, keys: Iterable[Key]) -> list[tuple[Key, Value]]:
+        return [] if self._disk is None else list(self._disk.get(keys).items())
 
     def _save(self, unsaved: dict[Key, Value]) -> None:
         if self._disk is not None and unsaved:
@@ -302,7 +311,7 @@ class _DiskTier:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, check_same_thread=False)
             self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise InputError(
@@ -311,11 +320,24 @@ class _DiskTier:
             ) from error
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
             self._create_schema()
+        # After the check: the mode is written into the file, which may be another program's.
+        self._use_wal()
+        self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _use_wal(self) -> None:
+        """SQLite does not wait for other connections when it switches, so this does."""
+        give_up = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def _create_schema(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -340,7 +362,10 @@ class _DiskTier:
                     marks = ",".join("?" * len(chunk))
                     query = f"SELECT key, kind, width, data FROM vectors WHERE key IN ({marks})"  # noqa: S608 — only question marks
                     for key, kind, width, data in self._db.execute(query, chunk):
-                        found[key] = _unpack(kind, width, data)
+                        try:
+                            found[key] = _unpack(kind, width, data)
+                        except ValueError as error:  # a damaged row: computed and written again
+                            self._note(error)
                 if found:
                     now = time.time()
                     with self._db:
@@ -365,8 +390,12 @@ class _DiskTier:
                 self._note(error)
 
     def clear(self) -> None:
-        with self._lock, self._db:
-            self._db.execute("DELETE FROM vectors")
+        with self._lock:
+            try:
+                with self._db:
+                    self._db.execute("DELETE FROM vectors")
+            except sqlite3.Error as error:
+                self._note(error)
 
     def close(self) -> None:
         with self._lock:
@@ -389,7 +418,7 @@ class _DiskTier:
         (size,) = self._db.execute("PRAGMA page_size").fetchone()
         return int((pages - free) * size)
 
-    def _note(self, error: sqlite3.Error) -> None:
+    def _note(self, error: sqlite3.Error | ValueError) -> None:
         self.errors += 1
         if self.errors == 1:
             _LOG.warning("The disk cache %s fails and is passed over: %s", self.path, error)

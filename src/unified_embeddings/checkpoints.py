@@ -134,8 +134,10 @@ class Checkpoint:
                 continue
             if not name.endswith(".index.json"):
                 return [self.folder / name]
-            shards = self._json(name).get("weight_map", {}).values()
-            return [self.require(shard) for shard in sorted(set(shards))]
+            shards = self._json(name).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise self.problem(f"{name} in {self.folder} lists no shards")
+            return [self.require(shard) for shard in sorted(set(shards.values()))]
         raise self.problem(
             f"no weights in {self.folder}: expected model.safetensors or pytorch_model.bin"
         )
@@ -234,8 +236,13 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
         raise ModelLoadError(
             name, f"there is no such folder, and it is no hub id: {error}"
         ) from error
-    except LocalEntryNotFoundError:
-        pass
+    except LocalEntryNotFoundError as error:
+        # The hub client calls a snapshot incomplete if it lacks any file of the repository, also
+        # those we never fetch; what we need is for us to say.
+        partial = getattr(error, "snapshot_path", None)
+        cached = Path(partial) if partial else None
+        if cached is not None and _is_complete(cached):
+            return cached
     if local_files_only or constants.is_offline_mode():
         found = f"its snapshot {cached} is incomplete" if cached else "it is not in the local cache"
         raise ModelLoadError(

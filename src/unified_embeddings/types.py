@@ -46,6 +46,8 @@ class SparseVector(Mapping[int, float]):
             raise ValueError(f"indices must be integers, got dtype {given.dtype}")
         if given.size and given.max() > np.iinfo(np.int32).max:
             raise ValueError(f"indices must fit int32, got {given.max()}")
+        if given.size and given.min() < 0:
+            raise ValueError(f"indices must be >= 0, got {given.min()}")
         indices = np.array(given, dtype=np.int32)
         values = np.array(self.values, dtype=np.float32)
         if indices.ndim != 1 or indices.shape != values.shape:
@@ -54,8 +56,8 @@ class SparseVector(Mapping[int, float]):
                 f"got shapes {indices.shape} and {values.shape}"
             )
         if indices.size:
-            if indices[0] < 0 or np.any(np.diff(indices) <= 0):
-                raise ValueError("indices must be >= 0, ascending and unique")
+            if np.any(np.diff(indices) <= 0):
+                raise ValueError("indices must be ascending and unique")
             if not (np.all(np.isfinite(values)) and np.all(values > 0)):
                 raise ValueError("values must be finite and > 0; leave zero weights out")
         indices.setflags(write=False)
@@ -66,7 +68,7 @@ class SparseVector(Mapping[int, float]):
     @classmethod
     def from_dict(cls, weights: Mapping[int, float]) -> SparseVector:
         """Build from id → weight in any order; weights <= 0 are dropped."""
-        kept = sorted((int(i), float(w)) for i, w in weights.items() if w > 0)
+        kept = sorted((int(i), float(w)) for i, w in weights.items() if not np.float32(w) <= 0)
         return cls(
             np.array([i for i, _ in kept], dtype=np.int64),
             np.array([w for _, w in kept], dtype=np.float32),
@@ -80,6 +82,10 @@ class SparseVector(Mapping[int, float]):
     def nbytes(self) -> int:
         """Bytes held by the two arrays."""
         return self.indices.nbytes + self.values.nbytes
+
+    def __reduce__(self) -> tuple[type[SparseVector], tuple[IntArray, FloatArray]]:
+        """Copied and pickled through the constructor, so that a copy is read-only too."""
+        return SparseVector, (self.indices, self.values)
 
     def __getitem__(self, index: int) -> float:
         at = int(np.searchsorted(self.indices, index))

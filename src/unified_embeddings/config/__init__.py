@@ -83,6 +83,9 @@ class UnifiedEmbeddingConfig:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a config cannot be changed; make a new one with another {name}")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a config cannot be changed; {name} stays")
+
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str] | None = None, **overrides: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
@@ -39,9 +40,10 @@ def rrf(
         raise InputError(f"{len(rankings)} rankings need as many weights, got {len(weights)}")
     if any(not weight >= 0 for weight in weights):
         raise InputError(f"weights must be >= 0, got {list(weights)}")
-    scores: dict[Item, float] = {}
+    shares: dict[Item, list[float]] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         for rank, item in enumerate(dict.fromkeys(ranking)):
             if weight:
-                scores[item] = scores.get(item, 0.0) + weight / (k + rank + 1)
+                shares.setdefault(item, []).append(weight / (k + rank + 1))
+    scores = {item: math.fsum(terms) for item, terms in shares.items()}
     return sorted(scores.items(), key=lambda scored: -scored[1])

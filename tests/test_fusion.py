@@ -1,0 +1,210 @@
+"""Reciprocal rank fusion, against fractions worked by hand."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.retrievers.fusion import rrf
+
+rankings_of = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8), max_size=5)
+weighted = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=8),
+        st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+    ),
+    max_size=5,
+)
+
+
+def by_definition(
+    rankings: list[list[str]], k: int, weights: list[float] | None = None
+) -> dict[str, Fraction]:
+    """Σ weight / (k + rank + 1) in exact arithmetic, rank being an item's first place."""
+    exact = [Fraction(weight) for weight in weights or [1] * len(rankings)]
+    scores: dict[str, Fraction] = {}
+    for item in {item for ranking in rankings for item in ranking}:
+        total = Fraction(0)
+        for ranking, weight in zip(rankings, exact, strict=True):
+            distinct = [x for at, x in enumerate(ranking) if x not in ranking[:at]]
+            if item in distinct:
+                total += weight / (k + distinct.index(item) + 1)
+        if total:
+            scores[item] = total
+    return scores
+
+
+class TestByHand:
+    def test_top_of_two_lists_scores_two_sixty_firsts(self) -> None:
+        assert rrf([["a"], ["a"]]) == [("a", pytest.approx(2 / 61, abs=1e-15))]
+
+    def test_two_lists(self) -> None:
+        fused = rrf([["a", "b", "c"], ["c", "d"]])
+        assert fused == [
+            ("c", pytest.approx(1 / 63 + 1 / 61)),
+            ("a", pytest.approx(1 / 61)),
+            ("b", pytest.approx(1 / 62)),
+            ("d", pytest.approx(1 / 62)),
+        ]
+
+    def test_one_list_keeps_its_order(self) -> None:
+        assert rrf([["x", "y"]]) == [("x", pytest.approx(1 / 61)), ("y", pytest.approx(1 / 62))]
+
+    def test_second_in_both_beats_first_in_one(self) -> None:
+        fused = rrf([["a", "b"], ["c", "b"]])
+        assert fused[0] == ("b", pytest.approx(2 / 62))
+
+    def test_another_k(self) -> None:
+        assert dict(rrf([["a", "b"], ["b"]], k=1)) == {
+            "a": pytest.approx(1 / 2),
+            "b": pytest.approx(1 / 3 + 1 / 2),
+        }
+
+    def test_k_zero(self) -> None:
+        assert rrf([["a", "b", "c"]], k=0) == [("a", 1.0), ("b", 0.5), ("c", pytest.approx(1 / 3))]
+
+    def test_weights_multiply_the_score_not_the_rank(self) -> None:
+        fused = rrf([["a", "b"], ["b", "a"]], weights=[2.0, 0.5])
+        assert fused == [
+            ("a", pytest.approx(2 / 61 + 0.5 / 62)),
+            ("b", pytest.approx(2 / 62 + 0.5 / 61)),
+        ]
+
+    def test_a_list_of_weight_zero_adds_nothing(self) -> None:
+        fused = rrf([["a"], ["b", "a"]], weights=[1, 0])
+        assert fused == [("a", pytest.approx(1 / 61))]
+
+    def test_an_item_that_occurs_twice_in_one_list_counts_where_it_comes_first(self) -> None:
+        assert rrf([["a", "b", "a", "c"]]) == [
+            ("a", pytest.approx(1 / 61)),
+            ("b", pytest.approx(1 / 62)),
+            ("c", pytest.approx(1 / 63)),
+        ]
+
+    @pytest.mark.parametrize("rankings", [[], [[]], [[], []]])
+    def test_nothing_to_merge(self, rankings: list[list[str]]) -> None:
+        assert rrf(rankings) == []
+
+    def test_an_empty_list_beside_another(self) -> None:
+        assert rrf([[], ["a"]]) == [("a", pytest.approx(1 / 61))]
+
+    def test_iterators_are_rankings_too(self) -> None:
+        assert rrf([iter(["a", "b"])])[0] == ("a", pytest.approx(1 / 61))
+
+
+class TestTies:
+    def test_equal_scores_in_the_order_of_first_appearance(self) -> None:
+        assert [item for item, _ in rrf([["b", "a"], ["a", "b"]])] == ["b", "a"]
+        assert [item for item, _ in rrf([["x"], ["m"], ["a"]])] == ["x", "m", "a"]
+
+    def test_rounding_does_not_break_a_tie(self) -> None:
+        places = [{16: "a", 4: "b"}, {4: "a", 9: "b"}, {9: "a", 16: "b"}]
+        rankings = [
+            [place.get(rank, f"filler {at}.{rank}") for rank in range(20)]
+            for at, place in enumerate(places)
+        ]
+        scores = dict(rrf(rankings))
+        assert scores["a"] == pytest.approx(1 / 65 + 1 / 70 + 1 / 77)
+        assert scores["a"] == scores["b"]
+        assert [item for item, _ in rrf(rankings)][:2] == ["b", "a"]  # b is fifth in the first list
+
+    @pytest.mark.parametrize("k", [0, 1, 60])
+    @pytest.mark.parametrize("n", [3, 4, 5, 6])
+    def test_items_that_hold_the_same_places_tie_exactly(self, n: int, k: int) -> None:
+        items = "abcdef"[:n]
+        rotations = [items[i:] + items[:i] for i in range(n)]
+        fused = rrf(rotations, k=k)
+        assert len({score for _, score in fused}) == 1
+        assert [item for item, _ in fused] == list(items)
+
+
+class TestErrors:
+    def test_negative_k(self) -> None:
+        with pytest.raises(InputError, match="k must be >= 0, got -1"):
+            rrf([["a"]], k=-1)
+
+    @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], []])
+    def test_number_of_weights(self, weights: list[float]) -> None:
+        with pytest.raises(InputError, match=f"2 rankings .* got {len(weights)}"):
+            rrf([["a"], ["b"]], weights=weights)
+
+    @pytest.mark.parametrize("bad", [-0.5, float("nan")])
+    def test_negative_or_missing_weight(self, bad: float) -> None:
+        with pytest.raises(InputError, match="weights must be >= 0"):
+            rrf([["a"], ["b"]], weights=[1.0, bad])
+
+
+class TestProperties:
+    @settings(deadline=None)
+    @given(rankings_of, st.sampled_from([0, 1, 60]))
+    def test_agrees_with_the_definition(self, rankings: list[list[str]], k: int) -> None:
+        fused = rrf(rankings, k=k)
+        exact = by_definition(rankings, k)
+        assert {item for item, _ in fused} == set(exact)
+        for item, score in fused:
+            assert score == pytest.approx(float(exact[item]), rel=1e-12)
+
+    @settings(deadline=None)
+    @given(weighted, st.sampled_from([0, 60]))
+    def test_best_first_with_weights(self, lists: list[tuple[list[str], float]], k: int) -> None:
+        rankings, weights = [ranking for ranking, _ in lists], [weight for _, weight in lists]
+        fused = rrf(rankings, k=k, weights=weights)
+        exact = by_definition(rankings, k, weights)
+        assert {item for item, _ in fused} == set(exact)
+        for item, score in fused:
+            assert score == pytest.approx(float(exact[item]), rel=1e-12)
+        scores = [score for _, score in fused]
+        assert scores == sorted(scores, reverse=True)
+
+    @settings(deadline=None)
+    @given(weighted, st.sampled_from([0, 60]))
+    def test_items_of_the_same_places_come_in_the_order_they_appear(
+        self, lists: list[tuple[list[str], float]], k: int
+    ) -> None:
+        fused = rrf([ranking for ranking, _ in lists], k=k, weights=[w for _, w in lists])
+        appearance = list(dict.fromkeys(item for ranking, _ in lists for item in ranking))
+        places = {
+            item: sorted((w, ranking.index(item)) for ranking, w in lists if item in ranking)
+            for item in appearance
+        }
+        order = [item for item, _ in fused]
+        for at, first in enumerate(appearance):
+            for second in appearance[at + 1 :]:
+                if places[first] == places[second]:
+                    assert order.index(first) < order.index(second)
+
+    @settings(deadline=None)
+    @given(weighted, st.randoms())
+    def test_the_order_of_the_lists_does_not_change_scores(
+        self, lists: list[tuple[list[str], float]], random: object
+    ) -> None:
+        shuffled = list(lists)
+        random.shuffle(shuffled)  # type: ignore[attr-defined]
+        one, other = (
+            dict(rrf([ranking for ranking, _ in order], weights=[w for _, w in order]))
+            for order in (lists, shuffled)
+        )
+        assert one == pytest.approx(other, rel=1e-12)
+
+    @settings(deadline=None)
+    @given(st.lists(st.permutations("abcd"), min_size=1, max_size=4), st.data())
+    def test_moving_up_in_one_list_raises_the_score(
+        self, before: list[list[str]], data: st.DataObject
+    ) -> None:
+        at = data.draw(st.integers(0, len(before) - 1))
+        rank = data.draw(st.integers(1, 3))
+        after = [list(ranking) for ranking in before]
+        item = after[at].pop(rank)
+        after[at].insert(rank - 1, item)
+        assert dict(rrf(after))[item] > dict(rrf(before))[item]
+
+    @settings(deadline=None)
+    @given(rankings_of)
+    def test_equal_weights_scale_scores_and_nothing_else(self, rankings: list[list[str]]) -> None:
+        plain = rrf(rankings)
+        doubled = rrf(rankings, weights=[2.0] * len(rankings))
+        assert [(item, 2 * score) for item, score in plain] == doubled
