@@ -37,6 +37,7 @@ def index(
             store,
             config.embedder,
             chunk_tokens=chunk_tokens,
+            exclude=[] if url else [path],
             on_files=start,
             on_file=lambda _: step(1),
         )

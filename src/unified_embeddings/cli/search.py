@@ -14,8 +14,8 @@ from unified_embeddings.errors import InputError
 if TYPE_CHECKING:
     from llama_index.core.vector_stores.types import MetadataFilters
 
-_OPERATORS = {"!=": "!=", ">=": ">=", "<=": "<=", "=": "==", ">": ">", "<": "<"}
-_CONDITION = re.compile(r"^([^=!<>]+)(!=|>=|<=|=|>|<)(.*)$", re.DOTALL)
+_CONDITION = re.compile(r"^\s*([^=!<>\s][^=!<>]*)(!=|>=|<=|==?|>|<)(.*)$", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?(?P<exponent>[eE][+-]?\d+)?")
 
 
 def search(
@@ -67,7 +67,7 @@ def search(
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
     for rank, scored in enumerate(nodes, 1):
-        where = scored.node.metadata.get("file_path", scored.node.node_id)
+        where = shared.printable(scored.node.metadata.get("file_path", scored.node.node_id))
         shared.out.print(f"{rank}. {scored.score:.4f}  {where}", markup=False, soft_wrap=True)
         text = shared.one_line(scored.node.get_content(), 300)
         shared.out.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
@@ -95,7 +95,7 @@ def _filters(conditions: list[str]) -> MetadataFilters | None:
             MetadataFilter(
                 key=key.strip(),
                 value=_scalar(value.strip()),
-                operator=FilterOperator(_OPERATORS[operator]),
+                operator=FilterOperator("==" if operator == "=" else operator),
             )
         )
     return MetadataFilters(filters=list(parsed)) if parsed else None
@@ -105,9 +105,7 @@ def _scalar(text: str) -> str | int | float:
     """A number if it reads as one, else the text without surrounding quotes."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return text
+    return float(text) if number["fraction"] or number["exponent"] else int(text)

@@ -35,7 +35,9 @@ DEFAULT_COLLECTION = "documents"
 
 def complain(problem: str) -> None:
     """Say on standard error what went wrong."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {problem}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"error: {printable(problem)}", markup=False
+    )
 
 
 def open_config(model: str | None) -> UnifiedEmbeddingConfig:
@@ -79,9 +81,14 @@ def _require_collection(collection: str, path: Path, url: str | None) -> None:
         raise StoreError(collection, "opening", f"it does not exist; {there}. {hint}")
 
 
+def printable(text: str) -> str:
+    """A text with control characters turned to spaces, so that none reaches the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
+
+
 def one_line(text: str, width: int) -> str:
-    """A text as one line of at most `width` characters, control characters taken out."""
-    flat = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    """A text as one line of at most `width` printable characters."""
+    flat = " ".join(printable(text).split())
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 

