@@ -7,10 +7,12 @@ What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -35,10 +37,14 @@ Mode = Literal["hybrid", "dense", "sparse"]
 
 @dataclass(frozen=True)
 class _Query:
-    """A question's vectors, as Qdrant takes them; None where the mode or the text gives none."""
+    """A question's vectors, as Qdrant takes them; None where the mode or the text gives none.
+
+    `colbert` is for reranking, float32 (q, d).
+    """
 
     dense: list[float] | None
     sparse: models.SparseVector | None
+    colbert: FloatArray | None
 
 
 class UnifiedHybridRetriever(BaseRetriever):
@@ -118,17 +124,17 @@ class UnifiedHybridRetriever(BaseRetriever):
             return []
         method, request = self._request(query)
         nodes = self._nodes(self._call(method, collection_name=self._collection, **request))
-        return self._finish(query_bundle, nodes)
+        return self._finish(query, nodes)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._checked:
-            self._check(await self._acall("get_collection", collection_name=self._collection))
+            await self._acheck()
         query = await asyncio.to_thread(self._embed, query_bundle)
         if query is None:
             return []
         method, request = self._request(query)
         response = await self._acall(method, collection_name=self._collection, **request)
-        return await asyncio.to_thread(self._finish, query_bundle, self._nodes(response))
+        return await asyncio.to_thread(self._finish, query, self._nodes(response))
 
     @property
     def _collection(self) -> str:
@@ -145,28 +151,41 @@ class UnifiedHybridRetriever(BaseRetriever):
         text = bundle.query_str
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"a query must be a text with something in it, got {text!r}")
-        dense = sparse = None
-        instead = bundle.custom_embedding_strs or []
-        own_dense = bundle.embedding is not None or bool(instead)
-        wants_dense = self._mode != "sparse"
-        wants_sparse = self._mode != "dense"
-        if wants_sparse or not own_dense:
-            encoded = self._embedder.encode_query(
-                text, dense=wants_dense and not own_dense, sparse=wants_sparse
-            )
+        dense = self._own_dense(bundle) if self._mode != "sparse" else None
+        wanted = {
+            "dense": self._mode != "sparse" and dense is None,
+            "sparse": self._mode != "dense",
+            "colbert": self._rerank is not None,
+        }
+        sparse = colbert = None
+        if any(wanted.values()):
+            encoded = self._embedder.encode_query(text, **wanted)
             if encoded.dense is not None:
-                dense = encoded.dense[0].tolist()
+                dense = encoded.dense[0]
             if encoded.sparse is not None and len(encoded.sparse[0]):
                 sparse = models.SparseVector(**_lists(encoded.sparse[0]))
-        if wants_dense and own_dense:
-            dense = bundle.embedding or self._mean(instead)
-        return _Query(dense, sparse) if dense is not None or sparse is not None else None
+            if encoded.colbert is not None:
+                colbert = encoded.colbert[0]
+        if dense is None and sparse is None:
+            return None
+        return _Query(None if dense is None else dense.tolist(), sparse, colbert)
 
-    def _mean(self, texts: list[str]) -> list[float]:
-        vectors = self._embedder.encode_queries(texts, sparse=False).dense
+    def _own_dense(self, bundle: QueryBundle) -> FloatArray | None:
+        """The dense vector a bundle brings itself, (dimension,); None if it brings none."""
+        if bundle.embedding is not None:
+            vector = np.asarray(bundle.embedding, dtype=np.float32)
+            if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
+                raise InputError(
+                    f"the query's own embedding must be {self._embedder.dimension} finite numbers, "
+                    f"got shape {vector.shape}"
+                )
+            return vector
+        if not bundle.custom_embedding_strs:
+            return None
+        vectors = self._embedder.encode_queries(bundle.custom_embedding_strs, sparse=False).dense
         assert vectors is not None
-        mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))
-        return [float(value) for value in mean[0]]
+        mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))[0]
+        return mean
 
     # --- the one call to Qdrant -----------------------------------------------------------------
 
@@ -242,37 +261,40 @@ class UnifiedHybridRetriever(BaseRetriever):
         ]
 
     def _parse(self, points: list[Any]) -> list[tuple[Any, float]]:
-        result = self._store.parse_to_query_result(points)
+        with store_errors(self._collection, "reading the points found"):
+            result = self._store.parse_to_query_result(points)
         return list(zip(result.nodes or [], result.similarities or [], strict=True))
 
-    def _finish(self, bundle: QueryBundle, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        if self._rerank is None or not nodes:
+    def _finish(self, query: _Query, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        if query.colbert is None or not nodes:
             return nodes
-        question = self._embedder.encode_query(
-            bundle.query_str, dense=False, sparse=False, colbert=True
-        ).colbert
         texts = [scored.node.get_content(metadata_mode=MetadataMode.EMBED) for scored in nodes]
         documents = self._embedder.encode_documents(
             texts, dense=False, sparse=False, colbert=True
         ).colbert
-        assert question is not None
         assert documents is not None
         scored = [
-            NodeWithScore(node=old.node, score=heads.colbert_score(question[0], rows))
+            NodeWithScore(node=old.node, score=heads.colbert_score(query.colbert, rows))
             for old, rows in zip(nodes, documents, strict=True)
         ]
         return sorted(scored, key=lambda node: -(node.score or 0.0))[: self._top_k]
 
     def _check(self, info: models.CollectionInfo) -> None:
-        sparse = self._store.sparse_vector_name if self._mode != "dense" else None
         check_collection(
             self._collection,
             info,
             self._embedder,
-            dense=self._store.dense_vector_name,
-            sparse=sparse,
+            dense=self._store.dense_vector_name if self._mode != "sparse" else None,
+            sparse=self._store.sparse_vector_name if self._mode != "dense" else None,
         )
         self._checked = True
+
+    async def _acheck(self) -> None:
+        info = await self._acall("get_collection", collection_name=self._collection)
+        if self._client is None and self._store._legacy_vector_format is None:
+            # A store with an async client alone has not looked at the vectors' names yet.
+            await self._store._adetect_vector_format(self._collection)
+        await asyncio.to_thread(self._check, info)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         if self._client is None:
@@ -304,7 +326,7 @@ def _check_options(
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
-    if len(weights) != 2 or any(not w >= 0 for w in weights) or not sum(weights) > 0:
+    if not _are_weights(weights):
         raise InputError(
             f"weights must be two numbers >= 0, dense and sparse, not both 0; got {weights!r}"
         )
@@ -312,6 +334,15 @@ def _check_options(
         raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
     if rerank not in (None, "colbert"):
         raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
+
+
+def _are_weights(weights: Any) -> bool:
+    return (
+        isinstance(weights, Sequence)
+        and len(weights) == 2
+        and all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+        and sum(weights) > 0
+    )
 
 
 def _translate(store: QdrantVectorStore, filters: MetadataFilters | None) -> Any:
@@ -335,6 +366,12 @@ def _check_filters(filters: MetadataFilters) -> None:
     for index, one in enumerate(filters.filters):
         if isinstance(one, MetadataFilters):
             _check_filters(one)
+        elif one.value is None and one.operator != FilterOperator.IS_EMPTY:
+            raise InputError(
+                f"operator {one.operator.value!r} on {one.key!r} needs a value; for fields without "
+                "one use IS_EMPTY",
+                index=index,
+            )
         elif one.operator in (FilterOperator.IN, FilterOperator.NIN) and not isinstance(
             one.value, list | str
         ):

@@ -13,6 +13,7 @@ from typing import Any
 
 from grpc import RpcError
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.embedder import BGE_M3_Embedder
@@ -22,6 +23,7 @@ from unified_embeddings.stores.local import is_local
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
 _METADATA_KEY = "unified_embeddings"
+_FAILURES = (ApiException, QdrantException, RpcError, OSError, ValueError, RuntimeError)
 _LOG = logging.getLogger(__name__)
 
 
@@ -29,11 +31,11 @@ _LOG = logging.getLogger(__name__)
 def store_errors(collection: str, operation: str) -> Iterator[None]:
     """Turn whatever the client raises into a StoreError that says where.
 
-    ValueError and RuntimeError are what local mode raises, the others come from a server.
+    ValueError and RuntimeError are what local mode raises, the others come with a server.
     """
     try:
         yield
-    except (ApiException, RpcError, OSError, ValueError, RuntimeError) as error:
+    except _FAILURES as error:
         if isinstance(error, FingerprintMismatchError | StoreError):
             raise
         reason = str(error).strip() or type(error).__name__
@@ -69,7 +71,7 @@ def check_collection(
     info: models.CollectionInfo,
     embedder: BGE_M3_Embedder,
     *,
-    dense: str = DENSE_VECTOR,
+    dense: str | None = DENSE_VECTOR,
     sparse: str | None = SPARSE_VECTOR,
 ) -> None:
     """Refuse a collection whose vectors this embedder's queries cannot be compared with.
@@ -81,7 +83,8 @@ def check_collection(
         name: The collection's name, for messages.
         info: What Qdrant says of it.
         embedder: Whose queries it will get.
-        dense: Name of its dense vectors; "" for the unnamed one of LlamaIndex's older collections.
+        dense: Name of its dense vectors, "" for the unnamed one of LlamaIndex's older collections;
+            None if they are not needed.
         sparse: Name of its sparse vectors; None if they are not needed.
 
     Raises:
@@ -97,19 +100,8 @@ def check_collection(
             model=embedder.model_name,
             found_model=str(ours.get("model")),
         )
-    vectors = info.config.params.vectors
-    if isinstance(vectors, models.VectorParams):
-        vectors = {"": vectors}
-    named = (vectors or {}).get(dense)
-    if named is None:
-        raise StoreError(name, "checking", f"it has no dense vector named {dense!r}")
-    if named.size != embedder.dimension:
-        raise StoreError(
-            name,
-            "checking",
-            f"its dense vectors have {named.size} dimensions, the model {embedder.model_name!r} "
-            f"gives {embedder.dimension}; use the model it was made with",
-        )
+    if dense is not None:
+        _check_dense(name, info, embedder, dense)
     if sparse is not None and sparse not in (info.config.params.sparse_vectors or {}):
         raise StoreError(
             name,
@@ -123,6 +115,24 @@ def check_collection(
             "than that is known.",
             name,
             embedder.model_name,
+        )
+
+
+def _check_dense(
+    name: str, info: models.CollectionInfo, embedder: BGE_M3_Embedder, dense: str
+) -> None:
+    vectors = info.config.params.vectors
+    if isinstance(vectors, models.VectorParams):
+        vectors = {"": vectors}
+    named = (vectors or {}).get(dense)
+    if named is None:
+        raise StoreError(name, "checking", f"it has no dense vector named {dense!r}")
+    if named.size != embedder.dimension:
+        raise StoreError(
+            name,
+            "checking",
+            f"its dense vectors have {named.size} dimensions, the model {embedder.model_name!r} "
+            f"gives {embedder.dimension}; use the model it was made with",
         )
 
 

@@ -1,0 +1,1513 @@
+"""The hybrid retriever over real local Qdrant, against brute force and fractions worked by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import logging
+import random
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.callbacks.schema import EventPayload
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
+from llama_index.core.indices.query.query_transform import HyDEQueryTransform
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.retrieval import (
+    RetrievalEndEvent,
+    RetrievalStartEvent,
+)
+from llama_index.core.llms import MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+import checkpoints
+from unified_embeddings import embedder as embedder_module
+from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.errors import (
+    FingerprintMismatchError,
+    InputError,
+    StoreError,
+    UnifiedEmbeddingsError,
+)
+from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+
+WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "band", "plays", "documents;",
+         "ranking", "orders", "fusion", "merges", "two", "rankings", "into", "finds"]  # fmt: skip
+CORPUS = [
+    "quick brown fox",
+    "lazy dog jumps over the fox",
+    "band plays on and on",
+    "fusion merges two rankings",
+    "ranking orders documents;",
+    "Retrieval finds the brown band",
+    "two dog two fox",
+    "while the quick dog plays",
+]
+_draw = random.Random(1)
+POOL = sorted({" ".join(_draw.choices(WORDS, k=1 + i % 5)) for i in range(90)})
+"""Some 80 texts of one to five words, for corpora drawn from them."""
+QUERIES = sorted({" ".join(_draw.sample(WORDS, k=2 + i % 2)) for i in range(60)})
+QUERY = "brown fox orders two"
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "equal": {},
+    "weighted": {"weights": (2.0, 1.0)},
+    "dense": {"mode": "dense"},
+    "sparse": {"mode": "sparse"},
+    "rerank": {"rerank": "colbert"},
+    "weighted rerank": {"rerank": "colbert", "weights": (1.0, 2.0)},
+}
+ways = pytest.mark.parametrize("options", HYBRIDS.values(), ids=HYBRIDS.keys())
+sync_and_async = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+# --- what the tests stand on ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A second one gains such a small model nothing, and costs much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.xlm_roberta(tmp_path_factory.mktemp("model") / "one")
+
+
+@pytest.fixture(scope="module")
+def embedder(folder: Path) -> BGE_M3_Embedder:
+    """Knows the texts and queries that examples are drawn from."""
+    embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+    embedder.encode_documents([*CORPUS, *POOL], colbert=True)
+    embedder.encode_queries([QUERY, *QUERIES], colbert=True)
+    assert is_clear(embedder, CORPUS, QUERY)
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> BGE_M3_Embedder:
+    """An embedder of the same dimension with other weights."""
+    folder = checkpoints.xlm_roberta(tmp_path_factory.mktemp("model") / "two", seed=1)
+    return BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def client() -> Iterator[QdrantClient]:
+    client = QdrantClient(":memory:")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def store(embedder: BGE_M3_Embedder, client: QdrantClient) -> QdrantVectorStore:
+    """The eight texts of CORPUS."""
+    return filled(embedder, client, CORPUS)
+
+
+def assert_same(nodes: Sequence[NodeWithScore], others: Sequence[NodeWithScore]) -> None:
+    """The same nodes in the same order; local Qdrant's cosines vary in the seventh digit."""
+    assert [one for one, _ in shown(nodes)] == [one for one, _ in shown(others)]
+    assert [s for _, s in shown(nodes)] == pytest.approx([s for _, s in shown(others)], abs=1e-6)
+
+
+def node_id(number: int) -> str:
+    return str(uuid.UUID(int=number + 1))
+
+
+def filled(
+    embedder: BGE_M3_Embedder,
+    client: QdrantClient,
+    texts: Sequence[str],
+    *,
+    metadata: Sequence[dict[str, Any]] | None = None,
+    name: str = "docs",
+) -> QdrantVectorStore:
+    """A store of ours that holds the texts; metadata is stored, not embedded."""
+    store = build_vector_store(embedder, name, client=client)
+    store.add(embedded(embedder, texts, metadata))
+    return store
+
+
+def embedded(
+    embedder: BGE_M3_Embedder,
+    texts: Sequence[str],
+    metadata: Sequence[dict[str, Any]] | None = None,
+) -> list[TextNode]:
+    dense = embedder.encode_documents(texts).dense
+    assert dense is not None
+    return [
+        TextNode(
+            id_=node_id(i),
+            text=text,
+            metadata=fields,
+            excluded_embed_metadata_keys=list(fields),
+            embedding=vector.tolist(),
+        )
+        for i, (text, fields, vector) in enumerate(
+            zip(texts, metadata or [{} for _ in texts], dense, strict=True)
+        )
+    ]
+
+
+def stock_store(
+    embedder: BGE_M3_Embedder, name: str, client: Any = None, **options: Any
+) -> QdrantVectorStore:
+    """LlamaIndex's class with this embedder's sparse vectors, not built by us."""
+
+    def sparse(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        vectors = embedder.encode_documents(texts, dense=False).sparse
+        assert vectors is not None
+        return [v.indices.tolist() for v in vectors], [v.values.tolist() for v in vectors]
+
+    return QdrantVectorStore(
+        name, client=client, enable_hybrid=True, sparse_doc_fn=sparse, sparse_query_fn=sparse,
+        **options,
+    )  # fmt: skip
+
+
+async def answer(
+    retriever: UnifiedHybridRetriever, query: Any, *, is_async: bool
+) -> list[NodeWithScore]:
+    return await retriever.aretrieve(query) if is_async else retriever.retrieve(query)
+
+
+def shown(nodes: Sequence[NodeWithScore]) -> list[tuple[str, float]]:
+    return [(scored.node.node_id, float(scored.score or 0.0)) for scored in nodes]
+
+
+# --- the oracle: every document scored, in double precision, without Qdrant -------------------
+
+
+def dense_scores(
+    embedder: BGE_M3_Embedder, texts: Sequence[str], query: np.ndarray | str
+) -> dict[str, float]:
+    """Cosine of the query with each text."""
+    documents = embedder.encode_documents(texts, sparse=False).dense
+    if isinstance(query, str):
+        rows = embedder.encode_query(query, sparse=False).dense
+        assert rows is not None
+        query = rows[0]
+    assert documents is not None
+    wide, narrow = documents.astype(np.float64), np.asarray(query, dtype=np.float64)
+    cosines = wide @ narrow / np.linalg.norm(wide, axis=1) / np.linalg.norm(narrow)
+    return {node_id(i): float(cosine) for i, cosine in enumerate(cosines)}
+
+
+def sparse_scores(embedder: BGE_M3_Embedder, texts: Sequence[str], query: str) -> dict[str, float]:
+    """Sum of products over common tokens; texts without a common token are left out."""
+    documents = embedder.encode_documents(texts, dense=False).sparse
+    (weights,) = embedder.encode_query(query, dense=False).sparse or []
+    scores: dict[str, float] = {}
+    for i, document in enumerate(documents or []):
+        common = [token for token in weights if token in document]
+        if common:
+            scores[node_id(i)] = sum(weights[token] * document[token] for token in common)
+    return scores
+
+
+def ranked(scores: dict[str, float], limit: int) -> list[str]:
+    return sorted(scores, key=lambda one: -scores[one])[:limit]
+
+
+def has_ties(scores: dict[str, float]) -> bool:
+    """Whether two scores are so close that single precision may swap them."""
+    values = sorted(scores.values())
+    return any(b - a < 1e-5 for a, b in itertools.pairwise(values))
+
+
+def is_clear(embedder: BGE_M3_Embedder, texts: Sequence[str], query: str) -> bool:
+    """Whether both rankings are the same however scores are rounded."""
+    return not has_ties(dense_scores(embedder, texts, query)) and not has_ties(
+        sparse_scores(embedder, texts, query)
+    )
+
+
+def fused(
+    dense: dict[str, float],
+    sparse: dict[str, float],
+    *,
+    candidates: int,
+    k: int = 60,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> dict[str, float]:
+    """The ADR's formula: Σ weight / (k + rank + 1), rank from 0."""
+    scores: dict[str, float] = {}
+    for one, weight in zip((dense, sparse), weights, strict=True):
+        for rank, item in enumerate(ranked(one, candidates)):
+            if weight:
+                scores[item] = scores.get(item, 0.0) + weight / (k + rank + 1)
+    return scores
+
+
+def assert_best(
+    nodes: Sequence[NodeWithScore], expected: dict[str, float], top_k: int, tolerance: float = 1e-6
+) -> None:
+    """The nodes are a top_k of `expected`, best first; equally scored ones in any order."""
+    got = shown(nodes)
+    best = sorted(expected.values(), reverse=True)[:top_k]
+    assert [score for _, score in got] == pytest.approx(best, abs=tolerance, rel=0)
+    assert len({one for one, _ in got}) == len(got)
+    assert dict(got) == pytest.approx({one: expected[one] for one, _ in got}, abs=tolerance, rel=0)
+
+
+texts_from_pool = st.lists(st.sampled_from(POOL), min_size=1, max_size=12, unique=True)
+queries_from_pool = st.sampled_from(QUERIES)
+many = settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+# --- scores -----------------------------------------------------------------------------------
+
+
+class TestScoresByHand:
+    """The other text shares no token with the query: it is in the dense list only, second."""
+
+    @pytest.mark.parametrize(
+        ("options", "top", "second"),
+        [
+            ({}, 2 / 61, 1 / 62),
+            ({"weights": (3, 3)}, 6 / 61, 3 / 62),
+            ({"weights": (2.0, 1.0)}, 3 / 61, 2 / 62),
+            ({"weights": (1.0, 2.0)}, 3 / 61, 1 / 62),
+            ({"weights": (1.0, 0.0)}, 1 / 61, 1 / 62),
+            ({"weights": (0.0, 1.0)}, 1 / 61, None),
+            ({"rrf_k": 0}, 2 / 1, 1 / 2),
+            ({"rrf_k": 0, "weights": (2.0, 1.0)}, 3 / 1, 2 / 2),
+            ({"rrf_k": 1}, 2 / 2, 1 / 3),
+            ({"rrf_k": 9, "weights": (0.5, 0.5)}, 1 / 10, 0.5 / 11),
+        ],
+    )
+    def test_two_texts(
+        self,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        options: dict[str, Any],
+        top: float,
+        second: float | None,
+    ) -> None:
+        store = filled(embedder, client, ["quick brown fox", "two rankings"])
+        nodes = UnifiedHybridRetriever(store, embedder, **options).retrieve("quick brown fox")
+        expected = [(node_id(0), top)] + ([] if second is None else [(node_id(1), second)])
+        assert [one for one, _ in shown(nodes)] == [one for one, _ in expected]
+        assert [score for _, score in shown(nodes)] == pytest.approx(
+            [score for _, score in expected], abs=1e-6, rel=0
+        )
+
+    def test_one_text_tops_both_lists(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        store = filled(embedder, client, ["lazy dog jumps"])
+        nodes = UnifiedHybridRetriever(store, embedder).retrieve("lazy fox")
+        assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
+
+    @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0)])
+    def test_equal_texts_share_the_first_two_ranks(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, weights: tuple[float, float]
+    ) -> None:
+        store = filled(embedder, client, ["quick fox", "quick fox", "two rankings"])
+        nodes = UnifiedHybridRetriever(store, embedder, weights=weights).retrieve("quick fox")
+        assert {one for one, _ in shown(nodes)[:2]} == {node_id(0), node_id(1)}
+        total = sum(score for _, score in shown(nodes)[:2])
+        assert total == pytest.approx(sum(weights) * (1 / 61 + 1 / 62), abs=1e-6)
+        assert shown(nodes)[2] == (node_id(2), pytest.approx(weights[0] / 63, abs=1e-6))
+
+    def test_a_query_without_sparse_weights_falls_back_on_the_dense_list(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        only_special = "</s>"  # a special token, never indexed
+        (weights,) = embedder.encode_query(only_special, dense=False).sparse or []
+        assert not len(weights)
+        for options in ({}, {"weights": (1.0, 2.0)}):
+            nodes = UnifiedHybridRetriever(store, embedder, **options).retrieve(only_special)
+            assert [score for _, score in shown(nodes)] == pytest.approx(
+                [1 / (61 + rank) for rank in range(len(CORPUS))], abs=1e-6
+            )
+        assert UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(only_special) == []
+
+
+class TestScoresByBruteForce:
+    @many
+    @given(
+        texts=texts_from_pool,
+        query=queries_from_pool,
+        weights=st.sampled_from(
+            [(1.0, 1.0), (3.0, 3.0), (2.0, 1.0), (1.0, 2.0), (0.0, 1.0), (1.0, 0.0), (0.1, 0.7)]
+        ),
+        k=st.sampled_from([0, 1, 2, 60, 1000]),
+        top_k=st.integers(1, 14),
+        candidates=st.integers(1, 14),
+    )
+    def test_hybrid(
+        self,
+        embedder: BGE_M3_Embedder,
+        texts: list[str],
+        query: str,
+        weights: tuple[float, float],
+        k: int,
+        top_k: int,
+        candidates: int,
+    ) -> None:
+        dense = dense_scores(embedder, texts, query)
+        sparse = sparse_scores(embedder, texts, query)
+        assume(not has_ties(dense) and not has_ties(sparse))
+        nodes = UnifiedHybridRetriever(
+            filled(embedder, QdrantClient(":memory:"), texts),
+            embedder,
+            similarity_top_k=top_k,
+            candidates=candidates,
+            rrf_k=k,
+            weights=weights,
+        ).retrieve(query)
+        expected = fused(dense, sparse, candidates=max(candidates, top_k), k=k, weights=weights)
+        assert_best(nodes, expected, top_k)
+
+    @many
+    @given(texts=texts_from_pool, query=queries_from_pool, top_k=st.integers(1, 14))
+    def test_dense_mode_scores_by_cosine_and_sparse_mode_by_dot_product(
+        self, embedder: BGE_M3_Embedder, texts: list[str], query: str, top_k: int
+    ) -> None:
+        store = filled(embedder, QdrantClient(":memory:"), texts)
+        for mode, expected in (
+            ("dense", dense_scores(embedder, texts, query)),
+            ("sparse", sparse_scores(embedder, texts, query)),
+        ):
+            nodes = UnifiedHybridRetriever(
+                store, embedder, mode=mode, similarity_top_k=top_k
+            ).retrieve(query)
+            assert_best(nodes, expected, top_k, tolerance=1e-4)
+
+    @many
+    @given(
+        texts=texts_from_pool,
+        query=queries_from_pool,
+        weights=st.sampled_from([(1.0, 1.0), (2.0, 1.0)]),
+        candidates=st.integers(1, 8),
+    )
+    def test_reranking_orders_the_best_fused_candidates_by_colbert(
+        self,
+        embedder: BGE_M3_Embedder,
+        texts: list[str],
+        query: str,
+        weights: tuple[float, float],
+        candidates: int,
+    ) -> None:
+        dense = dense_scores(embedder, texts, query)
+        sparse = sparse_scores(embedder, texts, query)
+        assume(not has_ties(dense) and not has_ties(sparse))
+        top_k = min(3, candidates)
+        first_stage = fused(dense, sparse, candidates=candidates, weights=weights)
+        ordered = sorted(first_stage.values(), reverse=True)
+        cut = ordered[candidates - 1 : candidates + 1]
+        assume(len(cut) < 2 or cut[0] - cut[1] > 1e-9)  # else either may be the last candidate
+        kept = ranked(first_stage, candidates)
+        nodes = UnifiedHybridRetriever(
+            filled(embedder, QdrantClient(":memory:"), texts),
+            embedder,
+            similarity_top_k=top_k,
+            candidates=candidates,
+            weights=weights,
+            rerank="colbert",
+        ).retrieve(query)
+        scores = {
+            node_id(i): late_interaction(embedder, query, text)
+            for i, text in enumerate(texts)
+            if node_id(i) in kept
+        }
+        assert_best(nodes, scores, top_k, tolerance=1e-5)
+
+    def test_reranking_scores_the_text_that_was_embedded_metadata_included(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        store = build_vector_store(embedder, "docs", client=client)
+        node = TextNode(text="lazy dog", metadata={"fox": "quick"}, id_=node_id(0))
+        text = node.get_content(MetadataMode.EMBED)
+        assert "fox" in text
+        dense = embedder.encode_documents([text]).dense
+        assert dense is not None
+        node.embedding = dense[0].tolist()
+        store.add([node])
+        (found,) = UnifiedHybridRetriever(store, embedder, rerank="colbert").retrieve("quick fox")
+        assert found.score == pytest.approx(late_interaction(embedder, "quick fox", text), abs=1e-5)
+
+
+def late_interaction(embedder: BGE_M3_Embedder, query: str, text: str) -> float:
+    """Mean over the query's rows of the best dot product, row by row."""
+    (question,) = (
+        embedder.encode_query(query, dense=False, sparse=False, colbert=True).colbert or []
+    )
+    (rows,) = (
+        embedder.encode_documents([text], dense=False, sparse=False, colbert=True).colbert or []
+    )
+    best = [max(float(np.dot(q, row)) for row in rows) for q in question]
+    return sum(best) / len(best)
+
+
+class TestHowManyNodes:
+    def test_ten_by_default(self, embedder: BGE_M3_Embedder, client: QdrantClient) -> None:
+        texts = [f"{a} {b}" for a, b in itertools.islice(itertools.combinations(WORDS, 2), 30)]
+        nodes = UnifiedHybridRetriever(filled(embedder, client, texts), embedder).retrieve(QUERY)
+        assert len(nodes) == 10
+
+    @ways
+    def test_more_asked_for_than_candidates_fetches_as_many_as_asked_for(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, options: dict[str, Any]
+    ) -> None:
+        texts = [f"fox {a} {b}" for a, b in itertools.islice(itertools.combinations(WORDS, 2), 30)]
+        assert len(sparse_scores(embedder, texts, "fox")) == 30
+        nodes = UnifiedHybridRetriever(
+            filled(embedder, client, texts),
+            embedder,
+            similarity_top_k=25,
+            candidates=5,
+            **options,
+        ).retrieve("fox")
+        assert len(nodes) == 25
+
+    @ways
+    def test_more_asked_for_than_there_are_gives_all_that_match(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, options: dict[str, Any]
+    ) -> None:
+        nodes = UnifiedHybridRetriever(store, embedder, similarity_top_k=100, **options).retrieve(
+            QUERY
+        )
+        sparse = sparse_scores(embedder, CORPUS, QUERY)
+        assert len(nodes) == (len(sparse) if options.get("mode") == "sparse" else len(CORPUS))
+
+    @ways
+    @sync_and_async
+    async def test_an_empty_collection_gives_none(
+        self,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        options: dict[str, Any],
+        is_async: bool,
+    ) -> None:
+        store = build_vector_store(embedder, "empty", client=client)
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        assert await answer(retriever, QUERY, is_async=is_async) == []
+
+
+class TestNodes:
+    @ways
+    def test_text_metadata_and_source_come_back(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, options: dict[str, Any]
+    ) -> None:
+        store = filled(
+            embedder, client, ["quick brown fox"], metadata=[{"page": 7, "tags": ["a", "b"]}]
+        )
+        (found,) = UnifiedHybridRetriever(store, embedder, **options).retrieve("brown fox")
+        assert found.node.get_content(MetadataMode.NONE) == "quick brown fox"
+        assert found.node.metadata == {"page": 7, "tags": ["a", "b"]}
+        assert found.node.node_id == node_id(0)
+
+    def test_points_of_other_software_are_read_by_their_text(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, store: QdrantVectorStore
+    ) -> None:
+        dense = embedder.encode_documents(["quick dog"]).dense
+        assert dense is not None
+        client.upsert(
+            "docs",
+            [
+                models.PointStruct(
+                    id=7, vector={"text-dense": dense[0].tolist()}, payload={"text": "quick dog"}
+                )
+            ],
+        )
+        nodes = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve("quick dog")
+        assert nodes[0].node.get_content() == "quick dog"
+        assert nodes[0].score == pytest.approx(1.0, abs=1e-5)
+
+    @pytest.mark.parametrize("payload", [None, {"title": "no text here"}])
+    @sync_and_async
+    async def test_points_without_any_text_are_a_store_error_not_a_traceback_of_pydantic(
+        self,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        store: QdrantVectorStore,
+        payload: dict[str, Any] | None,
+        is_async: bool,
+    ) -> None:
+        point = models.PointStruct(id=7, vector={"text-dense": [1.0] * 32}, payload=payload)
+        client.upsert("docs", [point])
+        retriever = UnifiedHybridRetriever(store, embedder)
+        with pytest.raises(StoreError, match="docs"):
+            await answer(retriever, QUERY, is_async=is_async)
+
+
+# --- what a query costs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(client: QdrantClient, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each public method of the client has been called."""
+    counted: Counter[str] = Counter()
+
+    def counting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in dir(QdrantClient):
+        if not name.startswith("_") and callable(getattr(QdrantClient, name)):
+            monkeypatch.setattr(client, name, counting(name, getattr(client, name)))
+    return counted
+
+
+class TestCost:
+    @ways
+    @sync_and_async
+    async def test_a_query_is_one_call_to_qdrant(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        calls: Counter[str],
+        options: dict[str, Any],
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        method = "query_batch_points" if "weights" in options else "query_points"
+        calls.clear()
+        assert await answer(retriever, QUERY, is_async=is_async)
+        assert calls == {method: 1}
+        assert await answer(retriever, "lazy dog", is_async=is_async)
+        assert calls == {method: 2}
+
+    @sync_and_async
+    async def test_a_query_with_filters_is_one_call_too(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        calls: Counter[str],
+        is_async: bool,
+    ) -> None:
+        filters = MetadataFilters(filters=[MetadataFilter(key="page", value=1)])
+        retriever = UnifiedHybridRetriever(store, embedder, filters=filters)
+        calls.clear()
+        assert await answer(retriever, QUERY, is_async=is_async) == []
+        assert calls == {"query_points": 1}
+
+    @sync_and_async
+    async def test_a_collection_not_there_at_first_is_looked_at_once(
+        self,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        calls: Counter[str],
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
+        filled(embedder, client, CORPUS)
+        calls.clear()
+        for _ in range(3):
+            await answer(retriever, QUERY, is_async=is_async)
+        assert calls == {"get_collection": 1, "query_points": 3}
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"weights": (2.0, 1.0)}, {"mode": "dense"}, {"mode": "sparse"}],
+        ids=["equal", "weighted", "dense", "sparse"],
+    )
+    @sync_and_async
+    async def test_a_new_query_is_one_forward_pass_and_a_repeated_one_none(
+        self, folder: Path, client: QdrantClient, options: dict[str, Any], is_async: bool
+    ) -> None:
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        retriever = UnifiedHybridRetriever(filled(embedder, client, CORPUS), embedder, **options)
+        before = embedder.stats()
+        first = await answer(retriever, QUERY, is_async=is_async)
+        after_first = embedder.stats()
+        again = await answer(retriever, QUERY, is_async=is_async)
+        after_second = embedder.stats()
+        assert after_first.forwards - before.forwards == 1
+        assert after_first.tokenised - before.tokenised == 1
+        assert after_second.forwards == after_first.forwards
+        assert after_second.tokenised == after_first.tokenised
+        assert_same(again, first)
+
+    def test_reranking_runs_the_question_once(self, folder: Path, client: QdrantClient) -> None:
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        store = filled(embedder, client, CORPUS)
+        embedder.encode_documents(CORPUS, colbert=True)  # so that only the question is new
+        retriever = UnifiedHybridRetriever(store, embedder, rerank="colbert")
+        before = embedder.stats()
+        retriever.retrieve(QUERY)
+        after = embedder.stats()
+        assert after.forwards - before.forwards == 1
+        retriever.retrieve(QUERY)
+        assert embedder.stats().forwards == after.forwards
+
+    def test_making_a_retriever_runs_no_text(self, folder: Path, client: QdrantClient) -> None:
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        UnifiedHybridRetriever(build_vector_store(embedder, "docs", client=client), embedder)
+        assert embedder.stats().forwards == 0
+
+
+# --- which collections are accepted -----------------------------------------------------------
+
+
+class TestCollections:
+    @sync_and_async
+    async def test_a_missing_one_is_a_store_error_at_the_query(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
+    ) -> None:
+        retriever = UnifiedHybridRetriever(stock_store(embedder, "nowhere", client), embedder)
+        with pytest.raises(StoreError, match="nowhere") as caught:
+            await answer(retriever, QUERY, is_async=is_async)
+        assert caught.value.collection == "nowhere"
+
+    @sync_and_async
+    async def test_one_made_after_the_retriever_works(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
+    ) -> None:
+        retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
+        filled(embedder, client, ["quick fox"])
+        nodes = await answer(retriever, "quick fox", is_async=is_async)
+        assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
+
+    @sync_and_async
+    async def test_one_deleted_after_the_retriever_was_made_is_a_store_error(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder)
+        client.delete_collection("docs")
+        with pytest.raises(StoreError, match="docs"):
+            await answer(retriever, QUERY, is_async=is_async)
+
+    def test_another_models_is_refused_when_the_retriever_is_made(
+        self, store: QdrantVectorStore, another: BGE_M3_Embedder
+    ) -> None:
+        with pytest.raises(FingerprintMismatchError, match="migrate") as caught:
+            UnifiedHybridRetriever(store, another)
+        assert caught.value.collection == "docs"
+        assert caught.value.expected == another.fingerprint
+
+    @sync_and_async
+    async def test_another_models_is_refused_at_the_query_if_it_came_later(
+        self,
+        embedder: BGE_M3_Embedder,
+        another: BGE_M3_Embedder,
+        client: QdrantClient,
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(stock_store(another, "docs", client), another)
+        filled(embedder, client, CORPUS)
+        for _ in range(2):  # not only the first time
+            with pytest.raises(FingerprintMismatchError) as caught:
+                await answer(retriever, QUERY, is_async=is_async)
+        assert caught.value.found == embedder.fingerprint
+
+    def test_one_without_our_metadata_is_accepted_with_a_warning(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store = stock_store(embedder, "theirs", client)
+        store.add(embedded(embedder, CORPUS))
+        with caplog.at_level(logging.WARNING, logger="unified_embeddings"):
+            retriever = UnifiedHybridRetriever(store, embedder)
+        (warning,) = [r for r in caplog.records if r.name.startswith("unified_embeddings")]
+        assert warning.levelno == logging.WARNING
+        assert "theirs" in warning.getMessage()
+        expected = fused(
+            dense_scores(embedder, CORPUS, QUERY),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        assert_best(retriever.retrieve(QUERY), expected, 10)
+
+    def test_ours_gives_no_warning(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with caplog.at_level(logging.WARNING, logger="unified_embeddings"):
+            UnifiedHybridRetriever(store, embedder).retrieve(QUERY)
+        assert not [r for r in caplog.records if r.name.startswith("unified_embeddings")]
+
+    @pytest.mark.parametrize("mode", ["hybrid", "dense"])
+    def test_a_wrong_dimension_is_a_store_error_that_names_both(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, mode: Any
+    ) -> None:
+        make_collection(client, "narrow", dense={"text-dense": 16}, sparse=["text-sparse-new"])
+        with pytest.raises(StoreError, match=r"narrow.*16.*32"):
+            UnifiedHybridRetriever(stock_store(embedder, "narrow", client), embedder, mode=mode)
+
+    @pytest.mark.parametrize("mode", ["hybrid", "sparse"])
+    def test_no_sparse_vectors_is_a_store_error_that_suggests_dense_mode(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, mode: Any
+    ) -> None:
+        make_collection(client, "dense-only", dense={"text-dense": 32}, sparse=[])
+        with pytest.raises(StoreError, match=r"dense-only.*mode=.dense"):
+            UnifiedHybridRetriever(stock_store(embedder, "dense-only", client), embedder, mode=mode)
+
+    def test_dense_mode_needs_no_sparse_vectors_and_reads_unnamed_ones(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        plain = QdrantVectorStore("plain", client=client)  # LlamaIndex's own, not hybrid
+        plain.add(embedded(embedder, CORPUS))
+        for store in (plain, QdrantVectorStore("plain", client=client)):
+            nodes = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(QUERY)
+            assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
+
+    def test_sparse_mode_needs_no_dense_vectors(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        make_collection(client, "sparse-only", dense={}, sparse=["text-sparse-new"])
+        store = stock_store(embedder, "sparse-only", client)
+        assert UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(QUERY) == []
+
+    def test_vectors_of_other_names_are_found_under_the_stores_names(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        store = stock_store(
+            embedder, "custom", client, dense_vector_name="meaning", sparse_vector_name="words"
+        )
+        store.add(embedded(embedder, CORPUS))
+        expected = fused(
+            dense_scores(embedder, CORPUS, QUERY),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(QUERY), expected, 10)
+
+
+def make_collection(
+    client: QdrantClient, name: str, *, dense: dict[str, int], sparse: list[str]
+) -> None:
+    client.create_collection(
+        name,
+        vectors_config={
+            vector: models.VectorParams(size=size, distance=models.Distance.COSINE)
+            for vector, size in dense.items()
+        },
+        sparse_vectors_config={vector: models.SparseVectorParams() for vector in sparse},
+    )
+
+
+class TestAsyncClientOnly:
+    """A store with an async client and no sync one, as in a server of one event loop."""
+
+    async def test_aretrieve_works_and_retrieve_says_what_is_missing(
+        self, embedder: BGE_M3_Embedder
+    ) -> None:
+        store = stock_store(embedder, "docs", aclient=AsyncQdrantClient(":memory:"))
+        await store.async_add(embedded(embedder, CORPUS))
+        retriever = UnifiedHybridRetriever(store, embedder)
+        expected = fused(
+            dense_scores(embedder, CORPUS, QUERY),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        assert_best(await retriever.aretrieve(QUERY), expected, 10)
+        with pytest.raises(StoreError, match="aretrieve"):
+            retriever.retrieve(QUERY)
+
+    async def test_another_models_collection_is_refused(
+        self, embedder: BGE_M3_Embedder, another: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        ours = filled(embedder, client, CORPUS)
+        store = stock_store(another, "docs", aclient=ours._aclient)
+        with pytest.raises(FingerprintMismatchError):
+            await UnifiedHybridRetriever(store, another).aretrieve(QUERY)
+
+    async def test_unnamed_vectors_are_read(self, embedder: BGE_M3_Embedder) -> None:
+        aclient = AsyncQdrantClient(":memory:")
+        await QdrantVectorStore("plain", aclient=aclient).async_add(embedded(embedder, CORPUS))
+        store = QdrantVectorStore("plain", aclient=aclient)  # has not looked at the collection yet
+        nodes = await UnifiedHybridRetriever(store, embedder, mode="dense").aretrieve(QUERY)
+        assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
+
+
+# --- filters ----------------------------------------------------------------------------------
+
+LIBRARY: list[dict[str, Any]] = [
+    {"lang": "en", "year": 2019, "rating": 4.5, "draft": False, "title": "alpha beta"},
+    {"lang": "en", "year": 2020, "rating": 3.0, "draft": True, "title": "beta gamma"},
+    {"lang": "de", "year": 2021, "rating": 2.5, "draft": False, "title": "gamma delta"},
+    {"lang": "de", "year": 2021, "rating": 4.5, "draft": True},
+    {"lang": "fr", "year": 2022, "tags": []},
+    {"lang": "fr", "tags": ["x"]},
+]
+Op = FilterOperator
+
+
+def where(key: str, operator: FilterOperator, value: Any) -> MetadataFilter:
+    return MetadataFilter(key=key, operator=operator, value=value)
+
+
+def every(*filters: Any) -> MetadataFilters:
+    return MetadataFilters(filters=list(filters), condition=FilterCondition.AND)
+
+
+def some(*filters: Any) -> MetadataFilters:
+    return MetadataFilters(filters=list(filters), condition=FilterCondition.OR)
+
+
+def none_of(*filters: Any) -> MetadataFilters:
+    return MetadataFilters(filters=list(filters), condition=FilterCondition.NOT)
+
+
+FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
+    "no filters": (every(), {0, 1, 2, 3, 4, 5}),
+    "EQ str": (every(where("lang", Op.EQ, "en")), {0, 1}),
+    "EQ int": (every(where("year", Op.EQ, 2021)), {2, 3}),
+    "EQ float": (every(where("rating", Op.EQ, 4.5)), {0, 3}),
+    # MetadataFilter itself refuses a bool; who builds one without validation gets what they ask.
+    "EQ bool": (
+        every(MetadataFilter.model_construct(key="draft", operator=Op.EQ, value=True)),
+        {1, 3},
+    ),
+    "EQ nothing": (every(where("lang", Op.EQ, "it")), set()),
+    "NE": (every(where("lang", Op.NE, "en")), {2, 3, 4, 5}),
+    "NE int": (every(where("year", Op.NE, 2021)), {0, 1, 4}),
+    "GT": (every(where("year", Op.GT, 2020)), {2, 3, 4}),
+    "GT float": (every(where("rating", Op.GT, 3.0)), {0, 3}),
+    "GTE": (every(where("year", Op.GTE, 2020)), {1, 2, 3, 4}),
+    "LT": (every(where("year", Op.LT, 2021)), {0, 1}),
+    "LTE": (every(where("year", Op.LTE, 2021)), {0, 1, 2, 3}),
+    "IN str": (every(where("lang", Op.IN, ["en", "fr"])), {0, 1, 4, 5}),
+    "IN int": (every(where("year", Op.IN, [2019, 2022])), {0, 4}),
+    "IN a list in the payload": (every(where("tags", Op.IN, ["x", "y"])), {5}),
+    "IN none": (every(where("lang", Op.IN, [])), set()),
+    "IN words with commas": (every(where("lang", Op.IN, "en,fr")), {0, 1, 4, 5}),
+    "NIN str": (every(where("lang", Op.NIN, ["en", "fr"])), {2, 3}),
+    "NIN int": (every(where("year", Op.NIN, [2021, 2022])), {0, 1}),
+    "TEXT_MATCH": (every(where("title", Op.TEXT_MATCH, "gamma")), {1, 2}),
+    "TEXT_MATCH two words": (every(where("title", Op.TEXT_MATCH, "gamma beta")), {1}),
+    "TEXT_MATCH_INSENSITIVE": (every(where("title", Op.TEXT_MATCH_INSENSITIVE, "GAMMA")), {1, 2}),
+    "IS_EMPTY": (every(where("title", Op.IS_EMPTY, None)), {3, 4, 5}),
+    "IS_EMPTY list": (every(where("tags", Op.IS_EMPTY, None)), {0, 1, 2, 3, 4}),
+    "AND": (every(where("lang", Op.EQ, "de"), where("rating", Op.GT, 3.0)), {3}),
+    "OR": (some(where("lang", Op.EQ, "en"), where("year", Op.EQ, 2022)), {0, 1, 4}),
+    "NOT": (none_of(where("lang", Op.EQ, "en"), where("year", Op.EQ, 2021)), {4, 5}),
+    "OR in AND": (
+        every(
+            some(where("lang", Op.EQ, "en"), where("lang", Op.EQ, "de")),
+            where("year", Op.GTE, 2020),
+        ),
+        {1, 2, 3},
+    ),
+    "AND in OR": (
+        some(
+            every(where("lang", Op.EQ, "en"), where("year", Op.EQ, 2019)),
+            where("lang", Op.EQ, "fr"),
+        ),
+        {0, 4, 5},
+    ),
+    "NOT in AND": (every(none_of(where("lang", Op.EQ, "en")), where("rating", Op.GT, 0)), {2, 3}),
+    "AND in NOT in OR": (
+        some(
+            none_of(every(where("lang", Op.EQ, "de"), where("rating", Op.LT, 3.0))),
+            where("title", Op.EQ, "gamma delta"),
+        ),
+        {0, 1, 2, 3, 4, 5},
+    ),
+    "an empty group in OR": (some(every(), where("lang", Op.EQ, "en")), {0, 1}),
+}
+
+
+class TestFilters:
+    @pytest.fixture(scope="class")
+    def library(self, embedder: BGE_M3_Embedder) -> QdrantVectorStore:
+        texts = [f"fox {word}" for word in WORDS[: len(LIBRARY)]]
+        assert len(sparse_scores(embedder, texts, "fox")) == len(texts)
+        return filled(embedder, QdrantClient(":memory:"), texts, metadata=LIBRARY)
+
+    @pytest.mark.parametrize(("filters", "expected"), FILTERS.values(), ids=FILTERS.keys())
+    @ways
+    def test_only_what_matches_comes_back_from_both_lists(
+        self,
+        library: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        filters: MetadataFilters,
+        expected: set[int],
+        options: dict[str, Any],
+    ) -> None:
+        retriever = UnifiedHybridRetriever(library, embedder, filters=filters, **options)
+        nodes = retriever.retrieve("fox")
+        assert {one for one, _ in shown(nodes)} == {node_id(i) for i in expected}
+
+    def test_ranks_count_within_what_matches(
+        self, library: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        for i, fields in enumerate(LIBRARY[:3]):
+            filters = every(where("title", Op.EQ, fields["title"]))
+            nodes = UnifiedHybridRetriever(library, embedder, filters=filters).retrieve("fox")
+            assert shown(nodes) == [(node_id(i), pytest.approx(2 / 61, abs=1e-6))]
+
+    @pytest.mark.parametrize(
+        "filters",
+        [
+            every(where("tags", Op.ANY, ["x"])),
+            every(where("tags", Op.ALL, ["x"])),
+            every(where("tags", Op.CONTAINS, "x")),
+            every(some(where("tags", Op.CONTAINS, "x"))),
+            MetadataFilters(filters=[where("lang", Op.EQ, "en")], condition=None),
+            every(MetadataFilters(filters=[where("lang", Op.EQ, "en")], condition=None)),
+            every(where("year", Op.IN, 2021)),
+            every(where("year", Op.NIN, 2021)),
+            every(none_of(where("year", Op.IN, 20.5))),
+            every(where("year", Op.IN, None)),
+            every(where("rating", Op.IN, [4.5])),
+            every(where("year", Op.GT, "late")),
+            every(where("year", Op.LTE, "late")),
+            every(where("year", Op.EQ, None)),
+            every(where("year", Op.NE, 20.5)),
+            every(where("title", Op.TEXT_MATCH, 3)),
+            # Without a bound Qdrant would take the condition for "is any number".
+            every(where("year", Op.GT, None)),
+            every(where("year", Op.GTE, None)),
+            every(where("year", Op.LT, None)),
+            every(where("year", Op.LTE, None)),
+            {"lang": "en"},
+            [where("lang", Op.EQ, "en")],
+            "lang == 'en'",
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_translated_is_an_input_error_when_the_retriever_is_made(
+        self, library: QdrantVectorStore, embedder: BGE_M3_Embedder, filters: Any
+    ) -> None:
+        with pytest.raises(InputError):
+            UnifiedHybridRetriever(library, embedder, filters=filters)
+
+
+# --- options and queries that cannot be used ----------------------------------------------------
+
+
+class TestInvalidOptions:
+    @pytest.mark.parametrize(
+        "option",
+        [
+            *({"similarity_top_k": bad} for bad in (0, -1, True, 1.5, "10", None)),
+            *({"candidates": bad} for bad in (0, -1, True, 1.5, "20", None)),
+            *({"rrf_k": bad} for bad in (-1, True, 1.5, "60", None)),
+            *(
+                {"weights": bad}
+                for bad in (
+                    (),
+                    (1.0,),
+                    (1.0, 1.0, 1.0),
+                    (0.0, 0.0),
+                    (-1.0, 1.0),
+                    (1.0, -1.0),
+                    (float("nan"), 1.0),
+                    (float("inf"), 1.0),
+                    ("1", "2"),
+                    (None, 1.0),
+                    "ab",
+                    1.0,
+                    None,
+                )
+            ),
+            *({"mode": bad} for bad in ("HYBRID", "", None, "colbert", [])),
+            *({"rerank": bad} for bad in ("ColBERT", True, False, "", [])),
+        ],
+        ids=str,
+    )
+    def test_is_an_input_error_that_names_the_option(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, option: dict[str, Any]
+    ) -> None:
+        (name,) = option
+        with pytest.raises(InputError, match=name.removeprefix("similarity_")):
+            UnifiedHybridRetriever(store, embedder, **option)
+
+    def test_a_list_of_weights_is_as_good_as_a_tuple(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        of_list = UnifiedHybridRetriever(store, embedder, weights=[2, 1])  # type: ignore[arg-type]
+        of_tuple = UnifiedHybridRetriever(store, embedder, weights=(2.0, 1.0))
+        assert shown(of_list.retrieve(QUERY)) == shown(of_tuple.retrieve(QUERY))
+
+    def test_another_kind_of_store_is_an_input_error(self, embedder: BGE_M3_Embedder) -> None:
+        with pytest.raises(InputError, match="QdrantVectorStore"):
+            UnifiedHybridRetriever(object(), embedder)  # type: ignore[arg-type]
+
+
+class TestInvalidQueries:
+    @ways
+    @sync_and_async
+    @pytest.mark.parametrize(
+        "query",
+        ["", "  \n\t", "fox \ud800", QueryBundle(query_str=None), QueryBundle(query_str=7)],  # type: ignore[arg-type]
+        ids=["empty", "blank", "lone surrogate", "None", "a number"],
+    )
+    async def test_is_an_input_error(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        options: dict[str, Any],
+        query: Any,
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        with pytest.raises(InputError):
+            await answer(retriever, query, is_async=is_async)
+
+    @sync_and_async
+    async def test_none_itself_is_a_value_error(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, is_async: bool
+    ) -> None:
+        # LlamaIndex's own event refuses it before the retriever sees it; also a ValueError.
+        with pytest.raises(ValueError, match="QueryBundle"):
+            await answer(UnifiedHybridRetriever(store, embedder), None, is_async=is_async)
+
+    @pytest.mark.parametrize("bad", [["fox", "\ud800"], ["fox", None]])
+    def test_a_bad_string_to_embed_instead_is_an_input_error_with_its_place(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, bad: list[Any]
+    ) -> None:
+        bundle = QueryBundle("fox", custom_embedding_strs=bad)
+        with pytest.raises(InputError) as caught:
+            UnifiedHybridRetriever(store, embedder).retrieve(bundle)
+        assert caught.value.index == 1
+
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    @pytest.mark.parametrize(
+        "vector", [[], [1.0] * 31, [float("nan")] * 32], ids=["empty", "short", "nan"]
+    )
+    def test_a_vector_of_the_bundles_own_that_does_not_fit_is_our_error(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, vector: list[float]
+    ) -> None:
+        with pytest.raises(UnifiedEmbeddingsError):
+            UnifiedHybridRetriever(store, embedder).retrieve(QueryBundle("fox", embedding=vector))
+
+
+# --- query bundles ------------------------------------------------------------------------------
+
+
+class TestQueryBundles:
+    @ways
+    @sync_and_async
+    async def test_are_not_written_to(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        options: dict[str, Any],
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        for bundle in (
+            QueryBundle(QUERY),
+            QueryBundle(QUERY, embedding=[0.5] * 32),
+            QueryBundle(QUERY, custom_embedding_strs=["lazy dog", "quick fox"]),
+        ):
+            before = copy.deepcopy(bundle)
+            await answer(retriever, bundle, is_async=is_async)
+            assert bundle == before
+
+    @pytest.mark.parametrize("form", ["list", "array"])
+    def test_an_embedding_replaces_the_dense_vector_only(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, form: str
+    ) -> None:
+        rows = embedder.encode_query("lazy dog").dense
+        assert rows is not None
+        embedding: Any = rows[0].tolist() if form == "list" else rows[0]
+        expected = fused(
+            dense_scores(embedder, CORPUS, "lazy dog"),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        plain = fused(
+            dense_scores(embedder, CORPUS, QUERY),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        assert expected != plain
+        nodes = UnifiedHybridRetriever(store, embedder).retrieve(
+            QueryBundle(QUERY, embedding=embedding)
+        )
+        assert_best(nodes, expected, 10)
+
+    def test_an_embedding_in_dense_mode_costs_no_forward_pass(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        vector = np.linspace(-1.0, 1.0, 32)
+        retriever = UnifiedHybridRetriever(store, embedder, mode="dense")
+        before = embedder.stats().forwards
+        nodes = retriever.retrieve(QueryBundle("never seen before", embedding=vector.tolist()))
+        assert embedder.stats().forwards == before
+        assert_best(nodes, dense_scores(embedder, CORPUS, vector), 10, tolerance=1e-4)
+
+    def test_strings_to_embed_instead_replace_the_dense_vector_by_their_mean(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        instead = ["lazy dog jumps", "band plays", "two two"]
+        rows = embedder.encode_queries(instead).dense
+        assert rows is not None
+        mean = rows.astype(np.float64).mean(axis=0)
+        expected = fused(
+            dense_scores(embedder, CORPUS, mean),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        bundle = QueryBundle(QUERY, custom_embedding_strs=instead)
+        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+        only_dense = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(bundle)
+        assert_best(only_dense, dense_scores(embedder, CORPUS, mean), 10, tolerance=1e-4)
+        only_sparse = UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(bundle)
+        assert_best(only_sparse, sparse_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
+
+    def test_llama_indexs_hyde_works(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        bundle = HyDEQueryTransform(llm=MockLLM(max_tokens=3))(QUERY)
+        assert len(bundle.embedding_strs) == 2  # the made-up answer and the question
+        rows = embedder.encode_queries(bundle.embedding_strs).dense
+        assert rows is not None
+        expected = fused(
+            dense_scores(embedder, CORPUS, rows.astype(np.float64).mean(axis=0)),
+            sparse_scores(embedder, CORPUS, QUERY),
+            candidates=20,
+        )
+        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+
+    def test_reranking_scores_by_the_users_words_whatever_was_embedded_instead(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        bundle = QueryBundle(QUERY, custom_embedding_strs=["lazy dog"])
+        nodes = UnifiedHybridRetriever(store, embedder, rerank="colbert").retrieve(bundle)
+        expected = {
+            node_id(i): late_interaction(embedder, QUERY, text) for i, text in enumerate(CORPUS)
+        }
+        assert_best(nodes, expected, 10, tolerance=1e-5)
+
+
+# --- threads and event loops --------------------------------------------------------------------
+
+
+class Hold:
+    """A place where a worker thread waits until the event loop lets it go.
+
+    Were the loop itself held, it could not, and the wait would end without having been released.
+    """
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.was_released = False
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def held(*args: Any, **kwargs: Any) -> Any:
+            self.entered.set()
+            self.was_released = self.release.wait(timeout=10)
+            return function(*args, **kwargs)
+
+        return held
+
+    async def let_go(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the worker to arrive, run the loop for some turns, then release it."""
+        while not self.entered.is_set() and not task.done():
+            await asyncio.sleep(0.001)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.release.set()
+
+
+class TestConcurrency:
+    @ways
+    async def test_async_equals_sync(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, options: dict[str, Any]
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        for query in (QUERY, "lazy dog", "fusion merges"):
+            assert_same(await retriever.aretrieve(query), retriever.retrieve(query))
+
+    @pytest.mark.parametrize("way", ["equal", "weighted", "rerank"])
+    async def test_fifty_tasks_and_as_many_threads_beside_a_writer_get_the_same_answers(
+        self, folder: Path, embedder: BGE_M3_Embedder, client: QdrantClient, way: str
+    ) -> None:
+        options, known = HYBRIDS[way], embedder
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        store = filled(embedder, client, CORPUS)
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        queries = [query for query in QUERIES if is_clear(known, CORPUS, query)]
+        assert len(queries) >= 50
+        expected = [
+            shown(UnifiedHybridRetriever(store, known, **options).retrieve(query))
+            for query in queries
+        ]
+        nodes = embedded(embedder, CORPUS)
+        with ThreadPoolExecutor(6) as pool:
+            writing = pool.submit(lambda: [store.add(nodes) for _ in range(5)])
+            in_threads = [pool.submit(retriever.retrieve, query) for query in queries]
+            in_tasks = await asyncio.gather(*(retriever.aretrieve(query) for query in queries))
+            from_threads = await asyncio.gather(*map(asyncio.wrap_future, in_threads))
+            writing.result()
+        # Vectors of one text differ by rounding with what it was batched with.
+        for answers in (in_tasks, from_threads):
+            for got, wanted in zip(answers, expected, strict=True):
+                assert_best(got, dict(wanted), len(wanted), tolerance=1e-5)
+
+    @pytest.mark.parametrize("options", [{}, {"weights": (2.0, 1.0)}], ids=["equal", "weighted"])
+    async def test_the_event_loop_runs_while_the_question_is_encoded(
+        self,
+        store: QdrantVectorStore,
+        folder: Path,
+        options: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        _, engine = embedder._load()
+        hold = Hold()
+        monkeypatch.setattr(engine, "run", hold.wrap(engine.run))
+        task = asyncio.create_task(retriever.aretrieve(QUERY))
+        await hold.let_go(task)
+        assert await task
+        assert hold.was_released
+
+    async def test_the_event_loop_runs_while_candidates_are_encoded_for_reranking(
+        self, store: QdrantVectorStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        retriever = UnifiedHybridRetriever(store, embedder, rerank="colbert")
+        embedder.encode_query(QUERY, colbert=True)
+        _, engine = embedder._load()
+        hold = Hold()
+        monkeypatch.setattr(engine, "run", hold.wrap(engine.run))
+        task = asyncio.create_task(retriever.aretrieve(QUERY))
+        await hold.let_go(task)
+        assert await task
+        assert hold.was_released
+
+    @pytest.mark.parametrize(
+        ("options", "method"),
+        [({}, "query_points"), ({"weights": (2.0, 1.0)}, "query_batch_points")],
+    )
+    async def test_the_event_loop_runs_while_a_local_qdrant_searches(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        options: dict[str, Any],
+        method: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        hold = Hold()
+        monkeypatch.setattr(client, method, hold.wrap(getattr(client, method)))
+        task = asyncio.create_task(retriever.aretrieve(QUERY))
+        await hold.let_go(task)
+        assert await task
+        assert hold.was_released
+
+    async def test_the_event_loop_runs_while_the_first_query_looks_the_model_up(
+        self, client: QdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A fingerprint needs the model's files, which may have to be fetched and digested."""
+        known = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
+        filled(known, client, CORPUS)
+        hold = Hold()
+        monkeypatch.setattr(embedder_module, "resolve", hold.wrap(embedder_module.resolve))
+        task = asyncio.create_task(retriever.aretrieve(QUERY))
+        await hold.let_go(task)
+        assert await task
+        assert hold.was_released
+
+
+# --- LlamaIndex around it -----------------------------------------------------------------------
+
+
+class _Recorder(BaseEventHandler):
+    events: list[BaseEvent] = []  # noqa: RUF012 - a pydantic field, copied for each instance
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Recorder"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def recorder() -> Iterator[_Recorder]:
+    dispatcher = get_dispatcher()
+    handler = _Recorder()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)
+
+
+class TestLlamaIndex:
+    @sync_and_async
+    async def test_the_callback_manager_sees_the_retrieval_with_query_and_nodes(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, is_async: bool
+    ) -> None:
+        debug = LlamaDebugHandler(print_trace_on_end=False)
+        retriever = UnifiedHybridRetriever(
+            store, embedder, callback_manager=CallbackManager([debug])
+        )
+        nodes = await answer(retriever, QUERY, is_async=is_async)
+        ((start, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)
+        assert start.payload == {EventPayload.QUERY_STR: QUERY}
+        assert end.payload is not None
+        assert shown(end.payload[EventPayload.NODES]) == shown(nodes)
+
+    @sync_and_async
+    async def test_instrumentation_sees_start_and_end(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        recorder: _Recorder,
+        is_async: bool,
+    ) -> None:
+        nodes = await answer(UnifiedHybridRetriever(store, embedder), QUERY, is_async=is_async)
+        started = [e for e in recorder.events if isinstance(e, RetrievalStartEvent)]
+        ended = [e for e in recorder.events if isinstance(e, RetrievalEndEvent)]
+        assert [event.str_or_query_bundle for event in started] == [QUERY]
+        assert [shown(event.nodes) for event in ended] == [shown(nodes)]
+
+    @sync_and_async
+    async def test_a_query_engine_answers_from_its_nodes(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, is_async: bool
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, similarity_top_k=3)
+        engine = RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
+        response = await engine.aquery(QUERY) if is_async else engine.query(QUERY)
+        assert shown(response.source_nodes) == shown(retriever.retrieve(QUERY))
+        assert len(response.source_nodes) == 3
+        for scored in response.source_nodes:  # MockLLM echoes its prompt
+            assert scored.node.get_content() in str(response)
+
+    @pytest.mark.parametrize("kind", [CondensePlusContextChatEngine, ContextChatEngine])
+    @sync_and_async
+    async def test_a_chat_engine_answers_from_its_nodes(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, kind: Any, is_async: bool
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, similarity_top_k=3)
+        # The default memory runs an SQL database in an event loop of its own, and is flaky there.
+        engine = kind.from_defaults(
+            retriever=retriever, llm=MockLLM(), memory=ChatMemoryBuffer.from_defaults()
+        )
+        first = await engine.achat(QUERY) if is_async else engine.chat(QUERY)
+        assert shown(first.source_nodes) == shown(retriever.retrieve(QUERY))
+        for scored in first.source_nodes:
+            assert scored.node.get_content() in str(first)
+        second = await engine.achat("and the dog") if is_async else engine.chat("and the dog")
+        assert len(second.source_nodes) == 3
+
+
+# --- a store that fails -------------------------------------------------------------------------
+
+
+class _Broken(grpc.RpcError):
+    pass
+
+
+FAILURES: list[Exception] = [
+    UnexpectedResponse(500, "Internal Server Error", b"boom", httpx.Headers()),
+    ResponseHandlingException(httpx.ConnectError("no route")),  # type: ignore[arg-type]
+    ResourceExhaustedResponse("too many requests", retry_after_s=3),
+    ConnectionError("refused"),
+    TimeoutError("too slow"),
+    ValueError("local mode says no"),
+    RuntimeError("closed"),
+    _Broken(),
+]
+failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda one: type(one).__name__)
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+class TestStoreFailures:
+    @failures
+    @ways
+    @sync_and_async
+    async def test_a_failing_search_is_a_store_error(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        monkeypatch: pytest.MonkeyPatch,
+        failure: Exception,
+        options: dict[str, Any],
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, **options)
+        method = "query_batch_points" if "weights" in options else "query_points"
+        monkeypatch.setattr(client, method, failing(failure))
+        with pytest.raises(StoreError, match="docs") as caught:
+            await answer(retriever, QUERY, is_async=is_async)
+        assert caught.value.collection == "docs"
+        assert caught.value.operation == method
+        # asyncio copies a TimeoutError on its way out of a thread.
+        assert type(caught.value.__cause__) is type(failure)
+        assert str(failure) in str(caught.value)
+
+    @failures
+    def test_a_failing_look_up_when_the_retriever_is_made_is_a_store_error(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        monkeypatch: pytest.MonkeyPatch,
+        failure: Exception,
+    ) -> None:
+        monkeypatch.setattr(client, "collection_exists", failing(failure))
+        with pytest.raises(StoreError, match="docs") as caught:
+            UnifiedHybridRetriever(store, embedder)
+        assert caught.value.__cause__ is failure
+
+    @sync_and_async
+    async def test_it_recovers_with_the_store(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        client: QdrantClient,
+        monkeypatch: pytest.MonkeyPatch,
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder)
+        before = await answer(retriever, QUERY, is_async=is_async)
+        with monkeypatch.context() as broken:
+            broken.setattr(client, "query_points", failing(ConnectionError("gone")))
+            with pytest.raises(StoreError):
+                await answer(retriever, QUERY, is_async=is_async)
+        assert_same(await answer(retriever, QUERY, is_async=is_async), before)
