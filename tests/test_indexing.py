@@ -7,6 +7,7 @@ chunks that a fresh collection would.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.readers import SimpleDirectoryReader
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient, models
@@ -98,6 +100,33 @@ def prose(sentences: int, topic: str = "fox") -> str:
     """Distinct sentences of about 25 tokens."""
     notes = [f"Note {i} says that the quick brown {topic} jumps over it." for i in range(sentences)]
     return " ".join(notes)
+
+
+def pdf(*pages: str) -> bytes:
+    """A PDF of one line a page."""
+    first = 4  # after catalogue, page tree and font: a page and its content in turn
+    kids = " ".join(f"{first + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for i, text in enumerate(pages):
+        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
+        objects += [
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
+            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {first + 2 * i + 1} 0 R >>",
+            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        ]
+    out = "%PDF-1.4\n"
+    offsets = []
+    for number, item in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += f"{number} 0 obj\n{item}\nendobj\n"
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    end = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
+    out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{end}"
+    return out.encode("ascii")
 
 
 def is_idle(report: IndexReport) -> bool:
@@ -355,6 +384,18 @@ class TestWhichFiles:
         library.index(hidden)
         assert library.files() == {str(inside), str(hidden)}
 
+    def test_folders_to_exclude_are_left_out_and_dropped_if_they_were_in(
+        self, library: Library
+    ) -> None:
+        seen = library.write("seen.txt", "seen")
+        library.write("database/meta.json", "{}")
+        library.write("database/deep/er.txt", "inside")
+        also = library.write("database2.txt", "a name that begins the same")
+        assert library.index().indexed == 4
+        report = library.index(exclude=[library.folder / "database"])
+        assert (report.unchanged, report.removed) == (2, 2)
+        assert library.files() == {str(seen), str(also)}
+
     def test_images_and_binaries_are_skipped_and_named(self, library: Library) -> None:
         library.write("notes.txt", "text")
         names = ["photo.png", "PHOTO.JPG", "song.mp3", "archive.zip", "library.so"]
@@ -476,6 +517,29 @@ class TestUnreadableFiles:
         report = library.index()
         assert list(report.failed) == [str(bad)]
         assert report.indexed == 1
+
+    def test_a_pdf_gives_its_pages_text_and_numbers(self, library: Library) -> None:
+        if importlib.util.find_spec("pypdf") is None:
+            pytest.skip("the extra 'files', which reads PDF, is not installed")
+        path = library.write("report.pdf", pdf("Page one is here.", "Page two follows."))
+        report = library.index()
+        assert (report.failed, report.indexed) == ({}, 1)
+        nodes = library.store.parse_to_query_result(library.points()).nodes or []
+        pages = {node.metadata["page_label"]: node.get_content().strip() for node in nodes}
+        assert pages == {"1": "Page one is here.", "2": "Page two follows."}
+        assert library.files() == {str(path)}
+        assert library.index() == IndexReport(unchanged=1)
+
+    @pytest.mark.parametrize("suffix", [".pdf", ".docx", ".epub"])
+    def test_a_reader_that_is_not_installed_is_named_with_its_extra(
+        self, library: Library, monkeypatch: pytest.MonkeyPatch, suffix: str
+    ) -> None:
+        monkeypatch.setattr(SimpleDirectoryReader, "supported_suffix_fn", dict)
+        bad = library.write("report" + suffix, b"PK or %PDF or what it may be")
+        good = library.write("good.txt", "good")
+        report = library.index()
+        assert "pip install 'unified-embeddings[files]'" in report.failed[str(bad)]
+        assert library.files() == {str(good)}
 
 
 class TestContent:

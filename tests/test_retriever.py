@@ -789,6 +789,16 @@ class TestCollections:
             nodes = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(QUERY)
             assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
 
+    @sync_and_async
+    async def test_unnamed_vectors_are_read_where_the_collection_came_later(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
+    ) -> None:
+        early = QdrantVectorStore("plain", client=client)  # finds no collection to look at
+        retriever = UnifiedHybridRetriever(early, embedder, mode="dense")
+        QdrantVectorStore("plain", client=client).add(embedded(embedder, CORPUS))
+        nodes = await answer(retriever, QUERY, is_async=is_async)
+        assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
+
     def test_sparse_mode_needs_no_dense_vectors(
         self, embedder: BGE_M3_Embedder, client: QdrantClient
     ) -> None:
@@ -1103,10 +1113,12 @@ class TestInvalidQueries:
 
     @pytest.mark.filterwarnings("error::RuntimeWarning")
     @pytest.mark.parametrize(
-        "vector", [[], [1.0] * 31, [float("nan")] * 32], ids=["empty", "short", "nan"]
+        "vector",
+        [[], [1.0] * 31, [float("nan")] * 32, ["a"] * 32, {"a": 1.0}],
+        ids=["empty", "short", "nan", "words", "a dict"],
     )
     def test_a_vector_of_the_bundles_own_that_does_not_fit_is_our_error(
-        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, vector: list[float]
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, vector: Any
     ) -> None:
         with pytest.raises(UnifiedEmbeddingsError):
             UnifiedHybridRetriever(store, embedder).retrieve(QueryBundle("fox", embedding=vector))

@@ -73,7 +73,7 @@ def _require_collection(collection: str, path: Path, url: str | None) -> None:
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():
         raise StoreError(collection, "opening", f"there is no folder {path}; {hint}")
-    client = QdrantClient(url=url) if url else open_folder(path)
+    client = QdrantClient(url=url, check_compatibility=False) if url else open_folder(path)
     with store_errors(collection, f"connecting to {url}" if url else "opening"):
         names = [one.name for one in client.get_collections().collections]
     if collection not in names:

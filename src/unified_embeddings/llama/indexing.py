@@ -236,10 +236,8 @@ def _read(file: Path, splitter: SentenceSplitter) -> list[BaseNode]:
         for document in documents:
             document.metadata["file_path"] = str(file)
         nodes: list[BaseNode] = splitter.get_nodes_from_documents(documents)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the reader for {file.suffix} files ({error})", extra="files"
-        ) from error
+    except ImportError as error:  # a library of the reader's own, which no extra of ours brings
+        raise InputError(f"cannot be read: its reader needs another library: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"is not text in UTF-8: {error}") from error
     except Exception as error:  # readers and splitter raise what their libraries raise

@@ -63,8 +63,10 @@ def build_vector_store(
         client = open_folder(path)
     elif url is not None:
         with store_errors(collection, f"connecting to {url}"):
-            client = QdrantClient(url=url, api_key=api_key)
-            aclient = aclient or AsyncQdrantClient(url=url, api_key=api_key)
+            # Without the check at construction, which warns where the first call will raise.
+            options: dict[str, Any] = {"api_key": api_key, "check_compatibility": False}
+            client = QdrantClient(url=url, **options)
+            aclient = aclient or AsyncQdrantClient(url=url, **options)
     assert client is not None
     make_thread_safe(client)
     if aclient is None and is_local(client):

@@ -34,6 +34,8 @@ from unified_embeddings.types import FloatArray, SparseVector
 
 Mode = Literal["hybrid", "dense", "sparse"]
 
+_ORDER = (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE)
+
 
 @dataclass(frozen=True)
 class _Query:
@@ -370,6 +372,12 @@ def _check_filters(filters: MetadataFilters) -> None:
             raise InputError(
                 f"operator {one.operator.value!r} on {one.key!r} needs a value; for fields without "
                 "one use IS_EMPTY",
+                index=index,
+            )
+        elif one.operator in _ORDER and not isinstance(one.value, int | float):
+            raise InputError(
+                f"operator {one.operator.value!r} on {one.key!r} compares numbers, got "
+                f"{one.value!r}",
                 index=index,
             )
         elif one.operator in (FilterOperator.IN, FilterOperator.NIN) and not isinstance(

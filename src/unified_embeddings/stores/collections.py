@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,15 @@ from unified_embeddings.stores.local import is_local
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
 _METADATA_KEY = "unified_embeddings"
-_FAILURES = (ApiException, QdrantException, RpcError, OSError, ValueError, RuntimeError)
+_FAILURES = (
+    ApiException,
+    QdrantException,
+    RpcError,
+    OSError,
+    sqlite3.Error,  # local mode's files: a full disk, a folder made read-only
+    ValueError,
+    RuntimeError,
+)
 _LOG = logging.getLogger(__name__)
 
 

@@ -82,6 +82,8 @@ def open_folder(path: str | os.PathLike[str]) -> QdrantClient:
         StoreError: If another process has the folder open, or it cannot be written.
     """
     folder = Path(path).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(str(folder), "opening", "it is a file; give a folder for the store")
     with _open_lock:
         client = _open_clients.get(folder)
         if client is None or is_closed(client):
