@@ -111,6 +111,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         if self._client is not None:
             make_thread_safe(self._client)
         self._checked = False
+        self._dense_name = vector_store.dense_vector_name
         super().__init__(callback_manager=callback_manager)
         if self._client is not None:
             with store_errors(self._collection, "looking the collection up"):
@@ -130,7 +131,8 @@ class UnifiedHybridRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._checked:
-            await self._acheck()
+            info = await self._acall("get_collection", collection_name=self._collection)
+            await asyncio.to_thread(self._check, info)
         query = await asyncio.to_thread(self._embed, query_bundle)
         if query is None:
             return []
@@ -175,11 +177,14 @@ class UnifiedHybridRetriever(BaseRetriever):
     def _own_dense(self, bundle: QueryBundle) -> FloatArray | None:
         """The dense vector a bundle brings itself, (dimension,); None if it brings none."""
         if bundle.embedding is not None:
-            vector = np.asarray(bundle.embedding, dtype=np.float32)
+            try:
+                vector = np.asarray(bundle.embedding, dtype=np.float32)
+            except (TypeError, ValueError):
+                vector = np.array(np.nan, dtype=np.float32)
             if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
                 raise InputError(
                     f"the query's own embedding must be {self._embedder.dimension} finite numbers, "
-                    f"got shape {vector.shape}"
+                    f"got {bundle.embedding!r:.80}"
                 )
             return vector
         if not bundle.custom_embedding_strs:
@@ -197,7 +202,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         lists = [
             (vector, name)
             for vector, name in (
-                (query.dense, self._store.dense_vector_name),
+                (query.dense, self._dense_name),
                 (query.sparse, self._store.sparse_vector_name),
             )
             if vector is not None
@@ -282,21 +287,16 @@ class UnifiedHybridRetriever(BaseRetriever):
         return sorted(scored, key=lambda node: -(node.score or 0.0))[: self._top_k]
 
     def _check(self, info: models.CollectionInfo) -> None:
+        unnamed = isinstance(info.config.params.vectors, models.VectorParams)
+        self._dense_name = "" if unnamed else self._store.dense_vector_name
         check_collection(
             self._collection,
             info,
             self._embedder,
-            dense=self._store.dense_vector_name if self._mode != "sparse" else None,
+            dense=self._dense_name if self._mode != "sparse" else None,
             sparse=self._store.sparse_vector_name if self._mode != "dense" else None,
         )
         self._checked = True
-
-    async def _acheck(self) -> None:
-        info = await self._acall("get_collection", collection_name=self._collection)
-        if self._client is None and self._store._legacy_vector_format is None:
-            # A store with an async client alone has not looked at the vectors' names yet.
-            await self._store._adetect_vector_format(self._collection)
-        await asyncio.to_thread(self._check, info)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         if self._client is None:
