@@ -287,7 +287,8 @@ class UnifiedHybridRetriever(BaseRetriever):
         return sorted(scored, key=lambda node: -(node.score or 0.0))[: self._top_k]
 
     def _check(self, info: models.CollectionInfo) -> None:
-        unnamed = isinstance(info.config.params.vectors, models.VectorParams)
+        vectors = info.config.params.vectors
+        unnamed = isinstance(vectors, models.VectorParams) or "" in (vectors or {})
         self._dense_name = "" if unnamed else self._store.dense_vector_name
         check_collection(
             self._collection,
