@@ -411,7 +411,7 @@ class TestWhatIsMissing:
             ended = search("fox", "--collection", "other")
             assert (ended.code, ended.out) == (1, "")
             assert "'other'" in ended.err
-            assert "there are documents" in ended.err
+            assert "collections there: 'documents'" in ended.err
 
     def test_a_server(self, search: Run) -> None:
         ended = search("fox", "--url", "http://127.0.0.1:9")
@@ -698,7 +698,7 @@ class TestDemo:
         assert topics & {"with", "context-managers"}
         flat = " ".join(ended.out.split())
         assert f"{few_topics} topics of the Python reference" in flat
-        assert "embedded by mini-m3" in flat
+        assert "Embedded by mini-m3" in flat
         assert "tokens/s" in flat
         assert "embedded in" in flat
         assert "searched and fused in" in flat

@@ -10,6 +10,7 @@ sentence-transformers' `1_Pooling/config.json` and `sentence_bert_config.json` w
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.mini_m3 import mini_m3_folder
-from unified_embeddings.models import MINI_M3
+from unified_embeddings.models import MINI_M3, MODELS
 
 Pooling = Literal["cls", "mean"]
 
@@ -219,8 +220,19 @@ def resolve(
         return _checked(Checkpoint(text, folder.resolve()))
     if text.count("/") > 1 or text.startswith((".", "~", os.sep)) or not text.strip():
         raise ModelLoadError(text, "there is no such folder")
+    if "/" not in text:
+        raise ModelLoadError(
+            text,
+            "there is no such folder, and no model of that name is known. There are "
+            f"{', '.join(MODELS)}, hub ids of the form owner/name, and folders{_nearest(text)}",
+        )
     snapshot = _snapshot(text, revision, local_files_only)
     return _checked(Checkpoint(text, snapshot, revision=snapshot.name))
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, MODELS, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:

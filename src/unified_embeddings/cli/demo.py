@@ -82,6 +82,10 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
     nodes = splitter.get_nodes_from_documents(documents)
     store = config.vector_store("python-reference", client=QdrantClient(":memory:"))
     index = VectorStoreIndex.from_vector_store(store)
+    shared.out.print(
+        f"Indexing {len(documents)} topics of the Python reference, {len(nodes)} passages; about a "
+        "minute on two free cores"
+    )
     started = time.perf_counter()
     with progress_bar("Indexing", len(nodes), shown=shared.is_terminal()) as advance:
         for start in range(0, len(nodes), 64):
@@ -91,9 +95,8 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
     seconds = time.perf_counter() - started
     tokens = embedder.stats().tokens
     shared.out.print(
-        f"{len(documents)} topics of the Python reference → {len(nodes)} passages, embedded by "
-        f"{embedder.model_name} ({embedder.runtime.engine}, {embedder.runtime.precision}, "
-        f"{embedder.runtime.device}) and stored in {seconds:.1f} s: "
+        f"Embedded by {embedder.model_name} ({embedder.runtime.engine}, "
+        f"{embedder.runtime.precision}, {embedder.runtime.device}) and stored in {seconds:.1f} s: "
         f"{tokens / seconds:,.0f} tokens/s"
     )
     return store

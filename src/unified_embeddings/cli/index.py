@@ -31,16 +31,20 @@ def index(
 
     config = shared.open_config(model)
     store = shared.open_store(config, collection, path, url, create=True)
-    with counted_later("Indexing", shown=shared.is_terminal()) as (start, step):
-        report = index_paths(
-            paths,
-            store,
-            config.embedder,
-            chunk_tokens=chunk_tokens,
-            exclude=[] if url else [path],
-            on_files=start,
-            on_file=lambda _: step(1),
-        )
+    try:
+        with counted_later("Indexing", shown=shared.is_terminal()) as (start, step):
+            report = index_paths(
+                paths,
+                store,
+                config.embedder,
+                chunk_tokens=chunk_tokens,
+                exclude=[] if url else [path],
+                on_files=start,
+                on_file=lambda _: step(1),
+            )
+    except KeyboardInterrupt:
+        shared.complain("stopped; what is stored stays. Run the same command again to go on")
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(asdict(report)))
     else:

@@ -84,11 +84,12 @@ def _filters(conditions: list[str]) -> MetadataFilters | None:
     )
 
     parsed = []
-    for index, condition in enumerate(conditions):
+    for condition in conditions:
         match = _CONDITION.match(condition)
         if match is None:
             raise InputError(
-                f"--filter {condition!r} should be KEY=VALUE (or != > >= < <=)", index=index
+                f"--filter {condition!r} should be KEY=VALUE (or != > >= < <=); quote it against "
+                "the shell, as in --filter 'file_size>10'"
             )
         key, operator, value = match.groups()
         parsed.append(

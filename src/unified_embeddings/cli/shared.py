@@ -77,8 +77,10 @@ def _require_collection(collection: str, path: Path, url: str | None) -> None:
     with store_errors(collection, f"connecting to {url}" if url else "opening"):
         names = [one.name for one in client.get_collections().collections]
     if collection not in names:
-        there = f"there are {', '.join(sorted(names))}" if names else "there is none"
-        raise StoreError(collection, "opening", f"it does not exist; {there}. {hint}")
+        there = ", ".join(map(repr, sorted(names))) or "none"
+        raise StoreError(
+            collection, "opening", f"it does not exist; collections there: {there}. {hint}"
+        )
 
 
 def printable(text: str) -> str:

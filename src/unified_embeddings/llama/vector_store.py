@@ -59,6 +59,10 @@ def build_vector_store(
         raise InputError("give exactly one of url=, path= and client=")
     if not isinstance(collection, str) or not collection.strip():
         raise InputError(f"a collection needs a name, got {collection!r}")
+    if isinstance(client, AsyncQdrantClient):
+        raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
+    if path == ":memory:":
+        raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
     if path is not None:
         client = open_folder(path)
     elif url is not None:

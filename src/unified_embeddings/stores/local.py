@@ -93,8 +93,8 @@ def open_folder(path: str | os.PathLike[str]) -> QdrantClient:
                 raise StoreError(
                     str(folder),
                     "opening",
-                    f"{error}. A folder serves one process at a time; close the other one, or run "
-                    "a Qdrant server and use url=",
+                    f"{str(error).rstrip('.')}. A folder serves one process at a time; close the "
+                    "other one, or run a Qdrant server and use url=",
                 ) from error
             # Closed while the interpreter is whole: QdrantClient.__del__ fails at its exit.
             weakref.finalize(client, client._client.close)
