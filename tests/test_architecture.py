@@ -37,7 +37,7 @@ HOMES = {
     "tokenizers": {"tokenization"},
     "huggingface_hub": {"checkpoints", "cli.doctor"},
     "cachetools": {"cache"},
-    "sqlite3": {"cache", "stores.collections"},
+    "sqlite3": {"cache", "stores.*"},
     "llama_index": {
         "llama.*",
         "retrievers.hybrid",

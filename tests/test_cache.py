@@ -967,3 +967,14 @@ def test_two_tiers_answer_right_and_compute_each_text_once(
         assert [v.tolist() for v in values] == [source.vector(name).tolist() for name in names]
     cache.close()
     assert source.computed == Counter({name for _, names in asks for name in names})
+
+
+def test_a_vector_cut_at_a_whole_number_on_disk_is_computed_again(tmp_path: Path) -> None:
+    path, value = tmp_path / "vectors.db", np.arange(8, dtype=np.float32)
+    first = EmbeddingCache(path=path)
+    put(first, "a", value.copy())
+    first.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE vectors SET data = substr(data, 1, 28)")
+    database.close()
+    assert put(EmbeddingCache(path=path), "a", value.copy()).tolist() == value.tolist()

@@ -775,3 +775,22 @@ def _put_back(library: Library, points: list[models.Record]) -> None:
             for p in points
         ],
     )
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_chunks_and_is_reported(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.write("one.txt", "one")
+    inside = library.write("sub/two.txt", "two")
+    library.index()
+    scandir = os.scandir
+
+    def forbidden(path: Any) -> Any:
+        if str(path) == str(inside.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    report = library.index()
+    assert list(report.failed) == [str(inside.parent)]
+    assert (report.removed, report.chunks_removed, library.count()) == (0, 0, 2)

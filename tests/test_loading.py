@@ -130,3 +130,18 @@ def test_weights_saved_under_a_prefix_are_found(folder: Path) -> None:
     expected = BGE_M3_Embedder(folder).encode_query("fox").dense
     save_file({f"roberta.{name}": t for name, t in state.items()}, folder / "model.safetensors")
     assert BGE_M3_Embedder(folder).encode_query("fox").dense.tolist() == expected.tolist()
+
+
+def test_weights_with_more_layers_than_the_configuration_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "encoder.layer.1" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "max_position_embeddings", "pad_token_id"])
+def test_a_setting_that_is_no_number_is_named(folder: Path, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert key in refusal(folder)

@@ -443,6 +443,8 @@ def _unpack(kind: int, width: int, data: bytes) -> Value:
             np.frombuffer(data, "<f4", offset=4 * width),
         )
     array = np.frombuffer(data, "<f4")
+    if kind == _ARRAY_1D and len(array) != width:
+        raise ValueError(f"a vector of {width} numbers holds {len(array)}")
     return array if kind == _ARRAY_1D else array.reshape(-1, width)
 
 

@@ -73,7 +73,7 @@ class Checkpoint:
     @property
     def hidden_size(self) -> int:
         """Width of the backbone, which is the dense dimension."""
-        return int(self._setting("hidden_size"))
+        return self._integer("hidden_size")
 
     @property
     def model_type(self) -> str:
@@ -96,7 +96,7 @@ class Checkpoint:
             if key.startswith("pooling_mode_") and on is True
         }
         named = settings.get("pooling_mode")
-        chosen |= {named} if isinstance(named, str) else set(named or ())
+        chosen |= set(named) if isinstance(named, list) else {str(named)} if named else set()
         if chosen == {"cls"}:
             return "cls"
         if chosen == {"mean"}:
@@ -113,9 +113,9 @@ class Checkpoint:
         The smaller of the number of positions (less the two that RoBERTa-type models reserve) and
         sentence-transformers' `max_seq_length`.
         """
-        positions = int(self._setting("max_position_embeddings"))
+        positions = self._integer("max_position_embeddings")
         if self.model_type != "bert":
-            positions -= int(self._setting("pad_token_id")) + 1
+            positions -= self._integer("pad_token_id") + 1
         if (self.folder / "sentence_bert_config.json").is_file():
             limit = self._json("sentence_bert_config.json").get("max_seq_length")
             if isinstance(limit, int):
@@ -184,6 +184,12 @@ class Checkpoint:
             raise self.problem(f"{path} should hold a JSON object, not {type(content).__name__}")
         return content
 
+    def _integer(self, key: str) -> int:
+        value = self._setting(key)
+        if not isinstance(value, int):
+            raise self.problem(f"config.json has {key} = {value!r}, where a number is needed")
+        return value
+
     def _setting(self, key: str) -> Any:
         if key not in self.config:
             raise self.problem(f"config.json in {self.folder} has no {key!r}")
@@ -212,7 +218,7 @@ def resolve(
     if text == MINI_M3:
         return _checked(Checkpoint(text, mini_m3_folder()))
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text.strip() and folder.is_dir():
         if revision is not None:
             raise ModelLoadError(
                 text, "a folder has no revisions; leave revision out", revision=revision

@@ -61,6 +61,8 @@ def mini_m3_folder() -> Path:
             fresh = Path(scratch) / folder.name
             for name, source in sources.items():
                 _place(source, fresh / name)
+            if _is_complete(folder, sources):  # another process was first
+                return folder
             if folder.exists():
                 folder.replace(Path(scratch) / "broken")
             fresh.replace(folder)

@@ -5,6 +5,7 @@ What lives here: the list of subcommands, and the rule that no error reaches a u
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -45,6 +46,9 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 stopped by the user."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark
     try:
         app(standalone_mode=True)
     except UnifiedEmbeddingsError as error:

@@ -15,6 +15,7 @@ from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
+    from qdrant_client import QdrantClient
 
 out = Console()
 
@@ -59,12 +60,14 @@ def open_store(
         StoreError: If it is not there and `create` is False.
     """
     place: dict[str, Any] = {"url": url} if url else {"path": path}
-    if not create:
-        _require_collection(collection, path, url)
-    return config.vector_store(collection, **place)
+    # Kept while the store opens: a local client that nobody holds is closed, and read again.
+    held = None if create else _require_collection(collection, path, url)
+    store = config.vector_store(collection, **place)
+    del held
+    return store
 
 
-def _require_collection(collection: str, path: Path, url: str | None) -> None:
+def _require_collection(collection: str, path: Path, url: str | None) -> QdrantClient:
     from qdrant_client import QdrantClient
 
     from unified_embeddings.stores.collections import store_errors
@@ -81,6 +84,7 @@ def _require_collection(collection: str, path: Path, url: str | None) -> None:
         raise StoreError(
             collection, "opening", f"it does not exist; collections there: {there}. {hint}"
         )
+    return client
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
 from unified_embeddings.engines.torch import DTYPES, load_backbone, load_head, plan_torch
-from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.types import HeadName, IntArray
 
 try:
@@ -25,7 +25,10 @@ try:
         EncoderOnlyEmbedderM3ModelForInference,
     )
 except ImportError as error:
-    raise MissingExtraError(f"FlagEmbedding ({error})", extra="flag") from error
+    raise UnifiedEmbeddingsError(
+        f"The engine 'flag' needs FlagEmbedding, which cannot be imported: {error}. Install it as "
+        "constraints.txt has it, or use engine='torch'"
+    ) from error
 
 
 class FlagEngine:

@@ -233,6 +233,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str)
             f"architecture {checkpoint.model_type!r} is not one this engine runs "
             f"({', '.join(POSITION_ZERO_BASED)})"
         )
+    _ = checkpoint.hidden_size  # says of a setting that is no number what transformers would not
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
         with torch.device("meta"):
@@ -242,11 +243,15 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise checkpoint.problem(f"config.json describes no usable model: {error}") from error
     expected = {name: tensor.shape for name, tensor in model.named_parameters()}
-    state = {
-        name: tensor.to(dtype)
-        for name, tensor in _tensors(checkpoint, model.base_model_prefix)
-        if name in expected
-    }
+    state = {}
+    for name, tensor in _tensors(checkpoint, model.base_model_prefix):
+        if name in expected:
+            state[name] = tensor.to(dtype)
+        elif name.startswith("encoder."):
+            raise checkpoint.problem(
+                f"tensor {name} has no place in the model that config.json describes; the two "
+                "belong to different models"
+            )
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise checkpoint.problem(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,9 +133,9 @@ def index_paths(
         if not root.exists() and not any(_is_under(path, root) for path in stored):
             raise InputError(f"{root} does not exist, and nothing of it is indexed")
     excluded = [path.expanduser().resolve() for path in exclude]
-    files = sorted({file for root in roots for file in _files(root, excluded)})
-    on_files(len(files))
     report = IndexReport()
+    files = sorted({file for root in roots for file in _files(root, excluded, report)})
+    on_files(len(files))
 
     def fresh() -> Iterator[tuple[str, list[BaseNode]]]:
         for file in files:
@@ -154,21 +155,33 @@ def index_paths(
             stale = stored.get(path, _Stored()).all_ids() - {node.node_id for node in file_nodes}
             _drop(store, stale, report)
     present = {str(file) for file in files}
+    unreadable = [Path(folder) for folder in report.failed]
     for path, was in stored.items():
+        if any(_is_under(path, folder) for folder in unreadable):
+            continue
         if path not in present and any(_is_under(path, root) for root in roots):
             _drop(store, was.all_ids(), report)
             report.removed += 1
     return report
 
 
-def _files(root: Path, excluded: Sequence[Path]) -> Iterator[Path]:
+def _files(root: Path, excluded: Sequence[Path], report: IndexReport) -> Iterator[Path]:
+    """The files under a root; a folder that cannot be listed is reported as failed."""
     if root.is_file():
         yield root
-    for path in root.rglob("*") if root.is_dir() else ():
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        left_out = hidden or any(folder in path.parents for folder in excluded)
-        if not left_out and path.is_file():
-            yield path
+
+    def note(error: OSError) -> None:
+        report.failed[str(error.filename)] = f"cannot be listed: {error.strerror or error}"
+
+    for folder, folders, names in os.walk(root, onerror=note) if root.is_dir() else ():
+        here = Path(folder)
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and here / name not in excluded
+        ]
+        for name in names:
+            path = here / name
+            if not name.startswith(".") and here not in excluded and path.is_file():
+                yield path
 
 
 def _is_under(path: str, root: Path) -> bool:

@@ -32,7 +32,7 @@ def rrf(
     Raises:
         InputError: If k or a weight is negative, or their number is not that of the rankings.
     """
-    if k < 0:
+    if not k >= 0:
         raise InputError(f"k must be >= 0, got {k}")
     if weights is None:
         weights = [1.0] * len(rankings)

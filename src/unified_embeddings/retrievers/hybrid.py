@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import (
     FilterOperator,
     MetadataFilters,
@@ -118,6 +118,20 @@ class UnifiedHybridRetriever(BaseRetriever):
                 exists = self._client.collection_exists(self._collection)
             if exists:
                 self._check(self._call("get_collection", collection_name=self._collection))
+
+    def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """The nodes that answer a question best, best first.
+
+        Raises:
+            InputError: If the question is no text, or blank.
+            FingerprintMismatchError: If the collection was made with another model.
+            StoreError: If Qdrant fails, or the collection does not exist.
+        """
+        return super().retrieve(_question(str_or_query_bundle))
+
+    async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """As `retrieve`, without blocking the event loop."""
+        return await super().aretrieve(_question(str_or_query_bundle))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._checked:
@@ -312,6 +326,12 @@ class UnifiedHybridRetriever(BaseRetriever):
             return await asyncio.to_thread(self._call, method, **arguments)
         with store_errors(self._collection, method):
             return await getattr(self._aclient, method)(**arguments)
+
+
+def _question(query: QueryType) -> QueryType:
+    if not isinstance(query, str | QueryBundle):
+        raise InputError(f"a query must be one str or QueryBundle, got {type(query).__name__}")
+    return query
 
 
 def _check_options(

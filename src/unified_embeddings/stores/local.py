@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 import weakref
 from pathlib import Path
@@ -89,13 +90,14 @@ def open_folder(path: str | os.PathLike[str]) -> QdrantClient:
         if client is None or is_closed(client):
             try:
                 client = QdrantClient(path=str(folder), force_disable_check_same_thread=True)
-            except (RuntimeError, OSError, ValueError) as error:
-                raise StoreError(
-                    str(folder),
-                    "opening",
-                    f"{str(error).rstrip('.')}. A folder serves one process at a time; close the "
-                    "other one, or run a Qdrant server and use url=",
-                ) from error
+            except (RuntimeError, OSError, ValueError, KeyError, sqlite3.Error) as error:
+                problem = str(error).rstrip(".")
+                if "already accessed" in problem:
+                    problem += (
+                        ". A folder serves one process at a time; close the other one, or run a "
+                        "Qdrant server and use url="
+                    )
+                raise StoreError(str(folder), "opening", problem) from error
             # Closed while the interpreter is whole: QdrantClient.__del__ fails at its exit.
             weakref.finalize(client, client._client.close)
             _open_clients[folder] = make_thread_safe(client)
