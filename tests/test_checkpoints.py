@@ -574,3 +574,10 @@ class TestCheckpointValue:
         assert isinstance(error, ModelLoadError)
         assert (error.model, error.revision) == ("x", OLD)
         assert str(error) == f"Cannot load model 'x' (revision {OLD}): it is broken"
+
+
+def test_an_incomplete_snapshot_says_offline_which_file_it_lacks(hub: Hub) -> None:
+    folder = resolve(NAME).folder
+    (folder / "sparse_linear.pt").unlink()
+    with pytest.raises(ModelLoadError, match=r"incomplete \(sparse_linear\.pt is missing"):
+        resolve(NAME, local_files_only=True)

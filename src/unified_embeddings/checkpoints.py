@@ -262,7 +262,9 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
         if cached is not None and _is_complete(cached):
             return cached
     if local_files_only or constants.is_offline_mode():
-        found = f"its snapshot {cached} is incomplete" if cached else "it is not in the local cache"
+        found = "it is not in the local cache"
+        if cached is not None:
+            found = f"its snapshot is incomplete ({_lacks(cached)})"
         raise ModelLoadError(
             name,
             f"{found}, and downloads are off (local_files_only or HF_HUB_OFFLINE). Fetch it once "
@@ -287,11 +289,16 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
+    return _lacks(folder) is None
+
+
+def _lacks(folder: Path) -> str | None:
+    """What keeps a snapshot from being used; None if nothing does."""
     try:
         _checked(Checkpoint(str(folder), folder, revision="?"))
-    except ModelLoadError:
-        return False
-    return True
+    except ModelLoadError as error:
+        return error.problem
+    return None
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

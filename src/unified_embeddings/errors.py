@@ -38,11 +38,13 @@ class ModelLoadError(UnifiedEmbeddingsError):
     Attributes:
         model: The name or folder asked for.
         revision: The revision asked for or found, None where there is none.
+        problem: What is wrong, without the model's name.
     """
 
     def __init__(self, model: str, problem: str, *, revision: str | None = None) -> None:
         self.model = model
         self.revision = revision
+        self.problem = problem
         at = f" (revision {revision})" if revision else ""
         super().__init__(f"Cannot load model {model!r}{at}: {problem}")
 
