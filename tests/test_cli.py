@@ -187,9 +187,10 @@ class TestInstalledCommand:
     def test_control_c_while_indexing_and_the_next_run_completes(
         self, tmp_path: Path, xlmr: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        count = 900  # several batches: the first is stored long before the last is read
         docs = tmp_path / "docs"
         docs.mkdir()
-        for i in range(320):
+        for i in range(count):
             (docs / f"{i:04d}.txt").write_text(f"{FILES['alpha.txt']} Number {i}.")
         arguments = ("index", "docs", "--model", xlmr, "--json")
         process = start(*arguments, cwd=tmp_path, start_new_session=True)
@@ -206,11 +207,11 @@ class TestInstalledCommand:
         monkeypatch.chdir(tmp_path)
         second = run(*arguments)
         assert second.code == 0
-        assert second.json["unchanged"] + second.json["indexed"] == 320
+        assert second.json["unchanged"] + second.json["indexed"] == count
         assert second.json["unchanged"] > 0, "nothing of the first run was kept"
         assert second.json["indexed"] > 0, "the first run was not stopped midway"
         third = run(*arguments)
-        assert (third.json["unchanged"], third.json["indexed"]) == (320, 0)
+        assert (third.json["unchanged"], third.json["indexed"]) == (count, 0)
         assert _files_in(tmp_path / "qdrant_data") == sorted(path.name for path in docs.iterdir())
 
     def test_version(self, tmp_path: Path) -> None:
