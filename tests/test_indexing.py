@@ -794,3 +794,10 @@ def test_a_folder_that_cannot_be_listed_keeps_its_chunks_and_is_reported(
     report = library.index()
     assert list(report.failed) == [str(inside.parent)]
     assert (report.removed, report.chunks_removed, library.count()) == (0, 0, 2)
+
+
+def test_a_binary_file_of_an_unknown_kind_is_skipped(library: Library) -> None:
+    blob = library.write("blob.dat", b"SQLite format 3\0\x01\xff\xfe")
+    library.write("one.txt", "one")
+    report = library.index()
+    assert (report.skipped, report.failed, report.indexed) == ([str(blob)], {}, 1)

@@ -933,3 +933,39 @@ class TestPropertyGraph:
         )
         assert [scored.text for scored in retriever.retrieve("dog")] == expected
         assert [scored.text for scored in await retriever.aretrieve("dog")] == expected
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_a_cleared_store_is_made_anew_with_its_fingerprint(
+    config: UnifiedEmbeddingConfig, client: QdrantClient, is_async: bool
+) -> None:
+    store = config.vector_store("docs", client=client)
+    before = client.get_collection("docs").config.metadata
+    node = TextNode(text="fox", embedding=config.text_model.get_text_embedding("fox"))
+    store.clear()
+    if is_async:
+        await store.async_add([node])
+    else:
+        store.add([node])
+    assert client.get_collection("docs").config.metadata == before
+    assert before
+    assert len(config.retriever(store).retrieve("fox")) == 1
+
+
+async def test_a_bad_text_far_into_a_batch_is_named_by_its_own_index(
+    config: UnifiedEmbeddingConfig,
+) -> None:
+    texts: list[Any] = ["fox"] * 200 + [None]
+    with pytest.raises(InputError) as caught:
+        config.text_model.get_text_embedding_batch(texts)
+    assert caught.value.index == 200
+    with pytest.raises(InputError) as caught:
+        await config.text_model.aget_text_embedding_batch(texts)
+    assert caught.value.index == 200
+
+
+def test_a_pickled_config_gives_the_same_vectors(config: UnifiedEmbeddingConfig) -> None:
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy.embedder.options == config.embedder.options
+    ours, theirs = (one.embedder.encode_query("fox").dense for one in (config, copy))
+    assert ours.tolist() == theirs.tolist()

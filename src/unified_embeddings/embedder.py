@@ -258,7 +258,7 @@ class BGE_M3_Embedder:
         Raises:
             InputError: If it is not a str or holds lone surrogates.
         """
-        (valid,) = _validated([text])
+        (valid,) = validated([text])
         return self._load_tokenizer().split(valid)
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ class BGE_M3_Embedder:
     def _encode(
         self, texts: Iterable[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
-        items = _validated(texts)
+        items = validated(texts)
         self._count(texts=len(items))
         if not items:
             return _assemble([], wanted, self.dimension)
@@ -364,7 +364,12 @@ def _chosen(dense: bool, sparse: bool, colbert: bool) -> tuple[HeadName, ...]:
     return chosen
 
 
-def _validated(texts: Iterable[str]) -> list[str]:
+def validated(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, each a str of valid Unicode.
+
+    Raises:
+        InputError: If they are not; the first bad item's index is named.
+    """
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise InputError(
             f"expected a list of texts, got {type(texts).__name__}; put a single text into a list"

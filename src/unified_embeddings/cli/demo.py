@@ -41,7 +41,7 @@ def demo(
     with the extra "demo".
     """
     questions = [shared.require_text(text) for text in query or _QUESTIONS]
-    config = UnifiedEmbeddingConfig(model)
+    config = UnifiedEmbeddingConfig.from_env(model_choice=model)
     config.configure_settings()
     store = _index_reference(config)
     for question in questions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from unified_embeddings.cache import EmbeddingCache
@@ -76,6 +77,7 @@ class UnifiedEmbeddingConfig:
             model_choice=os.fspath(model_choice),
             embedder=embedder,
             _image_model=image_model,
+            _options={"image_model": image_model, "cache": cache, **embedder.options},
             _lock=threading.Lock(),
             _text_model=None,
         )
@@ -191,6 +193,10 @@ class UnifiedEmbeddingConfig:
         from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 
         return UnifiedHybridRetriever(vector_store, self.embedder, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its choices: a copy loads the model anew with its first text."""
+        return partial(type(self), self.model_choice, **self.__dict__["_options"]), ()
 
     def __repr__(self) -> str:
         return f"UnifiedEmbeddingConfig({self.model_choice!r})"

@@ -7,6 +7,7 @@ run killed anywhere is completed by the next one.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -192,10 +193,10 @@ def _file_nodes(
     file: Path, splitter: SentenceSplitter, was: _Stored, report: IndexReport
 ) -> list[BaseNode] | str | None:
     """The file's new chunks; its version if that is stored; None if it gives none to store."""
-    if file.suffix.lower() in _NOT_TEXT:
-        report.skipped.append(str(file))
-        return None
     try:
+        if _holds_no_text(file):
+            report.skipped.append(str(file))
+            return None
         str(file).encode()
         version = _version(file, splitter)
         if was.has(version):
@@ -218,6 +219,24 @@ def _file_nodes(
         node.excluded_llm_metadata_keys = [key for key in node.metadata if key not in _SHOWN_TO_LLM]
     report.indexed += 1
     return nodes
+
+
+def _holds_no_text(file: Path) -> bool:
+    """Whether a file is of a kind without text, or no reader's and binary: a NUL, and no UTF-8."""
+    suffix = file.suffix.lower()
+    if suffix in _NOT_TEXT:
+        return True
+    if suffix in _NEEDS_READER or suffix in SimpleDirectoryReader.supported_suffix_fn():
+        return False
+    with file.open("rb") as content:
+        start = content.read(8192)
+    if b"\0" not in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _version(file: Path, splitter: SentenceSplitter) -> str:

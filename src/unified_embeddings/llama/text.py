@@ -12,7 +12,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedder import BGE_M3_Embedder, validated
 from unified_embeddings.types import Embeddings
 
 _BATCH = 128
@@ -55,6 +55,18 @@ class UnifiedTextEmbedding(BaseEmbedding):
     def embedder(self) -> BGE_M3_Embedder:
         """What does the work."""
         return self._embedder
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
+        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """As `get_text_embedding_batch`, without blocking the event loop."""
+        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return _rows(self._embedder.encode_query(query).dense)[0]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -77,7 +81,8 @@ def build_vector_store(
         aclient = AsyncLocalClient(client)  # type: ignore[assignment]
     ensure_collection(client, collection, embedder, **collection_options)
     with store_errors(collection, "opening"):
-        return QdrantVectorStore(
+        return _FingerprintedStore(
+            partial(ensure_collection, client, collection, embedder, **collection_options),
             collection_name=collection,
             client=client,
             aclient=aclient,
@@ -87,6 +92,26 @@ def build_vector_store(
             dense_vector_name=DENSE_VECTOR,
             sparse_vector_name=SPARSE_VECTOR,
         )
+
+
+class _FingerprintedStore(QdrantVectorStore):
+    """The stock store, whose collection carries its fingerprint also when made anew.
+
+    After `clear()` the stock one makes the collection again by itself, without our metadata.
+    """
+
+    _make: Callable[[], None] = PrivateAttr()
+
+    def __init__(self, make: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._make = make
+
+    def _create_collection(self, collection_name: str, vector_size: int) -> None:  # noqa: ARG002
+        self._make()
+        self._collection_initialized = True
+
+    async def _acreate_collection(self, collection_name: str, vector_size: int) -> None:
+        await asyncio.to_thread(self._create_collection, collection_name, vector_size)
 
 
 class _SparseFunction:
