@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram, WordPiece
-from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    JinaEmbeddingsV3Config,
+    JinaEmbeddingsV3Model,
+    MPNetConfig,
+    MPNetModel,
+    NomicBertConfig,
+    NomicBertModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog while the band plays on and on.",
@@ -142,6 +163,130 @@ def bert(folder: Path, *, seed: int = 0) -> Path:
         ],
     )  # fmt: skip
     return folder
+
+
+def sentence_model(
+    folder: Path, kind: str, *, pooling: str = "mean", normalise: bool = True, limit: int = 256
+) -> Path:
+    """A random model of another architecture in sentence-transformers' layout, without heads.
+
+    kind: "bert", "bert-multilingual" (the XLM-R vocabulary), "xlmr", "mpnet", "nomic" (the one
+    transformers has: without experts), "jina" (with two LoRA adapters), "splade".
+    """
+    base = xlm_roberta if kind in ("xlmr", "bert-multilingual", "jina") else bert
+    base(folder)
+    for name in ("sparse_linear.pt", "colbert_linear.pt", "model.safetensors"):
+        (folder / name).unlink()
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(3)
+    shared = {
+        "vocab_size": size, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "initializer_range": 0.2,
+    }  # fmt: skip
+    if kind == "xlmr":
+        config = XLMRobertaConfig.from_pretrained(folder)
+        model = XLMRobertaModel(config)
+    elif kind in ("bert", "bert-multilingual"):
+        config = BertConfig(**shared, max_position_embeddings=300, pad_token_id=0)
+        model = BertModel(config)
+    elif kind == "mpnet":
+        config = MPNetConfig(**shared, max_position_embeddings=300, pad_token_id=1)
+        model = MPNetModel(config)
+    elif kind == "nomic":
+        config = NomicBertConfig(**shared, max_position_embeddings=300)
+        model = NomicBertModel(config)
+    elif kind == "jina":
+        config = JinaEmbeddingsV3Config(**shared, max_position_embeddings=302)
+        model = JinaEmbeddingsV3Model(config)
+    else:
+        assert kind == "splade"
+        config = BertConfig(**shared, max_position_embeddings=300, pad_token_id=0)
+        model = BertForMaskedLM(config)
+    model.save_pretrained(folder)
+    if kind == "jina":
+        for seed, name in enumerate(("retrieval_query", "retrieval_passage")):
+            _save_adapter(JinaEmbeddingsV3Model.from_pretrained(folder), folder, name, seed)
+    shutil.rmtree(folder / "1_Pooling", ignore_errors=True)
+    if kind == "splade":
+        for name in ("modules.json", "sentence_bert_config.json"):
+            (folder / name).unlink()
+        return folder
+    types = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
+    _write(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "",
+             "type": f"sentence_transformers.models.{name}"}
+            for i, name in enumerate(types)
+        ],
+    )  # fmt: skip
+    _write(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": pooling == "mean",
+         "pooling_mode_cls_token": pooling == "cls"},
+    )  # fmt: skip
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+    return folder
+
+
+def clip(folder: Path, *, full_size: bool = False, seed: int = 0) -> Path:
+    """A random CLIP with a byte-level vocabulary; ViT-B/32's own sizes, or tiny ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    tokens = sorted(letters) + [f"{letter}</w>" for letter in sorted(letters)]
+    specials = ["<|startoftext|>", "<|endoftext|>"]
+    size = 49408 if full_size else len(tokens) + len(specials)
+    filler = [f"filler{i}" for i in range(size - len(tokens) - len(specials))]
+    vocabulary = {token: i for i, token in enumerate([*tokens, *filler, *specials])}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77).save_pretrained(folder)
+    torch.manual_seed(seed)
+    ends = {
+        "vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1,
+        "pad_token_id": size - 1,
+    }  # fmt: skip
+    if full_size:
+        config = CLIPConfig(text_config=ends)
+        CLIPImageProcessorPil().save_pretrained(folder)
+    else:
+        tiny = {
+            "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "initializer_range": 0.2, "initializer_factor": 10.0,
+        }  # fmt: skip
+        config = CLIPConfig(
+            text_config={**tiny, **ends},
+            vision_config={**tiny, "image_size": 32, "patch_size": 8},
+            projection_dim=24,
+        )
+        sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    CLIPModel(config).eval().save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    """A tiny random SigLIP with a byte-level vocabulary of CLIP's form."""
+    clip(folder)
+    size = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    torch.manual_seed(2)
+    tiny = {
+        "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }  # fmt: skip
+    config = SiglipConfig(
+        text_config={**tiny, "vocab_size": size, "max_position_embeddings": 16,
+                     "eos_token_id": size - 1, "bos_token_id": size - 2, "pad_token_id": size - 1},
+        vision_config={**tiny, "image_size": 32, "patch_size": 8},
+    )  # fmt: skip
+    SiglipModel(config).save_pretrained(folder)
+    size_of = {"height": 32, "width": 32}
+    SiglipImageProcessorPil(size=size_of).save_pretrained(folder)
+    return folder
+
+
+def _save_adapter(model: torch.nn.Module, folder: Path, name: str, seed: int) -> None:
+    torch.manual_seed(10 + seed)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, lora, adapter_name="default").save_pretrained(folder / name)
 
 
 def _save_weights(model: torch.nn.Module, folder: Path, form: str) -> None:

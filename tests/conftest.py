@@ -23,6 +23,12 @@ def xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP: 24 dimensions, images of 32 x 32."""
+    return checkpoints.clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT in BGE-M3's layout, mean pooling."""
     return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")

@@ -16,22 +16,27 @@ PACKAGE = "unified_embeddings"
 
 LAYERS = [
     {"types", "errors"},
-    {"hardware", "progress", "heads", "cache", "models", "retrievers.fusion"},
+    {"hardware", "progress", "heads", "cache", "models", "retrievers.fusion"}
+    | {"fetch", "pictures", "memory"},
     {"mini_m3"},
     {"checkpoints"},
-    {"tokenization", "engines", "engines.torch", "engines.flag"},
-    {"embedder"},
+    {"tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"},
+    {"embedder", "paired", "images"},
     {"stores", "stores.local", "stores.collections"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
-    | {"retrievers.hybrid"},
+    | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
-    {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"},
+    {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"} | {"cli.models"},
 ]
 """A module imports from its own layer and those above it in this list, never from below."""
 
 HOMES = {
-    "torch": {"engines.torch", "engines.flag", "cli.doctor"},
-    "transformers": {"engines.torch"},
+    "torch": {"engines.torch", "engines.flag", "engines.sentence", "images", "cli.doctor"},
+    "transformers": {"engines.torch", "engines.sentence", "images"},
+    "sentence_transformers": {"engines.sentence"},
+    "PIL": {"pictures", "images"},
+    "httpx": {"fetch"},
+    "psutil": {"memory"},
     "safetensors": {"engines.torch"},
     "FlagEmbedding": {"engines.flag"},
     "tokenizers": {"tokenization"},
@@ -41,6 +46,7 @@ HOMES = {
     "llama_index": {
         "llama.*",
         "retrievers.hybrid",
+        "retrievers.multimodal",
         "config",
         "cli.demo",
         "cli.search",

@@ -11,7 +11,7 @@ import pytest
 from unified_embeddings.cache import EmbeddingCache
 from unified_embeddings.config import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
-from unified_embeddings.models import PLANNED
+from unified_embeddings.models import MODELS, ModelSpec
 
 PREFIX = "UNIFIED_EMBEDDINGS_"
 
@@ -33,6 +33,7 @@ class TestDefaults:
             "batch_tokens": 4096,
             "revision": None,
             "local_files_only": False,
+            "trust_remote_code": False,
         }
         assert config.embedder.cache.max_bytes == 268_435_456
 
@@ -64,10 +65,15 @@ class TestDefaults:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("choice", PLANNED)
-    def test_a_planned_model_is_named_with_those_that_can_be_had(self, choice: str) -> None:
-        with pytest.raises(ModelLoadError, match=rf"{choice}.*bge-m3, mini-m3.*come later"):
-            UnifiedEmbeddingConfig(choice)
+    @pytest.mark.parametrize("choice", MODELS)
+    def test_every_choice_is_taken_by_name_and_says_what_it_lacks(self, choice: str) -> None:
+        if choice == "Splade_PP_en_v1":
+            pytest.skip("gives sparse vectors alone")
+        config = UnifiedEmbeddingConfig(choice, local_files_only=True)
+        assert config.model_choice == choice
+        if choice != "mini-m3":
+            with pytest.raises(ModelLoadError, match=r"downloads are off|trust_remote_code=True"):
+                config.embedder.encode_query("fox")
 
     @pytest.mark.parametrize("option", ["max_length", "batch_tokens"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, "8192"])
@@ -83,11 +89,29 @@ class TestRefused:
         with pytest.raises(TypeError, match="colour"):
             UnifiedEmbeddingConfig(colour="red")  # type: ignore[call-arg]
 
-    @pytest.mark.parametrize("image_model", ["openai/clip-vit-base-patch32", "ViT-B/32"])
-    def test_the_image_model_says_that_images_come_later(self, image_model: str) -> None:
-        config = UnifiedEmbeddingConfig(image_model=image_model)
-        with pytest.raises(UnifiedEmbeddingsError, match=f"{image_model}.*text only"):
+    def test_openais_names_need_openais_package(self) -> None:
+        config = UnifiedEmbeddingConfig("mini-m3", image_model="ViT-B/32")
+        with pytest.raises(UnifiedEmbeddingsError, match=r"'ViT-B/32'.*pip install git\+.*CLIP"):
             config.image_model  # noqa: B018
+        with pytest.raises(UnifiedEmbeddingsError, match="ViT-B/32"):
+            config.configure_settings()
+        with pytest.raises(InputError, match="LlamaIndex's ClipEmbedding"):
+            config.clip  # noqa: B018
+
+    @pytest.mark.parametrize("image_model", ["bge-m3", "arctic", "mini-m3"])
+    def test_a_text_model_for_images(self, image_model: str) -> None:
+        with pytest.raises(InputError, match="embeds no images; clip, jina-clip do"):
+            UnifiedEmbeddingConfig(image_model=image_model)
+
+    def test_no_image_model(self) -> None:
+        config = UnifiedEmbeddingConfig("mini-m3", image_model=None)
+        for name in ("image_model", "clip"):
+            with pytest.raises(InputError, match="image_model=None; name one"):
+                getattr(config, name)
+
+    def test_a_sparse_model_beside_a_model_of_images(self) -> None:
+        with pytest.raises(InputError, match="takes no sparse_model"):
+            UnifiedEmbeddingConfig("jina-clip", sparse_model="Splade_PP_en_v1")
 
 
 class TestImmutable:
@@ -137,8 +161,16 @@ class TestFromEnv:
         assert config.model_choice == config.embedder.model_name == "mini-m3"
 
     def test_image_model(self) -> None:
-        with pytest.raises(UnifiedEmbeddingsError, match="some/clip"):
-            from_env({"IMAGE_MODEL": "some/clip"}).image_model  # noqa: B018
+        assert from_env({"IMAGE_MODEL": "some/clip"}).clip.model_name == "some/clip"
+        assert not from_env({"IMAGE_MODEL": "some/clip"}).clip.options["allow_urls"]
+        assert from_env({"ALLOW_URLS": "yes"}).clip.options["allow_urls"]
+
+    def test_sparse_model(self) -> None:
+        config = from_env({"MODEL": "arctic", "SPARSE_MODEL": "Splade_PP_en_v1"})
+        assert config.embedder.heads == ("dense", "sparse")
+
+    def test_trust(self) -> None:
+        assert from_env({"TRUST_REMOTE_CODE": "1"}).embedder.options["trust_remote_code"] is True
 
     def test_cache_bytes(self) -> None:
         assert from_env({"CACHE_BYTES": "1000000"}).embedder.cache.max_bytes == 1_000_000
@@ -226,10 +258,6 @@ class TestFromEnv:
         assert config.embedder.cache is cache
         assert not path.exists()
 
-    def test_a_planned_model_is_refused(self) -> None:
-        with pytest.raises(ModelLoadError, match="come later"):
-            from_env({"MODEL": "jina-v3"})
-
     def test_other_programs_variables_are_ignored(self) -> None:
         environ = {"MODEL": "x", "EMBEDDINGS_MODEL": "x", PREFIX + "UNKNOWN": "x"}
         assert UnifiedEmbeddingConfig.from_env(environ).model_choice == "bge-m3"
@@ -276,3 +304,83 @@ class TestTextModel:
         config = UnifiedEmbeddingConfig("mini-m3")
         config.configure_settings()
         assert Settings.embed_model is config.text_model
+
+
+class TestImages:
+    def test_settings_get_both_models(self, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from llama_index.core import Settings
+        from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
+
+        monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
+        config = UnifiedEmbeddingConfig("mini-m3", image_model=clip)
+        config.configure_settings()
+        assert Settings.image_embed_model is config.image_model
+        assert isinstance(config.image_model, MultiModalEmbedding)
+        UnifiedEmbeddingConfig("mini-m3", image_model=None).configure_settings()
+        assert Settings.image_embed_model is config.image_model
+
+    def test_openais_names_go_to_llama_indexs_class(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "clip.py").write_text(
+            "def load(name, device):\n    return ('a model for ' + name, None)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        model = UnifiedEmbeddingConfig("mini-m3", image_model="ViT-B/32").image_model
+        assert type(model).__name__ == "ClipEmbedding"
+        assert model._model == "a model for ViT-B/32"
+
+    def test_one_cache_and_the_same_options_for_both(self, clip: Path) -> None:
+        config = UnifiedEmbeddingConfig("mini-m3", clip, precision="fp32", device="cpu")
+        assert config.clip.cache is config.embedder.cache
+        assert config.clip is config.clip
+        assert config.clip.options["precision"] == "fp32"
+        assert config.clip.options["device"] == "cpu"
+
+    def test_one_model_for_both_is_held_once(self, clip: Path) -> None:
+        spec = ModelSpec("both", str(clip), images=True)
+        config = UnifiedEmbeddingConfig(spec)
+        assert config.embedder.clip is config.clip
+        assert config.text_model is config.image_model
+        assert len(config.text_model.get_text_embedding("fox")) == 24
+
+    def test_a_config_with_specs_can_be_pickled(self, clip: Path) -> None:
+        import pickle
+
+        spec = ModelSpec("mine", "some/model", images=False, query_prefix="q: ")
+        config = UnifiedEmbeddingConfig(spec, image_model=clip, sparse_model="Splade_PP_en_v1")
+        copy = pickle.loads(pickle.dumps(config))
+        assert copy.model_choice == "mine"
+        assert copy.embedder.options == config.embedder.options
+        assert copy.clip.model_name == str(clip)
+
+
+class TestMemory:
+    def test_only_what_is_loaded_counts(self, xlmr: Path, clip: Path) -> None:
+        config = UnifiedEmbeddingConfig(xlmr, image_model=clip, precision="fp32", device="cpu")
+        assert config.memory().models == ()
+        config.embedder.encode_query("fox")
+        (text,) = config.memory().models
+        assert text.model == str(xlmr)
+        assert text.runs_on == "torch, fp32, cpu"
+        config.clip.encode_texts(["fox"])
+        report = config.memory()
+        assert [one.model for one in report.models] == [str(xlmr), str(clip)]
+        assert report.weights == sum(one.weights for one in report.models)
+        assert report.process > report.weights
+
+    def test_weights_are_the_bytes_of_the_parameters(self, clip: Path) -> None:
+        from transformers import CLIPModel
+
+        config = UnifiedEmbeddingConfig("mini-m3", image_model=clip, precision="bf16")
+        config.clip.encode_texts(["fox"])
+        (one,) = config.memory().models
+        model = CLIPModel.from_pretrained(clip)
+        parameters = sum(tensor.numel() for tensor in model.parameters())
+        positions = sum(tensor.nbytes for tensor in model.buffers())
+        assert one.weights == 2 * parameters + positions
+
+    def test_the_budget_is_the_documents(self) -> None:
+        report = UnifiedEmbeddingConfig("mini-m3").memory()
+        assert (report.budget, report.baseline) == (3_600_000_000, 4_200_000_000)

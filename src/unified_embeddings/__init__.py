@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from unified_embeddings.cache import CacheStats, EmbeddingCache
     from unified_embeddings.config import UnifiedEmbeddingConfig
-    from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats
+    from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats, TextEmbedder
     from unified_embeddings.errors import (
         FingerprintMismatchError,
         InputError,
@@ -26,15 +26,22 @@ if TYPE_CHECKING:
         UnifiedEmbeddingsError,
     )
     from unified_embeddings.heads import colbert_score, dense_score, sparse_score
+    from unified_embeddings.images import ClipEmbedder, ClipStats
+    from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
+    from unified_embeddings.llama.image import UnifiedImageEmbedding, UnifiedMultiModalIndex
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
+    from unified_embeddings.memory import MemoryReport, ModelMemory
+    from unified_embeddings.models import ModelSpec
+    from unified_embeddings.paired import PairedEmbedder, make_embedder
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-    from unified_embeddings.types import Embeddings, SparseVector
+    from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+    from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
 _HOMES = {
     "cache": ("CacheStats", "EmbeddingCache"),
     "config": ("UnifiedEmbeddingConfig",),
-    "embedder": ("BGE_M3_Embedder", "EmbedderStats"),
+    "embedder": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
     "errors": (
         "FingerprintMismatchError",
         "InputError",
@@ -45,33 +52,53 @@ _HOMES = {
         "UnifiedEmbeddingsError",
     ),
     "heads": ("colbert_score", "dense_score", "sparse_score"),
+    "images": ("ClipEmbedder", "ClipStats"),
+    "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
+    "llama.image": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
+    "memory": ("MemoryReport", "ModelMemory"),
+    "models": ("ModelSpec",),
+    "paired": ("PairedEmbedder", "make_embedder"),
     "retrievers.fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
-    "types": ("Embeddings", "SparseVector"),
+    "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
+    "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BGE_M3_Embedder",
     "CacheStats",
+    "ClipEmbedder",
+    "ClipStats",
     "EmbedderStats",
     "EmbeddingCache",
     "Embeddings",
     "FingerprintMismatchError",
+    "ImageEmbeddings",
     "InputError",
+    "MemoryReport",
     "MissingExtraError",
     "ModelLoadError",
+    "ModelMemory",
+    "ModelSpec",
     "OverloadedError",
+    "PairedEmbedder",
     "SparseVector",
     "StoreError",
+    "TextEmbedder",
     "UnifiedEmbeddingConfig",
     "UnifiedEmbeddingsError",
+    "UnifiedHuggingFaceEmbedding",
     "UnifiedHybridRetriever",
+    "UnifiedImageEmbedding",
+    "UnifiedMultiModalIndex",
+    "UnifiedMultiModalRetriever",
     "UnifiedSparseEmbedding",
     "UnifiedTextEmbedding",
     "colbert_score",
     "dense_score",
+    "make_embedder",
     "rrf",
     "sparse_score",
 ]

@@ -3,9 +3,10 @@
 What lives here: finding the files, in the Hugging Face cache or a folder, and reading the small
 ones. What does not: tensors; weights and heads are read by the engines.
 
-The layout is BGE-M3's: `config.json`, `tokenizer.json`, `model.safetensors` or
-`pytorch_model.bin` (one file or shards with an index), `sparse_linear.pt`, `colbert_linear.pt`, and
-sentence-transformers' `1_Pooling/config.json` and `sentence_bert_config.json` where present.
+The layout is the Hugging Face hub's: `config.json`, `tokenizer.json`, `model.safetensors` or
+`pytorch_model.bin` (one file or shards with an index), sentence-transformers' `modules.json`,
+`1_Pooling/config.json` and `sentence_bert_config.json` where present, and BGE-M3's
+`sparse_linear.pt` and `colbert_linear.pt` for a model that gives sparse and ColBERT vectors.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.mini_m3 import mini_m3_folder
-from unified_embeddings.models import MINI_M3, MODELS
-
-Pooling = Literal["cls", "mean"]
+from unified_embeddings.models import MINI_M3, MODELS, ModelSpec, Pooling, spec_for
+from unified_embeddings.types import HEAD_NAMES
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -38,7 +39,17 @@ _SMALL_FILES = [
     "sentence_bert_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "preprocessor_config.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "[1-9]_*/*",
 ]
+_POSITION_OFFSET = ("xlm-roberta", "roberta", "camembert", "mpnet", "jina_embeddings_v3")
+"""Architectures that number positions from padding_idx + 1, and so reserve as many of them."""
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_TIMEOUT = 10.0
 """Seconds the hub may take to say what a repository holds."""
 _SAMPLES = 256
@@ -53,6 +64,7 @@ class Checkpoint:
         name: The name or folder it was asked for by.
         folder: Where the files lie.
         revision: The hub's commit hash, or `digest` for a folder that is no hub snapshot.
+        spec: What is known of the model besides; BGE-M3's layout where nothing else is said.
 
     Every property that reads a file raises ModelLoadError naming it if it is missing or unreadable.
     """
@@ -60,6 +72,7 @@ class Checkpoint:
     name: str
     folder: Path
     revision: str = field(default="")
+    spec: ModelSpec = field(default=ModelSpec("", "", heads=HEAD_NAMES))
 
     def __post_init__(self) -> None:
         if not self.revision:
@@ -72,8 +85,13 @@ class Checkpoint:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the backbone, which is the dense dimension."""
+        """Width of the backbone."""
         return self._integer("hidden_size")
+
+    @property
+    def dimension(self) -> int:
+        """Width of the dense vector: what the spec says, else the backbone's."""
+        return self.spec.dimension or self.hidden_size
 
     @property
     def model_type(self) -> str:
@@ -81,14 +99,33 @@ class Checkpoint:
         return str(self._setting("model_type"))
 
     @cached_property
-    def pooling(self) -> Pooling:
-        """How the dense vector is taken from the hidden states.
+    def modules(self) -> list[str] | None:
+        """Class names of the parts sentence-transformers puts together; None where it is not said.
 
-        From sentence-transformers' `1_Pooling/config.json` (both its older flags and its newer
-        `pooling_mode`); without that file "cls", which is BGE-M3's.
+        From `modules.json`: ["Transformer", "Pooling", "Normalize"] for most.
         """
-        if not (self.folder / "1_Pooling/config.json").is_file():
-            return "cls"
+        path = self.folder / "modules.json"
+        if not path.is_file():
+            return None
+        try:
+            return [str(part["type"]).rpartition(".")[2] for part in json.loads(path.read_bytes())]
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise self.problem(f"{path} is no list of modules: {error!r}") from error
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How the dense vector is taken from the hidden states, or the sparse one from the logits.
+
+        What the spec says; else what sentence-transformers' `1_Pooling/config.json` says (both its
+        older flags and its newer `pooling_mode`); without that file "cls", which is BGE-M3's.
+        """
+        said = self.spec.pooling
+        if said == "splade" or not (self.folder / "1_Pooling/config.json").is_file():
+            if said is None and self.spec.heads != HEAD_NAMES:
+                raise self.problem(
+                    "it has no 1_Pooling/config.json; name its pooling, cls or mean, in its spec"
+                )
+            return said or "cls"
         settings = self._json("1_Pooling/config.json")
         chosen = {
             key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
@@ -97,6 +134,10 @@ class Checkpoint:
         }
         named = settings.get("pooling_mode")
         chosen |= set(named) if isinstance(named, list) else {str(named)} if named else set()
+        if said is not None and chosen != {said}:
+            raise self.problem(
+                f"1_Pooling/config.json asks for pooling {sorted(chosen)}, but its spec for {said}"
+            )
         if chosen == {"cls"}:
             return "cls"
         if chosen == {"mean"}:
@@ -110,17 +151,47 @@ class Checkpoint:
     def max_length(self) -> int:
         """The most tokens a text may have, special tokens included.
 
-        The smaller of the number of positions (less the two that RoBERTa-type models reserve) and
-        sentence-transformers' `max_seq_length`.
+        The smallest of the number of positions (less those that RoBERTa-type models reserve),
+        sentence-transformers' `max_seq_length`, and what the spec says.
         """
-        positions = self._integer("max_position_embeddings")
-        if self.model_type != "bert":
-            positions -= self._integer("pad_token_id") + 1
-        if (self.folder / "sentence_bert_config.json").is_file():
-            limit = self._json("sentence_bert_config.json").get("max_seq_length")
-            if isinstance(limit, int):
-                positions = min(positions, limit)
-        return positions
+        limits = [] if self.spec.max_length is None else [self.spec.max_length]
+        if not limits or "max_position_embeddings" in self.config:
+            positions = self._integer("max_position_embeddings")
+            if self.model_type in _POSITION_OFFSET:
+                positions -= self._integer("pad_token_id") + 1
+            limits.append(positions)
+        limit = self._sentence_settings.get("max_seq_length")
+        if isinstance(limit, int):
+            limits.append(limit)
+        return min(limits)
+
+    @property
+    def code_options(self) -> dict[str, Any]:
+        """What transformers has to be told about remote code, for models and configurations.
+
+        Raises:
+            ModelLoadError: If the code lies in another repository and no commit of it is named.
+        """
+        if not self.spec.remote_code:
+            return {"trust_remote_code": False}
+        elsewhere = [name for name in self.config.get("auto_map", {}).values() if "--" in str(name)]
+        pinned = self.spec.code_revision or ""
+        if elsewhere and not _COMMIT.fullmatch(pinned):
+            raise self.problem(
+                f"its code lies in {elsewhere[0].partition('--')[0]}, which has to be pinned: name "
+                "the commit you have read (40 hex digits) as code_revision in its spec"
+            )
+        return {"trust_remote_code": True, **({"code_revision": pinned} if elsewhere else {})}
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether sentence-transformers lowers the case of texts for this model's tokenizer."""
+        return self._sentence_settings.get("do_lower_case") is True
+
+    @cached_property
+    def _sentence_settings(self) -> dict[str, Any]:
+        name = "sentence_bert_config.json"
+        return self._json(name) if (self.folder / name).is_file() else {}
 
     @property
     def tokenizer_file(self) -> Path:
@@ -154,10 +225,27 @@ class Checkpoint:
         digest = hashlib.blake2b(digest_size=12)
         for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
             digest.update(_whole(self.folder / name))
-        digest.update(self.pooling.encode())
-        for path in self.weight_files:
+        if self.spec.images:
+            digest.update(_whole(self.folder / "preprocessor_config.json"))
+        else:
+            digest.update(self.pooling.encode())
+        for path in [*self.weight_files, *self._other_weights]:
             digest.update(_sampled(path))
         return digest.hexdigest()
+
+    @property
+    def _other_weights(self) -> list[Path]:
+        """Weights beside the backbone's: sentence-transformers' dense layers, LoRA adapters."""
+        folders = [
+            *sorted(self.folder.glob("[1-9]_*")),
+            *map(self.folder.joinpath, self.spec.adapters),
+        ]
+        return [
+            path
+            for folder in folders
+            for path in sorted(folder.glob("*"))
+            if path.suffix in (".safetensors", ".bin")
+        ]
 
     def require(self, name: str) -> Path:
         """The path of a file that has to be there.
@@ -196,8 +284,42 @@ class Checkpoint:
         return self.config[key]
 
 
+def require_consent(spec: ModelSpec, revision: str | None, *, given: bool) -> None:
+    """Let a model that runs code from a repository pass only if that is agreed to, and pinned.
+
+    Args:
+        spec: The model's.
+        revision: The commit asked for; None takes the spec's.
+        given: Whether the caller trusts the code.
+
+    Raises:
+        ModelLoadError: If it is not trusted, or the revision is no commit: a branch may hold other
+            code tomorrow. A folder's code is the folder's.
+    """
+    if not spec.remote_code:
+        return
+    if not given:
+        raise ModelLoadError(
+            spec.model_id,
+            "it runs Python code from its repository. Read that code, then allow it with "
+            "trust_remote_code=True",
+            revision=revision or spec.revision,
+        )
+    pinned = revision or spec.revision or ""
+    if not _COMMIT.fullmatch(pinned) and not Path(spec.model_id).expanduser().is_dir():
+        raise ModelLoadError(
+            spec.model_id,
+            "it runs code from its repository, which has to be pinned: give revision= the commit "
+            f"you have read (40 hex digits), as shown at https://huggingface.co/{spec.model_id}",
+            revision=pinned or None,
+        )
+
+
 def resolve(
-    name: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+    name: str | os.PathLike[str] | ModelSpec,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Checkpoint:
     """Find a model's files: a folder as it is, a hub name in the local cache, else on the hub.
 
@@ -207,23 +329,28 @@ def resolve(
     where there is one.
 
     Args:
-        name: A folder, or a hub id such as "BAAI/bge-m3".
+        name: A choice, a folder, a hub id such as "BAAI/bge-m3", a TOML file or a spec.
         revision: Branch, tag or commit on the hub; folders have none.
         local_files_only: Never ask the hub.
 
     Raises:
         ModelLoadError: If neither is found, a needed file is missing, or the hub cannot be reached.
+        InputError: If a TOML file says what no spec can.
     """
-    text = os.fspath(name)
+    spec = spec_for(name)
+    text = spec.model_id
+    is_folder = text.strip() and Path(text).expanduser().is_dir()
+    if revision is None and not is_folder:
+        revision = spec.revision
     if text == MINI_M3:
-        return _checked(Checkpoint(text, mini_m3_folder()))
+        return _checked(Checkpoint(text, mini_m3_folder(), spec=spec))
     folder = Path(text).expanduser()
-    if text.strip() and folder.is_dir():
+    if is_folder:
         if revision is not None:
             raise ModelLoadError(
                 text, "a folder has no revisions; leave revision out", revision=revision
             )
-        return _checked(Checkpoint(text, folder.resolve()))
+        return _checked(Checkpoint(text, folder.resolve(), spec=spec))
     if text.count("/") > 1 or text.startswith((".", "~", os.sep)) or not text.strip():
         raise ModelLoadError(text, "there is no such folder")
     if "/" not in text:
@@ -232,8 +359,7 @@ def resolve(
             "there is no such folder, and no model of that name is known. There are "
             f"{', '.join(MODELS)}, hub ids of the form owner/name, and folders{_nearest(text)}",
         )
-    snapshot = _snapshot(text, revision, local_files_only)
-    return _checked(Checkpoint(text, snapshot, revision=snapshot.name))
+    return _snapshot(spec, revision, local_files_only)
 
 
 def _nearest(name: str) -> str:
@@ -241,15 +367,15 @@ def _nearest(name: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
+def _snapshot(spec: ModelSpec, revision: str | None, local_files_only: bool) -> Checkpoint:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    name = spec.model_id
     cached: Path | None = None
+    problem: str | None = None
     try:
         cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if _is_complete(cached):
-            return cached
     except HFValidationError as error:
         raise ModelLoadError(
             name, f"there is no such folder, and it is no hub id: {error}"
@@ -259,12 +385,15 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
         # those we never fetch; what we need is for us to say.
         partial = getattr(error, "snapshot_path", None)
         cached = Path(partial) if partial else None
-        if cached is not None and _is_complete(cached):
-            return cached
+    if cached is not None:
+        try:
+            return _checked(Checkpoint(name, cached, cached.name, spec))
+        except ModelLoadError as error:
+            problem = error.problem
     if local_files_only or constants.is_offline_mode():
         found = "it is not in the local cache"
-        if cached is not None:
-            found = f"its snapshot is incomplete ({_lacks(cached)})"
+        if problem is not None:
+            found = f"its snapshot is incomplete ({problem})"
         raise ModelLoadError(
             name,
             f"{found}, and downloads are off (local_files_only or HF_HUB_OFFLINE). Fetch it once "
@@ -277,7 +406,9 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
         forms = _WEIGHTS if any(n in names for n in _WEIGHTS) else _PICKLED_WEIGHTS
         wanted = [*_SMALL_FILES, *forms]
         wanted += ["model-*.safetensors"] if forms is _WEIGHTS else ["pytorch_model-*.bin"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        wanted += [f"{adapter}/*" for adapter in spec.adapters]
+        wanted += ["*.py"] if spec.remote_code else []
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client's HTTP library, and its errors, change by version
         raise ModelLoadError(
             name,
@@ -286,25 +417,31 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
             "'mini-m3'",
             revision=revision,
         ) from error
-
-
-def _is_complete(folder: Path) -> bool:
-    return _lacks(folder) is None
-
-
-def _lacks(folder: Path) -> str | None:
-    """What keeps a snapshot from being used; None if nothing does."""
-    try:
-        _checked(Checkpoint(str(folder), folder, revision="?"))
-    except ModelLoadError as error:
-        return error.problem
-    return None
+    return _checked(Checkpoint(name, fetched, fetched.name, spec))
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """Raise for what is missing before anything heavy is loaded."""
-    for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
-        checkpoint.require(name)
+    needed = ["config.json"]
+    # Transformers builds a CLIP's tokenizer from whatever files it finds.
+    needed += [] if checkpoint.spec.images else ["tokenizer.json"]
+    if checkpoint.spec.pooling != "splade" and "sparse" in checkpoint.spec.heads:
+        needed.append(SPARSE_HEAD)
+    if "colbert" in checkpoint.spec.heads:
+        needed.append(COLBERT_HEAD)
+    if checkpoint.spec.images:
+        needed.append("preprocessor_config.json")
+    needed += [f"{adapter}/adapter_config.json" for adapter in checkpoint.spec.adapters]
+    for name in needed:
+        try:
+            checkpoint.require(name)
+        except ModelLoadError as error:
+            if name not in (SPARSE_HEAD, COLBERT_HEAD) or checkpoint.spec.choice in MODELS:
+                raise
+            raise checkpoint.problem(
+                f"{error.problem}. A model without BGE-M3's heads needs a spec that says what it "
+                "gives: a ModelSpec, or a TOML file (README, 'Choosing a model')"
+            ) from None
     for path in checkpoint.weight_files:
         if not path.stat().st_size:
             raise checkpoint.problem(f"{path} is empty")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,10 +19,10 @@ import numpy as np
 
 from unified_embeddings import engines, heads
 from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
-from unified_embeddings.checkpoints import Checkpoint, resolve
+from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.engines import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models import choose
+from unified_embeddings.models import ModelSpec, spec_for
 from unified_embeddings.progress import progress_bar
 from unified_embeddings.tokenization import Tokenised, Tokenizer
 from unified_embeddings.types import (
@@ -60,7 +61,174 @@ class EmbedderStats:
     cache: CacheStats
 
 
-class BGE_M3_Embedder:
+class TextEmbedder(ABC):
+    """What every embedder of texts does: one model, two beside each other, or CLIP's text half.
+
+    Attributes:
+        model_name: The choice, hub id, folder or file it was made with.
+        heads: What it can produce.
+        cache: Where its vectors are kept.
+
+    All methods are thread-safe.
+    """
+
+    model_name: str
+    heads: tuple[HeadName, ...]
+    cache: EmbeddingCache
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The options it was made with but `model_name` and `cache`: plain values, fit for JSON."""
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """Width of the dense vectors."""
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """Most tokens of a text, special tokens included: the smaller of asked for and possible."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What two embedders must share for their vectors to compare, as 32 hex digits."""
+
+    @property
+    @abstractmethod
+    def revision(self) -> str:
+        """The commit of the model's files, or their digest."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
+        """The models it is made of, each on its own."""
+
+    @abstractmethod
+    def tokenise(self, text: str) -> list[int]:
+        """All token ids of a text, uncut and without special tokens; loads no weights.
+
+        For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
+        model will.
+
+        Raises:
+            InputError: If it is not a str or holds lone surrogates.
+        """
+
+    @abstractmethod
+    def stats(self) -> EmbedderStats:
+        """Counters since the embedder was made."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the model's memory; the cache stays. Calls that need the model then fail."""
+
+    @abstractmethod
+    def _encode(
+        self, texts: list[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
+    ) -> Embeddings: ...
+
+    def encode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+        show_progress: bool = False,
+    ) -> Embeddings:
+        """Embed texts to be searched.
+
+        Args:
+            texts: n texts; none gives an empty result, a blank text is a text.
+            dense: Whether to give dense vectors; None gives them where the model has them.
+            sparse: Whether to give sparse vectors; None gives them where the model has them.
+            colbert: Whether to give ColBERT vectors; at least one of the three.
+            show_progress: Draw a progress bar on standard error.
+
+        Returns:
+            Embeddings of length n in the order given: dense float32 (n, dimension); n sparse
+            vectors; n ColBERT arrays float32 (t_i, d).
+
+        Raises:
+            InputError: If an item is not a str or holds lone surrogates (its index is named), no
+                head is asked for, or one that the model does not give.
+            ModelLoadError, MissingExtraError: If the model cannot be loaded.
+        """
+        return self._ask(texts, "document", (dense, sparse, colbert), show_progress)
+
+    def encode_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+        show_progress: bool = False,
+    ) -> Embeddings:
+        """Embed texts to search with; as `encode_documents`, with the model's query prefix.
+
+        BGE-M3 has no prefix: a text gives the same vectors in both roles.
+        """
+        return self._ask(texts, "query", (dense, sparse, colbert), show_progress)
+
+    def encode_query(
+        self,
+        text: str,
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Embed one text to search with: an Embeddings of length 1.
+
+        Raises:
+            As `encode_documents`.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"a query must be one str, got {type(text).__name__}")
+        return self._ask([text], "query", (dense, sparse, colbert), show_progress=False)
+
+    def __enter__(self) -> TextEmbedder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model_name!r})"
+
+    def _ask(
+        self,
+        texts: Iterable[str],
+        role: Role,
+        asked: tuple[bool | None, bool | None, bool],
+        show_progress: bool,
+    ) -> Embeddings:
+        wanted = tuple(
+            head
+            for head, on in zip(HEAD_NAMES, asked, strict=True)
+            if on or (on is None and head in self.heads)
+        )
+        if not wanted:
+            raise InputError("ask for at least one of dense, sparse and colbert")
+        for head in wanted:
+            if head not in self.heads:
+                raise InputError(
+                    f"{self.model_name!r} gives {' and '.join(self.heads)} vectors, no {head} ones;"
+                    f" leave {head} out, or take a model that gives them"
+                )
+        return self._encode(validated(texts), role, wanted, show_progress)
+
+
+class BGE_M3_Embedder(TextEmbedder):
     """BGE-M3, or any checkpoint in its layout: every vector of a text from one forward pass.
 
     Making one is cheap: files are looked up when something about the model is asked, weights are
@@ -68,8 +236,10 @@ class BGE_M3_Embedder:
     are thread-safe.
 
     Args:
-        model_name: A choice ("bge-m3", "mini-m3"), a hub id, or a folder.
-        engine: "auto" (= "torch"), "torch", or "flag" (FlagEmbedding, the reference).
+        model_name: A choice ("bge-m3", "arctic", ...; see `models.MODELS`), a hub id or a folder in
+            BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
+        engine: "auto" takes what runs the model best; "torch", "sentence" (sentence-transformers),
+            or "flag" (FlagEmbedding, the reference).
         precision: "auto" reads the hardware; "fp32", "bf16", "fp16".
         device: "auto" takes a GPU where there is one; else as torch writes it.
         max_length: Most tokens of a text, special tokens included; longer texts are cut and
@@ -79,16 +249,18 @@ class BGE_M3_Embedder:
             several embedders.
         revision: Branch, tag or commit on the hub.
         local_files_only: Never ask the hub.
+        trust_remote_code: Whether a model whose spec says so may run code from its repository,
+            pinned to a commit.
 
     Raises:
-        InputError: If an option is out of range. What is wrong with the model or the hardware is
-            raised by the first call that needs to know: ModelLoadError, MissingExtraError,
-            InputError.
+        InputError: If an option is out of range, or the choice is two models. What is wrong with
+            the model or the hardware is raised by the first call that needs to know:
+            ModelLoadError, MissingExtraError, InputError.
     """
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] = "BAAI/bge-m3",
+        model_name: str | os.PathLike[str] | ModelSpec = "BAAI/bge-m3",
         *,
         engine: str = "auto",
         precision: str = "auto",
@@ -98,6 +270,7 @@ class BGE_M3_Embedder:
         cache: EmbeddingCache | Literal["auto"] | None = "auto",
         revision: str | None = None,
         local_files_only: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if not isinstance(value, int) or value < 1:
@@ -106,8 +279,15 @@ class BGE_M3_Embedder:
             raise InputError(
                 f'cache must be an EmbeddingCache, None or "auto", not {type(cache).__name__}'
             )
-        self.model_name = os.fspath(model_name)
-        self._spec = choose(self.model_name)
+        self._spec = spec_for(model_name)
+        if self._spec.sparse_model:
+            raise InputError(
+                f"{self._spec.choice!r} is two models, {self._spec.model_id} and "
+                f"{self._spec.sparse_model}; make_embedder() puts them together"
+            )
+        own = isinstance(model_name, ModelSpec)
+        self.model_name = self._spec.choice if own else os.fspath(cast("str", model_name))
+        self.heads = self._spec.heads
         self._options: dict[str, Any] = {
             "engine": engine,
             "precision": precision,
@@ -117,7 +297,10 @@ class BGE_M3_Embedder:
             "cache": cache,
             "revision": revision,
             "local_files_only": local_files_only,
+            "trust_remote_code": trust_remote_code,
         }
+        if own:
+            self._options["spec"] = self._spec.to_dict()
         self._batch_tokens = batch_tokens
         if cache is None:
             cache = EmbeddingCache(max_bytes=0)
@@ -140,10 +323,11 @@ class BGE_M3_Embedder:
         """The model's files; looked up at the first call."""
         with self._load_lock:
             if self._checkpoint is None:
-                name = self._spec.model_id if self._spec else self.model_name
+                revision = self._options["revision"]
+                require_consent(self._spec, revision, given=self._options["trust_remote_code"])
                 self._checkpoint = resolve(
-                    name,
-                    revision=self._options["revision"],
+                    self._spec,
+                    revision=revision,
                     local_files_only=self._options["local_files_only"],
                 )
             return self._checkpoint
@@ -153,10 +337,10 @@ class BGE_M3_Embedder:
         """Engine, device and precision that texts are, or will be, run on."""
         with self._load_lock:
             if self._runtime is None:
-                options = self._options
-                self._runtime = engines.plan(
-                    options["engine"], options["precision"], options["device"]
-                )
+                options, engine = self._options, self._options["engine"]
+                if engine == "auto":
+                    engine = self._spec.engine or engines.best_for(self.checkpoint)
+                self._runtime = engines.plan(engine, options["precision"], options["device"])
             return self._runtime
 
     @property
@@ -167,7 +351,12 @@ class BGE_M3_Embedder:
     @property
     def dimension(self) -> int:
         """Width of the dense vectors."""
-        return self.checkpoint.hidden_size
+        return self.checkpoint.dimension
+
+    @property
+    def revision(self) -> str:
+        """The commit of the model's files, or their digest."""
+        return self.checkpoint.revision
 
     @property
     def max_length(self) -> int:
@@ -181,9 +370,27 @@ class BGE_M3_Embedder:
         A digest over the model's content, pooling and prefixes. Engine, precision and `max_length`
         are left out: they move a vector a little, not into another space.
         """
+        spec = self._spec
+        more = [] if spec.normalise else ["not normalised"]
         return key_for(
-            "fingerprint 1", self.checkpoint.digest, self._prefix("document"), self._prefix("query")
-        ).hex()
+            "fingerprint 1", self.checkpoint.digest, spec.document_prefix, spec.query_prefix,
+            *spec.adapters, *more,
+        ).hex()  # fmt: skip
+
+    @property
+    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
+        """Itself; see `TextEmbedder.parts`."""
+        return (self,)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is known of the model."""
+        return self._spec
+
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Address and bytes of each stretch of weights; none before the model is loaded."""
+        engine = self._engine
+        return iter(()) if engine is None else engine.weights()
 
     def stats(self) -> EmbedderStats:
         """Counters since the embedder was made."""
@@ -191,73 +398,8 @@ class BGE_M3_Embedder:
             counts = dict(self._counts)
         return EmbedderStats(**counts, cache=self.cache.stats())
 
-    # --- what it does ---------------------------------------------------------------------------
-
-    def encode_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        dense: bool = True,
-        sparse: bool = True,
-        colbert: bool = False,
-        show_progress: bool = False,
-    ) -> Embeddings:
-        """Embed texts to be searched.
-
-        Args:
-            texts: n texts; none gives an empty result, a blank text is a text.
-            dense: Whether to give dense vectors.
-            sparse: Whether to give sparse vectors.
-            colbert: Whether to give ColBERT vectors; at least one of the three.
-            show_progress: Draw a progress bar on standard error.
-
-        Returns:
-            Embeddings of length n in the order given: dense float32 (n, dimension); n sparse
-            vectors; n ColBERT arrays float32 (t_i, d).
-
-        Raises:
-            InputError: If an item is not a str or holds lone surrogates (its index is named), or
-                no head is asked for.
-            ModelLoadError, MissingExtraError: If the model cannot be loaded.
-        """
-        return self._encode(texts, "document", _chosen(dense, sparse, colbert), show_progress)
-
-    def encode_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        dense: bool = True,
-        sparse: bool = True,
-        colbert: bool = False,
-        show_progress: bool = False,
-    ) -> Embeddings:
-        """Embed texts to search with; as `encode_documents`, with the model's query prefix.
-
-        BGE-M3 has no prefix: a text gives the same vectors in both roles.
-        """
-        return self._encode(texts, "query", _chosen(dense, sparse, colbert), show_progress)
-
-    def encode_query(
-        self, text: str, *, dense: bool = True, sparse: bool = True, colbert: bool = False
-    ) -> Embeddings:
-        """Embed one text to search with: an Embeddings of length 1.
-
-        Raises:
-            As `encode_documents`.
-        """
-        if not isinstance(text, str):
-            raise InputError(f"a query must be one str, got {type(text).__name__}")
-        return self._encode([text], "query", _chosen(dense, sparse, colbert), show_progress=False)
-
     def tokenise(self, text: str) -> list[int]:
-        """All token ids of a text, uncut and without special tokens; loads no weights.
-
-        For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
-        model will.
-
-        Raises:
-            InputError: If it is not a str or holds lone surrogates.
-        """
+        """All token ids of a text, uncut and without special tokens; see `TextEmbedder`."""
         (valid,) = validated([text])
         return self._load_tokenizer().split(valid)
 
@@ -267,38 +409,23 @@ class BGE_M3_Embedder:
             self._closed = True
             self._engine = self._tokenizer = None
 
-    def __enter__(self) -> BGE_M3_Embedder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its options: a copy loads the model anew with its first text."""
         return _rebuild, (type(self), self.model_name, self._options)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model_name!r})"
-
     # --- a text's way ---------------------------------------------------------------------------
 
     def _encode(
-        self, texts: Iterable[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
+        self, items: list[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
-        items = validated(texts)
         self._count(texts=len(items))
         if not items:
-            return _assemble([], wanted, self.dimension)
-        prefix = self._prefix(role)
-        runtime, checkpoint = self.runtime, self.checkpoint
+            return _assemble([], wanted, self.dimension if "dense" in wanted else 0)
+        runtime, checkpoint, spec = self.runtime, self.checkpoint, self._spec
         model = key_for(
-            "vector 1", checkpoint.digest, runtime.engine, runtime.precision, role, prefix,
-            str(self.max_length), checkpoint.pooling, "l2",
+            "vector 1", checkpoint.digest, runtime.engine, runtime.precision, role,
+            spec.prefix(role), str(self.max_length), checkpoint.pooling,
+            "l2" if spec.normalise else "raw", *filter(None, [spec.adapter(role)]),
         )  # fmt: skip
         keys = [key_for(model, head, text) for text in items for head in wanted]
 
@@ -308,18 +435,19 @@ class BGE_M3_Embedder:
                 missing.setdefault(position // len(wanted), []).append(position)
             needed = frozenset(wanted[position % len(wanted)] for position in positions)
             with progress_bar("Embedding", len(missing), shown=show_progress) as advance:
-                for row, values in self._run(items, list(missing), prefix, needed):
+                for row, values in self._run(items, list(missing), role, needed):
                     for position in missing[row]:
                         yield position, values[wanted[position % len(wanted)]]
                     advance(1)
 
-        return _assemble(self.cache.get_or_compute(keys, compute), wanted, self.dimension)
+        return _assemble(self.cache.get_or_compute(keys, compute), wanted, 0)
 
     def _run(
-        self, texts: list[str], rows: list[int], prefix: str, needed: frozenset[HeadName]
+        self, texts: list[str], rows: list[int], role: Role, needed: frozenset[HeadName]
     ) -> Iterator[tuple[int, dict[HeadName, Value]]]:
         """Tokenise and run the texts in `rows`; yields each row's vectors as its batch is done."""
         tokenizer, engine = self._load()
+        prefix, normalise = self._spec.prefix(role), self._spec.normalise
         for start in range(0, len(rows), _WINDOW):
             window = rows[start : start + _WINDOW]
             tokenised = tokenizer([prefix + texts[row] for row in window])
@@ -327,9 +455,10 @@ class BGE_M3_Embedder:
             for batch in _batches(tokenised, self._batch_tokens, padded=engine.padded):
                 self._count(batches=1)
                 ids = [tokenised[i].ids for i in batch]
-                raw = engine.run(ids, needed)
+                raw = engine.run(ids, needed, role)
                 self._count(forwards=1, tokens=sum(map(len, ids)))
-                for i, values in zip(batch, _finish(raw, ids, tokenizer.special_ids), strict=True):
+                finished = _finish(raw, ids, tokenizer.special_ids, normalise=normalise)
+                for i, values in zip(batch, finished, strict=True):
                     yield window[i], values
 
     def _load_tokenizer(self) -> Tokenizer:
@@ -347,21 +476,10 @@ class BGE_M3_Embedder:
                 self._engine = engines.load(self.checkpoint, self.runtime)
             return tokenizer, self._engine
 
-    def _prefix(self, role: Role) -> str:
-        return self._spec.prefix(role) if self._spec else ""
-
     def _count(self, **counts: int) -> None:
         with self._count_lock:
             for name, count in counts.items():
                 self._counts[name] += count
-
-
-def _chosen(dense: bool, sparse: bool, colbert: bool) -> tuple[HeadName, ...]:
-    asked = dict(zip(HEAD_NAMES, (dense, sparse, colbert), strict=True))
-    chosen = tuple(head for head in HEAD_NAMES if asked[head])
-    if not chosen:
-        raise InputError("ask for at least one of dense, sparse and colbert")
-    return chosen
 
 
 def validated(texts: Iterable[str]) -> list[str]:
@@ -411,16 +529,22 @@ def _batches(texts: Sequence[Tokenised], budget: int, *, padded: bool) -> Iterat
 
 
 def _finish(
-    raw: RawHeads, batch: Sequence[np.ndarray[Any, np.dtype[np.int32]]], special: frozenset[int]
+    raw: RawHeads,
+    batch: Sequence[np.ndarray[Any, np.dtype[np.int32]]],
+    special: frozenset[int],
+    *,
+    normalise: bool,
 ) -> Iterator[dict[HeadName, Value]]:
     """From raw outputs to each text's finished vectors."""
-    dense = None if raw.pooled is None else heads.normalise(raw.pooled)
+    dense = raw.pooled if raw.pooled is None or not normalise else heads.normalise(raw.pooled)
     for i, ids in enumerate(batch):
         values: dict[HeadName, Value] = {}
         if dense is not None:
             values["dense"] = dense[i]
         if raw.token_weights is not None:
             values["sparse"] = heads.to_sparse(ids, raw.token_weights[i], special_ids=special)
+        if raw.sparse is not None:
+            values["sparse"] = raw.sparse[i]
         if raw.token_vectors is not None:
             values["colbert"] = heads.normalise(raw.token_vectors[i])
         yield values
@@ -443,4 +567,6 @@ def _assemble(values: list[Value], wanted: tuple[HeadName, ...], dimension: int)
 def _rebuild(
     kind: type[BGE_M3_Embedder], model_name: str, options: dict[str, Any]
 ) -> BGE_M3_Embedder:
-    return kind(model_name, **options)
+    options = dict(options)
+    spec = options.pop("spec", None)
+    return kind(ModelSpec.from_dict(spec) if spec else model_name, **options)

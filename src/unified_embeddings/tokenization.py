@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Chain
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
@@ -20,7 +22,7 @@ _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "
 """cls, eos, pad and unk in the two vocabularies in use; <mask> is indexed, as BGE-M3 does."""
 
 _CHARACTERS_PER_TOKEN = 64
-"""More than tokens have in text of any language; see `_start`."""
+"""More than tokens have in text of any language; see `start_of`."""
 
 
 class Tokenised(NamedTuple):
@@ -62,6 +64,9 @@ class Tokenizer:
                 f"got {max_length}"
             )
         self.max_length = min(max_length, checkpoint.max_length)
+        if checkpoint.lower_case:
+            first = [Lowercase(), *filter(None, [self._rust.normalizer])]
+            self._rust.normalizer = Chain(first)
         self._rust.no_padding()
         self._rust.no_truncation()
         self._uncut = RustTokenizer.from_str(self._rust.to_str())
@@ -79,7 +84,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (no lone surrogates)."""
-        tokenised = self._encode([_start(text, self.max_length) for text in texts])
+        tokenised = self._encode([start_of(text, self.max_length) for text in texts])
         for i, text in enumerate(texts):
             if len(text) > _CHARACTERS_PER_TOKEN * self.max_length and not tokenised[i].truncated:
                 tokenised[i] = self._encode([text])[0]
@@ -92,7 +97,7 @@ class Tokenizer:
         ]
 
 
-def _start(text: str, max_length: int) -> str:
+def start_of(text: str, max_length: int) -> str:
     """As much of a very long text as will fill `max_length` tokens, cut where a word ends.
 
     Both tokenizer families split at white space before anything else, so the tokens of the start

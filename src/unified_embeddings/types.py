@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embeddings.errors import InputError
+
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 HeadName: TypeAlias = Literal["dense", "sparse", "colbert"]
@@ -105,6 +107,24 @@ class SparseVector(Mapping[int, float]):
             for i, v in zip(self.indices[:4].tolist(), self.values[:4].tolist(), strict=True)
         )
         return f"SparseVector(nnz={len(self)}, {{{shown}{', ...' if len(self) > 4 else ''}}})"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbeddings:
+    """The vectors of those of n images that could be read, in the order they were given.
+
+    Attributes:
+        dense: float32 (m, d), rows of unit length, m <= n.
+        indices: Which image each row belongs to, m positions, ascending.
+        errors: What was wrong with each of the others, n - m errors, each with its `index`.
+    """
+
+    dense: FloatArray
+    indices: tuple[int, ...]
+    errors: tuple[InputError, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.dense)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

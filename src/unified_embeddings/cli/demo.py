@@ -93,10 +93,10 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
             index.insert_nodes(part)
             advance(len(part))
     seconds = time.perf_counter() - started
-    tokens = embedder.stats().tokens
+    tokens, runtime = embedder.stats().tokens, embedder.parts[0].runtime
     shared.out.print(
-        f"Embedded by {embedder.model_name} ({embedder.runtime.engine}, "
-        f"{embedder.runtime.precision}, {embedder.runtime.device}) and stored in {seconds:.1f} s: "
+        f"Embedded by {embedder.model_name} ({runtime.engine}, "
+        f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
         f"{tokens / seconds:,.0f} tokens/s"
     )
     return store

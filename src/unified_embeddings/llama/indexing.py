@@ -23,7 +23,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedder import TextEmbedder
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
 from unified_embeddings.stores.collections import store_errors
 
@@ -93,7 +93,7 @@ class _Stored:
 def index_paths(
     paths: Sequence[Path],
     store: QdrantVectorStore,
-    embedder: BGE_M3_Embedder,
+    embedder: TextEmbedder,
     *,
     chunk_tokens: int = _CHUNK_TOKENS,
     exclude: Sequence[Path] = (),
@@ -291,7 +291,7 @@ def _batched(
         yield batch
 
 
-def _add(store: QdrantVectorStore, embedder: BGE_M3_Embedder, nodes: list[BaseNode]) -> None:
+def _add(store: QdrantVectorStore, embedder: TextEmbedder, nodes: list[BaseNode]) -> None:
     """Embed and store, a bounded number at a time; the sparse half comes from the cache."""
     for start in range(0, len(nodes), _BATCH_NODES):
         part = nodes[start : start + _BATCH_NODES]

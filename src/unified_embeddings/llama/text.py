@@ -12,7 +12,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from unified_embeddings.embedder import BGE_M3_Embedder, validated
+from unified_embeddings.embedder import TextEmbedder, validated
+from unified_embeddings.paired import make_embedder
 from unified_embeddings.types import Embeddings
 
 _BATCH = 128
@@ -24,27 +25,27 @@ class UnifiedTextEmbedding(BaseEmbedding):
 
     Args:
         embedder: Share this one; None makes one from the fields.
-        **fields: The options of BGE_M3_Embedder and of LlamaIndex's BaseEmbedding.
+        **fields: The options of `make_embedder` and of LlamaIndex's BaseEmbedding.
 
     `to_dict` keeps the options, not the weights or the cache; `from_dict` gives an equal model that
     loads with its first text.
 
     Raises:
-        As BGE_M3_Embedder.
+        As `make_embedder`.
     """
 
     model_name: str = Field(default="BAAI/bge-m3", description="Choice, hub id or folder.")
     embed_batch_size: int = Field(default=_BATCH, gt=0, le=2048)
     options: dict[str, Any] = Field(
-        default_factory=dict, description="BGE_M3_Embedder's other options, without the cache."
+        default_factory=dict, description="make_embedder's other options, without the cache."
     )
-    _embedder: BGE_M3_Embedder = PrivateAttr()
+    _embedder: TextEmbedder = PrivateAttr()
 
-    def __init__(self, embedder: BGE_M3_Embedder | None = None, **fields: Any) -> None:
+    def __init__(self, embedder: TextEmbedder | None = None, **fields: Any) -> None:
         if embedder is not None:
             fields |= {"model_name": embedder.model_name, "options": embedder.options}
         super().__init__(**fields)
-        self._embedder = embedder or BGE_M3_Embedder(self.model_name, **self.options)
+        self._embedder = embedder or make_embedder(self.model_name, **self.options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -52,7 +53,7 @@ class UnifiedTextEmbedding(BaseEmbedding):
         return "UnifiedTextEmbedding"
 
     @property
-    def embedder(self) -> BGE_M3_Embedder:
+    def embedder(self) -> TextEmbedder:
         """What does the work."""
         return self._embedder
 
@@ -98,13 +99,13 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
     model_name: str = Field(default="BAAI/bge-m3", description="Choice, hub id or folder.")
     embed_batch_size: int = Field(default=_BATCH, gt=0, le=2048)
     options: dict[str, Any] = Field(default_factory=dict)
-    _embedder: BGE_M3_Embedder = PrivateAttr()
+    _embedder: TextEmbedder = PrivateAttr()
 
-    def __init__(self, embedder: BGE_M3_Embedder | None = None, **fields: Any) -> None:
+    def __init__(self, embedder: TextEmbedder | None = None, **fields: Any) -> None:
         if embedder is not None:
             fields |= {"model_name": embedder.model_name, "options": embedder.options}
         super().__init__(**fields)
-        self._embedder = embedder or BGE_M3_Embedder(self.model_name, **self.options)
+        self._embedder = embedder or make_embedder(self.model_name, **self.options)
 
     @classmethod
     def class_name(cls) -> str:

@@ -12,7 +12,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedder import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores.collections import (
     DENSE_VECTOR,
@@ -32,7 +32,7 @@ SparseLists = tuple[list[list[int]], list[list[float]]]
 
 
 def build_vector_store(
-    embedder: BGE_M3_Embedder,
+    embedder: TextEmbedder,
     collection: str,
     *,
     url: str | None = None,
@@ -65,6 +65,11 @@ def build_vector_store(
         raise InputError(f"a collection needs a name, got {collection!r}")
     if isinstance(client, AsyncQdrantClient):
         raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
+    if "dense" not in embedder.heads:
+        raise InputError(
+            f"{embedder.model_name!r} gives no dense vectors, which a collection needs; set it as "
+            "the sparse_model beside a dense one"
+        )
     if path == ":memory:":
         raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
     if path is not None:
@@ -80,17 +85,22 @@ def build_vector_store(
     if aclient is None and is_local(client):
         aclient = AsyncLocalClient(client)  # type: ignore[assignment]
     ensure_collection(client, collection, embedder, **collection_options)
+    hybrid: dict[str, Any] = {}
+    if "sparse" in embedder.heads:
+        hybrid = {
+            "enable_hybrid": True,
+            "sparse_doc_fn": _SparseFunction(embedder, "document"),
+            "sparse_query_fn": _SparseFunction(embedder, "query"),
+            "sparse_vector_name": SPARSE_VECTOR,
+        }
     with store_errors(collection, "opening"):
         return _FingerprintedStore(
             partial(ensure_collection, client, collection, embedder, **collection_options),
             collection_name=collection,
             client=client,
             aclient=aclient,
-            enable_hybrid=True,
-            sparse_doc_fn=_SparseFunction(embedder, "document"),
-            sparse_query_fn=_SparseFunction(embedder, "query"),
             dense_vector_name=DENSE_VECTOR,
-            sparse_vector_name=SPARSE_VECTOR,
+            **hybrid,
         )
 
 
@@ -121,7 +131,7 @@ class _SparseFunction:
     where the cache could not hold the batch, the texts are run again.
     """
 
-    def __init__(self, embedder: BGE_M3_Embedder, role: Role) -> None:
+    def __init__(self, embedder: TextEmbedder, role: Role) -> None:
         self._encode = embedder.encode_queries if role == "query" else embedder.encode_documents
 
     def __call__(self, texts: list[str]) -> SparseLists:

@@ -25,7 +25,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
 from unified_embeddings import heads
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedder import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.retrievers.fusion import rrf
 from unified_embeddings.stores.collections import check_collection, store_errors
@@ -81,7 +81,7 @@ class UnifiedHybridRetriever(BaseRetriever):
     def __init__(
         self,
         vector_store: QdrantVectorStore,
-        embedder: BGE_M3_Embedder,
+        embedder: TextEmbedder,
         *,
         similarity_top_k: int = 10,
         candidates: int = 20,
@@ -97,6 +97,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             raise InputError(
                 f"vector_store must be a QdrantVectorStore, not {type(vector_store).__name__}"
             )
+        _check_heads(embedder, mode, rerank)
         self._store = vector_store
         self._embedder = embedder
         self._mode = mode
@@ -167,7 +168,8 @@ class UnifiedHybridRetriever(BaseRetriever):
         them), replace the dense vector only: the sparse one is about the user's words.
         """
         text = bundle.query_str
-        if not isinstance(text, str) or not text.strip():
+        needs_text = self._mode != "dense" or self._rerank or bundle.embedding is None
+        if not isinstance(text, str) or (needs_text and not text.strip()):
             raise InputError(f"a query must be a text with something in it, got {text!r}")
         dense = self._own_dense(bundle) if self._mode != "sparse" else None
         wanted = {
@@ -342,14 +344,8 @@ def _check_options(
     mode: str,
     rerank: str | None,
 ) -> None:
-    for name, value, least in (
-        ("similarity_top_k", top_k, 1),
-        ("candidates", candidates, 1),
-        ("rrf_k", rrf_k, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
-    if not _are_weights(weights):
+    check_counts(top_k, candidates, rrf_k)
+    if not are_weights(weights):
         raise InputError(
             f"weights must be two numbers >= 0, dense and sparse, not both 0; got {weights!r}"
         )
@@ -359,7 +355,34 @@ def _check_options(
         raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
 
 
-def _are_weights(weights: Any) -> bool:
+def _check_heads(embedder: TextEmbedder, mode: str, rerank: str | None) -> None:
+    needed = {"hybrid": ["dense", "sparse"], "dense": ["dense"], "sparse": ["sparse"]}[mode]
+    for head in [*needed, rerank] if rerank else needed:
+        if head not in embedder.heads:
+            raise InputError(
+                f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} "
+                f"ones, which mode={mode!r}, rerank={rerank!r} needs; search with mode='dense', or "
+                "set a sparse_model beside it"
+            )
+
+
+def check_counts(top_k: Any, candidates: Any, rrf_k: Any) -> None:
+    """Refuse counts that are no whole numbers in range.
+
+    Raises:
+        InputError: If they are not; the first one is named.
+    """
+    for name, value, least in (
+        ("similarity_top_k", top_k, 1),
+        ("candidates", candidates, 1),
+        ("rrf_k", rrf_k, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def are_weights(weights: Any) -> bool:
+    """Whether these are two finite weights >= 0, not both 0."""
     return (
         isinstance(weights, Sequence)
         and len(weights) == 2

@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedder import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.stores.local import is_local
 
@@ -52,7 +52,7 @@ def store_errors(collection: str, operation: str) -> Iterator[None]:
 
 
 def ensure_collection(
-    client: QdrantClient, name: str, embedder: BGE_M3_Embedder, **options: Any
+    client: QdrantClient, name: str, embedder: TextEmbedder, **options: Any
 ) -> None:
     """Create the collection for this embedder's vectors, or check the one that is there.
 
@@ -72,13 +72,14 @@ def ensure_collection(
             _create(client, name, embedder, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
-    check_collection(name, info, embedder)
+    sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
+    check_collection(name, info, embedder, sparse=sparse)
 
 
 def check_collection(
     name: str,
     info: models.CollectionInfo,
-    embedder: BGE_M3_Embedder,
+    embedder: TextEmbedder,
     *,
     dense: str | None = DENSE_VECTOR,
     sparse: str | None = SPARSE_VECTOR,
@@ -128,7 +129,7 @@ def check_collection(
 
 
 def _check_dense(
-    name: str, info: models.CollectionInfo, embedder: BGE_M3_Embedder, dense: str
+    name: str, info: models.CollectionInfo, embedder: TextEmbedder, dense: str
 ) -> None:
     vectors = info.config.params.vectors
     if isinstance(vectors, models.VectorParams):
@@ -146,7 +147,7 @@ def _check_dense(
 
 
 def _create(
-    client: QdrantClient, name: str, embedder: BGE_M3_Embedder, options: dict[str, Any]
+    client: QdrantClient, name: str, embedder: TextEmbedder, options: dict[str, Any]
 ) -> None:
     try:
         client.create_collection(
@@ -156,14 +157,16 @@ def _create(
                     size=embedder.dimension, distance=models.Distance.COSINE
                 )
             },
-            sparse_vectors_config={
-                SPARSE_VECTOR: models.SparseVectorParams(index=models.SparseIndexParams())
-            },
+            sparse_vectors_config=(
+                {SPARSE_VECTOR: models.SparseVectorParams(index=models.SparseIndexParams())}
+                if "sparse" in embedder.heads
+                else None
+            ),
             metadata={
                 _METADATA_KEY: {
                     "fingerprint": embedder.fingerprint,
                     "model": embedder.model_name,
-                    "revision": embedder.checkpoint.revision,
+                    "revision": embedder.revision,
                 }
             },
             **options,

@@ -1,0 +1,61 @@
+"""Dense-only models as LlamaIndex's HuggingFaceEmbedding, over the shared embedder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+from unified_embeddings.embedder import BGE_M3_Embedder, validated
+
+_BATCH = 128
+"""Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
+
+
+class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
+    """A HuggingFaceEmbedding whose vectors come from an embedder, so that the model is held once.
+
+    The stock class would load the weights a second time beside the retriever's, would not know the
+    model's prefixes unless told, and fetches whatever looks like an image's URL in a text for some
+    models. Here its one seam, `_embed`, asks the embedder: its cache, prefixes, pooling and
+    normalisation. Serialised, it is a stock HuggingFaceEmbedding of the same model, instructions
+    and length.
+
+    Args:
+        embedder: A model that gives dense vectors.
+        **fields: LlamaIndex's own: embed_batch_size, callback_manager, num_workers.
+    """
+
+    _embedder: BGE_M3_Embedder = PrivateAttr()
+
+    def __init__(self, embedder: BGE_M3_Embedder, **fields: Any) -> None:
+        spec = embedder.spec
+        # Past HuggingFaceEmbedding's own constructor, which would load the model.
+        settings: dict[str, Any] = {
+            "model_name": spec.model_id,
+            "max_length": embedder.options["max_length"],
+            "normalize": spec.normalise,
+            "query_instruction": spec.query_prefix or None,
+            "text_instruction": spec.document_prefix or None,
+            "embed_batch_size": _BATCH,
+        }
+        BaseEmbedding.__init__(self, **{**settings, **fields})
+        self._embedder = embedder
+        self._parallel_process = False
+
+    @property
+    def embedder(self) -> BGE_M3_Embedder:
+        """What does the work."""
+        return self._embedder
+
+    def _embed(self, inputs: list[Any], prompt_name: str | None = None) -> list[Embedding]:
+        texts = validated(inputs)
+        encode = self._embedder.encode_documents
+        if prompt_name == "query":
+            encode = self._embedder.encode_queries
+        dense = encode(texts, dense=True, sparse=False).dense
+        assert dense is not None
+        rows: list[Embedding] = dense.tolist()
+        return rows

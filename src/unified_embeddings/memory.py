@@ -1,0 +1,104 @@
+"""What loaded models cost in memory, measured.
+
+What lives here: asking the operating system. What does not: which models there are (`config`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+BUDGET = 3_600_000_000
+"""Bytes two models may take by the decision to unify them: 3.6 GB (ADR-002 of the documents)."""
+BASELINE = 4_200_000_000
+"""Bytes the same document puts the three models at that came before: 4.2 GB."""
+
+_PAGEMAP = Path("/proc/self/pagemap")
+_PRESENT = np.uint64(1 << 63)
+"""The bit of a page's 8 bytes that says it is in memory (Linux, Documentation/mm/pagemap)."""
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """One loaded model.
+
+    Attributes:
+        model: Its name.
+        runs_on: Engine, device and precision.
+        weights: Bytes of its weights in this process's address space; those on a GPU do not count.
+        resident: Bytes of them in physical memory: weights mapped from a file come in when they
+            are first used. None where the system does not tell.
+    """
+
+    model: str
+    runs_on: str
+    weights: int
+    resident: int | None
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What the loaded models of a config take.
+
+    Attributes:
+        models: Each loaded model; those not yet loaded are left out.
+        process: Resident bytes of the whole process, libraries and caches included.
+        budget: `BUDGET`.
+        baseline: `BASELINE`.
+    """
+
+    models: tuple[ModelMemory, ...]
+    process: int
+    budget: int = BUDGET
+    baseline: int = BASELINE
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all models' weights."""
+        return sum(model.weights for model in self.models)
+
+
+def measure(model: str, runs_on: str, stretches: Iterable[tuple[int, int]]) -> ModelMemory:
+    """Measure a model whose weights lie in these stretches of memory, (address, bytes) each."""
+    parts = list(stretches)
+    return ModelMemory(model, runs_on, sum(size for _, size in parts), resident_bytes(parts))
+
+
+def process_bytes() -> int:
+    """Resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def resident_bytes(stretches: Iterable[tuple[int, int]]) -> int | None:
+    """How many bytes of these stretches are in physical memory; None where that is not told.
+
+    A page that two stretches share counts once.
+    """
+    page = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+    spans = _joined((start // page, (start + size - 1) // page + 1) for start, size in stretches)
+    try:
+        with _PAGEMAP.open("rb", buffering=0) as pagemap:
+            pages = 0
+            for first, last in spans:
+                pagemap.seek(first * 8)
+                entries = np.frombuffer(pagemap.read((last - first) * 8), dtype=np.uint64)
+                pages += int(np.count_nonzero(entries & _PRESENT))
+    except OSError:
+        return None
+    return pages * page
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same pages in spans that do not overlap."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined

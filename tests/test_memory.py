@@ -1,0 +1,65 @@
+"""Memory is measured, not reckoned: pages that were touched count, others do not."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unified_embeddings import memory
+
+PAGE = mmap.PAGESIZE
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages are there")
+
+
+def address(buffer: mmap.mmap) -> int:
+    return int(np.frombuffer(buffer, dtype=np.uint8).ctypes.data)
+
+
+@linux
+@pytest.mark.parametrize("touched", [0, 1, 7, 64])
+def test_only_touched_pages_are_resident(touched: int) -> None:
+    buffer = mmap.mmap(-1, 64 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        buffer.madvise(mmap.MADV_NOHUGEPAGE)
+    for page in range(touched):
+        buffer[page * PAGE] = 1
+    assert memory.resident_bytes([(address(buffer), 64 * PAGE)]) == touched * PAGE
+
+
+@linux
+def test_pages_that_two_stretches_share_count_once() -> None:
+    buffer = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer[:] = b"x" * (4 * PAGE)
+    start = address(buffer)
+    stretches = [(start, 10), (start + 100, PAGE), (start, 2 * PAGE), (start + 3 * PAGE, 1)]
+    assert memory.resident_bytes(stretches) == 3 * PAGE
+    assert memory.resident_bytes([]) == 0
+
+
+@linux
+def test_a_file_mapped_and_not_read_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * (256 * PAGE))
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    stretch = [(int(mapped.ctypes.data), mapped.nbytes)]
+    assert memory.resident_bytes(stretch) == 0
+    assert mapped.sum() == 256 * PAGE * ord("x")
+    assert memory.resident_bytes(stretch) == 256 * PAGE
+
+
+def test_where_the_system_does_not_tell_nothing_is_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_PAGEMAP", tmp_path / "missing")
+    assert memory.measure("it", "torch, fp32, cpu", [(0, 5)]).resident is None
+
+
+def test_the_process_takes_more_than_an_array_it_holds() -> None:
+    before = memory.process_bytes()
+    held = np.ones(50_000_000, dtype=np.uint8)
+    assert memory.process_bytes() - before > 40_000_000
+    assert held.sum() == 50_000_000
