@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -247,7 +246,7 @@ def test_an_engine_that_fails_leaves_nothing_behind(
     embedder.encode_query("warm up")
     entries = embedder.cache.entries
 
-    def fails(self: TorchEngine, batch: Sequence[Any], heads: frozenset[str]) -> RawHeads:
+    def fails(self: TorchEngine, *_: Any) -> RawHeads:
         raise RuntimeError("the machine is on fire")
 
     with monkeypatch.context() as patch:
@@ -264,11 +263,11 @@ def test_what_was_done_before_an_interrupt_is_kept(
     embedder = BGE_M3_Embedder(xlmr, batch_tokens=1)  # a pass a text
     run, done = TorchEngine.run, []
 
-    def interrupted(self: TorchEngine, batch: Sequence[Any], heads: frozenset[Any]) -> RawHeads:
+    def interrupted(self: TorchEngine, *given: Any) -> RawHeads:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(1)
-        return run(self, batch, heads)
+        return run(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(TorchEngine, "run", interrupted)

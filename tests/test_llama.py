@@ -386,13 +386,20 @@ class TestConfig:
         config.sparse_model.get_text_embedding("fox")
         assert config.embedder.stats().texts == 2
 
-    def test_configure_settings_makes_llama_index_use_the_text_model_and_changes_nothing_else(
-        self, config: UnifiedEmbeddingConfig, client: QdrantClient, oracle: BGE_M3_Embedder
+    def test_configure_settings_makes_llama_index_use_the_models_and_changes_nothing_else(
+        self,
+        config: UnifiedEmbeddingConfig,
+        client: QdrantClient,
+        oracle: BGE_M3_Embedder,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        before = {k: v for k, v in vars(Settings).items() if k != "_embed_model"}
+        monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
+        ours = ("_embed_model", "image_embed_model", "_callback_manager")  # the last: any model's
+        before = {k: v for k, v in vars(Settings).items() if k not in ours}
         config.configure_settings()
         assert Settings.embed_model is config.text_model
-        assert {k: v for k, v in vars(Settings).items() if k != "_embed_model"} == before
+        assert Settings.image_embed_model is config.image_model
+        assert {k: v for k, v in vars(Settings).items() if k not in ours} == before
         VectorStoreIndex(
             [TextNode(text=text) for text in TEXTS[:3]],
             storage_context=StorageContext.from_defaults(
@@ -554,9 +561,9 @@ class Rows:
         run = engine.run
         self.seen: list[tuple[int, ...]] = []
 
-        def counted(batch: Sequence[Any], heads: Any) -> Any:
+        def counted(batch: Sequence[Any], *more: Any) -> Any:
             self.seen += [tuple(ids.tolist()) for ids in batch]
-            return run(batch, heads)
+            return run(batch, *more)
 
         monkeypatch.setattr(engine, "run", counted)
 

@@ -279,7 +279,7 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     if name in MODELS:
         return MODELS[name]
     for spec in MODELS.values():
-        if name == spec.model_id:
+        if name == spec.model_id and spec.sparse_model is None:
             return spec
     if name.endswith(".toml"):
         return _read_toml(Path(name).expanduser())

@@ -65,6 +65,11 @@ class TorchEngine:
         self._pooling = checkpoint.pooling
         if problem := unpackable(checkpoint):
             raise checkpoint.problem(f"the engine 'torch' cannot run it: {problem}")
+        if checkpoint.dimension != checkpoint.hidden_size:
+            raise checkpoint.problem(
+                f"its vectors have {checkpoint.hidden_size} dimensions, but its spec says "
+                f"{checkpoint.dimension}"
+            )
         dtype = DTYPES[runtime.precision]
         model: torch.nn.Module = load_backbone(checkpoint, dtype, attention=_ATTENTION)
         self._model = model.to(self._device)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from unified_embeddings.embedder import BGE_M3_Embedder, validated
+from unified_embeddings.paired import make_embedder
 
 _BATCH = 128
 """Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
@@ -20,30 +21,44 @@ class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
     The stock class would load the weights a second time beside the retriever's, would not know the
     model's prefixes unless told, and fetches whatever looks like an image's URL in a text for some
     models. Here its one seam, `_embed`, asks the embedder: its cache, prefixes, pooling and
-    normalisation. Serialised, it is a stock HuggingFaceEmbedding of the same model, instructions
-    and length.
+    normalisation.
 
     Args:
-        embedder: A model that gives dense vectors.
+        embedder: A model that gives dense vectors; None makes one from `model_name` and `options`,
+            as `to_dict` gives them.
         **fields: LlamaIndex's own: embed_batch_size, callback_manager, num_workers.
+
+    Raises:
+        As BGE_M3_Embedder.
     """
 
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="BGE_M3_Embedder's other options, without the cache."
+    )
     _embedder: BGE_M3_Embedder = PrivateAttr()
 
-    def __init__(self, embedder: BGE_M3_Embedder, **fields: Any) -> None:
+    def __init__(self, embedder: BGE_M3_Embedder | None = None, **fields: Any) -> None:
+        if embedder is None:
+            made = make_embedder(fields["model_name"], **fields.get("options", {}))
+            (embedder,) = made.parts
         spec = embedder.spec
-        # Past HuggingFaceEmbedding's own constructor, which would load the model.
-        settings: dict[str, Any] = {
-            "model_name": spec.model_id,
+        fields |= {
+            "model_name": embedder.model_name,
+            "options": embedder.options,
             "max_length": embedder.options["max_length"],
             "normalize": spec.normalise,
             "query_instruction": spec.query_prefix or None,
             "text_instruction": spec.document_prefix or None,
-            "embed_batch_size": _BATCH,
         }
-        BaseEmbedding.__init__(self, **{**settings, **fields})
+        # Past HuggingFaceEmbedding's own constructor, which would load the model.
+        BaseEmbedding.__init__(self, **{"embed_batch_size": _BATCH, **fields})
         self._embedder = embedder
         self._parallel_process = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """What LlamaIndex calls this class in serialised form."""
+        return "UnifiedHuggingFaceEmbedding"
 
     @property
     def embedder(self) -> BGE_M3_Embedder:

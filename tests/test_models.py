@@ -1,0 +1,453 @@
+"""Model choices: specs of one's own, consent to remote code, two models as one, LlamaIndex."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+from qdrant_client import QdrantClient
+
+import checkpoints
+from unified_embeddings import (
+    BGE_M3_Embedder,
+    EmbeddingCache,
+    InputError,
+    ModelLoadError,
+    ModelSpec,
+    PairedEmbedder,
+    UnifiedEmbeddingConfig,
+    UnifiedHuggingFaceEmbedding,
+    UnifiedTextEmbedding,
+    make_embedder,
+)
+from unified_embeddings.models import MODELS, spec_for
+
+TEXTS = ["The quick brown fox jumps over the lazy dog", "fusion merges two rankings", "fox fox"]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """E5's prefixes on a tiny BERT."""
+    folder = checkpoints.sentence_model(tmp_path_factory.mktemp("models") / "e5", "bert")
+    return dataclasses.replace(
+        MODELS["e5-small-v2"], model_id=str(folder), dimension=checkpoints.WIDTH
+    )
+
+
+@pytest.fixture(scope="module")
+def splade(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    folder = checkpoints.sentence_model(tmp_path_factory.mktemp("models") / "splade", "splade")
+    return dataclasses.replace(MODELS["Splade_PP_en_v1"], model_id=str(folder))
+
+
+class TestSpec:
+    @pytest.mark.parametrize("name", MODELS)
+    def test_a_choice_is_found_by_name_and_by_hub_id(self, name: str) -> None:
+        assert spec_for(name).choice == name
+        assert spec_for(MODELS[name].model_id).model_id == MODELS[name].model_id
+
+    def test_a_hub_id_of_two_choices_is_the_single_model(self) -> None:
+        assert spec_for("BAAI/bge-large-en-v1.5").sparse_model is None
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_every_choice_has_its_facts(self, name: str) -> None:
+        spec = MODELS[name]
+        assert spec.licence != "unknown"
+        assert spec.parameters is not None
+        assert spec.max_length is not None
+        assert spec.dimension is not None or spec.heads == ("sparse",)
+        assert spec.pooling is not None or spec.choice in ("bge-m3", "mini-m3", "clip")
+        assert not spec.remote_code or spec.choice in ("nomic", "jina-clip")
+        if spec.choice == "nomic":
+            assert len(spec.revision or "") == len(spec.code_revision or "") == 40
+
+    def test_jinas_licence_is_not_for_commerce(self) -> None:
+        assert MODELS["jina-v3"].licence == "CC-BY-NC-4.0"
+
+    @given(name=st.sampled_from(sorted(MODELS)))
+    def test_through_plain_values_and_back(self, name: str) -> None:
+        spec = MODELS[name]
+        assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"dimension": 0}, "dimension must be above 0"),
+            ({"dimension": "384"}, "dimension must be int or none"),
+            ({"dimension": True}, "dimension must be int"),
+            ({"max_length": -5}, "max_length must be above 0"),
+            ({"heads": ("dense", "spare")}, "heads can be dense, sparse, colbert"),
+            ({"heads": ()}, "at least one"),
+            ({"heads": "dense"}, "heads must be tuple or list"),
+            ({"pooling": "max"}, "pooling can be cls, mean, splade"),
+            ({"pooling": "splade"}, "go together"),
+            ({"heads": ("sparse",)}, "go together"),
+            ({"engine": "onnx"}, "engine can be torch, sentence"),
+            ({"query_prefix": None}, "query_prefix must be str"),
+            ({"normalise": 1}, "normalise must be bool"),
+        ],
+    )
+    def test_what_no_model_is(self, fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            ModelSpec("mine", "some/model", **fields)
+
+    def test_from_toml(self, dense: ModelSpec, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text(
+            f'like = "e5-small-v2"\nmodel_id = "{dense.model_id}"\ndimension = 32\n'
+            'choice = "mine"\n'
+        )
+        spec = spec_for(path)
+        assert spec == dataclasses.replace(dense, choice="mine")
+        by_file, by_spec = BGE_M3_Embedder(path), BGE_M3_Embedder(dense)
+        np.testing.assert_array_equal(
+            by_file.encode_query("fox").dense, by_spec.encode_query("fox").dense
+        )
+
+    def test_a_toml_of_ones_own_is_dense_unless_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text('model_id = "some/model"\nquery_prefix = "q: "\nheads = ["dense"]\n')
+        assert spec_for(path) == ModelSpec("some/model", "some/model", query_prefix="q: ")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("model_id = ", "no readable TOML"),
+            ("dimension = 5", "needs model_id"),
+            ('model_id = "a/b"\ncolour = "red"', "unknown .*colour"),
+            ('like = "e6"\nmodel_id = "a/b"', "like must be one of"),
+            ('model_id = "a/b"\nmax_length = "long"', "max_length must be int"),
+            ("\x00", "no readable TOML"),
+        ],
+    )
+    def test_a_toml_that_says_what_no_spec_can(
+        self, content: str, message: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            BGE_M3_Embedder(path)
+        with pytest.raises(InputError, match="no readable TOML"):
+            BGE_M3_Embedder(tmp_path / "missing.toml")
+
+
+class TestCheckpoint:
+    def test_without_heads_and_without_a_spec(self, dense: ModelSpec) -> None:
+        with pytest.raises(ModelLoadError, match=r"sparse_linear\.pt is missing.*ModelSpec"):
+            BGE_M3_Embedder(dense.model_id).encode_query("fox")
+
+    def test_another_dimension_than_its_spec(self, dense: ModelSpec) -> None:
+        for engine in ("torch", "sentence"):
+            spec = dataclasses.replace(dense, dimension=384)
+            with pytest.raises(ModelLoadError, match=r"32 dimensions.*spec says 384"):
+                BGE_M3_Embedder(spec, engine=engine).encode_query("fox")
+
+    def test_another_pooling_than_its_files(self, dense: ModelSpec) -> None:
+        spec = dataclasses.replace(dense, pooling="cls")
+        with pytest.raises(ModelLoadError, match=r"'mean'.*spec for cls"):
+            BGE_M3_Embedder(spec).encode_query("fox")
+
+    @pytest.mark.parametrize("engine", ["torch", "sentence"])
+    def test_no_file_says_the_pooling(self, engine: str, tmp_path: Path, dense: ModelSpec) -> None:
+        import shutil
+
+        twin = tmp_path / "twin"
+        shutil.copytree(dense.model_id, twin)
+        shutil.rmtree(twin / "1_Pooling")
+        (twin / "modules.json").unlink()
+        with pytest.raises(ModelLoadError, match="name its pooling"):
+            BGE_M3_Embedder(ModelSpec("mine", str(twin)), engine=engine).encode_query("fox")
+        said = dataclasses.replace(dense, model_id=str(twin))
+        np.testing.assert_allclose(
+            BGE_M3_Embedder(said, engine=engine, precision="fp32").encode_query("fox").dense,
+            BGE_M3_Embedder(dense, precision="fp32").encode_query("fox").dense,
+            atol=1e-6,
+        )
+
+    @pytest.mark.parametrize("kind", ["mpnet", "splade"])
+    def test_a_missing_tensor_is_not_made_up(self, kind: str, tmp_path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        folder = checkpoints.sentence_model(tmp_path / kind, kind)
+        state = load_file(folder / "model.safetensors")
+        gone = next(name for name in state if "layer.1" in name)
+        del state[gone]
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        heads = ("sparse",) if kind == "splade" else ("dense",)
+        pooling: Any = "splade" if kind == "splade" else None
+        spec = ModelSpec("mine", str(folder), heads=heads, pooling=pooling)
+        with pytest.raises(ModelLoadError, match="1 tensors are missing"):
+            BGE_M3_Embedder(spec).encode_query("fox")
+
+    def test_the_torch_engine_says_what_it_cannot_run(self, tmp_path: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "mpnet", "mpnet")
+        with pytest.raises(ModelLoadError, match=r"engine 'torch' cannot run it.*mpnet"):
+            BGE_M3_Embedder(ModelSpec("mine", str(folder)), engine="torch").encode_query("fox")
+
+    def test_the_reference_engine_needs_all_heads(self, dense: ModelSpec) -> None:
+        with pytest.raises(ModelLoadError, match="all three heads"):
+            BGE_M3_Embedder(dense, engine="flag").encode_query("fox")
+
+    def test_the_sentence_engine_needs_one_head(self, xlmr: Path) -> None:
+        with pytest.raises(ModelLoadError, match="dense or sparse vectors, not"):
+            BGE_M3_Embedder(xlmr, engine="sentence").encode_query("fox")
+
+    def test_fingerprints_tell_prefixes_and_normalisation_apart(self, dense: ModelSpec) -> None:
+        specs = [
+            dense,
+            dataclasses.replace(dense, query_prefix="find: "),
+            dataclasses.replace(dense, document_prefix="text: "),
+            dataclasses.replace(dense, normalise=False),
+        ]
+        assert len({BGE_M3_Embedder(spec).fingerprint for spec in specs}) == 4
+
+    def test_roles_do_not_share_the_cache(self, dense: ModelSpec) -> None:
+        embedder = BGE_M3_Embedder(dense, precision="fp32")
+        query, document = embedder.encode_queries(["fox"]), embedder.encode_documents(["fox"])
+        assert embedder.stats().forwards == 2
+        assert np.abs(query.dense - document.dense).max() > 1e-3
+
+    @pytest.mark.parametrize("name", ["README.md", "1_Pooling/config.json"])
+    def test_lower_case_is_done_where_it_is_asked_for(
+        self, name: str, dense: ModelSpec, tmp_path: Path
+    ) -> None:
+        import shutil
+
+        twin = tmp_path / "twin"
+        shutil.copytree(dense.model_id, twin)
+        (twin / "sentence_bert_config.json").write_text(
+            json.dumps({"max_seq_length": 40, "do_lower_case": True})
+        )
+        tokenizer = json.loads((twin / "tokenizer.json").read_text())
+        tokenizer["normalizer"]["lowercase"] = False
+        (twin / "tokenizer.json").write_text(json.dumps(tokenizer))
+        embedder = BGE_M3_Embedder(dataclasses.replace(dense, model_id=str(twin)))
+        assert embedder.tokenise("THE FOX") == embedder.tokenise("the fox")
+
+
+class TestRemoteCode:
+    def test_it_is_off(self) -> None:
+        with pytest.raises(ModelLoadError, match="trust_remote_code=True"):
+            BGE_M3_Embedder("nomic").encode_query("fox")
+
+    def test_the_pinned_commit_is_what_is_looked_for(self) -> None:
+        with pytest.raises(ModelLoadError, match="1066b6599d099fbb93dfcb64f9c37a7c9e503e85"):
+            BGE_M3_Embedder("nomic", trust_remote_code=True).encode_query("fox")
+
+    @pytest.mark.parametrize("revision", ["main", "v1.5", "1066b65", "A" * 40])
+    def test_a_name_that_can_move_is_no_pin(self, revision: str) -> None:
+        with pytest.raises(ModelLoadError, match="has to be pinned"):
+            BGE_M3_Embedder("nomic", trust_remote_code=True, revision=revision).encode_query("x")
+
+    @pytest.fixture
+    def custom(self, tmp_path: Path) -> Path:
+        """A BERT that says that it needs code of its own, which tells when it is run."""
+        folder = checkpoints.sentence_model(tmp_path / "custom", "bert")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {
+            "model_type": "custom",
+            "auto_map": {
+                "AutoConfig": "custom_code.CustomConfig", "AutoModel": "custom_code.CustomModel",
+            },
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "custom_code.py").write_text(
+            "from pathlib import Path\n"
+            "from transformers import BertConfig, BertModel\n"
+            f"Path({str(tmp_path / 'was run')!r}).touch()\n"
+            "class CustomConfig(BertConfig):\n    model_type = 'custom'\n"
+            "class CustomModel(BertModel):\n    config_class = CustomConfig\n"
+        )
+        return folder
+
+    def test_a_folders_code_runs_only_with_consent(self, custom: Path, tmp_path: Path) -> None:
+        spec = ModelSpec("mine", str(custom), remote_code=True)
+        with pytest.raises(ModelLoadError, match="trust_remote_code=True"):
+            BGE_M3_Embedder(spec).encode_query("fox")
+        silent = ModelSpec("mine", str(custom))
+        with pytest.raises(ModelLoadError):
+            BGE_M3_Embedder(silent, trust_remote_code=True).encode_query("fox")
+        assert not (tmp_path / "was run").exists()
+        result = BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox").dense
+        assert (tmp_path / "was run").exists()
+        plain = checkpoints.sentence_model(tmp_path / "plain", "bert")
+        expected = BGE_M3_Embedder(ModelSpec("plain", str(plain))).encode_query("fox").dense
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+    def test_code_in_another_repository_has_its_own_pin(self, custom: Path) -> None:
+        config = json.loads((custom / "config.json").read_text())
+        config["auto_map"]["AutoModel"] = "owner/code--custom_code.CustomModel"
+        (custom / "config.json").write_text(json.dumps(config))
+        spec = ModelSpec("mine", str(custom), remote_code=True)
+        with pytest.raises(ModelLoadError, match=r"lies in owner/code.*code_revision"):
+            BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
+
+
+class TestPair:
+    def test_each_vector_comes_from_its_model(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        pair = make_embedder(dense, sparse_model=splade, precision="fp32")
+        assert isinstance(pair, PairedEmbedder)
+        assert pair.heads == ("dense", "sparse")
+        one, other = (BGE_M3_Embedder(spec, precision="fp32") for spec in (dense, splade))
+        for name in ("encode_documents", "encode_queries"):
+            both = getattr(pair, name)(TEXTS)
+            np.testing.assert_array_equal(both.dense, getattr(one, name)(TEXTS).dense)
+            assert both.sparse == getattr(other, name)(TEXTS).sparse
+            assert both.colbert is None
+        assert pair.encode_documents(TEXTS, dense=False).dense is None
+        assert pair.encode_documents([]).dense.shape == (0, 32)
+        with pytest.raises(InputError, match="no colbert ones"):
+            pair.encode_query("fox", colbert=True)
+
+    def test_only_the_model_that_is_asked_runs(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        pair = make_embedder(dense, sparse_model=splade)
+        pair.encode_documents(TEXTS, sparse=False)
+        assert [part.stats().forwards for part in pair.parts] == [1, 0]
+        pair.encode_documents(TEXTS)
+        assert [part.stats().forwards for part in pair.parts] == [1, 1]
+        assert pair.stats().forwards == 2
+        assert pair.cache is pair.parts[1].cache
+
+    def test_fingerprints(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        pair = make_embedder(dense, sparse_model=splade)
+        prints = {pair.fingerprint, *(part.fingerprint for part in pair.parts)}
+        assert len(prints) == 3
+        assert make_embedder(dense, sparse_model=splade).fingerprint == pair.fingerprint
+
+    def test_the_three_model_baseline_by_name(self) -> None:
+        pair = make_embedder("bge-large-splade")
+        assert [part.spec.model_id for part in pair.parts] == [
+            "BAAI/bge-large-en-v1.5", "prithivida/Splade_PP_en_v1",
+        ]  # fmt: skip
+        assert pair.parts[0].spec.query_prefix.startswith("Represent this sentence")
+        assert UnifiedEmbeddingConfig("bge-large-splade").embedder.heads == ("dense", "sparse")
+        with pytest.raises(InputError, match="make_embedder"):
+            BGE_M3_Embedder("bge-large-splade")
+
+    def test_what_cannot_be_paired(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        with pytest.raises(InputError, match="no sparse ones"):
+            make_embedder(dense, sparse_model=dense)
+        with pytest.raises(InputError, match="no dense ones"):
+            make_embedder(splade, sparse_model=splade)
+
+    def test_copies(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        pair = make_embedder(dense, sparse_model=splade, max_length=99)
+        copy = pickle.loads(pickle.dumps(pair))
+        assert copy.fingerprint == pair.fingerprint
+        options = json.loads(json.dumps(pair.options))
+        assert make_embedder(pair.model_name, **options).fingerprint == pair.fingerprint
+        assert options["max_length"] == 99
+
+    def test_a_text_model_over_a_pair_goes_through_json(
+        self, dense: ModelSpec, splade: ModelSpec
+    ) -> None:
+        model = UnifiedTextEmbedding(make_embedder(dense, sparse_model=splade))
+        copy = UnifiedTextEmbedding.from_dict(json.loads(json.dumps(model.to_dict())))
+        assert copy.embedder.fingerprint == model.embedder.fingerprint
+
+    def test_closing(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        pair = make_embedder(dense, sparse_model=splade, cache=None)
+        with pair:
+            pair.encode_query("fox")
+        with pytest.raises(Exception, match="closed"):
+            pair.encode_query("fox")
+
+
+class TestLlamaIndex:
+    def test_a_dense_model_is_a_huggingface_embedding(self, dense: ModelSpec) -> None:
+        config = UnifiedEmbeddingConfig(dense, precision="fp32", max_length=99)
+        model = config.text_model
+        assert isinstance(model, HuggingFaceEmbedding)
+        assert model.query_instruction == "query: "
+        assert model.text_instruction == "passage: "
+        assert (model.max_length, model.normalize) == (99, True)
+        query, document = config.embedder.encode_query("fox"), config.embedder.encode_documents
+        np.testing.assert_array_equal(model.get_query_embedding("fox"), query.dense[0])
+        np.testing.assert_array_equal(model.get_text_embedding_batch(TEXTS), document(TEXTS).dense)
+        assert asyncio.run(model.aget_query_embedding("fox")) == query.dense[0].tolist()
+        assert config.embedder.stats().forwards == 2
+
+    def test_it_goes_through_json(self, dense: ModelSpec) -> None:
+        model = UnifiedEmbeddingConfig(dense, max_length=40).text_model
+        copy = UnifiedHuggingFaceEmbedding.from_dict(json.loads(json.dumps(model.to_dict())))
+        assert copy.embedder.fingerprint == model.embedder.fingerprint
+        assert copy.embedder.options == model.embedder.options
+
+    def test_the_stock_class_gives_the_same_vectors(self, dense: ModelSpec) -> None:
+        ours = UnifiedEmbeddingConfig(dense, precision="fp32").text_model
+        stock = HuggingFaceEmbedding(
+            dense.model_id, query_instruction="query: ", text_instruction="passage: "
+        )
+        for ask in ("get_query_embedding", "get_text_embedding"):
+            np.testing.assert_allclose(
+                getattr(stock, ask)("the quick fox"), getattr(ours, ask)("the quick fox"), atol=1e-5
+            )
+
+    def test_a_url_in_a_text_is_a_text(
+        self, dense: ModelSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from test_images import no_network
+
+        model = UnifiedEmbeddingConfig(dense).text_model
+        model.get_text_embedding("warm")
+        no_network(monkeypatch)
+        assert len(model.get_text_embedding("http://example.com/fox.png")) == 32
+
+    def test_dense_only_in_the_retriever(self, dense: ModelSpec) -> None:
+        config = UnifiedEmbeddingConfig(dense, precision="fp32")
+        store = config.vector_store("texts", client=QdrantClient(":memory:"))
+        index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
+        index.insert_nodes([TextNode(text=text) for text in TEXTS])
+        found = config.retriever(store).retrieve("quick fox")
+        query = config.embedder.encode_query("quick fox").dense[0]
+        scores = config.embedder.encode_documents(TEXTS).dense @ query
+        assert [n.text for n in found] == [TEXTS[i] for i in np.argsort(-scores)]
+        assert found[0].score == pytest.approx(scores.max(), abs=1e-5)
+        with pytest.raises(InputError, match="set a sparse_model beside it"):
+            config.retriever(store, mode="hybrid")
+        with pytest.raises(InputError, match="no colbert ones"):
+            config.retriever(store, rerank="colbert")
+
+    def test_hybrid_with_a_sparse_model_beside_it(
+        self, dense: ModelSpec, splade: ModelSpec
+    ) -> None:
+        config = UnifiedEmbeddingConfig(dense, sparse_model=splade, precision="fp32")
+        store = config.vector_store("texts", client=QdrantClient(":memory:"))
+        index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
+        index.insert_nodes([TextNode(text=text) for text in TEXTS])
+        assert [part.stats().forwards for part in config.embedder.parts] == [1, 1]
+        ranks = [
+            [n.text for n in config.retriever(store, mode=mode).retrieve(TEXTS[1])]
+            for mode in ("dense", "sparse")
+        ]
+        for node in config.retriever(store).retrieve(TEXTS[1]):
+            shares = [1 / (61 + texts.index(node.text)) for texts in ranks if node.text in texts]
+            assert node.score == pytest.approx(sum(shares))
+        sparse = config.retriever(store, mode="sparse").retrieve(TEXTS[1])
+        vectors = config.embedder.encode_documents(TEXTS).sparse
+        expected = sum(w * vectors[1].get(i, 0.0) for i, w in vectors[1].items())
+        scores = {node.text: node.score for node in sparse}
+        assert scores[TEXTS[1]] == pytest.approx(expected, rel=1e-4)
+
+    def test_sparse_alone_makes_no_store(self, splade: ModelSpec) -> None:
+        config = UnifiedEmbeddingConfig(splade)
+        with pytest.raises(InputError, match="gives no dense vectors"):
+            config.vector_store("texts", client=QdrantClient(":memory:"))
+
+    def test_one_cache_serves_many_models(self, dense: ModelSpec, splade: ModelSpec) -> None:
+        cache = EmbeddingCache()
+        one = BGE_M3_Embedder(dense, cache=cache).encode_documents(["fox"])
+        other = BGE_M3_Embedder(splade, cache=cache).encode_documents(["fox"])
+        assert one.sparse is None
+        assert other.dense is None

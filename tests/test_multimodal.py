@@ -1,0 +1,393 @@
+"""Texts and images through LlamaIndex and Qdrant: index, search, delete, reopen."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import Settings, StorageContext
+from llama_index.core.indices.multi_modal.base import MultiModalVectorStoreIndex
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    NodeRelationship,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from qdrant_client import QdrantClient
+
+import checkpoints
+from test_images import IMAGES, no_network, noise, png
+from unified_embeddings import (
+    ClipEmbedder,
+    FingerprintMismatchError,
+    InputError,
+    UnifiedEmbeddingConfig,
+    UnifiedImageEmbedding,
+    UnifiedMultiModalIndex,
+    UnifiedMultiModalRetriever,
+)
+
+TEXTS = {"fox": "The quick brown fox jumps", "ranking": "Retrieval finds documents; ranking orders"}
+ID = "00000000-0000-0000-0000-00000000000{}"
+
+
+def text_node(number: int, text: str, **metadata: Any) -> TextNode:
+    node = TextNode(text=text, id_=ID.format(number), metadata=metadata)
+    node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=f"doc{number}")
+    return node
+
+
+def image_node(number: int, text: str = "", **metadata: Any) -> ImageNode:
+    encoded = base64.b64encode(png(IMAGES[number - 5])).decode()
+    node = ImageNode(image=encoded, text=text, id_=ID.format(number), metadata=metadata)
+    node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=f"doc{number}")
+    return node
+
+
+def nodes() -> list[TextNode]:
+    """1, 2: texts; 5, 6: images without a word; 7: an image with a caption."""
+    return [
+        text_node(1, TEXTS["fox"], kind="text", year=2020),
+        text_node(2, TEXTS["ranking"], kind="text", year=2024),
+        image_node(5),
+        image_node(6, year=2024),
+        image_node(7, "a fox in the snow", year=2020),
+    ]
+
+
+@pytest.fixture
+def config(xlmr: Path, clip: Path) -> UnifiedEmbeddingConfig:
+    return UnifiedEmbeddingConfig(xlmr, image_model=clip, precision="fp32", device="cpu")
+
+
+class Stores:
+    """Both stores on one client, filled."""
+
+    def __init__(self, config: UnifiedEmbeddingConfig, **place: Any) -> None:
+        place = place or {"client": QdrantClient(":memory:")}
+        self.config = config
+        self.texts = config.vector_store("texts", **place)
+        self.images = config.image_store("images", **place)
+
+    def index(self, content: list[Any] | None = None) -> UnifiedMultiModalIndex:
+        return UnifiedMultiModalIndex(
+            nodes=nodes() if content is None else content,
+            image_embed_model=self.config.image_model,
+            embed_model=self.config.text_model,
+            storage_context=StorageContext.from_defaults(vector_store=self.texts),
+            image_vector_store=self.images,
+        )
+
+    def opened(self) -> UnifiedMultiModalIndex:
+        return UnifiedMultiModalIndex.from_vector_store(
+            self.texts,
+            embed_model=self.config.text_model,
+            image_vector_store=self.images,
+            image_embed_model=self.config.image_model,
+        )
+
+    def retriever(self, **options: Any) -> UnifiedMultiModalRetriever:
+        return self.config.multimodal_retriever(self.texts, self.images, **options)
+
+    def ids(self, store: Any) -> set[int]:
+        points, _ = store.client.scroll(store.collection_name, limit=100)
+        return {int(str(point.id)[-1]) for point in points}
+
+
+@pytest.fixture
+def stores(config: UnifiedEmbeddingConfig) -> Stores:
+    made = Stores(config)
+    made.index()
+    return made
+
+
+def numbers(found: list[Any]) -> list[int]:
+    return [int(scored.node.node_id[-1]) for scored in found]
+
+
+class TestIndex:
+    def test_every_node_lands_where_it_belongs(self, stores: Stores) -> None:
+        assert stores.ids(stores.texts) == {1, 2, 7}
+        assert stores.ids(stores.images) == {5, 6, 7}
+
+    def test_the_stock_index_works_with_our_parts_and_loses_what_it_loses(
+        self, config: UnifiedEmbeddingConfig
+    ) -> None:
+        stores = Stores(config)
+        stock = MultiModalVectorStoreIndex(
+            nodes=nodes(),
+            image_embed_model=config.image_model,
+            embed_model=config.text_model,
+            storage_context=StorageContext.from_defaults(vector_store=stores.texts),
+            image_vector_store=stores.images,
+        )
+        assert stores.ids(stores.texts) == {1, 2, 7}
+        assert stores.ids(stores.images) == {6, 7}  # 5 has neither text nor metadata
+        found = stock.as_retriever(image_similarity_top_k=2).text_to_image_retrieve("fox")
+        assert len(found) == 2
+
+    def test_the_settings_are_read(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
+        with pytest.raises(InputError, match="configure_settings"):
+            UnifiedMultiModalIndex(nodes=[])
+        stores.config.configure_settings()
+        index = UnifiedMultiModalIndex.from_vector_store(
+            stores.texts, image_vector_store=stores.images
+        )
+        assert index.image_embed_model is stores.config.image_model
+        index.insert_nodes([image_node(8)])
+        assert stores.ids(stores.images) == {5, 6, 7, 8}
+
+    def test_documents_are_indexed_whole(self, config: UnifiedEmbeddingConfig) -> None:
+        stores = Stores(config)
+        encoded = base64.b64encode(png(IMAGES[0])).decode()
+        documents = [Document(text=TEXTS["fox"]), ImageDocument(image=encoded)]
+        UnifiedMultiModalIndex.from_documents(
+            documents,
+            image_embed_model=config.image_model,
+            embed_model=config.text_model,
+            storage_context=StorageContext.from_defaults(vector_store=stores.texts),
+            image_vector_store=stores.images,
+        )
+        count = [store.client.count(store.collection_name).count
+                 for store in (stores.texts, stores.images)]  # fmt: skip
+        assert count == [1, 1]
+
+    def test_async(self, config: UnifiedEmbeddingConfig) -> None:
+        stores = Stores(config)
+
+        async def run() -> list[Any]:
+            index = stores.index([])
+            await index.ainsert_nodes(nodes())
+            found = await stores.retriever().aretrieve("the quick fox")
+            await index.adelete_nodes([ID.format(7)])
+            await index.adelete_ref_doc("doc5")
+            return found
+
+        found = asyncio.run(run())
+        assert sorted(numbers(found)) == [1, 2, 5, 6, 7]
+        assert stores.ids(stores.texts) == {1, 2}
+        assert stores.ids(stores.images) == {6}
+
+    def test_a_bad_image_names_its_place_and_stores_nothing(
+        self, config: UnifiedEmbeddingConfig
+    ) -> None:
+        stores = Stores(config)
+        bad = ImageNode(image=base64.b64encode(b"words").decode(), id_=ID.format(9))
+        with pytest.raises(InputError, match="item 2: ") as caught:
+            stores.index([image_node(5), text_node(1, "fox"), image_node(6), bad])
+        assert caught.value.index == 2
+        assert stores.ids(stores.images) == set()
+
+    def test_an_images_url_is_not_fetched_unasked(
+        self, config: UnifiedEmbeddingConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stores = Stores(config)
+        no_network(monkeypatch)
+        with pytest.raises(InputError, match="allow_urls"):
+            stores.index([ImageNode(image_url="http://example.com/a.png", id_=ID.format(9))])
+
+    def test_nodes_with_a_vector_keep_it(self, config: UnifiedEmbeddingConfig) -> None:
+        stores = Stores(config)
+        node = image_node(5)
+        node.embedding = [1.0] + [0.0] * 23
+        stores.index([node])
+        (point,) = stores.images.client.retrieve("images", [ID.format(5)], with_vectors=True)
+        assert point.vector["text-dense"][0] == pytest.approx(1)
+        assert config.clip.stats().images == 0
+
+
+class TestRetriever:
+    def test_a_text_finds_texts_and_images(self, stores: Stores) -> None:
+        found = stores.retriever().retrieve("The quick brown fox jumps")
+        assert sorted(numbers(found)) == [1, 2, 5, 6, 7]
+        assert {type(scored.node).__name__ for scored in found} == {"TextNode", "ImageNode"}
+
+    def test_scores_are_rrfs(self, stores: Stores) -> None:
+        """Each node's score by hand from the two lists' ranks."""
+        question = "The quick brown fox jumps"
+        texts = numbers(stores.config.retriever(stores.texts).retrieve(question))
+        query = stores.config.clip.encode_texts([question])[0]
+        images = stores.config.clip.encode_images([IMAGES[i] for i in (0, 1, 2)]).dense
+        seen = [5 + int(i) for i in np.argsort(-images @ query)]
+        expected: dict[int, float] = {}
+        for weight, ranking in ((2.0, texts), (0.5, seen)):
+            for rank, number in enumerate(ranking):
+                expected[number] = expected.get(number, 0) + weight / (10 + rank + 1)
+        found = stores.retriever(weights=(2.0, 0.5), rrf_k=10).retrieve(question)
+        assert {int(n.node.node_id[-1]): n.score for n in found} == pytest.approx(expected)
+        assert [n.score for n in found] == sorted((n.score for n in found), reverse=True)
+
+    def test_an_image_finds_itself_and_images_alone(self, stores: Stores, tmp_path: Path) -> None:
+        path = tmp_path / "query.png"
+        path.write_bytes(png(IMAGES[1]))
+        found = stores.retriever().retrieve(QueryBundle("", image_path=str(path)))
+        assert numbers(found)[0] == 6
+        assert sorted(numbers(found)) == [5, 6, 7]
+        assert found[0].score == pytest.approx(1 / 61)
+
+    def test_text_and_image_together(self, stores: Stores) -> None:
+        encoded = base64.b64encode(png(IMAGES[1])).decode()
+        bundle = QueryBundle("The quick brown fox jumps", image_path=encoded)
+        found = stores.retriever().retrieve(bundle)
+        assert sorted(numbers(found)) == [1, 2, 5, 6, 7]
+        assert found[0].score > 1 / 61  # some image stands in three lists
+
+    def test_modalities_can_be_left_out(self, stores: Stores) -> None:
+        assert sorted(numbers(stores.retriever(weights=(1, 0)).retrieve("fox"))) == [1, 2, 7]
+        assert sorted(numbers(stores.retriever(weights=(0, 1)).retrieve("fox"))) == [5, 6, 7]
+        image = base64.b64encode(png(IMAGES[1])).decode()
+        assert stores.retriever(weights=(1, 0)).retrieve(QueryBundle("", image_path=image)) == []
+
+    def test_filters_hold_for_both(self, stores: Stores) -> None:
+        filters = MetadataFilters(filters=[MetadataFilter(key="year", value=2024)])
+        assert sorted(numbers(stores.retriever(filters=filters).retrieve("fox"))) == [2, 6]
+
+    def test_top_k_and_candidates(self, stores: Stores) -> None:
+        assert len(stores.retriever(similarity_top_k=2).retrieve("fox")) == 2
+        deep = stores.retriever(similarity_top_k=5, candidates=1).retrieve("fox")
+        assert len(deep) == 5
+
+    def test_async_gives_the_same(self, stores: Stores) -> None:
+        bundle = QueryBundle("quick fox", image_path=base64.b64encode(png(IMAGES[2])).decode())
+        retriever = stores.retriever(rerank="colbert")
+        sync = [(n.node.node_id, n.score) for n in retriever.retrieve(bundle)]
+        other = [(n.node.node_id, n.score) for n in asyncio.run(retriever.aretrieve(bundle))]
+        assert sync == other
+
+    def test_in_a_query_engine(self, stores: Stores) -> None:
+        engine = RetrieverQueryEngine.from_args(stores.retriever(), llm=MockLLM())
+        response = engine.query("Which fox?")
+        assert sorted(numbers(response.source_nodes)) == [1, 2, 5, 6, 7]
+
+    def test_one_forward_of_each_model_a_question(self, stores: Stores) -> None:
+        before = (stores.config.embedder.stats().forwards, stores.config.clip.stats().forwards)
+        stores.retriever().retrieve("a question nobody asked before")
+        after = (stores.config.embedder.stats().forwards, stores.config.clip.stats().forwards)
+        assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+
+    @pytest.mark.parametrize("query", ["", "  ", QueryBundle(""), QueryBundle(" ")])
+    def test_a_question_needs_something(self, query: Any, stores: Stores) -> None:
+        with pytest.raises(InputError, match="a text or an image"):
+            stores.retriever().retrieve(query)
+
+    def test_bad_questions(self, stores: Stores) -> None:
+        with pytest.raises(InputError, match="got int"):
+            stores.retriever().retrieve(3)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="no such file"):
+            stores.retriever().retrieve(QueryBundle("", image_path="missing.png"))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"weights": (0, 0)}, "weights"),
+            ({"weights": (1, -1)}, "weights"),
+            ({"similarity_top_k": 0}, "similarity_top_k"),
+            ({"candidates": "many"}, "candidates"),
+            ({"rrf_k": -1}, "rrf_k"),
+            ({"mode": "fuzzy"}, "mode"),
+        ],
+    )
+    def test_options_in_range(self, options: Any, message: str, stores: Stores) -> None:
+        with pytest.raises(InputError, match=message):
+            stores.retriever(**options)
+
+
+class TestStores:
+    def test_delete_and_reopen(self, config: UnifiedEmbeddingConfig, tmp_path: Path) -> None:
+        folder = tmp_path / "qdrant"
+        stores = Stores(config, path=folder)
+        index = stores.index()
+        index.delete_ref_doc("doc7")
+        index.delete_nodes([ID.format(5), ID.format(1)])
+        assert stores.ids(stores.texts) == {2}
+        assert stores.ids(stores.images) == {6}
+        stores.texts.client.close()
+        again = Stores(config, path=folder)
+        assert numbers(again.retriever().retrieve("fox")) in ([2, 6], [6, 2])
+        again.opened().insert_nodes([image_node(7, "a fox in the snow")])
+        assert sorted(numbers(again.retriever().retrieve("fox"))) == [2, 6, 7]
+        (image,) = [n.node for n in again.retriever().retrieve("fox") if numbers([n]) == [7]]
+        shown = np.asarray(__import__("PIL.Image").Image.open(image.resolve_image()))
+        np.testing.assert_array_equal(shown, np.asarray(IMAGES[2]))
+        again.texts.client.close()
+
+    def test_another_image_model_is_refused(
+        self, stores: Stores, xlmr: Path, tmp_path: Path
+    ) -> None:
+        twin = checkpoints.clip(tmp_path / "twin", seed=5)
+        other = UnifiedEmbeddingConfig(xlmr, image_model=twin, precision="fp32")
+        with pytest.raises(FingerprintMismatchError, match="images"):
+            other.image_store("images", client=stores.images.client)
+        with pytest.raises(FingerprintMismatchError, match="images"):
+            other.multimodal_retriever(stores.texts, stores.images)
+
+    def test_texts_and_images_do_not_mix(self, stores: Stores) -> None:
+        with pytest.raises(FingerprintMismatchError):
+            stores.config.image_store("texts", client=stores.texts.client)
+
+
+def same(given: Any, expected: Any) -> None:
+    np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+class TestEmbedding:
+    def test_it_is_the_embedders(self, config: UnifiedEmbeddingConfig, tmp_path: Path) -> None:
+        model, clip = config.image_model, config.clip
+        path = tmp_path / "fox.png"
+        path.write_bytes(png(IMAGES[0]))
+        images = clip.encode_images(IMAGES[:2]).dense
+        same(model.get_image_embedding(str(path)), images[0])
+        given = [str(path), io.BytesIO(png(IMAGES[1]))]
+        same(model.get_image_embedding_batch(given), images)
+        same(asyncio.run(model.aget_image_embedding_batch(given)), images)
+        texts = clip.encode_texts(["fox", "dog"])
+        same(model.get_text_embedding_batch(["fox", "dog"]), texts)
+        same(model.get_query_embedding("dog"), texts[1])
+        same(asyncio.run(model.aget_query_embedding("dog")), texts[1])
+        same(asyncio.run(model.aget_image_embedding(str(path))), images[0])
+        same(asyncio.run(model.aget_text_embedding_batch(["fox"])), texts[:1])
+
+    def test_it_goes_through_json(self, clip: Path) -> None:
+        model = UnifiedImageEmbedding(ClipEmbedder(clip, precision="fp32", max_pixels=10_000))
+        copy = UnifiedImageEmbedding.from_dict(json.loads(json.dumps(model.to_dict())))
+        assert copy.clip.options == model.clip.options
+        assert copy.get_query_embedding("fox") == model.get_query_embedding("fox")
+        again = UnifiedImageEmbedding.from_json(model.to_json())
+        assert again.clip.model_name == str(clip)
+
+    def test_the_event_loop_goes_on(self, config: UnifiedEmbeddingConfig) -> None:
+        """While images are embedded, a coroutine beside them runs."""
+        images = [noise(500, 500, seed) for seed in range(24)]
+
+        async def run() -> int:
+            ticks = 0
+            work = asyncio.create_task(config.image_model.aget_image_embedding_batch(images))
+            while not work.done():
+                await asyncio.sleep(0.001)
+                ticks += 1
+            await work
+            return ticks
+
+        assert asyncio.run(run()) > 3
+
+    def test_a_bad_images_index_counts_in_the_whole_batch(
+        self, config: UnifiedEmbeddingConfig
+    ) -> None:
+        images = [*IMAGES * 20, b"bad"]
+        with pytest.raises(InputError) as caught:
+            config.image_model.get_image_embedding_batch(images)
+        assert caught.value.index == 100
