@@ -1,7 +1,7 @@
-"""A full-size BGE-M3 with random weights, made on the spot.
+"""A full-size BGE-M3 and a full-size CLIP with random weights, made on the spot.
 
-For speed and memory only: the architecture and the sizes are the published ones (568M parameters),
-the weights are noise, so its vectors mean nothing.
+For speed, memory and exactness only: the architectures and the sizes are the published ones (568M
+and 151M parameters), the weights are noise, so their vectors mean nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 VOCABULARY = 250_002
 WIDTH = 1024
@@ -64,6 +71,25 @@ def make(folder: Path) -> Path:
     settings: dict[str, object] = {f"{name}_token": token for name, token in specials.items()}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    done.touch()
+    return folder
+
+
+def make_clip(folder: Path) -> Path:
+    """Write ViT-B/32 into `folder`, unless a whole one is there; 0.6 GB in fp32."""
+    done = folder / "done"
+    if done.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    specials = ["<|startoftext|>", "<|endoftext|>"]
+    filler = [f"filler{i}" for i in range(49_408 - len(tokens) - len(specials))]
+    vocabulary = {token: i for i, token in enumerate([*tokens, *filler, *specials])}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77).save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig()).save_pretrained(folder)
     done.touch()
     return folder
 

@@ -229,36 +229,31 @@ def sentence_model(
     return folder
 
 
-def clip(folder: Path, *, full_size: bool = False, seed: int = 0) -> Path:
-    """A random CLIP with a byte-level vocabulary; ViT-B/32's own sizes, or tiny ones."""
+def clip(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny random CLIP with a byte-level vocabulary: 24 dimensions, images of 32 x 32."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = pre_tokenizers.ByteLevel.alphabet()
     tokens = sorted(letters) + [f"{letter}</w>" for letter in sorted(letters)]
     specials = ["<|startoftext|>", "<|endoftext|>"]
-    size = 49408 if full_size else len(tokens) + len(specials)
-    filler = [f"filler{i}" for i in range(size - len(tokens) - len(specials))]
-    vocabulary = {token: i for i, token in enumerate([*tokens, *filler, *specials])}
+    size = len(tokens) + len(specials)
+    vocabulary = {token: i for i, token in enumerate([*tokens, *specials])}
     CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77).save_pretrained(folder)
     torch.manual_seed(seed)
     ends = {
         "vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1,
         "pad_token_id": size - 1,
     }  # fmt: skip
-    if full_size:
-        config = CLIPConfig(text_config=ends)
-        CLIPImageProcessorPil().save_pretrained(folder)
-    else:
-        tiny = {
-            "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "initializer_range": 0.2, "initializer_factor": 10.0,
-        }  # fmt: skip
-        config = CLIPConfig(
-            text_config={**tiny, **ends},
-            vision_config={**tiny, "image_size": 32, "patch_size": 8},
-            projection_dim=24,
-        )
-        sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-        CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    tiny = {
+        "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "initializer_range": 0.2, "initializer_factor": 10.0,
+    }  # fmt: skip
+    config = CLIPConfig(
+        text_config={**tiny, **ends},
+        vision_config={**tiny, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
     CLIPModel(config).eval().save_pretrained(folder)
     return folder
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import checkpoints
+import full_size
 from unified_embeddings import (
     ClipEmbedder,
     EmbeddingCache,
@@ -443,7 +444,7 @@ def test_the_text_half_is_an_embedder_of_texts(clip: Path) -> None:
 @pytest.mark.full_size
 def test_a_full_size_clip_equals_transformers(tmp_path: Path) -> None:
     """ViT-B/32's own sizes with random weights: 151M parameters, half a minute."""
-    folder = checkpoints.clip(tmp_path / "clip", full_size=True)
+    folder = full_size.make_clip(tmp_path / "clip")
     spec = dataclasses.replace(ClipEmbedder("clip").spec, model_id=str(folder))
     ours = ClipEmbedder(spec, precision="fp32", device="cpu", cache=None)
     pictures = [noise(w, h, w) for w, h in ((640, 480), (224, 224), (33, 900), (1200, 800))]

@@ -51,6 +51,20 @@ def test_a_file_mapped_and_not_read_takes_no_memory(tmp_path: Path) -> None:
     assert memory.resident_bytes(stretch) == 256 * PAGE
 
 
+@linux
+def test_given_back_pages_are_read_again_from_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 16 * 64)
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    start = int(mapped.ctypes.data)
+    expected = mapped.sum()
+    memory.give_back(start + 1, mapped.nbytes - 1)
+    assert memory.resident_bytes([(start, mapped.nbytes)]) == PAGE  # the first, not a whole one
+    memory.give_back(start, 10)
+    assert memory.resident_bytes([(start, mapped.nbytes)]) == PAGE
+    assert mapped.sum() == expected
+
+
 def test_where_the_system_does_not_tell_nothing_is_made_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,12 @@
-"""What loaded models cost in memory, measured.
+"""What loaded models cost in memory, measured, and giving back what is not needed.
 
 What lives here: asking the operating system. What does not: which models there are (`config`).
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ BUDGET = 3_600_000_000
 BASELINE = 4_200_000_000
 """Bytes the same document puts the three models at that came before: 4.2 GB."""
 
+_PAGE = mmap.PAGESIZE
 _PAGEMAP = Path("/proc/self/pagemap")
 _PRESENT = np.uint64(1 << 63)
 """The bit of a page's 8 bytes that says it is in memory (Linux, Documentation/mm/pagemap)."""
@@ -79,8 +81,7 @@ def resident_bytes(stretches: Iterable[tuple[int, int]]) -> int | None:
 
     A page that two stretches share counts once.
     """
-    page = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
-    spans = _joined((start // page, (start + size - 1) // page + 1) for start, size in stretches)
+    spans = _joined((start // _PAGE, (start + size - 1) // _PAGE + 1) for start, size in stretches)
     try:
         with _PAGEMAP.open("rb", buffering=0) as pagemap:
             pages = 0
@@ -90,7 +91,21 @@ def resident_bytes(stretches: Iterable[tuple[int, int]]) -> int | None:
                 pages += int(np.count_nonzero(entries & _PRESENT))
     except OSError:
         return None
-    return pages * page
+    return pages * _PAGE
+
+
+def give_back(start: int, size: int) -> None:
+    """Let the system drop the whole pages of a stretch of memory that is mapped from a file.
+
+    Their content stays in the file: a later look at them reads it again. Nothing happens where the
+    system has no such call. Only for mapped files: other memory would be wiped.
+    """
+    first = -(-start // _PAGE) * _PAGE
+    length = (start + size - first) // _PAGE * _PAGE
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
+        )
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

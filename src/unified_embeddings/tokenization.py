@@ -69,8 +69,9 @@ class Tokenizer:
             self._rust.normalizer = Chain(first)
         self._rust.no_padding()
         self._rust.no_truncation()
-        self._uncut = RustTokenizer.from_str(self._rust.to_str())
-        self._rust.enable_truncation(self.max_length)
+        # Cut here and not by the Rust side: one without a limit is needed too, and a second copy of
+        # 250,000 pieces takes 100 MB.
+        self._closing = added - self._opening()
         self.special_ids = frozenset(
             token_id
             for token_id, token in self._rust.get_added_tokens_decoder().items()
@@ -79,7 +80,7 @@ class Tokenizer:
 
     def split(self, text: str) -> list[int]:
         """All token ids of a text, uncut and without special tokens."""
-        ids: list[int] = self._uncut.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
         return ids
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
@@ -92,9 +93,23 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[Tokenised]:
         return [
-            Tokenised(np.array(encoding.ids, dtype=np.int32), bool(encoding.overflowing))
+            self._cut(np.array(encoding.ids, dtype=np.int32))
             for encoding in self._rust.encode_batch_fast(texts)
         ]
+
+    def _cut(self, ids: IntArray) -> Tokenised:
+        if len(ids) <= self.max_length:
+            return Tokenised(ids, truncated=False)
+        kept = self.max_length - self._closing
+        return Tokenised(np.concatenate([ids[:kept], ids[len(ids) - self._closing :]]), True)
+
+    def _opening(self) -> int:
+        """How many special tokens stand before a text's own."""
+        for text in ("a", "1", ".", "a b"):
+            sources = self._rust.encode(text).sequence_ids
+            if 0 in sources:
+                return int(sources.index(0))
+        return int(self._rust.num_special_tokens_to_add(is_pair=False))
 
 
 def start_of(text: str, max_length: int) -> str:

@@ -1,0 +1,82 @@
+"""Memory of the default two models: BGE-M3 and CLIP ViT-B/32 of full size, random weights, bf16.
+
+    python benchmarks/memory.py [--precision bf16] [--models FOLDER]
+
+A fresh process loads both through the default config, embeds one text and one image, and measures:
+each model's weights, those resident, the process's resident and peak memory, and how many copies of
+the text model's token table lie in memory. Prints a line each, and fails if the process takes more
+than 1.8 GB in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import full_size
+
+_LIMIT = 1.8e9
+_CHILD = """
+import gc, json, resource, sys
+from llama_index.core import Settings
+from PIL import Image
+import unified_embeddings
+config = unified_embeddings.UnifiedEmbeddingConfig(
+    sys.argv[1], image_model=sys.argv[2], precision=sys.argv[3], device="cpu"
+)
+config.configure_settings()
+Settings.embed_model.get_text_embedding("A fox jumps over a dog.")
+config.embedder.encode_query("Where is the fox?", colbert=True)
+Settings.image_embed_model.get_image_embedding(Image.new("RGB", (640, 480), "red"))
+report = config.memory()
+import torch
+tables = {
+    tensor.untyped_storage().data_ptr()
+    for tensor in gc.get_objects()
+    if isinstance(tensor, torch.Tensor) and tensor.shape == (250_002, 1024)
+}
+print(json.dumps({
+    "models": [[one.model, one.runs_on, one.weights, one.resident] for one in report.models],
+    "process": report.process,
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "token tables": len(tables),
+}))
+"""
+
+
+def main() -> None:
+    """Make the checkpoints, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument(
+        "--models", type=Path, default=Path(tempfile.gettempdir()) / "unified-embeddings-full-size"
+    )
+    given = parser.parse_args()
+    text = full_size.make(given.models)
+    clip = full_size.make_clip(given.models.with_name(given.models.name + "-clip"))
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(text), str(clip), given.precision],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found = json.loads(done.stdout)
+    for name, runs_on, weights, resident in found["models"]:
+        print(f"{Path(name).name} ({runs_on}): {_gb(weights)} weights, {_gb(resident)} resident")
+    print(f"process: {_gb(found['process'])} resident, {_gb(found['peak'])} peak")
+    print(f"copies of BGE-M3's token table: {found['token tables']}")
+    print(f"against 3.6 GB: {found['process'] / 3.6e9:.0%}; 4.2 GB: {found['process'] / 4.2e9:.0%}")
+    if found["token tables"] != 1 or (given.precision == "bf16" and found["process"] > _LIMIT):
+        sys.exit(f"expected one table and at most {_gb(_LIMIT)} in bf16")
+
+
+def _gb(size: float | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:.2f} GB"
+
+
+if __name__ == "__main__":
+    main()
