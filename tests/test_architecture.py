@@ -34,7 +34,7 @@ HOMES = {
     "torch": {"engines.torch", "engines.flag", "engines.sentence", "images", "cli.doctor"},
     "transformers": {"engines.torch", "engines.sentence", "images"},
     "sentence_transformers": {"engines.sentence"},
-    "PIL": {"pictures", "images"},
+    "PIL": {"pictures", "images", "cli.doctor"},
     "httpx": {"fetch"},
     "psutil": {"memory"},
     "safetensors": {"engines.torch"},

@@ -587,6 +587,67 @@ class TestDoctor:
         assert ended.json["Models"]["/no/such/folder"].startswith("no: ")
 
 
+class TestMemoryReport:
+    def test_each_model_is_loaded_and_measured(
+        self, run: Run, xlmr: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_IMAGE_MODEL", str(clip))
+        ended = run("doctor", "--memory", "--json", "--model", xlmr)
+        assert ended.code == 0
+        text, image = ended.json["Models"].items()
+        assert text[0].startswith(str(xlmr))
+        assert image[0].startswith(str(clip))
+        assert all("GB of weights" in value for _, value in (text, image))
+        assert ended.json["Memory"]["budget for two models"].startswith("3.60 GB")
+        assert ended.json["Memory"]["three models before"].startswith("4.20 GB")
+
+    def test_a_model_that_is_not_there_is_said_and_the_other_measured(
+        self, run: Run, xlmr: Path
+    ) -> None:
+        ended = run("doctor", "--memory", "--model", xlmr)
+        assert ended.code == 0
+        assert "not loaded, images" in ended.out
+        assert "hf download openai/clip-vit-base-patch32" in ended.out
+        assert str(xlmr) in ended.out
+
+
+class TestModels:
+    def test_every_choice_is_listed_with_what_is_on_disk(self, run: Run) -> None:
+        rows = {row["choice"]: row for row in run("models", "--json").json}
+        assert {"bge-m3", "nomic", "arctic", "jina-v3", "jina-clip", "bge-large-splade"} <= {*rows}
+        assert rows["mini-m3"]["on_disk"]
+        assert not rows["arctic"]["on_disk"]
+        assert rows["bge-large-splade"]["gives"] == ["dense", "sparse"]
+        assert rows["jina-clip"]["gives"] == ["dense", "images"]
+        assert rows["nomic"]["remote_code"]
+        ended = run("models")
+        assert "forbids commercial use" in ended.out
+        lines = {line.split()[0]: line for line in ended.out.splitlines() if line}
+        assert lines["jina-v3"].split()[1:] == [
+            "dense", "1024", "8192", "572M", "CC-BY-NC-4.0", "no",
+        ]  # fmt: skip
+
+    def test_one_of_them(self, run: Run) -> None:
+        ended = run("models", "e5-base-v2")
+        assert ended.code == 0
+        assert "query_prefix      query: " in ended.out
+        assert "hf download intfloat/e5-base-v2" in ended.out
+
+    def test_a_file_of_ones_own(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text('like = "arctic"\nmodel_id = "owner/mine"\n')
+        assert run("models", path, "--json").json["query_prefix"] == "query: "
+        path.write_text("like =")
+        ended = run("models", path)
+        assert (ended.code, ended.out) == (1, "")
+        assert "no readable TOML" in ended.err
+
+    def test_an_unknown_name(self, run: Run) -> None:
+        ended = run("models", "artic")
+        assert ended.code == 1
+        assert "did you mean 'arctic'?" in ended.err
+
+
 class TestUsage:
     def test_version(self, run: Run) -> None:
         assert run("--version") == Ended(0, f"{unified_embeddings.__version__}\n", "")
@@ -595,7 +656,7 @@ class TestUsage:
         ended = run("--help")
         assert ended.code == 0
         assert "\x1b" not in ended.out
-        for name in ("demo", "index", "search", "doctor"):
+        for name in ("demo", "index", "search", "models", "doctor"):
             assert name in ended.out
 
     @pytest.mark.parametrize(

@@ -212,6 +212,15 @@ class TestCheckpoint:
         ]
         assert len({BGE_M3_Embedder(spec).fingerprint for spec in specs}) == 4
 
+    @pytest.mark.parametrize("room", [40, 41])
+    def test_a_document_that_fills_its_room_is_not_cut(self, room: int, dense: ModelSpec) -> None:
+        embedder = BGE_M3_Embedder(dense, max_length=room)
+        assert embedder.document_length == room - 2 - len(embedder.tokenise("passage: "))
+        embedder.encode_documents(["fox " * embedder.document_length])
+        assert embedder.stats().truncated == 0
+        embedder.encode_documents(["fox " * (embedder.document_length + 1)])
+        assert embedder.stats().truncated == 1
+
     def test_roles_do_not_share_the_cache(self, dense: ModelSpec) -> None:
         embedder = BGE_M3_Embedder(dense, precision="fp32")
         query, document = embedder.encode_queries(["fox"]), embedder.encode_documents(["fox"])

@@ -7,6 +7,7 @@ into the caller's order. What does not: the forward pass (`engines`), the arithm
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ from unified_embeddings.types import (
     SparseVector,
 )
 
+_LOG = logging.getLogger(__name__)
 _WINDOW = 1024
 """Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
 
@@ -90,6 +92,11 @@ class TextEmbedder(ABC):
     @abstractmethod
     def max_length(self) -> int:
         """Most tokens of a text, special tokens included: the smaller of asked for and possible."""
+
+    @property
+    @abstractmethod
+    def document_length(self) -> int:
+        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
 
     @property
     @abstractmethod
@@ -364,6 +371,16 @@ class BGE_M3_Embedder(TextEmbedder):
         return min(int(self._options["max_length"]), self.checkpoint.max_length)
 
     @property
+    def document_length(self) -> int:
+        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
+        tokenizer = self._load_tokenizer()
+        return (
+            tokenizer.max_length
+            - tokenizer.added
+            - len(tokenizer.split(self._spec.document_prefix))
+        )
+
+    @property
     def fingerprint(self) -> str:
         """What two embedders must share for their vectors to compare, as 32 hex digits.
 
@@ -474,6 +491,12 @@ class BGE_M3_Embedder(TextEmbedder):
             tokenizer = self._load_tokenizer()
             if self._engine is None:
                 self._engine = engines.load(self.checkpoint, self.runtime)
+                if "-NC-" in self._spec.licence:
+                    _LOG.warning(
+                        "%s is licensed under %s: no commercial use.",
+                        self._spec.model_id,
+                        self._spec.licence,
+                    )
             return tokenizer, self._engine
 
     def _count(self, **counts: int) -> None:

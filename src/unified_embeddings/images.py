@@ -537,6 +537,11 @@ class ClipTextEmbedder(TextEmbedder):
         return self.clip.max_length
 
     @property
+    def document_length(self) -> int:
+        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
+        return self.max_length - 2 - len(self.tokenise(self.clip.spec.document_prefix))
+
+    @property
     def fingerprint(self) -> str:
         """The ClipEmbedder's."""
         return self.clip.fingerprint

@@ -67,6 +67,11 @@ class PairedEmbedder(TextEmbedder):
         return min(self.dense.max_length, self.sparse.max_length)
 
     @property
+    def document_length(self) -> int:
+        """The smaller of the two models'."""
+        return min(self.dense.document_length, self.sparse.document_length)
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the two models' fingerprints."""
         return key_for("pair 1", self.dense.fingerprint, self.sparse.fingerprint).hex()

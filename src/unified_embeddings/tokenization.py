@@ -40,6 +40,11 @@ class Tokenizer:
         max_length: Most tokens of a text, special tokens included; the last one stays the closing
             special token. Cut down to what the model can take.
 
+    Attributes:
+        max_length: As given, or what the model can take where that is less.
+        added: Special tokens that every text gets.
+        special_ids: Ids that are never indexed: cls, eos, pad, unk.
+
     Raises:
         ModelLoadError: If the file is unreadable, or has more tokens than the model.
         InputError: If `max_length` leaves no room for a token beside the special ones.
@@ -71,6 +76,7 @@ class Tokenizer:
         self._rust.no_truncation()
         # Cut here and not by the Rust side: one without a limit is needed too, and a second copy of
         # 250,000 pieces takes 100 MB.
+        self.added = added
         self._closing = added - self._opening()
         self.special_ids = frozenset(
             token_id

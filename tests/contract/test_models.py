@@ -107,11 +107,14 @@ def test_vectors_equal_sentence_transformers(choice: str, make: Make) -> None:
     assert np.allclose(lengths, 1, atol=1e-5) == card.get("normalise", True)
 
 
-def test_jinas_roles_go_through_their_own_adapters(make: Make) -> None:
+def test_jinas_roles_go_through_their_own_adapters(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     _, spec = make("jina-v3")
     spec = dataclasses.replace(spec, query_prefix="", document_prefix="")
     ours = BGE_M3_Embedder(spec, precision="fp32")
     query, document = ours.encode_queries(["fox"]).dense, ours.encode_documents(["fox"]).dense
+    assert "CC-BY-NC-4.0: no commercial use" in caplog.text
     assert np.abs(query - document).max() > 1e-3
     again = ours.encode_queries(["dog", "fox"]).dense
     np.testing.assert_allclose(again[1], query[0], atol=1e-6)

@@ -82,11 +82,14 @@ def _chosen(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
 
 
 def _memory(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
-    """Load text and image model, one vector each, and measure."""
+    """Load text and image model, run all of each once, and measure."""
+    from PIL import Image
+
     missing = {}
     for kind, load in (
         ("texts", lambda: config.embedder.encode_query("memory")),
-        ("images", lambda: config.clip.encode_texts(["memory"])),
+        ("image texts", lambda: config.clip.encode_texts(["memory"])),
+        ("images", lambda: config.clip.encode_images([Image.new("RGB", (224, 224))])),
     ):
         try:
             load()
@@ -95,7 +98,7 @@ def _memory(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     report = config.memory()
     return {
         "Models": {
-            f"{one.model} ({one.runs_on})": f"{_size(one.weights)} of weights, "
+            f"{one.model} ({one.runs_on}) ": f"{_size(one.weights)} of weights, "
             f"{'unknown' if one.resident is None else _size(one.resident)} resident"
             for one in report.models
         }

@@ -6,64 +6,70 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from unified_embeddings.checkpoints import resolve
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.models import MODELS, ModelSpec, spec_for
 
 Name = Annotated[
-    str | None,
-    typer.Argument(help="One choice, hub id, folder or TOML file, with all of its facts."),
+    str | None, typer.Argument(help="One choice, hub id, folder or TOML file, with all its facts.")
 ]
+_ROW = "{:<39}{:<22}{:>5}{:>7}{:>8}  {:<14}{}"
 
 
 def models(name: Name = None, as_json: shared.AsJson = False) -> None:
     """List the models that can be chosen: vectors, limits, licence, and what is on disk."""
-    specs = list(MODELS.values()) if name is None else [spec_for(name)]
-    rows = [_facts(spec) for spec in specs]
-    if as_json:
-        typer.echo(json.dumps(rows if name is None else rows[0]))
-        return
     if name is not None:
-        for field, value in rows[0].items():
-            shown = ", ".join(value) if isinstance(value, list) else value
-            shared.out.print(
-                f"{field:<18}{'-' if shown in (None, '') else shown!s}",
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+        facts = _facts(spec_for(name))
+        if facts["missing"] and "/" not in name and name not in MODELS:
+            raise ModelLoadError(name, facts["missing"])
+        _show_one(facts, as_json)
         return
-    table = Table("model", "gives", "dim.", "tokens", "params", "licence", "on disk", box=None)
+    rows = [_facts(spec) for spec in MODELS.values()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    typer.echo(_ROW.format("model", "gives", "dim.", "tokens", "params", "licence", "on disk"))
     for row in rows:
-        params = f"{row['parameters'] / 1e6:.0f}M" if row["parameters"] else "-"
-        on_disk = "yes" if row["on_disk"] else "no"
-        table.add_row(
-            row["choice"], "+".join(row["gives"]), str(row["dimension"] or "-"),
-            str(row["max_length"]), params, row["licence"], on_disk,
-        )  # fmt: skip
-    shared.out.print(table)
-    shared.out.print(
-        "\nCC-BY-NC-4.0 forbids commercial use. Prefixes, pooling and folder of one: "
-        "unified-embeddings models NAME",
-        highlight=False,
+        typer.echo(
+            _ROW.format(
+                row["choice"],
+                "+".join(row["gives"]),
+                row["dimension"] or "-",
+                row["max_length"],
+                f"{row['parameters'] / 1e6:.0f}M",
+                row["licence"],
+                "yes" if row["on_disk"] else "no",
+            )
+        )
+    typer.echo(
+        "\nCC-BY-NC-4.0 forbids commercial use. Prefixes, pooling, remote code and folder of one "
+        "model: unified-embeddings models NAME"
     )
 
 
+def _show_one(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for field, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        shown = {None: "-", "": "-", True: "yes", False: "no"}.get(shown, shown)
+        typer.echo(f"{field:<18}{shared.printable(str(shown))}")
+
+
 def _facts(spec: ModelSpec) -> dict[str, Any]:
+    """A spec's fields, what it gives with all its parts, and where its files are."""
     gives = [*spec.heads, *(["sparse"] if spec.sparse_model else [])]
-    gives += ["images"] if spec.images else []
-    facts = {"choice": spec.choice, "gives": gives}
-    facts |= {name: value for name, value in spec.to_dict().items() if name not in facts}
-    del facts["heads"], facts["images"]
-    places, problem = [], None
+    facts: dict[str, Any] = {"choice": spec.choice, "gives": gives, **spec.to_dict()}
+    gives += ["images"] if facts.pop("images") else []
+    del facts["heads"]
+    parts = [spec, *([spec_for(spec.sparse_model)] if spec.sparse_model else [])]
+    folders: list[str] = []
+    problem = None
     try:
-        for part in (spec, *([spec_for(spec.sparse_model)] if spec.sparse_model else [])):
-            places.append(str(resolve(part, local_files_only=True).folder))
-    except UnifiedEmbeddingsError as error:
-        problem = str(error)
-    return facts | {
-        "on_disk": problem is None,
-        "folder": places if problem is None else [],
-        "missing": problem,
-    }
+        folders = [str(resolve(part, local_files_only=True).folder) for part in parts]
+    except ModelLoadError as error:
+        problem = error.problem
+    return {**facts, "on_disk": problem is None, "folder": folders, "missing": problem}

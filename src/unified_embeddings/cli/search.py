@@ -25,8 +25,9 @@ def search(
     url: shared.StoreUrl = None,
     model: shared.Model = None,
     mode: Annotated[
-        Literal["hybrid", "dense", "sparse"], typer.Option(help="Which vectors to search by.")
-    ] = "hybrid",
+        Literal["hybrid", "dense", "sparse"] | None,
+        typer.Option(help="Which vectors to search by. [default: all the model gives]"),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Passages to return.")] = 5,
     filters: Annotated[
         list[str] | None,
@@ -49,7 +50,7 @@ def search(
     retriever = config.retriever(
         store,
         similarity_top_k=top_k,
-        mode=mode,
+        **({} if mode is None else {"mode": mode}),
         filters=conditions,
         rerank="colbert" if rerank else None,
     )

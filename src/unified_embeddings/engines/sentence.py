@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from unified_embeddings.checkpoints import Checkpoint
@@ -117,11 +117,18 @@ class SentenceEngine:
             )
         model_options = options | {"dtype": self._dtype}
         if self._is_sparse:
-            masked = MLMTransformer(folder, model_kwargs=model_options, config_kwargs=options)
-            return SparseEncoder(modules=[masked, SpladePooling("max")])
+            masked = Transformer(
+                folder,
+                transformer_task="fill-mask",
+                model_kwargs=model_options,
+                config_kwargs=options,
+            )
+            return SparseEncoder(modules=[masked, SpladePooling("max")], device="cpu")
         backbone = Transformer(folder, model_kwargs=model_options, config_kwargs=options)
         width = backbone.get_embedding_dimension()
-        return SentenceTransformer(modules=[backbone, Pooling(width, checkpoint.pooling)])
+        return SentenceTransformer(
+            modules=[backbone, Pooling(width, checkpoint.pooling)], device="cpu"
+        )
 
     def _check_tensors(self) -> None:
         """Refuse files that lack a tensor, which transformers would fill with noise."""

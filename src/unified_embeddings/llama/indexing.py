@@ -122,7 +122,7 @@ def index_paths(
     """
     if chunk_tokens < 32:
         raise InputError(f"chunk_tokens must be at least 32, got {chunk_tokens}")
-    size = min(chunk_tokens, embedder.max_length - 2)
+    size = min(chunk_tokens, embedder.document_length)
     splitter = _TextSplitter(
         chunk_size=size,
         chunk_overlap=int(size * _OVERLAP),

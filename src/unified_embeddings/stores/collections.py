@@ -107,7 +107,7 @@ def check_collection(
             name,
             expected=embedder.fingerprint,
             found=str(ours.get("fingerprint")),
-            model=embedder.model_name,
+            model=_name(embedder),
             found_model=str(ours.get("model")),
         )
     if dense is not None:
@@ -126,6 +126,11 @@ def check_collection(
             name,
             embedder.model_name,
         )
+
+
+def _name(embedder: TextEmbedder) -> str:
+    """The embedder's model, or models."""
+    return " + ".join(part.model_name for part in embedder.parts) or embedder.model_name
 
 
 def _check_dense(
@@ -165,7 +170,7 @@ def _create(
             metadata={
                 _METADATA_KEY: {
                     "fingerprint": embedder.fingerprint,
-                    "model": embedder.model_name,
+                    "model": _name(embedder),
                     "revision": embedder.revision,
                 }
             },
