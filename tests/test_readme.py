@@ -23,7 +23,7 @@ def run(block: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 6
 
 
 def test_the_first_example_finds_the_fox_at_the_top_of_both_lists(
@@ -42,10 +42,50 @@ def test_the_pipeline_example_keeps_to_its_filter(capsys: pytest.CaptureFixture[
     assert run(BLOCKS[1], capsys).strip() == "2024"
 
 
+def test_the_example_of_choices_makes_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = BLOCKS[2].replace("UnifiedEmbeddingConfig(M", "own = UnifiedEmbeddingConfig(M")
+    shown += "\nprint(own.embedder.heads, own.embedder.spec.query_prefix)"
+    assert run(shown, capsys) == "('dense',) query: \n"
+
+
+def test_the_toml_example_reads(tmp_path: Path) -> None:
+    from unified_embeddings.models import ModelSpec, spec_for
+
+    (block,) = re.findall(r"^```toml\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.M)
+    path = tmp_path / "ours.toml"
+    path.write_text(block)
+    expected = ModelSpec("/models/ours", "/models/ours", pooling="mean", query_prefix="query: ")
+    assert spec_for(path) == expected
+
+
+def test_the_image_example_finds_what_its_comments_say(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a random CLIP in the real one's place, and two images of noise."""
+    from llama_index.core import Settings
+
+    from test_images import noise
+
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    noise(64, 48, 1).save("fox.png")
+    noise(64, 48, 2).save("sea.png")
+    named = 'UnifiedEmbeddingConfig("mini-m3")'
+    assert named in BLOCKS[3]
+    shown = BLOCKS[3].replace(named, f'UnifiedEmbeddingConfig("mini-m3", {str(clip)!r})')
+    shown += (
+        "\nprint(len(retriever.retrieve('When do foxes hunt?')))"
+        "\nbest = retriever.retrieve(QueryBundle('', image_path='sea.png'))[0]"
+        "\nprint(best.node.image_path, found.dense.shape, found.indices, found.errors[0].index)"
+    )
+    assert run(shown, capsys).splitlines() == ["3", "sea.png (1, 24) (0,) 1"]
+
+
 def test_the_embedder_example_gives_what_its_comments_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shown = BLOCKS[2] + "\nprint((docs.dense @ query.dense[0]).argmax())"
+    shown = BLOCKS[4] + "\nprint((docs.dense @ query.dense[0]).argmax())"
     shown += "\nprint(rrf([['a', 'b'], ['b', 'c']])[0])"
     first, second = run(shown, capsys).strip().splitlines()
     assert first == "0"
@@ -53,7 +93,7 @@ def test_the_embedder_example_gives_what_its_comments_say(
 
 
 def test_the_error_example_names_the_item(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(BLOCKS[3], capsys).strip() == "1 item 1: expected a str, got NoneType"
+    assert run(BLOCKS[5], capsys).strip() == "1 item 1: expected a str, got NoneType"
 
 
 def test_the_commands_named_exist() -> None:
