@@ -277,18 +277,8 @@ class UnifiedEmbeddingConfig:
             **collection_options,
         )
 
-    def image_store(
-        self,
-        collection: str,
-        *,
-        url: str | None = None,
-        path: str | os.PathLike[str] | None = None,
-        client: Any = None,
-        aclient: Any = None,
-        api_key: str | None = None,
-        **collection_options: Any,
-    ) -> QdrantVectorStore:
-        """A QdrantVectorStore for this config's vectors of images; as `vector_store`.
+    def image_store(self, collection: str, **options: Any) -> QdrantVectorStore:
+        """A QdrantVectorStore for this config's vectors of images; options as `vector_store`.
 
         Take another collection than the texts': an image with a caption stands in both under one
         id.
@@ -299,16 +289,7 @@ class UnifiedEmbeddingConfig:
         from unified_embeddings.images import ClipTextEmbedder
         from unified_embeddings.llama.vector_store import build_vector_store
 
-        return build_vector_store(
-            ClipTextEmbedder(self.clip),
-            collection,
-            url=url,
-            path=path,
-            client=client,
-            aclient=aclient,
-            api_key=api_key,
-            **collection_options,
-        )
+        return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
 
     def retriever(self, vector_store: QdrantVectorStore, **options: Any) -> UnifiedHybridRetriever:
         """A UnifiedHybridRetriever over the store; the options and errors are its own.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
@@ -21,6 +20,7 @@ from unified_embeddings.engines.torch import (
     host_weights,
     load_backbone,
     load_head,
+    padded,
     plan_torch,
 )
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -85,17 +85,9 @@ class FlagEngine:
     ) -> RawHeads:
         """One forward pass over the padded batch; see `engines.Engine.run`."""
         lengths = [len(ids) for ids in batch]
-        ids = np.full((len(batch), max(lengths)), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(batch):
-            ids[row, : len(text)] = text
-            mask[row, : len(text)] = 1
         with self._lock, torch.inference_mode():
             out = self._model(
-                {
-                    "input_ids": torch.from_numpy(ids).to(self._device),
-                    "attention_mask": torch.from_numpy(mask).to(self._device),
-                },
+                padded(batch, self._pad_id, self._device),
                 return_dense="dense" in heads,
                 return_sparse="sparse" in heads,
                 return_colbert_vecs="colbert" in heads,

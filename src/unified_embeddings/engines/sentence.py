@@ -25,6 +25,7 @@ from unified_embeddings.engines.torch import (
     DTYPES,
     UNLOADABLE,
     host_weights,
+    padded,
     plan_torch,
     quiet_loading,
 )
@@ -181,16 +182,7 @@ class SentenceEngine:
 
     def _forward(self, batch: Sequence[IntArray]) -> torch.Tensor:
         """Vectors of a padded batch, (n, width)."""
-        lengths = [len(ids) for ids in batch]
-        ids = np.full((len(batch), max(lengths)), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(batch):
-            ids[row, : len(text)] = text
-            mask[row, : len(text)] = 1
-        features = {
-            "input_ids": torch.from_numpy(ids).to(self._device),
-            "attention_mask": torch.from_numpy(mask).to(self._device),
-        }
+        features = padded(batch, self._pad_id, self._device)
         vectors: torch.Tensor = self._model(features)["sentence_embedding"]
         return vectors.to_dense() if vectors.is_sparse else vectors
 

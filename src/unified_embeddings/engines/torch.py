@@ -196,6 +196,20 @@ def _device_type(device: str) -> str:
     return str(parsed.type)
 
 
+def padded(batch: Sequence[IntArray], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Token ids of n texts as `input_ids` and `attention_mask`, int64 (n, longest text)."""
+    lengths = [len(ids) for ids in batch]
+    ids = np.full((len(batch), max(lengths)), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(batch):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return {
+        "input_ids": torch.from_numpy(ids).to(device),
+        "attention_mask": torch.from_numpy(mask).to(device),
+    }
+
+
 def host_weights(*modules: torch.nn.Module | None) -> Iterator[tuple[int, int]]:
     """Address and bytes of the modules' parameters and buffers on the CPU, shared ones once."""
     seen = set()
