@@ -19,7 +19,7 @@ import pytest
 
 from unified_embeddings import fetch
 from unified_embeddings.errors import InputError
-from unified_embeddings.fetch import fetch_image, is_public
+from unified_embeddings.fetch import fetch_image, is_public, shown_url
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 PATIENCE = 30.0
@@ -422,7 +422,7 @@ def test_what_is_no_web_address_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=problem) as caught:
         fetch_image(url)
-    assert repr(url[:200]) in str(caught.value)
+    assert repr(shown_url(url)) in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 

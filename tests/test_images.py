@@ -66,11 +66,12 @@ def oracle(folder: Path, images: list[Image.Image], texts: list[str]) -> tuple[A
     with torch.inference_mode():
         seen = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
         padding = "max_length" if is_siglip else True
-        read = model.get_text_features(
-            **tokenizer(
-                texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt"
-            )
-        ).pooler_output
+        words = tokenizer(
+            texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        if is_siglip:  # trained without a mask
+            del words["attention_mask"]
+        read = model.get_text_features(**words).pooler_output
     return tuple(torch.nn.functional.normalize(vectors).numpy() for vectors in (seen, read))
 
 
@@ -246,9 +247,80 @@ class TestBadImages:
             embedder.encode_images([noise(40, 25)])
 
     @pytest.mark.parametrize("option", ["batch_size", "max_pixels"])
-    def test_options_in_range(self, option: str) -> None:
+    @pytest.mark.parametrize("value", [0, -1, True, "5"])
+    def test_options_in_range(self, option: str, value: Any) -> None:
         with pytest.raises(InputError, match=option):
-            ClipEmbedder("clip", **{option: 0})
+            ClipEmbedder("clip", **{option: value})
+        with pytest.raises(InputError, match="precision must be"):
+            _ = ClipEmbedder("clip", precision="fp7").runtime
+
+    @pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+    def test_a_thin_strip_is_refused_before_it_is_scaled(
+        self, size: tuple[int, int], embedder: ClipEmbedder
+    ) -> None:
+        """CLIP would scale it to 32 x 6,400,000 pixels; the file has a few hundred bytes."""
+        strip = png(Image.new("RGB", size))
+        result = embedder.encode_images([IMAGES[0], strip], skip_bad=True)
+        assert result.indices == (0,)
+        assert "too long and narrow" in str(result.errors[0])
+
+    def test_a_pil_image_is_checked_before_it_is_loaded(self, clip: Path) -> None:
+        lazy = Image.open(io.BytesIO(png(Image.new("RGB", (300, 300)))))
+        with pytest.raises(InputError, match="300 x 300"):
+            ClipEmbedder(clip, max_pixels=1000).encode_images([lazy])
+        assert getattr(lazy, "_im", None) is None
+
+    def test_a_bad_image_costs_no_second_decoding(
+        self, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from unified_embeddings.pictures import Picture
+
+        decoded = []
+        real = Picture.decode
+
+        def counted(self: Picture, max_pixels: int) -> Image.Image:
+            decoded.append(self.name)
+            return real(self, max_pixels)
+
+        monkeypatch.setattr(Picture, "decode", counted)
+        embedder.encode_images([IMAGES[0], b"bad", IMAGES[1]], skip_bad=True)
+        assert len(decoded) == 3
+
+    def test_a_generators_images_are_taken_a_batch_at_a_time(self, clip: Path) -> None:
+        embedder = ClipEmbedder(clip, batch_size=2)
+        forwards = []
+
+        def images() -> Any:
+            for image in IMAGES:
+                forwards.append(embedder.stats().forwards)
+                yield image
+
+        assert len(embedder.encode_images(images())) == 5
+        assert forwards == [0, 0, 1, 1, 2]
+
+    def test_no_list_either(self, embedder: ClipEmbedder) -> None:
+        from llama_index.core.schema import ImageNode
+
+        for one in (io.BytesIO(b"x"), {"a.png": 1}, ImageNode(image_path="a.png"), bytearray(b"x")):
+            with pytest.raises(InputError, match="put one image into a list"):
+                embedder.encode_images(one)  # type: ignore[arg-type]
+
+    def test_a_node_whose_image_cannot_be_had(self, embedder: ClipEmbedder) -> None:
+        class Broken:
+            @property
+            def image(self) -> str:
+                raise UnicodeDecodeError("utf-8", b"x", 0, 1, "no")
+
+        result = embedder.encode_images([Broken(), IMAGES[0]], skip_bad=True)  # type: ignore[list-item]
+        assert result.indices == (1,)
+
+    @pytest.mark.parametrize(
+        "url", ["http://127.0.0.1/a.png?token=SECRET", "http://user:SECRET@127.0.0.1/a.png"]
+    )
+    def test_messages_keep_a_urls_secrets(self, url: str, clip: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            ClipEmbedder(clip, allow_urls=True).encode_images([url])
+        assert "SECRET" not in str(caught.value)
 
 
 class TestUrls:
@@ -364,7 +436,7 @@ class TestLoading:
             ClipEmbedder(local_files_only=True).encode_texts(["fox"])
 
     @pytest.mark.parametrize(
-        "name", ["config.json", "model.safetensors", "preprocessor_config.json"]
+        "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
     )
     def test_a_file_is_missing(self, name: str, clip: Path, tmp_path: Path) -> None:
         twin = tmp_path / "twin"
@@ -372,6 +444,61 @@ class TestLoading:
         (twin / name).unlink()
         with pytest.raises(ModelLoadError, match=name):
             ClipEmbedder(twin).encode_images(IMAGES)
+
+    def test_settings_in_the_newer_file(self, clip: Path, tmp_path: Path) -> None:
+        """As transformers 5's own CLIPProcessor saves them."""
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
+
+        twin = tmp_path / "twin"
+        shutil.copytree(clip, twin)
+        parts = CLIPImageProcessorPil.from_pretrained(clip), AutoTokenizer.from_pretrained(clip)
+        (twin / "preprocessor_config.json").unlink()
+        CLIPProcessor(*parts).save_pretrained(twin)
+        (twin / "preprocessor_config.json").unlink(missing_ok=True)
+        np.testing.assert_allclose(
+            ClipEmbedder(twin, precision="fp32").encode_images(IMAGES).dense,
+            ClipEmbedder(clip, precision="fp32").encode_images(IMAGES).dense,
+            atol=1e-6,
+        )
+
+    def test_an_empty_vocabulary_is_refused(self, clip: Path, tmp_path: Path) -> None:
+        """Transformers builds a tokenizer of nothing that gives all words the same ids."""
+        from transformers import CLIPTokenizer
+
+        twin = tmp_path / "twin"
+        shutil.copytree(clip, twin)
+        CLIPTokenizer().save_pretrained(twin)
+        with pytest.raises(ModelLoadError, match="knows no words"):
+            ClipEmbedder(twin).encode_texts(["fox"])
+
+    @pytest.mark.parametrize("change", [{"do_center_crop": False}, {"crop_size": 64}])
+    def test_a_preprocessor_that_does_not_fit(
+        self, change: dict[str, Any], clip: Path, tmp_path: Path
+    ) -> None:
+        twin = tmp_path / "twin"
+        shutil.copytree(clip, twin)
+        path = twin / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(ModelLoadError, match="do not fit together"):
+            ClipEmbedder(twin).encode_images(IMAGES)
+
+    def test_other_words_are_another_model(self, clip: Path, tmp_path: Path) -> None:
+        prints = set()
+        for swapped in (False, True):
+            twin = tmp_path / str(swapped)
+            shutil.copytree(clip, twin)
+            vocabulary = json.loads((clip / "tokenizer.json").read_text())["model"]["vocab"]
+            if swapped:
+                a, x = "a</w>", "x</w>"
+                vocabulary[a], vocabulary[x] = vocabulary[x], vocabulary[a]
+            (twin / "tokenizer.json").unlink()
+            (twin / "vocab.json").write_text(json.dumps(vocabulary))
+            (twin / "merges.txt").write_text("#version: 0.2\n")
+            prints.add(ClipEmbedder(twin).fingerprint)
+        assert len(prints) == 2
+
+    def test_pillow_resizes_also_where_torchvision_is(self, embedder: ClipEmbedder) -> None:
+        assert type(embedder._load()._processor).__name__ == "CLIPImageProcessorPil"
 
     def test_a_missing_tensor_is_not_made_up(self, clip: Path, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file

@@ -109,7 +109,7 @@ class TestSpec:
             'choice = "mine"\n'
         )
         spec = spec_for(path)
-        assert spec == dataclasses.replace(dense, choice="mine")
+        assert spec == dataclasses.replace(dense, choice="mine", licence="unknown", parameters=None)
         by_file, by_spec = BGE_M3_Embedder(path), BGE_M3_Embedder(dense)
         np.testing.assert_array_equal(
             by_file.encode_query("fox").dense, by_spec.encode_query("fox").dense
@@ -150,7 +150,7 @@ class TestCheckpoint:
     def test_another_dimension_than_its_spec(self, dense: ModelSpec) -> None:
         for engine in ("torch", "sentence"):
             spec = dataclasses.replace(dense, dimension=384)
-            with pytest.raises(ModelLoadError, match=r"32 dimensions.*spec says 384"):
+            with pytest.raises(ModelLoadError, match=r"32 dimensions.*says 384"):
                 BGE_M3_Embedder(spec, engine=engine).encode_query("fox")
 
     def test_another_pooling_than_its_files(self, dense: ModelSpec) -> None:
@@ -208,9 +208,13 @@ class TestCheckpoint:
             dense,
             dataclasses.replace(dense, query_prefix="find: "),
             dataclasses.replace(dense, document_prefix="text: "),
-            dataclasses.replace(dense, normalise=False),
         ]
-        assert len({BGE_M3_Embedder(spec).fingerprint for spec in specs}) == 4
+        assert len({BGE_M3_Embedder(spec).fingerprint for spec in specs}) == 3
+
+    def test_fingerprints_tell_raw_vectors_apart(self, tmp_path: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "raw", "bert", normalise=False)
+        specs = [ModelSpec("mine", str(folder), normalise=on) for on in (True, False)]
+        assert len({BGE_M3_Embedder(spec).fingerprint for spec in specs}) == 2
 
     @pytest.mark.parametrize("room", [40, 41])
     def test_a_document_that_fills_its_room_is_not_cut(self, room: int, dense: ModelSpec) -> None:
@@ -227,9 +231,92 @@ class TestCheckpoint:
         assert embedder.stats().forwards == 2
         assert np.abs(query.dense - document.dense).max() > 1e-3
 
-    @pytest.mark.parametrize("name", ["README.md", "1_Pooling/config.json"])
+    def test_an_adapters_role_its_settings_and_lower_case_are_in_the_fingerprint(
+        self, tmp_path: Path, dense: ModelSpec
+    ) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "jina", "jina")
+        one = ModelSpec("mine", str(folder), query_adapter="retrieval_query")
+        other = ModelSpec("mine", str(folder), document_adapter="retrieval_query")
+        prints = [BGE_M3_Embedder(spec).fingerprint for spec in (one, other)]
+        edit(folder / "retrieval_query" / "adapter_config.json", lora_alpha=64)
+        prints.append(BGE_M3_Embedder(one).fingerprint)
+        for lower in (True, False):
+            twin = copied(dense, tmp_path / f"twin{lower}")
+            edit(twin / "sentence_bert_config.json", do_lower_case=lower)
+            spec = dataclasses.replace(dense, model_id=str(twin))
+            prints.append(BGE_M3_Embedder(spec).fingerprint)
+        assert len(set(prints)) == 5
+
+    @pytest.mark.parametrize("damage", ["missing", "renamed"])
+    def test_an_adapter_that_lacks_a_tensor_is_refused(self, damage: str, tmp_path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        folder = checkpoints.sentence_model(tmp_path / "jina", "jina")
+        path = folder / "retrieval_query" / "adapter_model.safetensors"
+        state = load_file(path)
+        tensor = state.pop(sorted(state)[0])
+        if damage == "renamed":
+            state["base_model.model.nonsense.lora_A.weight"] = tensor
+        save_file(state, path, metadata={"format": "pt"})
+        spec = dataclasses.replace(
+            MODELS["jina-v3"], model_id=str(folder), dimension=32, query_prefix=""
+        )
+        with pytest.raises(ModelLoadError, match="of the adapter retrieval_query are missing"):
+            BGE_M3_Embedder(spec).encode_query("fox")
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("modules.json", [{"type": "custom.Transformer", "path": ""}], "code of the model's"),
+            ("modules.json", [], "lists no modules"),
+            ("modules.json", {"a": 1}, "no list of modules"),
+            (
+                "modules.json",
+                [{"type": "sentence_transformers.models.Transformer", "path": "0_T"}],
+                "which is not read",
+            ),
+            ("1_Pooling/config.json", {"include_prompt": False}, "out of pooling"),
+            ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, "only cls or mean"),
+            ("sentence_bert_config.json", {"model_args": {"variant": "x"}}, "model_args"),
+            ("sentence_bert_config.json", {"max_seq_length": 0}, "texts of 0 tokens"),
+            ("adapter_config.json", {"base_model_name_or_path": "x"}, "an adapter of another"),
+            ("config.json", {"vocab_size": None}, "vocab_size = None"),
+            ("config.json", {"num_attention_heads": 0}, "no usable model"),
+            (
+                "config_sentence_transformers.json",
+                {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
+                "'query: ' before every text",
+            ),
+        ],
+    )
+    def test_files_that_ask_for_what_is_not_done(
+        self, name: str, change: Any, message: str, tmp_path: Path
+    ) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "bert", "bert")
+        if isinstance(change, dict) and "a" not in change:
+            edit(folder / name, **change)
+        else:
+            (folder / name).write_text(json.dumps(change))
+        with pytest.raises(ModelLoadError, match=message):
+            BGE_M3_Embedder(ModelSpec("mine", str(folder))).encode_query("fox")
+
+    def test_a_spec_cannot_undo_the_files_normalisation(self, dense: ModelSpec) -> None:
+        spec = dataclasses.replace(dense, normalise=False)
+        with pytest.raises(ModelLoadError, match="normalises its vectors, but its spec does not"):
+            BGE_M3_Embedder(spec).encode_query("fox")
+
+    def test_a_prefix_that_fills_every_text(self, dense: ModelSpec) -> None:
+        with pytest.raises(InputError, match=r"no room for a text after the prefix 'query: '"):
+            BGE_M3_Embedder(dense, max_length=5).encode_query("fox")
+
+    def test_a_tokenizer_without_special_tokens(self, dense: ModelSpec, tmp_path: Path) -> None:
+        twin = copied(dense, tmp_path / "twin")
+        edit(twin / "tokenizer.json", post_processor=None)
+        with pytest.raises(ModelLoadError, match="adds no special tokens"):
+            BGE_M3_Embedder(dataclasses.replace(dense, model_id=str(twin))).encode_query("fox")
+
     def test_lower_case_is_done_where_it_is_asked_for(
-        self, name: str, dense: ModelSpec, tmp_path: Path
+        self, dense: ModelSpec, tmp_path: Path
     ) -> None:
         import shutil
 
@@ -243,6 +330,59 @@ class TestCheckpoint:
         (twin / "tokenizer.json").write_text(json.dumps(tokenizer))
         embedder = BGE_M3_Embedder(dataclasses.replace(dense, model_id=str(twin)))
         assert embedder.tokenise("THE FOX") == embedder.tokenise("the fox")
+
+
+def copied(spec: ModelSpec, folder: Path) -> Path:
+    import shutil
+
+    shutil.copytree(spec.model_id, folder)
+    return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", [5, None, b"bge-m3", ["bge-m3"]])
+    def test_what_is_no_name(self, name: Any) -> None:
+        for make in (BGE_M3_Embedder, make_embedder, UnifiedEmbeddingConfig):
+            with pytest.raises(InputError, match="a model is a name"):
+                make(name)
+        if name is not None:
+            with pytest.raises(InputError, match="a model is a name"):
+                UnifiedEmbeddingConfig(image_model=name)
+            with pytest.raises(InputError, match="a model is a name"):
+                make_embedder("arctic", sparse_model=name)
+
+    @pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 5000, "a\x00b", "~nosuchuser/x.toml"])
+    def test_names_no_folder_can_have(self, name: str) -> None:
+        with pytest.raises((ModelLoadError, InputError)):
+            BGE_M3_Embedder(name, local_files_only=True).encode_query("fox")
+
+    @pytest.mark.parametrize("adapter", ["/etc", "../outside", "a/../../b"])
+    def test_adapters_lie_within_the_model(self, adapter: str) -> None:
+        with pytest.raises(InputError, match="a folder within the model's"):
+            ModelSpec("mine", "some/model", query_adapter=adapter)
+
+    def test_like_does_not_lend_its_pins_to_another_repository(self) -> None:
+        spec = ModelSpec.from_dict({"like": "nomic", "model_id": "me/fine"})
+        assert (spec.choice, spec.licence, spec.revision) == ("me/fine", "unknown", None)
+        assert (spec.query_prefix, spec.remote_code) == ("search_query: ", True)
+        with pytest.raises(ModelLoadError, match="has to be pinned"):
+            BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
+        for fields in ([1, 2], "x"):
+            with pytest.raises(InputError, match="must be a mapping"):
+                ModelSpec.from_dict(fields)  # type: ignore[arg-type]
+
+    def test_models_of_images_are_another_class(self) -> None:
+        with pytest.raises(InputError, match="take a ClipEmbedder"):
+            make_embedder("clip")
+        with pytest.raises(InputError, match="one engine"):
+            UnifiedEmbeddingConfig("clip", engine="torch")
+        with pytest.raises(InputError, match="max_length"):
+            UnifiedEmbeddingConfig("clip", max_length=-5)
 
 
 class TestRemoteCode:
@@ -293,6 +433,36 @@ class TestRemoteCode:
         plain = checkpoints.sentence_model(tmp_path / "plain", "bert")
         expected = BGE_M3_Embedder(ModelSpec("plain", str(plain))).encode_query("fox").dense
         np.testing.assert_allclose(result, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["tokenizer_config.json", "modules.json"])
+    def test_more_code_from_elsewhere_is_refused(
+        self, name: str, custom: Path, tmp_path: Path
+    ) -> None:
+        if name == "modules.json":
+            kinds = ["owner/code--custom.Transformer", "sentence_transformers.models.Pooling"]
+            content: Any = [
+                {"type": k, "path": p} for k, p in zip(kinds, ("", "1_Pooling"), strict=True)
+            ]
+            (custom / name).write_text(json.dumps(content))
+        else:
+            edit(custom / name, auto_map={"AutoTokenizer": [None, "owner/code--tk.T"]})
+        spec = ModelSpec("mine", str(custom), remote_code=True)
+        with pytest.raises(ModelLoadError, match="asks for code of another repository"):
+            BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
+        assert not (tmp_path / "was run").exists()
+
+    def test_code_that_is_not_on_disk_is_named(self, custom: Path) -> None:
+        edit(custom / "config.json", auto_map={"AutoModel": "owner/code--custom_code.M"})
+        spec = ModelSpec("mine", str(custom), remote_code=True, code_revision="a" * 40)
+        with pytest.raises(ModelLoadError, match=r"hf download owner/code --revision a{40}"):
+            BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
+
+    def test_a_change_of_a_folders_code_is_another_model(self, custom: Path) -> None:
+        spec = ModelSpec("mine", str(custom), remote_code=True)
+        before = BGE_M3_Embedder(spec, trust_remote_code=True).fingerprint
+        with (custom / "custom_code.py").open("a") as file:
+            file.write("# changed")
+        assert BGE_M3_Embedder(spec, trust_remote_code=True).fingerprint != before
 
     def test_code_in_another_repository_has_its_own_pin(self, custom: Path) -> None:
         config = json.loads((custom / "config.json").read_text())
@@ -448,6 +618,31 @@ class TestLlamaIndex:
         expected = sum(w * vectors[1].get(i, 0.0) for i, w in vectors[1].items())
         scores = {node.text: node.score for node in sparse}
         assert scores[TEXTS[1]] == pytest.approx(expected, rel=1e-4)
+
+    def test_adapters_of_models_without_their_vectors(
+        self, dense: ModelSpec, splade: ModelSpec
+    ) -> None:
+        for ask in ("get_text_embedding", "get_query_embedding"):
+            with pytest.raises(InputError, match="no sparse ones"):
+                getattr(UnifiedEmbeddingConfig(dense).sparse_model, ask)("fox")
+            with pytest.raises(InputError, match="no dense ones"):
+                getattr(UnifiedTextEmbedding(BGE_M3_Embedder(splade)), ask)("fox")
+        with pytest.raises(InputError, match="no sparse ones"):
+            UnifiedEmbeddingConfig(dense).sparse_model.get_text_embedding_batch(["fox"])
+        for arguments in (
+            {"embedder": make_embedder(dense, sparse_model=splade)},
+            {"embedder": BGE_M3_Embedder(splade)},
+            {"model_name": "bge-large-splade"},
+        ):
+            with pytest.raises(InputError, match="not one model that gives dense"):
+                UnifiedHuggingFaceEmbedding(**arguments)  # type: ignore[arg-type]
+
+    def test_a_bad_texts_index_counts_in_the_whole_batch(self, dense: ModelSpec) -> None:
+        with pytest.raises(InputError) as caught:
+            UnifiedEmbeddingConfig(dense).text_model.get_text_embedding_batch(
+                [*["a"] * 200, "\ud800"]
+            )
+        assert caught.value.index == 200
 
     def test_sparse_alone_makes_no_store(self, splade: ModelSpec) -> None:
         config = UnifiedEmbeddingConfig(splade)

@@ -19,6 +19,8 @@ from llama_index.core.schema import (
     Document,
     ImageDocument,
     ImageNode,
+    MediaResource,
+    Node,
     NodeRelationship,
     QueryBundle,
     RelatedNodeInfo,
@@ -187,10 +189,10 @@ class TestIndex:
     ) -> None:
         stores = Stores(config)
         bad = ImageNode(image=base64.b64encode(b"words").decode(), id_=ID.format(9))
-        with pytest.raises(InputError, match="item 2: ") as caught:
+        with pytest.raises(InputError, match=f"item 3: node {ID.format(9)}: ") as caught:
             stores.index([image_node(5), text_node(1, "fox"), image_node(6), bad])
-        assert caught.value.index == 2
-        assert stores.ids(stores.images) == set()
+        assert caught.value.index == 3
+        assert stores.ids(stores.images) == stores.ids(stores.texts) == set()
 
     def test_an_images_url_is_not_fetched_unasked(
         self, config: UnifiedEmbeddingConfig, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +201,106 @@ class TestIndex:
         no_network(monkeypatch)
         with pytest.raises(InputError, match="allow_urls"):
             stores.index([ImageNode(image_url="http://example.com/a.png", id_=ID.format(9))])
+
+    def test_any_node_with_an_image_is_an_image(self, config: UnifiedEmbeddingConfig) -> None:
+        encoded = base64.b64encode(png(IMAGES[0])).decode()
+        resource = MediaResource(data=encoded.encode())
+        given = [
+            Node(image_resource=resource, id_=ID.format(1)),
+            Node(
+                image_resource=resource,
+                text_resource=MediaResource(text="a fox"),
+                id_=ID.format(2),
+                metadata={"year": 2024},
+            ),
+            ImageDocument(image=encoded, id_=ID.format(3)),
+        ]
+        for insert in (lambda s: s.index(given), lambda s: s.index([]).insert_nodes(given)):
+            stores = Stores(config)
+            insert(stores)
+            assert stores.ids(stores.images) == {1, 2, 3}
+            assert stores.ids(stores.texts) == {2}
+            found = stores.retriever(weights=(0, 1)).retrieve("fox")
+            assert {type(n.node).__name__ for n in found} == {"ImageNode"}
+            (kept,) = [n.node for n in found if numbers([n]) == [2]]
+            assert (kept.text, kept.metadata) == ("a fox", {"year": 2024})
+
+    def test_documents_with_an_image_keep_it(self, config: UnifiedEmbeddingConfig) -> None:
+        encoded = base64.b64encode(png(IMAGES[0]))
+        for text in ("", "a fox"):
+            stores = Stores(config)
+            document = Document(text=text, image_resource=MediaResource(data=encoded))
+            index = stores.index([])
+            index.insert(document)
+            assert stores.images.client.count("images").count == 1
+            assert stores.texts.client.count("texts").count == bool(text)
+
+    def test_texts_and_images_in_two_calls_are_both_found_by_the_stock_retriever(
+        self, config: UnifiedEmbeddingConfig
+    ) -> None:
+        stores = Stores(config)
+        index = stores.index([text_node(1, "fox")])
+        index.insert_nodes([image_node(5)])
+        assert sorted(numbers(index.as_retriever().retrieve("fox"))) == [1, 5]
+
+    def test_a_pipeline_embeds_images_by_their_image(self, config: UnifiedEmbeddingConfig) -> None:
+        from llama_index.core.ingestion import IngestionPipeline
+
+        given = [image_node(5), image_node(7, "a caption"), text_node(1, "fox")]
+        made = IngestionPipeline(transformations=[config.image_model]).run(nodes=given)
+        images = config.clip.encode_images([IMAGES[0], IMAGES[2]]).dense
+        same([node.embedding for node in made[:2]], images)
+        same(made[2].embedding, config.clip.encode_texts(["fox"])[0])
+        again = asyncio.run(config.image_model.acall([image_node(5)]))
+        same(again[0].embedding, images[0])
+
+    def test_a_captions_vector_is_its_texts(self, config: UnifiedEmbeddingConfig) -> None:
+        stores = Stores(config)
+        node = image_node(7, "a fox in the snow")
+        node.embedding = [1.0] + [0.0] * 23
+        stores.index([node])
+        (point,) = stores.texts.client.retrieve("texts", [ID.format(7)], with_vectors=True)
+        same(point.vector["text-dense"], config.embedder.encode_documents([node.text]).dense[0])
+        node.embedding = [1.0] * 32
+        with pytest.raises(InputError, match=r"item 1: .*32 dimensions.* gives 24"):
+            stores.index([text_node(1, "fox"), node])
+
+    def test_deleting_with_a_docstore_of_its_own(self, config: UnifiedEmbeddingConfig) -> None:
+        stores = Stores(config)
+        index = UnifiedMultiModalIndex(
+            nodes=nodes(),
+            image_embed_model=config.image_model,
+            embed_model=config.text_model,
+            storage_context=StorageContext.from_defaults(vector_store=stores.texts),
+            image_vector_store=stores.images,
+            store_nodes_override=True,
+        )
+        index.delete_ref_doc("doc7", delete_from_docstore=True)
+        assert stores.ids(stores.texts) == {1, 2}
+        assert stores.ids(stores.images) == {5, 6}
+
+    def test_what_qdrant_refuses_is_a_store_error(self, config: UnifiedEmbeddingConfig) -> None:
+        from unified_embeddings import StoreError
+
+        stores = Stores(config)
+        with pytest.raises(StoreError, match="adding nodes"):
+            stores.index([TextNode(text="fox", id_="no uuid")])
+
+    def test_images_show_in_the_callbacks(self, config: UnifiedEmbeddingConfig) -> None:
+        from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+
+        handler = LlamaDebugHandler(print_trace_on_end=False)
+        stores = Stores(config)
+        UnifiedMultiModalIndex(
+            nodes=[image_node(5), image_node(6)],
+            image_embed_model=config.image_model,
+            embed_model=config.text_model,
+            storage_context=StorageContext.from_defaults(vector_store=stores.texts),
+            image_vector_store=stores.images,
+            callback_manager=CallbackManager([handler]),
+        )
+        (pair,) = handler.get_event_pairs(CBEventType.EMBEDDING)
+        assert len(pair[1].payload["embeddings"]) == 2
 
     def test_nodes_with_a_vector_keep_it(self, config: UnifiedEmbeddingConfig) -> None:
         stores = Stores(config)
@@ -249,8 +351,10 @@ class TestRetriever:
     def test_modalities_can_be_left_out(self, stores: Stores) -> None:
         assert sorted(numbers(stores.retriever(weights=(1, 0)).retrieve("fox"))) == [1, 2, 7]
         assert sorted(numbers(stores.retriever(weights=(0, 1)).retrieve("fox"))) == [5, 6, 7]
-        image = base64.b64encode(png(IMAGES[1])).decode()
-        assert stores.retriever(weights=(1, 0)).retrieve(QueryBundle("", image_path=image)) == []
+        seen = stores.config.clip.stats().images
+        bundle = QueryBundle("", image_path="missing.png")  # not even looked at
+        assert stores.retriever(weights=(1, 0)).retrieve(bundle) == []
+        assert stores.config.clip.stats().images == seen
 
     def test_filters_hold_for_both(self, stores: Stores) -> None:
         filters = MetadataFilters(filters=[MetadataFilter(key="year", value=2024)])
@@ -287,7 +391,11 @@ class TestRetriever:
     def test_bad_questions(self, stores: Stores) -> None:
         with pytest.raises(InputError, match="got int"):
             stores.retriever().retrieve(3)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="no such file"):
+        with pytest.raises(InputError, match="text must be a str"):
+            stores.retriever().retrieve(QueryBundle(None))  # type: ignore[arg-type]
+        with pytest.raises(
+            InputError, match=r"the question's image: 'missing\.png' is no such file"
+        ):
             stores.retriever().retrieve(QueryBundle("", image_path="missing.png"))
 
     @pytest.mark.parametrize(

@@ -13,6 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
+from unified_embeddings.errors import (
+    FingerprintMismatchError,
+    InputError,
+    MissingExtraError,
+    ModelLoadError,
+    StoreError,
+)
 from unified_embeddings.types import Embeddings, SparseVector
 
 WEIGHTS = {3: 0.5, 7: 0.25, 250001: 1.5}
@@ -301,3 +308,20 @@ class TestEmbeddings:
             "Embeddings(n=3, dense=float32(3, 4), sparse=3 vectors, colbert=3 arrays)"
         )
         assert "sparse=None" in repr(Embeddings(dense=three.dense))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("it is bad", index=3),
+        ModelLoadError("m", "it is gone", revision="r"),
+        MissingExtraError("it", extra="demo"),
+        FingerprintMismatchError("c", expected="a", found="b", model="m", found_model="n"),
+        StoreError("c", "adding", "no"),
+    ],
+)
+def test_errors_come_whole_out_of_another_process(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)

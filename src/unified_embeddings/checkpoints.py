@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,13 +43,32 @@ _SMALL_FILES = [
     "modules.json",
     "config_sentence_transformers.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "vocab.json",
     "merges.txt",
     "spiece.model",
     "[1-9]_*/*",
 ]
-_POSITION_OFFSET = ("xlm-roberta", "roberta", "camembert", "mpnet", "jina_embeddings_v3")
-"""Architectures that number positions from padding_idx + 1, and so reserve as many of them."""
+_IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
+_IMAGE_TOKENIZERS = [("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",)]
+_POSITIONS_FROM_ZERO = (
+    "bert",
+    "distilbert",
+    "albert",
+    "electra",
+    "nomic_bert",
+    "modernbert",
+    "gte",
+)
+"""Architectures that use all their positions; others, like RoBERTa, start after the padding's."""
+_MORE_CODE = (
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+)
+_NOT_READ = ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args")
+"""What sentence-transformers lets a file change about how the model is loaded."""
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_TIMEOUT = 10.0
 """Seconds the hub may take to say what a repository holds."""
@@ -81,12 +101,12 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`, the backbone's architecture."""
-        return self._json("config.json")
+        return self.json("config.json")
 
     @property
     def hidden_size(self) -> int:
         """Width of the backbone."""
-        return self._integer("hidden_size")
+        return self.integer("hidden_size")
 
     @property
     def dimension(self) -> int:
@@ -108,9 +128,26 @@ class Checkpoint:
         if not path.is_file():
             return None
         try:
-            return [str(part["type"]).rpartition(".")[2] for part in json.loads(path.read_bytes())]
-        except (ValueError, OSError, TypeError, KeyError) as error:
+            parts = json.loads(path.read_bytes())
+            types = [str(part["type"]) for part in parts]
+            places = [str(part.get("path", "")) for part in parts]
+        except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
             raise self.problem(f"{path} is no list of modules: {error!r}") from error
+        if not types:
+            raise self.problem(f"{path} lists no modules")
+        for kind, place in zip(types, places, strict=True):
+            if not kind.startswith("sentence_transformers.") and not self.spec.remote_code:
+                raise self.problem(
+                    f"modules.json asks for {kind}, code of the model's own; set remote_code in "
+                    "its spec if you trust it"
+                )
+            name = kind.rpartition(".")[2]
+            if place != {"Transformer": "", "Pooling": "1_Pooling"}.get(name, place):
+                raise self.problem(
+                    f"modules.json has {name} in {place!r}, which is not read; put it where "
+                    "sentence-transformers puts it"
+                )
+        return [kind.rpartition(".")[2] for kind in types]
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -126,14 +163,18 @@ class Checkpoint:
                     "it has no 1_Pooling/config.json; name its pooling, cls or mean, in its spec"
                 )
             return said or "cls"
-        settings = self._json("1_Pooling/config.json")
+        settings = self.json("1_Pooling/config.json")
+        if settings.get("include_prompt", True) is not True:
+            raise self.problem("1_Pooling/config.json leaves prompts out of pooling: not done here")
         chosen = {
             key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
             for key, on in settings.items()
             if key.startswith("pooling_mode_") and on is True
         }
         named = settings.get("pooling_mode")
-        chosen |= set(named) if isinstance(named, list) else {str(named)} if named else set()
+        chosen |= (
+            set(map(str, named)) if isinstance(named, list) else {str(named)} if named else set()
+        )
         if said is not None and chosen != {said}:
             raise self.problem(
                 f"1_Pooling/config.json asks for pooling {sorted(chosen)}, but its spec for {said}"
@@ -156,13 +197,15 @@ class Checkpoint:
         """
         limits = [] if self.spec.max_length is None else [self.spec.max_length]
         if not limits or "max_position_embeddings" in self.config:
-            positions = self._integer("max_position_embeddings")
-            if self.model_type in _POSITION_OFFSET:
-                positions -= self._integer("pad_token_id") + 1
+            positions = self.integer("max_position_embeddings")
+            if self.model_type not in _POSITIONS_FROM_ZERO:
+                positions -= self.integer("pad_token_id") + 1
             limits.append(positions)
         limit = self._sentence_settings.get("max_seq_length")
         if isinstance(limit, int):
             limits.append(limit)
+        if min(limits) < 1:
+            raise self.problem(f"its files allow texts of {min(limits)} tokens")
         return min(limits)
 
     @property
@@ -174,14 +217,33 @@ class Checkpoint:
         """
         if not self.spec.remote_code:
             return {"trust_remote_code": False}
-        elsewhere = [name for name in self.config.get("auto_map", {}).values() if "--" in str(name)]
+        repository = self.code_repository
         pinned = self.spec.code_revision or ""
-        if elsewhere and not _COMMIT.fullmatch(pinned):
+        if repository and not _COMMIT.fullmatch(pinned):
             raise self.problem(
-                f"its code lies in {elsewhere[0].partition('--')[0]}, which has to be pinned: name "
-                "the commit you have read (40 hex digits) as code_revision in its spec"
+                f"its code lies in {repository}, which has to be pinned: name the commit you have "
+                "read (40 hex digits) as code_revision in its spec"
             )
-        return {"trust_remote_code": True, **({"code_revision": pinned} if elsewhere else {})}
+        return {"trust_remote_code": True, **({"code_revision": pinned} if repository else {})}
+
+    @property
+    def code_repository(self) -> str | None:
+        """The other repository that the model's code lies in; None where it is in its own.
+
+        Raises:
+            ModelLoadError: If code of several, or of another for anything but the model itself, is
+                asked for: only one can be pinned.
+        """
+        auto_map = self.config.get("auto_map") or {}
+        named = [str(name) for name in auto_map.values()] if isinstance(auto_map, dict) else []
+        found = {name.partition("--")[0] for name in named if "--" in name}
+        for name in _MORE_CODE:
+            path = self.folder / name
+            if path.is_file() and re.search(rb'"[^"/]+/[^"/]+--[^"]+"', path.read_bytes()):
+                raise self.problem(f"{name} asks for code of another repository: not run here")
+        if len(found) > 1:
+            raise self.problem(f"its code lies in several repositories: {', '.join(sorted(found))}")
+        return found.pop() if found else None
 
     @property
     def lower_case(self) -> bool:
@@ -191,7 +253,10 @@ class Checkpoint:
     @cached_property
     def _sentence_settings(self) -> dict[str, Any]:
         name = "sentence_bert_config.json"
-        return self._json(name) if (self.folder / name).is_file() else {}
+        settings = self.json(name) if (self.folder / name).is_file() else {}
+        if unread := [key for key in _NOT_READ if settings.get(key)]:
+            raise self.problem(f"{name} sets {', '.join(unread)}, which are not read here")
+        return settings
 
     @property
     def tokenizer_file(self) -> Path:
@@ -206,10 +271,11 @@ class Checkpoint:
                 continue
             if not name.endswith(".index.json"):
                 return [self.folder / name]
-            shards = self._json(name).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
+            shards = self.json(name).get("weight_map")
+            named = shards.values() if isinstance(shards, dict) else ()
+            if not shards or not named or not all(isinstance(shard, str) for shard in named):
                 raise self.problem(f"{name} in {self.folder} lists no shards")
-            return [self.require(shard) for shard in sorted(set(shards.values()))]
+            return [self.require(shard) for shard in sorted(set(named))]
         raise self.problem(
             f"no weights in {self.folder}: expected model.safetensors or pytorch_model.bin"
         )
@@ -226,11 +292,19 @@ class Checkpoint:
         for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
             digest.update(_whole(self.folder / name))
         if self.spec.images:
-            digest.update(_whole(self.folder / "preprocessor_config.json"))
+            for name in (*_IMAGE_SETTINGS, *sum(_IMAGE_TOKENIZERS, ()), "tokenizer_config.json"):
+                digest.update(_whole(self.folder / name))
         else:
             digest.update(self.pooling.encode())
         for path in [*self.weight_files, *self._other_weights]:
             digest.update(_sampled(path))
+        # Only for models that have these, so that BGE-M3's digest stays what it was.
+        for path in self._other_settings:
+            digest.update(_whole(path))
+        if self.lower_case:
+            digest.update(b"lower case")
+        if self.spec.remote_code:
+            digest.update((self.spec.code_revision or "").encode())
         return digest.hexdigest()
 
     @property
@@ -247,6 +321,18 @@ class Checkpoint:
             if path.suffix in (".safetensors", ".bin")
         ]
 
+    @property
+    def _other_settings(self) -> list[Path]:
+        """Files beside the weights that change vectors: of adapters, more modules, remote code."""
+        spec = self.spec
+        files = [self.folder / adapter / "adapter_config.json" for adapter in spec.adapters]
+        more = set(self.modules or ()) - {"Transformer", "Pooling", "Normalize"}
+        if more:
+            files += sorted(self.folder.glob("[1-9]_*/config.json"))
+        if spec.remote_code:
+            files += sorted(self.folder.glob("*.py"))
+        return files
+
     def require(self, name: str) -> Path:
         """The path of a file that has to be there.
 
@@ -262,7 +348,12 @@ class Checkpoint:
         """The error that says `text` of this checkpoint."""
         return ModelLoadError(self.name, text, revision=self.__dict__.get("revision") or None)
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object of the folder's.
+
+        Raises:
+            ModelLoadError: If the file is missing, unreadable or something else.
+        """
         path = self.require(name)
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -272,7 +363,12 @@ class Checkpoint:
             raise self.problem(f"{path} should hold a JSON object, not {type(content).__name__}")
         return content
 
-    def _integer(self, key: str) -> int:
+    def integer(self, key: str) -> int:
+        """A whole number of `config.json`.
+
+        Raises:
+            ModelLoadError: If it is missing, or something else.
+        """
         value = self._setting(key)
         if not isinstance(value, int):
             raise self.problem(f"config.json has {key} = {value!r}, where a number is needed")
@@ -306,7 +402,7 @@ def require_consent(spec: ModelSpec, revision: str | None, *, given: bool) -> No
             revision=revision or spec.revision,
         )
     pinned = revision or spec.revision or ""
-    if not _COMMIT.fullmatch(pinned) and not Path(spec.model_id).expanduser().is_dir():
+    if not _COMMIT.fullmatch(pinned) and _folder(spec.model_id) is None:
         raise ModelLoadError(
             spec.model_id,
             "it runs code from its repository, which has to be pinned: give revision= the commit "
@@ -339,13 +435,12 @@ def resolve(
     """
     spec = spec_for(name)
     text = spec.model_id
-    is_folder = text.strip() and Path(text).expanduser().is_dir()
-    if revision is None and not is_folder:
+    folder = _folder(text)
+    if revision is None and folder is None:
         revision = spec.revision
     if text == MINI_M3:
         return _checked(Checkpoint(text, mini_m3_folder(), spec=spec))
-    folder = Path(text).expanduser()
-    if is_folder:
+    if folder is not None:
         if revision is not None:
             raise ModelLoadError(
                 text, "a folder has no revisions; leave revision out", revision=revision
@@ -360,6 +455,15 @@ def resolve(
             f"{', '.join(MODELS)}, hub ids of the form owner/name, and folders{_nearest(text)}",
         )
     return _snapshot(spec, revision, local_files_only)
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of this name; None if there is none, or no folder could be called so."""
+    try:
+        path = Path(name).expanduser()
+        return path if name.strip() and path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _nearest(name: str) -> str:
@@ -409,6 +513,13 @@ def _snapshot(spec: ModelSpec, revision: str | None, local_files_only: bool) -> 
         wanted += [f"{adapter}/*" for adapter in spec.adapters]
         wanted += ["*.py"] if spec.remote_code else []
         fetched = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        checkpoint = Checkpoint(name, fetched, fetched.name, spec)
+        if spec.remote_code and spec.code_revision and checkpoint.code_repository:
+            snapshot_download(
+                checkpoint.code_repository, revision=spec.code_revision, allow_patterns="*.py"
+            )
+    except ModelLoadError:
+        raise
     except Exception as error:  # the hub client's HTTP library, and its errors, change by version
         raise ModelLoadError(
             name,
@@ -417,7 +528,7 @@ def _snapshot(spec: ModelSpec, revision: str | None, local_files_only: bool) -> 
             "'mini-m3'",
             revision=revision,
         ) from error
-    return _checked(Checkpoint(name, fetched, fetched.name, spec))
+    return _checked(checkpoint)
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -430,8 +541,19 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if "colbert" in checkpoint.spec.heads:
         needed.append(COLBERT_HEAD)
     if checkpoint.spec.images:
-        needed.append("preprocessor_config.json")
+        _require_any(checkpoint, [(name,) for name in _IMAGE_SETTINGS])
+        _require_any(checkpoint, _IMAGE_TOKENIZERS)
     needed += [f"{adapter}/adapter_config.json" for adapter in checkpoint.spec.adapters]
+    if (checkpoint.folder / "adapter_config.json").is_file():
+        raise checkpoint.problem(
+            "adapter_config.json in its folder makes it an adapter of another model; merge the "
+            "two, or name adapters of its own in its spec"
+        )
+    if checkpoint.spec.remote_code and checkpoint.code_repository:
+        _require_code(checkpoint)
+    if not checkpoint.spec.normalise and "Normalize" in (checkpoint.modules or ()):
+        raise checkpoint.problem("modules.json normalises its vectors, but its spec does not")
+    _check_sentence_files(checkpoint)
     for name in needed:
         try:
             checkpoint.require(name)
@@ -446,6 +568,48 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         if not path.stat().st_size:
             raise checkpoint.problem(f"{path} is empty")
     return checkpoint
+
+
+def _check_sentence_files(checkpoint: Checkpoint) -> None:
+    """Refuse what sentence-transformers would do for these files and nobody does here."""
+    for path in checkpoint.folder.glob("[1-9]_Dense*/config.json"):
+        name = f"{path.parent.name}/{path.name}"
+        activation = str(checkpoint.json(name).get("activation_function", "torch."))
+        if not activation.startswith("torch."):
+            raise checkpoint.problem(f"{name} has the activation {activation}, not one of torch's")
+    prompts = "config_sentence_transformers.json"
+    if (checkpoint.folder / prompts).is_file():
+        settings = checkpoint.json(prompts)
+        named = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
+        if named and not (checkpoint.spec.query_prefix or checkpoint.spec.document_prefix):
+            raise checkpoint.problem(
+                f"{prompts} puts {named!r} before every text by default; name it as query_prefix "
+                "and document_prefix in its spec"
+            )
+
+
+def _require_code(checkpoint: Checkpoint) -> None:
+    """Raise unless code that lies in another repository is in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, revision = checkpoint.code_repository, checkpoint.code_options["code_revision"]
+    try:
+        snapshot_download(str(repository), revision=revision, local_files_only=True)
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        if getattr(error, "snapshot_path", None):  # its Python files alone were fetched
+            return
+        raise checkpoint.problem(
+            f"its code, in {repository}, is not in the local cache. Fetch it once with: hf "
+            f"download {repository} --revision {revision}"
+        ) from error
+
+
+def _require_any(checkpoint: Checkpoint, choices: Sequence[tuple[str, ...]]) -> None:
+    """Raise unless all files of one of the choices are there."""
+    if not any(all((checkpoint.folder / name).is_file() for name in files) for files in choices):
+        wanted = ", or ".join(" and ".join(files) for files in choices)
+        raise checkpoint.problem(f"{checkpoint.folder} has not what it needs: {wanted}")
 
 
 def _whole(path: Path) -> bytes:

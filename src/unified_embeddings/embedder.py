@@ -260,9 +260,9 @@ class BGE_M3_Embedder(TextEmbedder):
             pinned to a commit.
 
     Raises:
-        InputError: If an option is out of range, or the choice is two models. What is wrong with
-            the model or the hardware is raised by the first call that needs to know:
-            ModelLoadError, MissingExtraError, InputError.
+        InputError: If an option is out of range, or the choice is two models, or one of images.
+            What is wrong with the model or the hardware is raised by the first call that needs to
+            know: ModelLoadError, MissingExtraError, InputError.
     """
 
     def __init__(
@@ -279,14 +279,17 @@ class BGE_M3_Embedder(TextEmbedder):
         local_files_only: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number above 0, got {value!r}")
+        check_limits(max_length, batch_tokens)
         if cache is not None and cache != "auto" and not isinstance(cache, EmbeddingCache):
             raise InputError(
                 f'cache must be an EmbeddingCache, None or "auto", not {type(cache).__name__}'
             )
         self._spec = spec_for(model_name)
+        if self._spec.images:
+            raise InputError(
+                f"{self._spec.choice!r} embeds images too; take a ClipEmbedder, or name it as "
+                "UnifiedEmbeddingConfig's model_choice"
+            )
         if self._spec.sparse_model:
             raise InputError(
                 f"{self._spec.choice!r} is two models, {self._spec.model_id} and "
@@ -391,7 +394,7 @@ class BGE_M3_Embedder(TextEmbedder):
         more = [] if spec.normalise else ["not normalised"]
         return key_for(
             "fingerprint 1", self.checkpoint.digest, spec.document_prefix, spec.query_prefix,
-            *spec.adapters, *more,
+            *((spec.query_adapter, spec.document_adapter) if spec.adapters else ()), *more,
         ).hex()  # fmt: skip
 
     @property
@@ -483,7 +486,14 @@ class BGE_M3_Embedder(TextEmbedder):
             if self._closed:
                 raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
             if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self.checkpoint, self.max_length)
+                tokenizer = Tokenizer(self.checkpoint, self.max_length)
+                for prefix in (self._spec.query_prefix, self._spec.document_prefix):
+                    if len(tokenizer.split(prefix)) + tokenizer.added >= tokenizer.max_length:
+                        raise InputError(
+                            f"max_length {tokenizer.max_length} leaves no room for a text after "
+                            f"the prefix {prefix!r}"
+                        )
+                self._tokenizer = tokenizer
             return self._tokenizer
 
     def _load(self) -> tuple[Tokenizer, Engine]:
@@ -503,6 +513,17 @@ class BGE_M3_Embedder(TextEmbedder):
         with self._count_lock:
             for name, count in counts.items():
                 self._counts[name] += count
+
+
+def check_limits(max_length: Any, batch_tokens: Any) -> None:
+    """Refuse limits that are no whole numbers above 0.
+
+    Raises:
+        InputError: If one is not; it is named.
+    """
+    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a whole number above 0, got {value!r}")
 
 
 def validated(texts: Iterable[str]) -> list[str]:

@@ -13,9 +13,15 @@ A message says what was expected, what came and what to do next.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UnifiedEmbeddingsError(Exception):
     """Base of every error below; catch this one to catch them all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its message and attributes, so that it comes whole out of another process."""
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class MissingExtraError(UnifiedEmbeddingsError, ImportError):
@@ -96,6 +102,15 @@ class StoreError(UnifiedEmbeddingsError):
         self.collection = collection
         self.operation = operation
         super().__init__(f"Collection {collection!r}: {operation} failed: {problem}")
+
+
+def _restored(
+    kind: type[UnifiedEmbeddingsError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> UnifiedEmbeddingsError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class OverloadedError(UnifiedEmbeddingsError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -80,7 +81,13 @@ def fetch_image(url: str, *, max_bytes: int = 20 * 2**20, timeout: float = 10.0)
                 f"it did not arrive within {timeout:g} s. Raise the timeout, or save the image and "
                 "pass the file"
             )
-    raise InputError(f"Cannot fetch the image {url[:_SHOWN_URL]!r}: {problem}") from cause
+    raise InputError(f"Cannot fetch the image {shown_url(url)!r}: {problem}") from cause
+
+
+def shown_url(url: str) -> str:
+    """A URL for a message: keys and passwords stand in the parts left out, and messages in logs."""
+    bare = re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])
+    return bare if len(bare) <= _SHOWN_URL else f"{bare[:_SHOWN_URL]}..."
 
 
 def is_public(address: IPAddress) -> bool:

@@ -7,9 +7,11 @@ preprocessing and model. What does not: reading images of all kinds (`pictures`)
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -26,7 +28,6 @@ from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats, TextEmbe
 from unified_embeddings.engines import Runtime
 from unified_embeddings.engines.torch import (
     DTYPES,
-    UNLOADABLE,
     host_weights,
     plan_torch,
     quiet_loading,
@@ -34,10 +35,18 @@ from unified_embeddings.engines.torch import (
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.fetch import fetch_image
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for
-from unified_embeddings.pictures import ImageInput, Picture, read_picture
+from unified_embeddings.pictures import (
+    ImageInput,
+    Picture,
+    is_image_node,
+    read_picture,
+)
 from unified_embeddings.progress import progress_bar
 from unified_embeddings.tokenization import start_of
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, ImageEmbeddings, Role
+
+_SQUARES = 64
+"""How many times as long as wide an image may be whatever `max_pixels` is."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class ClipEmbedder:
         trust_remote_code: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a whole number above 0, got {value!r}")
         self.spec = image_spec_for(model_name)
         own = isinstance(model_name, ModelSpec)
@@ -221,18 +230,21 @@ class ClipEmbedder:
                 was embedded before it is in the cache.
             ModelLoadError: If the model cannot be loaded.
         """
-        if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable):
+        one = isinstance(images, str | bytes | bytearray | os.PathLike | io.BytesIO | Mapping)
+        if one or is_image_node(images) or not isinstance(images, Iterable):
             raise InputError(
                 f"expected a list of images, got {type(images).__name__}; put one image into a list"
             )
-        items = list(images)
-        self._count(images=len(items))
+        if show_progress:
+            images = list(images)
+        total = len(images) if isinstance(images, list) else 0
         rows: dict[int, FloatArray] = {}
         errors: dict[int, InputError] = {}
-        size = int(self._options["batch_size"])
-        with progress_bar("Embedding", len(items), shown=show_progress) as advance:
-            for start in range(0, len(items), size):
-                window = dict(enumerate(items[start : start + size], start))
+        numbered = enumerate(images)
+        with progress_bar("Embedding", total, shown=show_progress) as advance:
+            # A batch at a time, so that a generator's images need not all be held.
+            while window := dict(itertools.islice(numbered, self._options["batch_size"])):
+                self._count(images=len(window))
                 self._encode_window(window, rows, errors, skip_bad=skip_bad)
                 advance(len(window))
         kept = sorted(rows)
@@ -318,46 +330,56 @@ class ClipEmbedder:
     ) -> None:
         """Embed one batch of images; what cannot be read goes into `errors`, or is raised."""
         pictures: dict[int, Picture] = {}
-        bad: dict[int, InputError] = {}
+        prepared: dict[bytes, Any] = {}
         fetch = fetch_image if self._options["allow_urls"] else None
+        max_pixels = self._options["max_pixels"]
         for i, image in window.items():
             try:
-                pictures[i] = read_picture(image, fetch=fetch)
+                pictures[i] = read_picture(image, fetch=fetch, max_pixels=max_pixels)
             except InputError as error:
-                bad[i] = error
+                errors[i] = InputError(str(error), index=i)
         while True:
+            bad = [errors[i] for i in sorted(window) if i in errors]
             if bad and not skip_bad:
-                first = min(bad)
-                raise InputError(str(bad[first]), index=first) from bad[first]
-            errors |= {i: InputError(str(error), index=i) for i, error in bad.items()}
-            good = [i for i in pictures if i not in bad]
+                raise bad[0]
+            good = [i for i in pictures if i not in errors]
             try:
-                vectors = self._vectors([pictures[i] for i in good])
-            except _BadPicturesError as error:
-                pictures = {i: pictures[i] for i in good}
-                bad = {good[at]: problem for at, problem in error.problems.items()}
+                vectors = self._vectors([pictures[i] for i in good], prepared)
+            except _BadPicturesError as found:
+                for at, problem in found.problems.items():
+                    errors[good[at]] = InputError(str(problem), index=good[at])
                 continue
             rows |= dict(zip(good, vectors, strict=True))
             return
 
-    def _vectors(self, pictures: list[Picture]) -> list[FloatArray]:
+    def _vectors(self, pictures: list[Picture], prepared: dict[bytes, Any]) -> list[FloatArray]:
         """The pictures' vectors, from the cache or in one forward pass.
+
+        Args:
+            pictures: n of them.
+            prepared: What was made ready for the model before, by the picture's key; added to.
 
         Raises:
             _BadPicturesError: If some cannot be decoded; before any forward pass.
         """
 
         def compute(positions: list[int]) -> Iterator[tuple[int, Value]]:
-            decoded: list[Image.Image] = []
+            model = self._load()
             problems: dict[int, InputError] = {}
             for i in positions:
+                picture = pictures[i]
+                if picture.key in prepared:
+                    continue
                 try:
-                    decoded.append(pictures[i].decode(self._options["max_pixels"]))
+                    image = picture.decode(self._options["max_pixels"])
+                    prepared[picture.key] = model.prepare(
+                        image, self._options["max_pixels"], picture.name
+                    )
                 except InputError as error:
                     problems[i] = error
             if problems:
                 raise _BadPicturesError(problems)
-            vectors = self._load().images(decoded)
+            vectors = model.images([prepared[pictures[i].key] for i in positions])
             self._count(forwards=1)
             yield from zip(positions, vectors, strict=True)
 
@@ -380,7 +402,7 @@ class ClipEmbedder:
                         checkpoint.folder, local_files_only=True, **checkpoint.code_options
                     )
                     _ = self._config.vision_config, self._config.text_config
-                except UNLOADABLE as error:
+                except Exception as error:  # of whatever kind the libraries raise
                     raise checkpoint.problem(
                         f"config.json describes no model of images and texts: {error}"
                     ) from error
@@ -439,19 +461,19 @@ class _Model:
         self._device = torch.device(runtime.device)
         self._dtype = DTYPES[runtime.precision]
         self._max_length = max_length
-        # SigLIP was trained on texts padded to their full length, without a mask.
-        self._padding = "max_length" if config.model_type.startswith("siglip") else True
+        self._is_siglip = config.model_type.startswith("siglip")
         options = {"local_files_only": True, **checkpoint.code_options}
         try:
             with quiet_loading():  # what it reports is checked here, and more strictly
                 network, report = AutoModel.from_pretrained(
                     checkpoint.folder, dtype=self._dtype, output_loading_info=True, **options
                 )
+            # Pillow's, also where torchvision is installed: the two resize differently.
             self._processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                checkpoint.folder, **options
+                checkpoint.folder, backend="pil", **options
             )
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
-        except UNLOADABLE as error:
+        except Exception as error:  # of whatever kind the libraries raise
             raise checkpoint.problem(f"transformers cannot load it: {error}") from error
         if missing := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
             raise checkpoint.problem(
@@ -463,11 +485,50 @@ class _Model:
         self.network: torch.nn.Module = network.to(self._device).eval().requires_grad_(False)
         self._lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()  # truncation is a setting of the Rust tokenizer
-        self.dimension = self.texts(["."])[0].shape[1]
+        try:
+            self.dimension = self._probed()
+        except Exception as error:
+            raise checkpoint.problem(f"its parts do not fit together: {error}") from error
 
-    def images(self, images: list[Image.Image]) -> FloatArray:
-        """Vectors of RGB images, float32 (n, d)."""
-        inputs = self._processor(images=images, return_tensors="pt")
+    def _probed(self) -> int:
+        """The width of the vectors, after one text and two images have gone through.
+
+        Raises:
+            ValueError: If texts and images differ in width, images in size, or words in nothing.
+        """
+        if self.split("fox") == self.split("dog"):
+            raise ValueError("its tokenizer knows no words")
+        shapes = [Image.new("RGB", size) for size in ((48, 32), (32, 48))]
+        images = self.images([self.prepare(image, 10**9, "a probe") for image in shapes])
+        texts, _ = self.texts(["fox"])
+        if images.shape[1] != texts.shape[1]:
+            raise ValueError(f"images get {images.shape[1]} dimensions, texts {texts.shape[1]}")
+        return int(texts.shape[1])
+
+    def prepare(self, image: Image.Image, max_pixels: int, name: str) -> dict[str, torch.Tensor]:
+        """What the network takes of one RGB image, each tensor (1, ...).
+
+        CLIP scales the whole image before it crops: a small file of 1 x 60,000 pixels would become
+        one of 224 x 13 million.
+
+        Raises:
+            InputError: If the image is so long and narrow that scaling its short side up to the
+                model's size would take more than `max_pixels`.
+        """
+        edge = (getattr(self._processor, "size", None) or {}).get("shortest_edge")
+        if edge:
+            scaled = image.width * image.height * (edge / min(image.size)) ** 2
+            if scaled > max(max_pixels, _SQUARES * edge**2):
+                raise InputError(
+                    f"{name} is too long and narrow ({image.width:,} x {image.height:,}): with its "
+                    f"short side scaled to {edge}, as the model needs it, it would have "
+                    f"{scaled:,.0f} pixels, of {max_pixels:,} allowed. Crop it"
+                )
+        return dict(self._processor(images=[image], return_tensors="pt"))
+
+    def images(self, prepared: list[dict[str, torch.Tensor]]) -> FloatArray:
+        """Vectors of prepared images, float32 (n, d)."""
+        inputs = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
         return self._run("get_image_features", inputs)
 
     def texts(self, texts: list[str]) -> tuple[FloatArray, int]:
@@ -481,11 +542,13 @@ class _Model:
                     lengths[i] = len(self._tokenizer(text, verbose=False)["input_ids"])
             inputs = self._tokenizer(
                 starts,
-                padding=self._padding,
+                padding="max_length" if self._is_siglip else True,
                 truncation=True,
                 max_length=self._max_length,
                 return_tensors="pt",
             )
+        if self._is_siglip:  # trained on texts padded to their full length, without a mask
+            inputs.pop("attention_mask", None)
         truncated = sum(length > self._max_length for length in lengths)
         return self._run("get_text_features", inputs), truncated
 

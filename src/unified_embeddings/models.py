@@ -88,7 +88,12 @@ class ModelSpec:
                     "none" if kind is type(None) else kind.__name__ for kind in allowed
                 )
                 raise InputError(f"{self.choice}: {field.name} must be {names}, got {value!r}")
-        object.__setattr__(self, "heads", tuple(self.heads))
+        object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
+        for adapter in self.adapters:
+            if Path(adapter).is_absolute() or ".." in Path(adapter).parts:
+                raise InputError(
+                    f"{self.choice}: an adapter is a folder within the model's, got {adapter!r}"
+                )
         for name, given, known in (
             ("heads", self.heads, HEAD_NAMES),
             ("pooling", filter(None, [self.pooling]), get_args(Pooling)),
@@ -130,9 +135,13 @@ class ModelSpec:
     def from_dict(cls, fields: Mapping[str, Any], *, where: str = "the spec") -> ModelSpec:
         """Build from the names above; `like` names a choice whose fields are taken where unsaid.
 
+        Of another model_id's choice, name, licence, size and pinned commits are not taken.
+
         Raises:
             InputError: If a field is unknown, of a wrong type, or `model_id` is missing.
         """
+        if not isinstance(fields, Mapping):
+            raise InputError(f"{where} must be a mapping of fields, got {type(fields).__name__}")
         given = dict(fields)
         like = given.pop("like", None)
         if unknown := sorted(given.keys() - _TYPES.keys()):
@@ -140,6 +149,9 @@ class ModelSpec:
         if like is not None:
             if not isinstance(like, str) or like not in MODELS:
                 raise InputError(f"{where}: like must be one of {', '.join(MODELS)}, got {like!r}")
+            if given.get("model_id", MODELS[like].model_id) != MODELS[like].model_id:
+                own = {"choice": given["model_id"], "licence": "unknown", "parameters": None}
+                given = {**own, "revision": None, "code_revision": None, **given}
             return dataclasses.replace(MODELS[like], **given)
         if "model_id" not in given:
             raise InputError(f"{where} needs model_id, a hub id or a folder")
@@ -209,7 +221,7 @@ MODELS: dict[str, ModelSpec] = {
         ),
         # all-MiniLM-L6-v2 (Apache-2.0) with a fitted sparse head; see mini_m3.py.
         ModelSpec(
-            MINI_M3, MINI_M3, 384, 256, "Apache-2.0", 22_713_601, heads=HEAD_NAMES, engine="torch"
+            MINI_M3, MINI_M3, 384, 256, "Apache-2.0", 22_861_441, heads=HEAD_NAMES, engine="torch"
         ),
         # Its code lies in nomic-ai/nomic-bert-2048.
         ModelSpec(
@@ -275,14 +287,18 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     """
     if isinstance(model, ModelSpec):
         return model
-    name = os.fspath(model)
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            f"a model is a name, a folder, a TOML file or a ModelSpec, not {type(model).__name__}"
+        )
+    name = os.fsdecode(model)
     if name in MODELS:
         return MODELS[name]
     for spec in MODELS.values():
         if name == spec.model_id and spec.sparse_model is None:
             return spec
     if name.endswith(".toml"):
-        return _read_toml(Path(name).expanduser())
+        return _read_toml(Path(name))
     return ModelSpec(name, name, heads=HEAD_NAMES)
 
 
@@ -306,8 +322,8 @@ def image_spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
 
 def _read_toml(path: Path) -> ModelSpec:
     try:
-        with path.open("rb") as file:
+        with path.expanduser().open("rb") as file:
             fields = tomllib.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is no readable TOML file: {error}") from error
     return ModelSpec.from_dict(fields, where=str(path))

@@ -145,7 +145,7 @@ def make_embedder(
     if spec is not None:
         model = ModelSpec.from_dict(spec)
     chosen = spec_for(model)
-    beside = sparse_model or chosen.sparse_model
+    beside = chosen.sparse_model if sparse_model is None else sparse_model
     if beside is None:
         return BGE_M3_Embedder(model, cache=cache, **options)
     if isinstance(beside, Mapping):

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import os
-import re
 import stat
 import struct
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.fetch import shown_url
 
 MAX_ENCODED_BYTES = 100 * 2**20
 """Most bytes of an image before it is decoded, wherever they come from."""
@@ -115,9 +115,9 @@ class Picture:
                 return self._upright_rgb(self._source, max_pixels)
             nested = _nested_size(self._source)
             if nested is not None:
-                self._check_size(nested, max_pixels)
+                check_pixels(nested, max_pixels, self.name)
             with _open(self._source, _FORMATS) as image:
-                self._check_size(image.size, max_pixels)
+                check_pixels(image.size, max_pixels, self.name)
                 _mend_transparency(image)
                 return self._upright_rgb(image, max_pixels)
         except InputError:
@@ -141,22 +141,12 @@ class Picture:
 
     def _upright_rgb(self, image: Image.Image, max_pixels: int) -> Image.Image:
         image.load()
-        self._check_size(image.size, max_pixels)  # some formats know better after loading
+        check_pixels(image.size, max_pixels, self.name)  # some formats know better after loading
         orientation = _orientation(image)
         rgb = self._grey(image) if image.mode in _DEEP_MODES else _rgb(image)
         # Left in place, the source's EXIF would make the next reader turn the image once more.
         rgb.info = {}
         return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
-
-    def _check_size(self, size: tuple[int, int], max_pixels: int) -> None:
-        width, height = size
-        if width < 1 or height < 1:
-            raise InputError(f"{self.name} has no pixels ({width} x {height}). Leave it out")
-        if width * height > max_pixels:
-            raise InputError(
-                f"{self.name} has {width:,} x {height:,} pixels, more than the {max_pixels:,} "
-                "allowed. Scale it down, or allow more with max_pixels"
-            )
 
     def _grey(self, image: Image.Image) -> Image.Image:
         """Scale grey of more than 8 bits to 8."""
@@ -177,7 +167,9 @@ class Picture:
         return Image.fromarray(grey).convert("RGB")
 
 
-def read_picture(image: ImageInput, *, fetch: Fetch | None = None) -> Picture:
+def read_picture(
+    image: ImageInput, *, fetch: Fetch | None = None, max_pixels: int | None = None
+) -> Picture:
     """Find an image's bytes, without decoding them.
 
     A text is a data: URI, a URL, the path of a file that exists, or else base64, in this order. Of
@@ -188,6 +180,8 @@ def read_picture(image: ImageInput, *, fetch: Fetch | None = None) -> Picture:
         image: A path, encoded bytes, a BytesIO (read whole, its position stays), base64, a data:
             URI, an http(s) URL, a Pillow image or a LlamaIndex node.
         fetch: Gets the bytes of a URL; None allows no URLs.
+        max_pixels: Most pixels of a Pillow image, which is loaded here if it was not; encoded ones
+            are checked when they are decoded.
 
     Raises:
         InputError: If it is none of these, a file or URL cannot be read, or there is nothing in it
@@ -198,16 +192,40 @@ def read_picture(image: ImageInput, *, fetch: Fetch | None = None) -> Picture:
     if isinstance(image, (bytes, bytearray, memoryview, io.BytesIO)):
         return _from_buffer(image, type(image).__name__)
     if isinstance(image, Image.Image):
-        return _from_pillow(image)
+        return _from_pillow(image, max_pixels)
     if isinstance(image, os.PathLike):
         return _from_file(os.fsdecode(image))
-    if hasattr(image, "image") or hasattr(image, "image_resource"):
+    if is_image_node(image):
         return _from_node(image, fetch)
     raise InputError(
         "expected an image: a path, bytes, BytesIO, base64 text, PIL.Image.Image or LlamaIndex "
         f"ImageNode; got {type(image).__name__}. Of an open file pass the path or .read(), of an "
         "array PIL.Image.fromarray(array)"
     )
+
+
+def is_image_node(value: Any) -> bool:
+    """Whether this looks like a node or document of LlamaIndex's that can hold an image."""
+    try:
+        return hasattr(value, "image") or hasattr(value, "image_resource")
+    except Exception:  # a property that cannot decode what it holds; `read_picture` says so
+        return True
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    """Refuse an image of no pixels, or too many.
+
+    Raises:
+        InputError: If it is one; `name` is in the message.
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{name} has no pixels ({width} x {height}). Leave it out")
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name} has {width:,} x {height:,} pixels, more than the {max_pixels:,} "
+            "allowed. Scale it down, or allow more with max_pixels"
+        )
 
 
 def _from_text(text: str, fetch: Fetch | None) -> Picture:
@@ -244,8 +262,7 @@ def _from_data_uri(text: str) -> Picture:
 
 
 def _from_url(url: str, fetch: Fetch | None) -> Picture:
-    # Keys and passwords stand in these parts, and messages end in logs.
-    name = _shown(re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0]))
+    name = repr(shown_url(url))
     if fetch is None:
         raise InputError(
             f"{name} is a URL, and URLs are off: nothing is downloaded unasked. Pass "
@@ -307,8 +324,10 @@ def _from_bytes(data: bytes, name: str) -> Picture:
     return Picture(hashlib.blake2b(data, digest_size=16).digest(), name, data)
 
 
-def _from_pillow(image: Image.Image) -> Picture:
+def _from_pillow(image: Image.Image, max_pixels: int | None) -> Picture:
     name = f"PIL image ({image.mode}, {image.width} x {image.height})"
+    if max_pixels is not None:
+        check_pixels(image.size, max_pixels, name)
     if not image.width or not image.height:
         raise InputError(f"{name} has no pixels. Leave it out")
     try:
@@ -329,10 +348,13 @@ def _from_pillow(image: Image.Image) -> Picture:
 
 def _from_node(node: Any, fetch: Fetch | None) -> Picture:
     kind = type(node).__name__
-    resource = getattr(node, "image_resource", None)
-    data = getattr(node, "image", None) or getattr(resource, "data", None)
-    path = getattr(node, "image_path", None) or getattr(resource, "path", None)
-    url = str(getattr(node, "image_url", None) or getattr(resource, "url", None) or "")
+    try:
+        resource = getattr(node, "image_resource", None)
+        data = getattr(node, "image", None) or getattr(resource, "data", None)
+        path = getattr(node, "image_path", None) or getattr(resource, "path", None)
+        url = str(getattr(node, "image_url", None) or getattr(resource, "url", None) or "")
+    except Exception as error:  # properties that decode what they hold
+        raise InputError(f"the {kind}'s image cannot be read ({_reason(error)})") from error
     if data:
         return _from_node_data(data, kind)
     if path:

@@ -56,13 +56,17 @@ class Tokenizer:
             self._rust = RustTokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
             raise checkpoint.problem(f"{path.name} is no tokenizer file ({error})") from error
-        size, rows = self._rust.get_vocab_size(), int(checkpoint.config.get("vocab_size", 0))
+        size, rows = self._rust.get_vocab_size(), checkpoint.integer("vocab_size")
         if size > rows:
             raise checkpoint.problem(
                 f"tokenizer.json has {size} tokens, but the model only {rows}; they belong to "
                 "different models"
             )
         added = self._rust.num_special_tokens_to_add(is_pair=False)
+        if not added:
+            raise checkpoint.problem(
+                "its tokenizer adds no special tokens, so that a blank text would have none at all"
+            )
         if max_length <= added:
             raise InputError(
                 f"max_length must be above the {added} special tokens of every text, "

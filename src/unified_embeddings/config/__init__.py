@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from unified_embeddings.cache import EmbeddingCache
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedder import TextEmbedder, check_limits
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for, spec_for
 from unified_embeddings.paired import make_embedder
@@ -102,6 +102,9 @@ class UnifiedEmbeddingConfig:
         spec = spec_for(model_choice)
         if spec.images and sparse_model is not None:
             raise InputError(f"{spec.choice!r} takes no sparse_model beside it")
+        if spec.images and engine != "auto":
+            raise InputError(f"{spec.choice!r} runs on one engine; leave engine={engine!r} out")
+        check_limits(max_length, batch_tokens)
         if image_model is not None and image_model not in _OPENAI_CLIPS:
             image_spec_for(image_model)
         shared: dict[str, Any] = {

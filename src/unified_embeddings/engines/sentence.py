@@ -1,9 +1,9 @@
 """Models the packed engine does not run, through sentence-transformers.
 
-What lives here: any dense model sentence-transformers loads (mpnet, mixtures of experts, LoRA
-tasks, extra dense layers, remote code) and SPLADE models, behind our protocol. The tokenizer and
-the batches are the embedder's; only the modules' forward pass is used. Padded, so slower than the
-default engine.
+What lives here: dense models with cls or mean pooling of any architecture (mpnet, mixtures of
+experts, LoRA tasks, extra dense layers, remote code) and SPLADE models, behind our protocol. The
+tokenizer and the batches are the embedder's; only the modules' forward pass is used. Padded, so
+slower than the default engine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
 from unified_embeddings.engines.torch import (
     DTYPES,
-    UNLOADABLE,
     host_weights,
     padded,
     plan_torch,
     quiet_loading,
 )
+from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.types import HeadName, IntArray, Role, SparseVector
 
 _LOGIT_BYTES = 256 * 2**20
@@ -60,7 +60,7 @@ class SentenceEngine:
         self._is_sparse = checkpoint.pooling == "splade"
         self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
         self._lock = threading.Lock()
-        self._adapter = ""
+        self._role: Role | None = None
         try:
             with quiet_loading():  # what it reports is checked here, and more strictly
                 self._check_tensors()
@@ -68,12 +68,15 @@ class SentenceEngine:
                 self._load_adapters()
             # One text tells the width, and that the pieces fit together at all.
             probe = self._forward([np.array([self._pad_id, self._pad_id], dtype=np.int32)])
-        except UNLOADABLE as error:
+        except ModelLoadError:
+            raise
+        except Exception as error:  # of whatever kind the libraries, or remote code, raise
             raise checkpoint.problem(f"sentence-transformers cannot load it: {error}") from error
         width = probe.shape[-1]
         if not self._is_sparse and width != checkpoint.dimension:
             raise checkpoint.problem(
-                f"its vectors have {width} dimensions, but its spec says {checkpoint.dimension}"
+                f"its vectors have {width} dimensions, but its spec, or else config.json, says "
+                f"{checkpoint.dimension}; put dimension={width} into its spec"
             )
 
     @staticmethod
@@ -96,7 +99,7 @@ class SentenceEngine:
         SPLADE's logits are wide: a large batch goes through in several passes.
         """
         with self._lock, torch.inference_mode():
-            self._use_adapter(self._checkpoint.spec.adapter(role))
+            self._use_adapter(role)
             if not self._is_sparse:
                 return RawHeads(pooled=self._forward(batch).float().cpu().numpy())
             return RawHeads(sparse=[vector for part in self._parts(batch) for vector in part])
@@ -158,21 +161,37 @@ class SentenceEngine:
         return {"local_files_only": True, **self._checkpoint.code_options}
 
     def _load_adapters(self) -> None:
-        for adapter in self._checkpoint.spec.adapters:
-            self._backbone.load_adapter(
-                str(self._checkpoint.folder / adapter), adapter_name=adapter
-            )
-            self._adapter = adapter
+        """Load the LoRA weights of each role, under the role's name.
 
-    def _use_adapter(self, adapter: str) -> None:
-        if adapter == self._adapter:
+        Raises:
+            ModelLoadError: If a tensor is missing from their files, or another stands there.
+        """
+        spec = self._checkpoint.spec
+        for role in ("query", "document") if spec.adapters else ():
+            if not (adapter := spec.adapter(role)):
+                continue
+            folder = str(self._checkpoint.folder / adapter)
+            report = self._backbone.load_adapter(folder, adapter_name=role)
+            wrong = [key for key in report.missing_keys if f".{role}." in key]
+            wrong += [*report.unexpected_keys, *map(str, report.mismatched_keys)]
+            if wrong:
+                raise self._checkpoint.problem(
+                    f"{len(wrong)} tensors of the adapter {adapter} are missing, unknown or of "
+                    f"another shape, the first {min(wrong)}"
+                )
+            self._role = role
+
+    def _use_adapter(self, role: Role) -> None:
+        spec = self._checkpoint.spec
+        wanted = role if spec.adapter(role) else None
+        if not spec.adapters or wanted == self._role:
             return
-        if adapter:
+        if wanted:
             self._backbone.enable_adapters()
-            self._backbone.set_adapter(adapter)
+            self._backbone.set_adapter(wanted)
         else:
             self._backbone.disable_adapters()
-        self._adapter = adapter
+        self._role = wanted
 
     @property
     def _backbone(self) -> Any:

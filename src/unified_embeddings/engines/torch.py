@@ -162,6 +162,8 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
     Raises:
         InputError: If the device does not exist, or fp16 is asked for on a CPU.
     """
+    if precision not in ("auto", *DTYPES):
+        raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}")
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     kind = _device_type(device)
@@ -211,27 +213,35 @@ def padded(batch: Sequence[IntArray], pad_id: int, device: torch.device) -> dict
 
 
 def host_weights(*modules: torch.nn.Module | None) -> Iterator[tuple[int, int]]:
-    """Address and bytes of the modules' parameters and buffers on the CPU, shared ones once."""
+    """Address and bytes of the modules' parameters and buffers on the CPU, shared ones once.
+
+    A part of a larger tensor keeps all of that in memory, and counts as all of it.
+    """
     seen = set()
     for module in modules:
         for tensor in itertools.chain(module.parameters(), module.buffers()) if module else ():
             storage = tensor.untyped_storage()
             if tensor.device.type == "cpu" and storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
-                yield tensor.data_ptr(), tensor.nbytes
+                yield storage.data_ptr(), storage.nbytes()
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Keep transformers' progress bar, and its report of the tensors loaded, off the terminal."""
-    log = logging.getLogger("transformers.modeling_utils")
+    logs = [
+        logging.getLogger(f"transformers.{name}")
+        for name in ("modeling_utils", "integrations.peft")
+    ]
     had_bar = is_progress_bar_enabled()
-    log.addFilter(_nothing)
+    for log in logs:
+        log.addFilter(_nothing)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        log.removeFilter(_nothing)
+        for log in logs:
+            log.removeFilter(_nothing)
         if had_bar:
             enable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -314,8 +324,8 @@ def load_backbone(
             model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 config, attn_implementation=attention, add_pooling_layer=False
             )
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise checkpoint.problem(f"config.json describes no usable model: {error}") from error
+    except Exception as error:  # from assertions to divisions by zero, as the value may be
+        raise checkpoint.problem(f"config.json describes no usable model: {error!r}") from error
     expected = {name: tensor.shape for name, tensor in model.named_parameters()}
     state = {}
     table = f"{_TABLE}.weight"
@@ -415,10 +425,6 @@ _UNREADABLE = (
     OSError,
     ValueError,
 )
-
-
-UNLOADABLE = (*_UNREADABLE, TypeError, KeyError, AttributeError, ImportError)
-"""What the libraries raise for models they cannot load; also remote code written for older ones."""
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

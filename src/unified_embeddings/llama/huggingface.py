@@ -9,6 +9,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from unified_embeddings.embedder import BGE_M3_Embedder, validated
+from unified_embeddings.errors import InputError
 from unified_embeddings.paired import make_embedder
 
 _BATCH = 128
@@ -38,10 +39,13 @@ class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
     _embedder: BGE_M3_Embedder = PrivateAttr()
 
     def __init__(self, embedder: BGE_M3_Embedder | None = None, **fields: Any) -> None:
-        if embedder is None:
-            made = make_embedder(fields["model_name"], **fields.get("options", {}))
-            (embedder,) = made.parts
-        spec = embedder.spec
+        made = embedder or make_embedder(fields.get("model_name", ""), **fields.get("options", {}))
+        if not isinstance(made, BGE_M3_Embedder) or "dense" not in made.heads:
+            raise InputError(
+                f"{made.model_name!r} is not one model that gives dense vectors; take a "
+                "UnifiedTextEmbedding for two"
+            )
+        embedder, spec = made, made.spec
         fields |= {
             "model_name": embedder.model_name,
             "options": embedder.options,
@@ -64,6 +68,18 @@ class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
     def embedder(self) -> BGE_M3_Embedder:
         """What does the work."""
         return self._embedder
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
+        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """As `get_text_embedding_batch`, without blocking the event loop."""
+        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _embed(self, inputs: list[Any], prompt_name: str | None = None) -> list[Embedding]:
         texts = validated(inputs)

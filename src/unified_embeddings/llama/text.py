@@ -70,13 +70,13 @@ class UnifiedTextEmbedding(BaseEmbedding):
         return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _rows(self._embedder.encode_query(query).dense)[0]
+        return _rows(self._embedder.encode_query(query, dense=True).dense)[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return _rows(self._embedder.encode_documents(texts).dense)
+        return _rows(self._embedder.encode_documents(texts, dense=True).dense)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
@@ -113,13 +113,13 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
         return "UnifiedSparseEmbedding"
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
-        return self._vectors(self._embedder.encode_query(query))[0]
+        return self._vectors(self._embedder.encode_query(query, sparse=True))[0]
 
     def _get_text_embedding(self, text: str) -> SparseEmbedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return self._vectors(self._embedder.encode_documents(texts))
+        return self._vectors(self._embedder.encode_documents(texts, sparse=True))
 
     @staticmethod
     def _vectors(embeddings: Embeddings) -> list[SparseEmbedding]:

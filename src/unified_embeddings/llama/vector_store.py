@@ -107,7 +107,8 @@ def build_vector_store(
 class _FingerprintedStore(QdrantVectorStore):
     """The stock store, whose collection carries its fingerprint also when made anew.
 
-    After `clear()` the stock one makes the collection again by itself, without our metadata.
+    After `clear()` the stock one makes the collection again by itself, without our metadata. What
+    goes wrong when nodes are added is a StoreError, whichever client raised it.
     """
 
     _make: Callable[[], None] = PrivateAttr()
@@ -115,6 +116,16 @@ class _FingerprintedStore(QdrantVectorStore):
     def __init__(self, make: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
         self._make = make
+
+    def add(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Store nodes; whatever Qdrant refuses is a StoreError."""
+        with store_errors(self.collection_name, "adding nodes"):
+            return list(super().add(*args, **kwargs))
+
+    async def async_add(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As `add`, without blocking the event loop."""
+        with store_errors(self.collection_name, "adding nodes"):
+            return list(await super().async_add(*args, **kwargs))
 
     def _create_collection(self, collection_name: str, vector_size: int) -> None:  # noqa: ARG002
         self._make()

@@ -141,10 +141,18 @@ class UnifiedMultiModalRetriever(BaseRetriever):
                 (for_texts, self._texts, words),
                 (for_images, self._images, QueryBundle(bundle.query_str)),
             ]
-        if bundle.image_path:
-            (vector,) = self._clip.encode_images([bundle.image_path]).dense.tolist()
+        if bundle.image_path and for_images > 0:
+            (vector,) = self._encoded(bundle.image_path)
             searches.append((for_images, self._images, QueryBundle("", embedding=vector)))
         return [search for search in searches if search[0] > 0]
+
+    def _encoded(self, image: str) -> list[list[float]]:
+        try:
+            rows: list[list[float]] = self._clip.encode_images([image]).dense.tolist()
+        except InputError as error:
+            problem = str(error).removeprefix("item 0: ")
+            raise InputError(f"the question's image: {problem}") from error
+        return rows
 
     def _fuse(self, found: Iterable[tuple[float, list[NodeWithScore]]]) -> list[NodeWithScore]:
         nodes: dict[str, BaseNode] = {}
@@ -162,6 +170,8 @@ def _question(query: QueryType) -> QueryBundle:
         query = QueryBundle(query)
     if not isinstance(query, QueryBundle):
         raise InputError(f"a query must be one str or QueryBundle, got {type(query).__name__}")
+    if not isinstance(query.query_str, str):
+        raise InputError(f"a query's text must be a str, got {type(query.query_str).__name__}")
     if not query.query_str.strip() and not query.image_path:
         raise InputError(
             "a query needs a text or an image; give an image as "
