@@ -592,23 +592,69 @@ class TestMemoryReport:
         self, run: Run, xlmr: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("UNIFIED_EMBEDDINGS_IMAGE_MODEL", str(clip))
-        ended = run("doctor", "--memory", "--json", "--model", xlmr)
-        assert ended.code == 0
-        text, image = ended.json["Models"].items()
-        assert text[0].startswith(str(xlmr))
-        assert image[0].startswith(str(clip))
-        assert all("GB of weights" in value for _, value in (text, image))
-        assert ended.json["Memory"]["budget for two models"].startswith("3.60 GB")
-        assert ended.json["Memory"]["three models before"].startswith("4.20 GB")
+        report = run("doctor", "--memory", "--json", "--model", xlmr).json
+        assert [one["model"] for one in report["models"]] == [str(xlmr), str(clip)]
+        assert all(one["weights"] > 10_000 for one in report["models"])
+        assert report["process"] > sum(one["weights"] for one in report["models"])
+        assert (report["budget"], report["baseline"]) == (3_600_000_000, 4_200_000_000)
+        assert report["not loaded"] == {}
+        assert "of the 3.6 GB two models may take" in run("doctor", "--memory", "-m", xlmr).out
 
     def test_a_model_that_is_not_there_is_said_and_the_other_measured(
         self, run: Run, xlmr: Path
     ) -> None:
         ended = run("doctor", "--memory", "--model", xlmr)
         assert ended.code == 0
-        assert "not loaded, images" in ended.out
-        assert "hf download openai/clip-vit-base-patch32" in ended.out
+        assert ended.out.count("hf download openai/clip-vit-base-patch32") == 1
         assert str(xlmr) in ended.out
+
+    def test_nothing_loaded_is_a_failure(self, run: Run) -> None:
+        ended = run("doctor", "--memory", "--model", "/no/such/folder")
+        assert ended.code == 1
+        assert "/no/such/folder" in ended.err
+
+    def test_images_can_be_left_out(
+        self, run: Run, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("UNIFIED_EMBEDDINGS_IMAGE_MODEL", "none")
+        report = run("doctor", "--memory", "--json", "--model", xlmr).json
+        assert "image_model=None" in report["not loaded"]["images"]
+
+
+class TestDenseModels:
+    def test_index_and_search_with_a_model_and_a_sparse_one_beside_it(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "docs").mkdir()
+        for name, text in FILES.items():
+            (tmp_path / "docs" / name).write_text(text)
+        for kind, like in (("bert", "e5-small-v2"), ("splade", "Splade_PP_en_v1")):
+            folder = checkpoints.sentence_model(tmp_path / kind, kind)
+            width = "dimension = 32\n" if kind == "bert" else ""
+            (tmp_path / f"{kind}.toml").write_text(
+                f'like = "{like}"\nmodel_id = "{folder.name}"\n{width}'
+            )
+        assert run("index", "docs", "--model", "bert.toml").code == 0
+        ended = run("search", "fox", "--model", "bert.toml", "--json")
+        assert ended.code == 0
+        assert len(ended.json) == 5
+        both = ("--model", "bert.toml", "--sparse-model", "splade.toml", "-c", "both")
+        assert run("index", "docs", *both).code == 0
+        assert run("search", "fox", "--mode", "sparse", *both, "--json").json
+        ended = run("search", "fox", "--mode", "hybrid", "--model", "bert.toml")
+        assert (ended.code, ended.out) == (1, "")
+        assert "no sparse ones" in ended.err
+        ended = run("search", "fox", "--model", "bert.toml", "--rerank")
+        assert "no colbert ones" in ended.err
+
+    def test_a_model_that_cannot_be_had_leaves_no_store(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.txt").write_text("fox")
+        assert run("index", "a.txt", "--model", "arctic").code == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 class TestModels:
@@ -641,6 +687,9 @@ class TestModels:
         ended = run("models", path)
         assert (ended.code, ended.out) == (1, "")
         assert "no readable TOML" in ended.err
+
+    def test_nothing_is_invented_about_a_model_that_is_not_there(self, run: Run) -> None:
+        assert run("models", "some/model", "--json").json["gives"] == []
 
     def test_an_unknown_name(self, run: Run) -> None:
         ended = run("models", "artic")

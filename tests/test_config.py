@@ -60,6 +60,14 @@ class TestDefaults:
         assert config.embedder.options["max_length"] == 77
         assert config.embedder.options["revision"] == "v2"
 
+    def test_repr_names_both_models(self) -> None:
+        config = UnifiedEmbeddingConfig("arctic", sparse_model="Splade_PP_en_v1")
+        assert repr(config) == "UnifiedEmbeddingConfig('arctic', sparse_model='Splade_PP_en_v1')"
+
+    def test_an_image_name_for_texts(self) -> None:
+        with pytest.raises(InputError, match="give it as image_model"):
+            UnifiedEmbeddingConfig("ViT-B/32")
+
     def test_repr_names_the_model(self) -> None:
         assert repr(UnifiedEmbeddingConfig("mini-m3")) == "UnifiedEmbeddingConfig('mini-m3')"
 
@@ -164,6 +172,10 @@ class TestFromEnv:
         assert from_env({"IMAGE_MODEL": "some/clip"}).clip.model_name == "some/clip"
         assert not from_env({"IMAGE_MODEL": "some/clip"}).clip.options["allow_urls"]
         assert from_env({"ALLOW_URLS": "yes"}).clip.options["allow_urls"]
+
+    def test_no_image_model(self) -> None:
+        with pytest.raises(InputError, match="image_model=None"):
+            from_env({"IMAGE_MODEL": "None"}).clip  # noqa: B018
 
     def test_sparse_model(self) -> None:
         config = from_env({"MODEL": "arctic", "SPARSE_MODEL": "Splade_PP_en_v1"})

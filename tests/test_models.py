@@ -120,6 +120,19 @@ class TestSpec:
         path.write_text('model_id = "some/model"\nquery_prefix = "q: "\nheads = ["dense"]\n')
         assert spec_for(path) == ModelSpec("some/model", "some/model", query_prefix="q: ")
 
+    def test_a_tomls_paths_are_its_own(
+        self, dense: ModelSpec, splade: ModelSpec, tmp_path: Path
+    ) -> None:
+        copied(dense, tmp_path / "e5")
+        copied(splade, tmp_path / "splade")
+        (tmp_path / "splade.toml").write_text('like = "Splade_PP_en_v1"\nmodel_id = "./splade"\n')
+        (tmp_path / "both.toml").write_text(
+            'like = "e5-small-v2"\nmodel_id = "e5"\ndimension = 32\nsparse_model = "splade.toml"\n'
+        )
+        embedder = make_embedder(tmp_path / "both.toml")
+        assert embedder.heads == ("dense", "sparse")
+        assert len(embedder.encode_query("fox").sparse[0]) > 0
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -127,7 +140,7 @@ class TestSpec:
             ("dimension = 5", "needs model_id"),
             ('model_id = "a/b"\ncolour = "red"', "unknown .*colour"),
             ('like = "e6"\nmodel_id = "a/b"', "like must be one of"),
-            ('model_id = "a/b"\nmax_length = "long"', "max_length must be int"),
+            ('model_id = "a/b"\nmax_length = "long"', r"mine\.toml: .*max_length must be int"),
             ("\x00", "no readable TOML"),
         ],
     )
@@ -138,7 +151,7 @@ class TestSpec:
         path.write_text(content)
         with pytest.raises(InputError, match=message):
             BGE_M3_Embedder(path)
-        with pytest.raises(InputError, match="no readable TOML"):
+        with pytest.raises(InputError, match="there is no file /"):
             BGE_M3_Embedder(tmp_path / "missing.toml")
 
 

@@ -443,6 +443,31 @@ class TestStores:
         with pytest.raises(FingerprintMismatchError, match="images"):
             other.multimodal_retriever(stores.texts, stores.images)
 
+    def test_an_index_writes_with_the_models_of_its_stores(
+        self, stores: Stores, xlmr: Path, tmp_path: Path
+    ) -> None:
+        twin = checkpoints.clip(tmp_path / "twin", seed=5)
+        text = checkpoints.xlm_roberta(tmp_path / "text", seed=5)
+        for other in (
+            UnifiedEmbeddingConfig(xlmr, image_model=twin),
+            UnifiedEmbeddingConfig(text, image_model=stores.config.clip.model_name),
+        ):
+            with pytest.raises(FingerprintMismatchError):
+                UnifiedMultiModalIndex.from_vector_store(
+                    stores.texts,
+                    embed_model=other.text_model,
+                    image_vector_store=stores.images,
+                    image_embed_model=other.image_model,
+                )
+
+    def test_images_are_not_put_into_memory_unasked(self, stores: Stores) -> None:
+        with pytest.raises(InputError, match="give image_vector_store="):
+            UnifiedMultiModalIndex.from_vector_store(
+                stores.texts,
+                embed_model=stores.config.text_model,
+                image_embed_model=stores.config.image_model,
+            )
+
     def test_texts_and_images_do_not_mix(self, stores: Stores) -> None:
         with pytest.raises(FingerprintMismatchError):
             stores.config.image_store("texts", client=stores.texts.client)

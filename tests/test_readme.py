@@ -75,11 +75,14 @@ def test_the_image_example_finds_what_its_comments_say(
     assert named in BLOCKS[3]
     shown = BLOCKS[3].replace(named, f'UnifiedEmbeddingConfig("mini-m3", {str(clip)!r})')
     shown += (
-        "\nprint(len(retriever.retrieve('When do foxes hunt?')))"
+        "\nprint(sorted(type(n.node).__name__ for n in retriever.retrieve('When do foxes hunt?')))"
         "\nbest = retriever.retrieve(QueryBundle('', image_path='sea.png'))[0]"
         "\nprint(best.node.image_path, found.dense.shape, found.indices, found.errors[0].index)"
     )
-    assert run(shown, capsys).splitlines() == ["3", "sea.png (1, 24) (0,) 1"]
+    assert run(shown, capsys).splitlines() == [
+        "['ImageNode', 'ImageNode', 'TextNode']",  # fox.png is deleted, the sea is there twice
+        "sea.png (1, 24) (0,) 1",
+    ]
 
 
 def test_the_embedder_example_gives_what_its_comments_say(

@@ -61,6 +61,7 @@ _POSITIONS_FROM_ZERO = (
     "gte",
 )
 """Architectures that use all their positions; others, like RoBERTa, start after the padding's."""
+_NEEDS_SPEC = "A model without BGE-M3's heads needs a spec"
 _MORE_CODE = (
     "tokenizer_config.json",
     "preprocessor_config.json",
@@ -405,8 +406,9 @@ def require_consent(spec: ModelSpec, revision: str | None, *, given: bool) -> No
     if not _COMMIT.fullmatch(pinned) and _folder(spec.model_id) is None:
         raise ModelLoadError(
             spec.model_id,
-            "it runs code from its repository, which has to be pinned: give revision= the commit "
-            f"you have read (40 hex digits), as shown at https://huggingface.co/{spec.model_id}",
+            "it runs code from its repository, which has to be pinned: name the commit you have "
+            f"read (40 hex digits, shown at https://huggingface.co/{spec.model_id}) as revision in "
+            "its spec, with code_revision for code that lies elsewhere, or as revision=",
             revision=pinned or None,
         )
 
@@ -495,13 +497,16 @@ def _snapshot(spec: ModelSpec, revision: str | None, local_files_only: bool) -> 
         except ModelLoadError as error:
             problem = error.problem
     if local_files_only or constants.is_offline_mode():
+        if problem is not None and _NEEDS_SPEC in problem:
+            raise ModelLoadError(name, problem, revision=revision)
         found = "it is not in the local cache"
         if problem is not None:
             found = f"its snapshot is incomplete ({problem})"
+        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         raise ModelLoadError(
             name,
             f"{found}, and downloads are off (local_files_only or HF_HUB_OFFLINE). Fetch it once "
-            f"with: hf download {name}; or give the folder it lies in",
+            f"with: {command}; or give the folder it lies in",
             revision=revision,
         )
     try:
@@ -561,8 +566,8 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             if name not in (SPARSE_HEAD, COLBERT_HEAD) or checkpoint.spec.choice in MODELS:
                 raise
             raise checkpoint.problem(
-                f"{error.problem}. A model without BGE-M3's heads needs a spec that says what it "
-                "gives: a ModelSpec, or a TOML file (README, 'Choosing a model')"
+                f"{error.problem}. {_NEEDS_SPEC} that says what it gives: a ModelSpec, or a TOML "
+                "file; for a copy of a known one with like = 'arctic' (README, 'Choosing a model')"
             ) from None
     for path in checkpoint.weight_files:
         if not path.stat().st_size:

@@ -82,10 +82,12 @@ class FingerprintMismatchError(UnifiedEmbeddingsError):
         self.collection = collection
         self.expected = expected
         self.found = found
+        same = "; of one name, but with other files, prefixes or pooling"
+        same = same if model == found_model else ""
         super().__init__(
             f"Collection {collection!r} was made with {found_model!r} ({found}), but the embedder "
-            f"is {model!r} ({expected}). Vectors of different models do not compare. Use the model "
-            "the collection was made with, or migrate: index the documents again into a "
+            f"is {model!r} ({expected}{same}). Vectors of different models do not compare. Use the "
+            "model the collection was made with, or migrate: index the documents again into a "
             "collection of another name."
         )
 

@@ -8,6 +8,7 @@ Each figure is from the model's card on the Hugging Face hub, as of November 202
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -152,10 +153,13 @@ class ModelSpec:
             if given.get("model_id", MODELS[like].model_id) != MODELS[like].model_id:
                 own = {"choice": given["model_id"], "licence": "unknown", "parameters": None}
                 given = {**own, "revision": None, "code_revision": None, **given}
-            return dataclasses.replace(MODELS[like], **given)
+            given = {**dataclasses.asdict(MODELS[like]), **given}
         if "model_id" not in given:
             raise InputError(f"{where} needs model_id, a hub id or a folder")
-        return cls(**{"choice": given["model_id"], **given})
+        try:
+            return cls(**{"choice": given["model_id"], **given})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -324,6 +328,13 @@ def _read_toml(path: Path) -> ModelSpec:
     try:
         with path.expanduser().open("rb") as file:
             fields = tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path.absolute()}") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is no readable TOML file: {error}") from error
+    for name in ("model_id", "sparse_model"):
+        beside = path.expanduser().parent / str(fields.get(name, "") or "\0")
+        with contextlib.suppress(OSError, ValueError):
+            if beside.exists():  # as the file means it, wherever the program runs
+                fields[name] = str(beside.resolve())
     return ModelSpec.from_dict(fields, where=str(path))

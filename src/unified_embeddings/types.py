@@ -109,7 +109,7 @@ class SparseVector(Mapping[int, float]):
         return f"SparseVector(nnz={len(self)}, {{{shown}{', ...' if len(self) > 4 else ''}}})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageEmbeddings:
     """The vectors of those of n images that could be read, in the order they were given.
 
@@ -125,6 +125,9 @@ class ImageEmbeddings:
 
     def __len__(self) -> int:
         return len(self.dense)
+
+    def __repr__(self) -> str:
+        return f"ImageEmbeddings(dense=float32{self.dense.shape}, errors={len(self.errors)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

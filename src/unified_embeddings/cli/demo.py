@@ -32,7 +32,8 @@ def demo(
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Passages a question.")] = 5,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="mini-m3, bge-m3, a hub id or a folder.")
+        str,
+        typer.Option("--model", "-m", help="A choice (see models), hub id, folder or TOML file."),
     ] = MINI_M3,
 ) -> None:
     """Index the Python language reference and ask it questions, by meaning and by words.
@@ -66,7 +67,7 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
 
     embedder = config.embedder
     splitter = SentenceSplitter(
-        chunk_size=min(_CHUNK_TOKENS, embedder.max_length - 2),
+        chunk_size=min(_CHUNK_TOKENS, embedder.document_length),
         chunk_overlap=20,
         tokenizer=embedder.tokenise,
     )
@@ -93,7 +94,7 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
             index.insert_nodes(part)
             advance(len(part))
     seconds = time.perf_counter() - started
-    tokens, runtime = embedder.stats().tokens, embedder.parts[0].runtime
+    tokens, runtime = embedder.stats().tokens, (embedder.parts or (config.clip,))[0].runtime
     shared.out.print(
         f"Embedded by {embedder.model_name} ({runtime.engine}, "
         f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
@@ -112,22 +113,27 @@ def _ask(
     embedded = time.perf_counter()
     fused = config.retriever(store, similarity_top_k=top_k).retrieve(question)
     searched = time.perf_counter()
-    places = {mode: _ranks(question, config, store, mode) for mode in ("dense", "sparse")}
+    modes: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
+    places = {
+        mode: _ranks(question, config, store, mode)
+        for mode in modes
+        if mode in config.embedder.heads
+    }
     table = Table(title=question, title_justify="left", expand=True)
-    for heading in ("fused", "score", "dense", "sparse"):
+    for heading in ("fused", "score", *places):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("passage", ratio=1)
     for rank, scored in enumerate(fused, 1):
         node = scored.node
         place = {mode: str(ranks.get(node.node_id, "-")) for mode, ranks in places.items()}
         text = shared.one_line(f"{node.metadata['topic']}: {node.get_content()}", 220)
-        table.add_row(str(rank), f"{scored.score:.4f}", place["dense"], place["sparse"], text)
+        table.add_row(str(rank), f"{scored.score:.4f}", *place.values(), text)
     shared.out.print()
     shared.out.print(table, markup=False)
     shared.out.print(
         f"embedded in {(embedded - started) * 1000:.0f} ms, searched and fused in "
         f"{(searched - embedded) * 1000:.0f} ms; {config.embedder.stats().forwards - forwards} "
-        "forward pass for three searches"
+        f"forward passes for {len(places) + 1} searches"
     )
 
 

@@ -15,7 +15,6 @@ from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
 
 if TYPE_CHECKING:
     from unified_embeddings.config import UnifiedEmbeddingConfig
-    from unified_embeddings.memory import MemoryReport
 
 _PACKAGES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
@@ -35,14 +34,21 @@ def doctor(
 ) -> None:
     """Show hardware, the engine and precision chosen with the reason, versions, local models."""
     config = shared.open_config(model)
-    findings = _memory(config) if memory else _findings(config)
+    if memory:
+        _show_memory(config, as_json)
+        return
+    findings = _findings(config)
     if as_json:
         typer.echo(json.dumps(findings))
         return
     for title, entries in findings.items():
         shared.out.print(f"[bold]{title}[/bold]")
         for name, value in entries.items():
-            shared.out.print(f"  {name:<34}{value}", markup=False, highlight=False, soft_wrap=True)
+            _line(name, value)
+
+
+def _line(name: str, value: Any) -> None:
+    shared.out.print(f"  {name:<33} {value}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
@@ -81,43 +87,58 @@ def _chosen(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def _memory(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
-    """Load text and image model, run all of each once, and measure."""
+def _show_memory(config: UnifiedEmbeddingConfig, as_json: bool) -> None:
+    """Load text and image model, run all of each once, and say what they take.
+
+    Raises:
+        ModelLoadError: If none of them can be loaded.
+    """
+    missing = _load_all(config)
+    report = config.memory()
+    if missing and not report.models:
+        raise next(iter(missing.values()))
+    if as_json:
+        problems = {kind: str(error) for kind, error in missing.items()}
+        typer.echo(json.dumps({**asdict(report), "not loaded": problems}))
+        return
+    for one in report.models:
+        resident = "unknown" if one.resident is None else _size(one.resident)
+        shared.out.print(f"[bold]{one.model}[/bold] ({one.runs_on})", highlight=False)
+        _line("weights", _size(one.weights))
+        _line("of these in memory", resident)
+    for kind, error in missing.items():
+        _line(f"not loaded, for {kind}", error)
+    shared.out.print("[bold]The process, libraries included[/bold]")
+    _line("in memory", _size(report.process))
+    for what, limit in (
+        ("of the 3.6 GB two models may take", report.budget),
+        ("of the 4.2 GB of three models", report.baseline),
+    ):
+        _line(what, f"{report.process / limit:.0%}")
+
+
+def _load_all(config: UnifiedEmbeddingConfig) -> dict[str, UnifiedEmbeddingsError]:
+    """Run both models once; kind of model → why it could not be."""
     from PIL import Image
+
+    def images() -> None:
+        config.clip.encode_texts(["memory"])
+        config.clip.encode_images([Image.new("RGB", (224, 224))])
 
     missing = {}
     for kind, load in (
         ("texts", lambda: config.embedder.encode_query("memory")),
-        ("image texts", lambda: config.clip.encode_texts(["memory"])),
-        ("images", lambda: config.clip.encode_images([Image.new("RGB", (224, 224))])),
+        ("images", images),
     ):
         try:
             load()
         except UnifiedEmbeddingsError as error:
-            missing[f"not loaded, {kind}"] = str(error)
-    report = config.memory()
-    return {
-        "Models": {
-            f"{one.model} ({one.runs_on}) ": f"{_size(one.weights)} of weights, "
-            f"{'unknown' if one.resident is None else _size(one.resident)} resident"
-            for one in report.models
-        }
-        | missing,
-        "Memory": {
-            "weights together": _size(report.weights),
-            "process, libraries included": _size(report.process),
-            "budget for two models": f"{_size(report.budget)} ({_share(report, report.budget)})",
-            "three models before": f"{_size(report.baseline)} ({_share(report, report.baseline)})",
-        },
-    }
+            missing[kind] = error
+    return missing
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _share(report: MemoryReport, limit: int) -> str:
-    return f"the process takes {report.process / limit:.0%} of it"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _version(package: str) -> str:

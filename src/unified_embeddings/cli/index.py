@@ -18,6 +18,7 @@ def index(
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
     model: shared.Model = None,
+    sparse_model: shared.SparseModel = None,
     chunk_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of a chunk.")] = 512,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -29,7 +30,7 @@ def index(
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.progress import counted_later
 
-    config = shared.open_config(model)
+    config = shared.open_config(model, sparse_model)
     store = shared.open_store(config, collection, path, url, create=True)
     try:
         with counted_later("Indexing", shown=shared.is_terminal()) as (start, step):

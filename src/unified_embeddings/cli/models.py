@@ -11,6 +11,7 @@ from unified_embeddings.checkpoints import resolve
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.models import MODELS, ModelSpec, spec_for
+from unified_embeddings.types import HEAD_NAMES
 
 Name = Annotated[
     str | None, typer.Argument(help="One choice, hub id, folder or TOML file, with all its facts.")
@@ -64,6 +65,7 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
     gives = [*spec.heads, *(["sparse"] if spec.sparse_model else [])]
     facts: dict[str, Any] = {"choice": spec.choice, "gives": gives, **spec.to_dict()}
     gives += ["images"] if facts.pop("images") else []
+    is_guess = spec == ModelSpec(spec.choice, spec.choice, heads=HEAD_NAMES)
     del facts["heads"]
     parts = [spec, *([spec_for(spec.sparse_model)] if spec.sparse_model else [])]
     folders: list[str] = []
@@ -72,4 +74,6 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
         folders = [str(resolve(part, local_files_only=True).folder) for part in parts]
     except ModelLoadError as error:
         problem = error.problem
+    if is_guess and problem:  # BGE-M3's layout was taken for granted, and is not there
+        gives.clear()
     return {**facts, "on_disk": problem is None, "folder": folders, "missing": problem}

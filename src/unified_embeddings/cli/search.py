@@ -24,6 +24,7 @@ def search(
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
     model: shared.Model = None,
+    sparse_model: shared.SparseModel = None,
     mode: Annotated[
         Literal["hybrid", "dense", "sparse"] | None,
         typer.Option(help="Which vectors to search by. [default: all the model gives]"),
@@ -45,7 +46,7 @@ def search(
     """Print the passages that answer a question best."""
     shared.require_text(query)
     conditions = _filters(filters or [])
-    config = shared.open_config(model)
+    config = shared.open_config(model, sparse_model)
     store = shared.open_store(config, collection, path, url, create=False)
     retriever = config.retriever(
         store,

@@ -27,6 +27,10 @@ Model = Annotated[
         help="A choice (see models), hub id, folder or TOML file. [default: bge-m3]",
     ),
 ]
+SparseModel = Annotated[
+    str | None,
+    typer.Option("--sparse-model", help="Gives the sparse vectors beside a dense-only model."),
+]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
 StorePath = Annotated[
     Path, typer.Option("--path", help="Folder of the embedded Qdrant, unless --url is given.")
@@ -45,9 +49,9 @@ def complain(problem: str) -> None:
     )
 
 
-def open_config(model: str | None) -> UnifiedEmbeddingConfig:
-    """The environment's options with --model over them."""
-    return UnifiedEmbeddingConfig.from_env(model_choice=model)
+def open_config(model: str | None, sparse_model: str | None = None) -> UnifiedEmbeddingConfig:
+    """The environment's options with --model and --sparse-model over them."""
+    return UnifiedEmbeddingConfig.from_env(model_choice=model, sparse_model=sparse_model)
 
 
 def open_store(

@@ -54,7 +54,8 @@ class UnifiedEmbeddingConfig:
             embeds the images too.
         sparse_model: A choice that gives the sparse vectors in the text model's stead, for hybrid
             search with a dense-only model.
-        allow_urls: Whether images may be given as http(s) addresses; see ClipEmbedder.
+        allow_urls, max_pixels: As in ClipEmbedder: whether images may be given as http(s)
+            addresses, and how large they may be.
         engine, precision, device, max_length, batch_tokens, cache, revision, local_files_only,
             trust_remote_code: As in BGE_M3_Embedder; precision, device, cache, local_files_only
             and trust_remote_code hold for the image model as well.
@@ -75,6 +76,7 @@ class UnifiedEmbeddingConfig:
         *,
         sparse_model: str | os.PathLike[str] | ModelSpec | None = None,
         allow_urls: bool = False,
+        max_pixels: int = 64_000_000,
         engine: str = "auto",
         precision: str = "auto",
         device: str = "auto",
@@ -89,6 +91,7 @@ class UnifiedEmbeddingConfig:
             "image_model": image_model,
             "sparse_model": sparse_model,
             "allow_urls": allow_urls,
+            "max_pixels": max_pixels,
             "engine": engine,
             "precision": precision,
             "device": device,
@@ -99,6 +102,8 @@ class UnifiedEmbeddingConfig:
             "local_files_only": local_files_only,
             "trust_remote_code": trust_remote_code,
         }
+        if model_choice in _OPENAI_CLIPS:
+            raise InputError(f"{model_choice!r} is a model of images: give it as image_model")
         spec = spec_for(model_choice)
         if spec.images and sparse_model is not None:
             raise InputError(f"{spec.choice!r} takes no sparse_model beside it")
@@ -150,7 +155,7 @@ class UnifiedEmbeddingConfig:
         UNIFIED_EMBEDDINGS_MODEL, _IMAGE_MODEL, _SPARSE_MODEL, _ENGINE, _PRECISION, _DEVICE,
         _MAX_LENGTH (tokens), _BATCH_TOKENS, _REVISION, _LOCAL_FILES_ONLY, _TRUST_REMOTE_CODE,
         _ALLOW_URLS (each 1/0, true/false, yes/no), _CACHE_BYTES (0 keeps nothing), _CACHE_PATH (a
-        file for the disk tier).
+        file for the disk tier). _IMAGE_MODEL=none leaves images out.
 
         Args:
             environ: Read this instead of `os.environ`.
@@ -337,7 +342,8 @@ class UnifiedEmbeddingConfig:
         from unified_embeddings.images import ClipEmbedder
 
         options = self.__dict__["_options"]
-        shared = {"allow_urls": options["allow_urls"], **self.__dict__["_shared"]}
+        limits = {name: options[name] for name in ("allow_urls", "max_pixels")}
+        shared = {**limits, **self.__dict__["_shared"]}
         if self.__dict__["_spec"].images:
             return ClipEmbedder(self.__dict__["_choice"], revision=options["revision"], **shared)
         image_model = options["image_model"]
@@ -373,7 +379,13 @@ class UnifiedEmbeddingConfig:
         return UnifiedImageEmbedding(self.clip)
 
     def __repr__(self) -> str:
-        return f"UnifiedEmbeddingConfig({self.model_choice!r})"
+        beside = self.__dict__["_options"]["sparse_model"]
+        more = (
+            ""
+            if beside is None
+            else f", sparse_model={os.fspath(getattr(beside, 'choice', beside))!r}"
+        )
+        return f"UnifiedEmbeddingConfig({self.model_choice!r}{more})"
 
 
 def _openai_clip(name: str) -> MultiModalEmbedding:
@@ -398,7 +410,7 @@ def _flag(text: str) -> bool:
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "MODEL": ("model_choice", str),
-    "IMAGE_MODEL": ("image_model", str),
+    "IMAGE_MODEL": ("image_model", lambda text: None if text.lower() == "none" else text),
     "SPARSE_MODEL": ("sparse_model", str),
     "ALLOW_URLS": ("allow_urls", _flag),
     "ENGINE": ("engine", str),

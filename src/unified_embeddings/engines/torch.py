@@ -14,6 +14,7 @@ import itertools
 import logging
 import pickle
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -228,18 +229,24 @@ def host_weights(*modules: torch.nn.Module | None) -> Iterator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep transformers' progress bar, and its report of the tensors loaded, off the terminal."""
+    """Keep what the libraries show and report while they load a model off the terminal."""
     logs = [
         logging.getLogger(f"transformers.{name}")
         for name in ("modeling_utils", "integrations.peft")
     ]
+    library = logging.getLogger("sentence_transformers")
+    level = library.level
     had_bar = is_progress_bar_enabled()
     for log in logs:
         log.addFilter(_nothing)
+    library.setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        library.setLevel(level)
         for log in logs:
             log.removeFilter(_nothing)
         if had_bar:

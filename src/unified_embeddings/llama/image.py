@@ -27,11 +27,13 @@ from llama_index.core.schema import (
     MetadataMode,
     TransformComponent,
 )
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from unified_embeddings.embedder import validated
+from unified_embeddings.embedder import TextEmbedder, validated
 from unified_embeddings.errors import InputError
 from unified_embeddings.images import ClipEmbedder, make_clip
+from unified_embeddings.llama.vector_store import FingerprintedStore
 from unified_embeddings.models import CLIP
 from unified_embeddings.pictures import ImageInput
 
@@ -185,8 +187,9 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
             image_vector_store, embed_model, ...
 
     Raises:
-        InputError: If the image model is no UnifiedImageEmbedding, or an image cannot be read: its
-            index is its place among the nodes. Nothing is stored then.
+        InputError: If the image model is no UnifiedImageEmbedding, there is no store for images, or
+            an image cannot be read: its index is its place among the nodes. Nothing is stored then.
+        FingerprintMismatchError: If a store was opened for another model.
     """
 
     def __init__(
@@ -202,6 +205,23 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
                 "give config.image_model, or call config.configure_settings() first"
             )
         self._images = model
+        images = options.get("image_vector_store")
+        context = options.get("storage_context")
+        if images is None and context is not None:
+            images = context.vector_stores.get(self.image_namespace)
+            if isinstance(images, SimpleVectorStore):  # what a context puts there unasked: memory
+                images = None
+        if images is None:
+            raise InputError(
+                "the images need a store of their own: give image_vector_store=, as "
+                "config.image_store() makes it"
+            )
+        if isinstance(images, FingerprintedStore):
+            images.check(model.clip.fingerprint, model.model_name)
+        texts = context.vector_stores.get(DEFAULT_VECTOR_STORE) if context is not None else None
+        embedder = getattr(options.get("embed_model") or Settings.embed_model, "embedder", None)
+        if isinstance(texts, FingerprintedStore) and isinstance(embedder, TextEmbedder):
+            texts.check(embedder.fingerprint, embedder.model_name)
         super().__init__(nodes=nodes, image_embed_model=model, **options)
 
     @classmethod

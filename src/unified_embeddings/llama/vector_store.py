@@ -13,7 +13,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from unified_embeddings.embedder import TextEmbedder
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import FingerprintMismatchError, InputError
 from unified_embeddings.stores.collections import (
     DENSE_VECTOR,
     SPARSE_VECTOR,
@@ -72,6 +72,7 @@ def build_vector_store(
         )
     if path == ":memory:":
         raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
+    _ = embedder.fingerprint  # a model that cannot be had leaves no folder behind
     if path is not None:
         client = open_folder(path)
     elif url is not None:
@@ -94,7 +95,8 @@ def build_vector_store(
             "sparse_vector_name": SPARSE_VECTOR,
         }
     with store_errors(collection, "opening"):
-        return _FingerprintedStore(
+        return FingerprintedStore(
+            embedder,
             partial(ensure_collection, client, collection, embedder, **collection_options),
             collection_name=collection,
             client=client,
@@ -104,18 +106,35 @@ def build_vector_store(
         )
 
 
-class _FingerprintedStore(QdrantVectorStore):
+class FingerprintedStore(QdrantVectorStore):
     """The stock store, whose collection carries its fingerprint also when made anew.
 
     After `clear()` the stock one makes the collection again by itself, without our metadata. What
     goes wrong when nodes are added is a StoreError, whichever client raised it.
     """
 
+    _embedder: TextEmbedder = PrivateAttr()
     _make: Callable[[], None] = PrivateAttr()
 
-    def __init__(self, make: Callable[[], None], **options: Any) -> None:
+    def __init__(self, embedder: TextEmbedder, make: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
+        self._embedder = embedder
         self._make = make
+
+    def check(self, fingerprint: str, model: str) -> None:
+        """Refuse another model than the one the collection was opened for.
+
+        Raises:
+            FingerprintMismatchError: If the fingerprint is another.
+        """
+        if fingerprint != self._embedder.fingerprint:
+            raise FingerprintMismatchError(
+                self.collection_name,
+                expected=fingerprint,
+                found=self._embedder.fingerprint,
+                model=model,
+                found_model=self._embedder.model_name,
+            )
 
     def add(self, *args: Any, **kwargs: Any) -> list[str]:
         """Store nodes; whatever Qdrant refuses is a StoreError."""

@@ -355,14 +355,20 @@ def _check_options(
         raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
 
 
+_ADVICE = {
+    "dense": "which this mode needs; take a model that does",
+    "sparse": "which this mode needs; search with mode='dense', or set a sparse_model beside it",
+    "colbert": "which rerank='colbert' needs; leave it out, or take bge-m3",
+}
+
+
 def _check_heads(embedder: TextEmbedder, mode: str, rerank: str | None) -> None:
     needed = {"hybrid": ["dense", "sparse"], "dense": ["dense"], "sparse": ["sparse"]}[mode]
     for head in [*needed, rerank] if rerank else needed:
         if head not in embedder.heads:
             raise InputError(
                 f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} "
-                f"ones, which mode={mode!r}, rerank={rerank!r} needs; search with mode='dense', or "
-                "set a sparse_model beside it"
+                f"ones, {_ADVICE[head]}"
             )
 
 
