@@ -24,7 +24,7 @@ from typing import Any
 
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.mini_m3 import mini_m3_folder
-from unified_embeddings.models import MINI_M3, MODELS, ModelSpec, Pooling, spec_for
+from unified_embeddings.models import EXPORT, MINI_M3, MODELS, ModelSpec, Pooling, spec_for
 from unified_embeddings.types import HEAD_NAMES
 
 SPARSE_HEAD = "sparse_linear.pt"
@@ -264,6 +264,34 @@ class Checkpoint:
         """`tokenizer.json`."""
         return self.require("tokenizer.json")
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether the folder holds an ONNX file made by `export`, in place of weights."""
+        return (self.folder / EXPORT).is_file()
+
+    @cached_property
+    def exported(self) -> dict[str, Any]:
+        """What an export says of itself: file, precision, digest of its source, ...
+
+        Raises:
+            ModelLoadError: If the model was not exported, or the notes or files are not whole.
+        """
+        if not self.is_exported:
+            raise self.problem(
+                "the engine 'onnx' runs exported models. Export it once with: unified-embeddings "
+                f"export-onnx {self.name} FOLDER; then use that folder as the model"
+            )
+        notes = self.json(EXPORT)
+        if notes.get("format") != 1 or {"file", "precision", "digest", "content"} - notes.keys():
+            raise self.problem(f"{EXPORT} is not one this version reads; export the model again")
+        files = [self.require(str(notes["file"])), self.require(f"{notes['file']}.data")]
+        if content_digest(files) != notes["content"]:
+            raise self.problem(
+                f"{files[0].name} is not the file that was exported with {EXPORT}; export the "
+                "model again"
+            )
+        return notes
+
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files of the backbone's tensors: safetensors before pickles, shards in order."""
@@ -287,8 +315,11 @@ class Checkpoint:
 
         A BLAKE2b digest over the configuration, tokenizer and head files whole and over 256 blocks
         of 4 KiB spread evenly through each weight file: two fine-tunings of one architecture
-        differ in it, a copy in another place does not, and 2 GB of weights cost milliseconds.
+        differ in it, a copy in another place does not, and 2 GB of weights cost milliseconds. An
+        exported model has its source's, since its vectors compare with the source's.
         """
+        if self.is_exported:
+            return str(self.exported["digest"])
         digest = hashlib.blake2b(digest_size=12)
         for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
             digest.update(_whole(self.folder / name))
@@ -538,6 +569,9 @@ def _snapshot(spec: ModelSpec, revision: str | None, local_files_only: bool) -> 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """Raise for what is missing before anything heavy is loaded."""
+    if checkpoint.is_exported:
+        _ = checkpoint.exported, checkpoint.require("config.json"), checkpoint.tokenizer_file
+        return checkpoint
     needed = ["config.json"]
     # Transformers builds a CLIP's tokenizer from whatever files it finds.
     needed += [] if checkpoint.spec.images else ["tokenizer.json"]
@@ -615,6 +649,14 @@ def _require_any(checkpoint: Checkpoint, choices: Sequence[tuple[str, ...]]) -> 
     if not any(all((checkpoint.folder / name).is_file() for name in files) for files in choices):
         wanted = ", or ".join(" and ".join(files) for files in choices)
         raise checkpoint.problem(f"{checkpoint.folder} has not what it needs: {wanted}")
+
+
+def content_digest(files: Sequence[Path]) -> str:
+    """24 hex digits that tell the content of large files from any other, by sampling them."""
+    digest = hashlib.blake2b(digest_size=12)
+    for path in files:
+        digest.update(_sampled(path))
+    return digest.hexdigest()
 
 
 def _whole(path: Path) -> bytes:

@@ -350,7 +350,9 @@ class BGE_M3_Embedder(TextEmbedder):
                 options, engine = self._options, self._options["engine"]
                 if engine == "auto":
                     engine = self._spec.engine or engines.best_for(self.checkpoint)
-                self._runtime = engines.plan(engine, options["precision"], options["device"])
+                self._runtime = engines.plan(
+                    engine, options["precision"], options["device"], lambda: self.checkpoint
+                )
             return self._runtime
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ else:
     import tomli as tomllib
 
 Pooling = Literal["cls", "mean", "splade"]
-EngineName = Literal["torch", "sentence"]
+EngineName = Literal["torch", "sentence", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "code_revision": (str, type(None)),
 }
 
+EXPORT = "export.json"
+"""What an exported model's folder says of itself; see `export`."""
 MINI_M3 = "mini-m3"
 CLIP = "openai/clip-vit-base-patch32"
 """The image model taken where none is named."""
@@ -303,7 +306,18 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
             return spec
     if name.endswith(".toml"):
         return _read_toml(Path(name))
+    if (exported := _exported(name)) is not None:
+        return exported
     return ModelSpec(name, name, heads=HEAD_NAMES)
+
+
+def _exported(folder: str) -> ModelSpec | None:
+    """The spec that an exported model's folder carries; None for any other name or folder."""
+    try:
+        notes = json.loads((Path(folder).expanduser() / EXPORT).read_bytes())
+        return ModelSpec.from_dict({**notes["spec"], "model_id": folder})
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+        return None  # no export, or a broken one, of which `checkpoints` says what is wrong
 
 
 def image_spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:

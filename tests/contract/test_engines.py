@@ -52,7 +52,13 @@ def oracle(folder: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module", params=sorted({*ENGINES} - {"sentence"}))
-def embedder(request: pytest.FixtureRequest, folder: Path) -> BGE_M3_Embedder:
+def embedder(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BGE_M3_Embedder:
+    if request.param == "onnx":
+        from unified_embeddings.export import export_onnx
+
+        folder = export_onnx(folder, tmp_path_factory.mktemp("onnx") / folder.name)
     return BGE_M3_Embedder(
         folder, engine=request.param, precision="fp32", device="cpu", batch_tokens=300, cache=None
     )
@@ -76,7 +82,7 @@ def test_every_head_is_the_oracles(
     embedder: BGE_M3_Embedder, oracle: Any, folder: Path, seed: int, max_length: int
 ) -> None:
     limited = BGE_M3_Embedder(
-        folder, max_length=max_length, cache=None, batch_tokens=300, precision="fp32",
+        embedder.model_name, max_length=max_length, cache=None, batch_tokens=300, precision="fp32",
         device="cpu", engine=embedder.runtime.engine,
     )  # fmt: skip
     texts = batch(seed)

@@ -8,9 +8,12 @@ its own module, imported when the engine is loaded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
@@ -19,6 +22,7 @@ from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, Spars
 ENGINES = {
     "torch": "unified_embeddings.engines.torch:TorchEngine",
     "sentence": "unified_embeddings.engines.sentence:SentenceEngine",
+    "onnx": "unified_embeddings.engines.onnx:OnnxEngine",
     "flag": "unified_embeddings.engines.flag:FlagEngine",
 }
 PACKED = {"bert": True, "xlm-roberta": False, "roberta": False, "camembert": False}
@@ -32,7 +36,7 @@ class Runtime:
     Attributes:
         engine: A key of `ENGINES`.
         device: As torch writes it: "cpu", "cuda:0", "mps".
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "fp16" or "int8".
         reason: Why this precision, in a sentence for people.
     """
 
@@ -91,32 +95,42 @@ class Engine(Protocol):
 
 class _EngineClass(Protocol):
     @staticmethod
-    def plan(precision: str, device: str) -> Runtime: ...
+    def plan(precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime: ...
 
     def __call__(self, checkpoint: Checkpoint, runtime: Runtime) -> Engine: ...
 
 
-def plan(engine: str, precision: str, device: str) -> Runtime:
+def plan(engine: str, precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime:
     """Decide device and precision for an engine; "auto" leaves the choice to the hardware.
+
+    Args:
+        engine: A key of `ENGINES`.
+        precision: "auto", or what is wanted.
+        device: "auto", or as torch writes it.
+        checkpoint: Gives the model's files, for an engine whose choice depends on them.
 
     Raises:
         InputError: If a name is unknown, or the hardware cannot do what is asked.
         MissingExtraError: If the engine's library is not installed.
     """
-    return _engine_class(engine).plan(precision, device)
+    return _engine_class(engine).plan(precision, device, checkpoint)
 
 
 def best_for(checkpoint: Checkpoint) -> str:
-    """The engine for a model whose spec names none: "torch" where that can run it, else "sentence".
+    """The engine for a model whose spec names none: by its files and architecture.
 
     Raises:
         ModelLoadError: If its files cannot be read.
     """
+    if checkpoint.is_exported:
+        return "onnx"
     return "torch" if unpackable(checkpoint) is None else "sentence"
 
 
 def unpackable(checkpoint: Checkpoint) -> str | None:
     """What keeps the torch engine from running a model; None if nothing does."""
+    if checkpoint.is_exported:
+        return "it is an ONNX file, which the engine 'onnx' runs"
     if checkpoint.model_type not in PACKED:
         return f"architecture {checkpoint.model_type!r} is not one it runs ({', '.join(PACKED)})"
     if checkpoint.pooling == "splade":
@@ -125,6 +139,20 @@ def unpackable(checkpoint: Checkpoint) -> str | None:
         return "it runs neither adapters nor remote code"
     more = set(checkpoint.modules or ()) - {"Transformer", "Pooling", "Normalize"}
     return f"modules.json asks for {', '.join(sorted(more))} besides" if more else None
+
+
+def position_ids(ids: IntArray, checkpoint: Checkpoint) -> NDArray[np.int64]:
+    """Position ids of one text, int64 (t,), as its backbone would number them itself.
+
+    RoBERTa's numbering counts tokens that are not padding, so a literal `<pad>` in a text takes the
+    padding position and is not counted.
+    """
+    if PACKED[checkpoint.model_type]:
+        return np.arange(len(ids), dtype=np.int64)
+    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
+    real = (ids != pad_id).astype(np.int64)
+    positions: NDArray[np.int64] = np.cumsum(real) * real + pad_id
+    return positions
 
 
 def load(checkpoint: Checkpoint, runtime: Runtime) -> Engine:

@@ -9,7 +9,7 @@ is missing. Padded, so slower than the default engine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -69,7 +69,11 @@ class FlagEngine:
         self._lock = threading.Lock()
 
     @staticmethod
-    def plan(precision: str, device: str) -> Runtime:
+    def plan(
+        precision: str,
+        device: str,
+        checkpoint: Callable[[], Checkpoint],  # noqa: ARG004 — the hardware decides
+    ) -> Runtime:
         """Read the hardware; see `engines.plan`."""
         return plan_torch("flag", precision, device)
 

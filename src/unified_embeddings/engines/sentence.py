@@ -9,7 +9,7 @@ slower than the default engine.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,11 @@ class SentenceEngine:
             )
 
     @staticmethod
-    def plan(precision: str, device: str) -> Runtime:
+    def plan(
+        precision: str,
+        device: str,
+        checkpoint: Callable[[], Checkpoint],  # noqa: ARG004 — the hardware decides
+    ) -> Runtime:
         """Read the hardware; see `engines.plan`."""
         return plan_torch("sentence", precision, device)
 

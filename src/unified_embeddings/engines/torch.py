@@ -16,7 +16,7 @@ import pickle
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from transformers.utils.logging import (
 )
 
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
-from unified_embeddings.engines import PACKED, RawHeads, Runtime, unpackable
+from unified_embeddings.engines import PACKED, RawHeads, Runtime, position_ids, unpackable
 from unified_embeddings.errors import InputError
 from unified_embeddings.hardware import cpu
 from unified_embeddings.memory import give_back
@@ -63,6 +63,7 @@ class TorchEngine:
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
         self.runtime = runtime
+        self._checkpoint = checkpoint
         self._device = torch.device(runtime.device)
         self._pooling = checkpoint.pooling
         if problem := unpackable(checkpoint):
@@ -82,13 +83,15 @@ class TorchEngine:
             self._sparse = load_head(checkpoint, SPARSE_HEAD, rows=1).to(self._device)
         if "colbert" in checkpoint.spec.heads:
             self._colbert = load_head(checkpoint, COLBERT_HEAD).to(self._device)
-        self._zero_based = PACKED[checkpoint.model_type]
-        self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
         # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
 
     @staticmethod
-    def plan(precision: str, device: str) -> Runtime:
+    def plan(
+        precision: str,
+        device: str,
+        checkpoint: Callable[[], Checkpoint],  # noqa: ARG004 — the hardware decides
+    ) -> Runtime:
         """Read the hardware; see `engines.plan`."""
         return plan_torch("torch", precision, device)
 
@@ -109,7 +112,7 @@ class TorchEngine:
     def _run(self, batch: Sequence[IntArray], heads: frozenset[HeadName]) -> RawHeads:
         lengths = [len(ids) for ids in batch]
         ids = torch.from_numpy(np.concatenate(batch).astype(np.int64))[None].to(self._device)
-        positions = np.concatenate([self._positions(text) for text in batch])
+        positions = np.concatenate([position_ids(text, self._checkpoint) for text in batch])
         hidden = (
             self._model(
                 input_ids=ids,
@@ -132,18 +135,6 @@ class TorchEngine:
             token_vectors = [text[1:] for text in np.split(vectors, starts[1:])]
         return RawHeads(pooled, token_weights, token_vectors)
 
-    def _positions(self, ids: IntArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Position ids of one text, int64 (t,), as the backbone itself would number them.
-
-        RoBERTa's numbering counts tokens that are not padding, so a literal `<pad>` in a text
-        takes the padding position and is not counted.
-        """
-        if self._zero_based:
-            return np.arange(len(ids), dtype=np.int64)
-        real = (ids != self._pad_id).astype(np.int64)
-        positions: np.ndarray[Any, np.dtype[np.int64]] = np.cumsum(real) * real + self._pad_id
-        return positions
-
     def _pool(
         self, hidden: torch.Tensor, lengths: list[int], starts: np.ndarray[Any, Any]
     ) -> FloatArray:
@@ -164,7 +155,11 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
         InputError: If the device does not exist, or fp16 is asked for on a CPU.
     """
     if precision not in ("auto", *DTYPES):
-        raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}")
+        more = "; int8 runs on the engine 'onnx', from a file exported in it"
+        raise InputError(
+            f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}"
+            f"{more if precision == 'int8' else ''}"
+        )
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     kind = _device_type(device)

@@ -1,0 +1,201 @@
+"""Exporting, and the engine that runs what was exported without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+import checkpoints
+from unified_embeddings import BGE_M3_Embedder, InputError, ModelLoadError, UnifiedEmbeddingConfig
+from unified_embeddings.export import export_onnx
+from unified_embeddings.models import MODELS
+
+TEXTS = ["The quick brown fox", "", "ranking orders them " * 30, "Привет, мир!", "fox <pad> fox"]
+
+
+@pytest.fixture(scope="module")
+def exported(xlmr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(xlmr, tmp_path_factory.mktemp("onnx") / "xlmr")
+
+
+def edited(folder: Path, target: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, target)
+    notes = json.loads((target / "export.json").read_text())
+    (target / "export.json").write_text(json.dumps(notes | changes))
+    return target
+
+
+class TestExport:
+    def test_the_folder_is_the_model(self, exported: Path, xlmr: Path) -> None:
+        ours, source = BGE_M3_Embedder(exported), BGE_M3_Embedder(xlmr, precision="fp32")
+        assert ours.runtime.engine == "onnx"
+        assert ours.runtime.precision == "fp32"
+        assert ours.fingerprint == source.fingerprint
+        assert (ours.dimension, ours.max_length) == (source.dimension, source.max_length)
+        one, other = (e.encode_documents(TEXTS, colbert=True) for e in (ours, source))
+        np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
+        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+            np.testing.assert_array_equal(mine.indices, theirs.indices)
+            np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
+        for rows, others in zip(one.colbert, other.colbert, strict=True):
+            np.testing.assert_allclose(rows, others, atol=1e-4)
+
+    def test_a_dense_model_keeps_its_prefixes_and_heads(self, tmp_path: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "e5", "bert")
+        spec = dataclasses.replace(MODELS["e5-small-v2"], model_id=str(folder), dimension=32)
+        ours = BGE_M3_Embedder(export_onnx(spec, tmp_path / "onnx"))
+        source = BGE_M3_Embedder(spec, precision="fp32")
+        assert ours.heads == ("dense",)
+        assert ours.fingerprint == source.fingerprint
+        for ask in ("encode_queries", "encode_documents"):
+            np.testing.assert_allclose(
+                getattr(ours, ask)(TEXTS).dense, getattr(source, ask)(TEXTS).dense, atol=1e-5
+            )
+
+    def test_a_collection_of_the_source_is_searched_with_the_export(
+        self, exported: Path, xlmr: Path
+    ) -> None:
+        client = QdrantClient(":memory:")
+        UnifiedEmbeddingConfig(xlmr, image_model=None).vector_store("docs", client=client)
+        config = UnifiedEmbeddingConfig(exported, image_model=None)
+        assert config.retriever(config.vector_store("docs", client=client)).retrieve("fox") == []
+
+    def test_it_can_be_moved(self, exported: Path, tmp_path: Path) -> None:
+        shutil.copytree(exported, tmp_path / "moved")
+        moved = BGE_M3_Embedder(tmp_path / "moved")
+        assert moved.fingerprint == BGE_M3_Embedder(exported).fingerprint
+        assert moved.encode_query("fox").dense.shape == (1, 32)
+
+    def test_a_folder_in_use_is_left_alone(self, xlmr: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine").write_text("precious")
+        with pytest.raises(InputError, match="not an empty folder"):
+            export_onnx(xlmr, tmp_path)
+        with pytest.raises(InputError, match="not an empty folder"):
+            export_onnx(xlmr, tmp_path / "mine")
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    def test_a_failed_export_leaves_nothing(self, xlmr: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "broken"
+        shutil.copytree(xlmr, broken)
+        (broken / "sparse_linear.pt").write_bytes(b"x")
+        with pytest.raises(ModelLoadError, match=r"sparse_linear\.pt"):
+            export_onnx(broken, tmp_path / "onnx")
+        assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+    def test_what_cannot_be_exported(self, tmp_path: Path, exported: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "mpnet", "mpnet")
+        spec = dataclasses.replace(MODELS["all-mpnet-base-v2"], model_id=str(folder))
+        with pytest.raises(ModelLoadError, match=r"cannot be exported.*mpnet"):
+            export_onnx(spec, tmp_path / "onnx")
+        with pytest.raises(ModelLoadError, match="ONNX file"):
+            export_onnx(exported, tmp_path / "again")
+
+
+class TestEngine:
+    def test_it_needs_neither_torch_nor_transformers_nor_llama_index(self, exported: Path) -> None:
+        code = (
+            "import sys\n"
+            "heavy = ('torch', 'transformers', 'llama_index', 'FlagEmbedding', 'onnx', 'PIL')\n"
+            "sys.modules.update(dict.fromkeys(heavy))\n"  # importing one raises
+            "from unified_embeddings import BGE_M3_Embedder\n"
+            f"query = BGE_M3_Embedder({str(exported)!r}).encode_query('fox', colbert=True)\n"
+            "assert query.dense.shape == (1, 32)\n"
+            "assert len(query.sparse[0]) and len(query.colbert[0])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_a_text_alone_is_as_in_a_batch(self, exported: Path) -> None:
+        embedder = BGE_M3_Embedder(exported, cache=None)
+        together = embedder.encode_documents(TEXTS).dense
+        alone = np.concatenate([embedder.encode_documents([text]).dense for text in TEXTS])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+    def test_threads(self, exported: Path) -> None:
+        embedder = BGE_M3_Embedder(exported, cache=None)
+        expected = embedder.encode_documents(TEXTS).dense
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda _: embedder.encode_documents(TEXTS).dense, range(32)))
+        for rows in found:
+            np.testing.assert_array_equal(rows, expected)
+
+    def test_a_model_that_was_not_exported(self, xlmr: Path) -> None:
+        with pytest.raises(ModelLoadError, match="unified-embeddings export-onnx"):
+            BGE_M3_Embedder(xlmr, engine="onnx").encode_query("fox")
+
+    @pytest.mark.parametrize("engine", ["torch", "sentence", "flag"])
+    def test_other_engines_do_not_run_it(self, engine: str, exported: Path) -> None:
+        with pytest.raises(ModelLoadError):
+            BGE_M3_Embedder(exported, engine=engine).encode_query("fox")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"precision": "int8"}, "exported in fp32"),
+            ({"precision": "bf16"}, "exported in fp32"),
+            ({"device": "cuda"}, "runs on the CPU"),
+        ],
+    )
+    def test_what_it_cannot_do(self, options: Any, message: str, exported: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            BGE_M3_Embedder(exported, **options).encode_query("fox")
+
+    @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
+    def test_a_missing_file(self, name: str, exported: Path, tmp_path: Path) -> None:
+        twin = edited(exported, tmp_path / "twin")
+        (twin / name).unlink()
+        with pytest.raises(ModelLoadError, match=name):
+            BGE_M3_Embedder(twin).encode_query("fox")
+
+    def test_another_file_than_the_one_exported(
+        self, exported: Path, bert: Path, tmp_path: Path
+    ) -> None:
+        twin = edited(exported, tmp_path / "twin")
+        other = export_onnx(bert, tmp_path / "bert")
+        for name in ("model.onnx", "model.onnx.data"):
+            shutil.copyfile(other / name, twin / name)
+        with pytest.raises(ModelLoadError, match="not the file that was exported"):
+            BGE_M3_Embedder(twin).encode_query("fox")
+
+    def test_notes_of_another_version(self, exported: Path, tmp_path: Path) -> None:
+        with pytest.raises(ModelLoadError, match="not one this version reads"):
+            BGE_M3_Embedder(edited(exported, tmp_path / "twin", format=2)).encode_query("fox")
+
+    def test_a_graph_without_heads(self, exported: Path, tmp_path: Path) -> None:
+        import onnx
+
+        from unified_embeddings.checkpoints import content_digest
+
+        twin = edited(exported, tmp_path / "twin")
+        model = onnx.load(twin / "model.onnx", load_external_data=False)
+        del model.graph.output[1:]
+        onnx.save_model(model, twin / "model.onnx")
+        content = content_digest([twin / "model.onnx", twin / "model.onnx.data"])
+        notes = json.loads((twin / "export.json").read_text())
+        (twin / "export.json").write_text(json.dumps(notes | {"content": content}))
+        with pytest.raises(ModelLoadError, match=r"token_weights.*are needed; export the model"):
+            BGE_M3_Embedder(twin).encode_query("fox")
+
+
+def test_the_command(xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unified_embeddings.cli import app
+
+    with pytest.raises(SystemExit) as ended:
+        app(["export-onnx", str(xlmr), str(tmp_path / "onnx")])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'onnx'}: " in shown.out
+    assert "tracing" in shown.err
+    assert BGE_M3_Embedder(tmp_path / "onnx").encode_query("fox").dense.shape == (1, 32)
