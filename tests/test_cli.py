@@ -813,7 +813,7 @@ class TestDemo:
         assert "tokens/s" in flat
         assert "embedded in" in flat
         assert "searched and fused in" in flat
-        assert "1 forward pass for three searches" in flat
+        assert "1 forward pass for 3 searches" in flat
         assert "source nodes in" in flat
         assert "from the cache" in flat
 

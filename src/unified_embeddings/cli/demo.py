@@ -130,10 +130,11 @@ def _ask(
         table.add_row(str(rank), f"{scored.score:.4f}", *place.values(), text)
     shared.out.print()
     shared.out.print(table, markup=False)
+    forwards = config.embedder.stats().forwards - forwards
     shared.out.print(
         f"embedded in {(embedded - started) * 1000:.0f} ms, searched and fused in "
-        f"{(searched - embedded) * 1000:.0f} ms; {config.embedder.stats().forwards - forwards} "
-        f"forward passes for {len(places) + 1} searches"
+        f"{(searched - embedded) * 1000:.0f} ms; {forwards} forward "
+        f"pass{'' if forwards == 1 else 'es'} for {len(places) + 1} searches"
     )
 
 
