@@ -22,8 +22,8 @@ LAYERS = [
     {"checkpoints"},
     {"tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
     | {"engines.onnx"},
-    {"export"},
     {"embedder", "paired", "images"},
+    {"export", "quantize"},
     {"stores", "stores.local", "stores.collections"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
@@ -43,8 +43,8 @@ HOMES = {
         "export",
         "cli.doctor",
     },
-    "onnx": {"export"},
-    "onnxruntime": {"engines.onnx"},
+    "onnx": {"export", "quantize"},
+    "onnxruntime": {"engines.onnx", "quantize"},
     "transformers": {"engines.torch", "engines.sentence", "images"},
     "sentence_transformers": {"engines.sentence"},
     "PIL": {"pictures", "images", "cli.doctor"},

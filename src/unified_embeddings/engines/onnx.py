@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime, position_ids
@@ -33,6 +34,20 @@ OUTPUTS: dict[HeadName, str] = {
     "colbert": "token_vectors",
 }
 """Head → the output of the exported graph that it is made of."""
+
+
+def graph_inputs(batch: Sequence[IntArray], checkpoint: Checkpoint) -> dict[str, NDArray[np.int64]]:
+    """The inputs of an exported graph for n texts, each int64 (n, longest text)."""
+    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
+    shape = (len(batch), max(map(len, batch)))
+    inputs = dict(zip(INPUTS, np.zeros((3, *shape), dtype=np.int64), strict=True))
+    inputs["input_ids"][:] = pad_id
+    inputs["position_ids"][:] = pad_id
+    for row, ids in enumerate(batch):
+        inputs["input_ids"][row, : len(ids)] = ids
+        inputs["attention_mask"][row, : len(ids)] = 1
+        inputs["position_ids"][row, : len(ids)] = position_ids(ids, checkpoint)
+    return inputs
 
 
 class OnnxEngine:
@@ -69,7 +84,6 @@ class OnnxEngine:
                 f"{sorted(INPUTS)} and {sorted(wanted)} are needed; export the model again with "
                 "unified-embeddings export-onnx"
             )
-        self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
         self._lock = threading.Lock()
 
     @staticmethod
@@ -103,14 +117,7 @@ class OnnxEngine:
     ) -> RawHeads:
         """One forward pass over the padded batch; see `engines.Engine.run`."""
         lengths = [len(ids) for ids in batch]
-        shape = (len(batch), max(lengths))
-        inputs = dict(zip(INPUTS, np.zeros((3, *shape), dtype=np.int64), strict=True))
-        inputs["input_ids"][:] = self._pad_id
-        inputs["position_ids"][:] = self._pad_id
-        for row, ids in enumerate(batch):
-            inputs["input_ids"][row, : len(ids)] = ids
-            inputs["attention_mask"][row, : len(ids)] = 1
-            inputs["position_ids"][row, : len(ids)] = position_ids(ids, self._checkpoint)
+        inputs = graph_inputs(batch, self._checkpoint)
         names = [OUTPUTS[head] for head in heads]
         with self._lock:
             found: dict[str, Any] = dict(zip(names, self._session.run(names, inputs), strict=True))
