@@ -8,10 +8,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import XQUAD
-from unified_embeddings import UnifiedEmbeddingConfig
+from unified_embeddings import (
+    BGE_M3_Embedder,
+    Embeddings,
+    SparseVector,
+    UnifiedEmbeddingConfig,
+    rrf,
+)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -22,6 +29,9 @@ pytestmark = [
         not XQUAD.is_dir(), reason=f"the XQuAD-R data is not at {XQUAD.parent.name}/{XQUAD.name}"
     ),
 ]
+
+
+CORPUS = XQUAD / "corpus.jsonl"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -90,3 +100,72 @@ def test_fused_is_better_than_dense_alone(ndcg: dict[str, float]) -> None:
 
 def test_fused_is_better_than_sparse_alone(ndcg: dict[str, float]) -> None:
     assert ndcg["hybrid"] > ndcg["sparse"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Embeddings, Embeddings]]:
+    """Documents' and queries' vectors of mini-m3, in fp32 and exported in int8."""
+    from unified_embeddings.export import export_onnx
+
+    folder = export_onnx("mini-m3", tmp_path_factory.mktemp("onnx") / "int8", precision="int8")
+    documents = [f"{row.get('title', '')}\n{row['text']}".strip() for row in lines(CORPUS)]
+    questions = [row["text"] for row in lines(XQUAD / "queries.jsonl")]
+    found = {}
+    for name, embedder in {
+        "fp32": BGE_M3_Embedder("mini-m3", precision="fp32"),
+        "int8": BGE_M3_Embedder(folder),
+    }.items():
+        found[name] = embedder.encode_documents(documents), embedder.encode_queries(questions)
+    return found
+
+
+def top(vector: SparseVector) -> set[int]:
+    return {int(vector.indices[i]) for i in np.argsort(-vector.values)[:5]}
+
+
+def test_int8_keeps_the_vectors(pair: dict[str, tuple[Embeddings, Embeddings]]) -> None:
+    full, small = pair["fp32"][0], pair["int8"][0]
+    cosines = np.sum(full.dense * small.dense, axis=1)
+    same = [
+        len(top(one) & top(other)) / len(top(one))
+        for one, other in zip(full.sparse, small.sparse, strict=True)
+    ]
+    print(f"cosine {cosines.min():.4f} to {cosines.mean():.4f}, sparse top 5 {np.mean(same):.3f}")
+    assert cosines.min() >= 0.99
+    assert np.mean(same) >= 0.95
+
+
+def test_int8_keeps_the_ranking(pair: dict[str, tuple[Embeddings, Embeddings]]) -> None:
+    """nDCG@10 of dense, sparse and fused rankings, within 0.5% of fp32's."""
+    from pytrec_eval import RelevanceEvaluator
+
+    names = [row["_id"] for row in lines(CORPUS)]
+    questions = [row["_id"] for row in lines(XQUAD / "queries.jsonl")]
+    qrels = judgements()
+    evaluator = RelevanceEvaluator(qrels, {"ndcg_cut.10"})
+
+    def ndcg(rankings: list[list[int]]) -> float:
+        run = {
+            question: {names[at]: -float(rank) for rank, at in enumerate(ranking[:10])}
+            for question, ranking in zip(questions, rankings, strict=True)
+        }
+        judged = evaluator.evaluate(run)
+        return sum(one["ndcg_cut_10"] for one in judged.values()) / len(qrels)
+
+    def scores(documents: Embeddings, queries: Embeddings) -> dict[str, float]:
+        dense = np.argsort(-(queries.dense @ documents.dense.T), axis=1)[:, :20].tolist()
+        size = 1 + max(int(v.indices.max(initial=0)) for v in [*documents.sparse, *queries.sparse])
+        table = np.zeros((len(documents), size), dtype=np.float32)
+        for row, vector in zip(table, documents.sparse, strict=True):
+            row[vector.indices] = vector.values
+        sparse = [
+            np.argsort(-(table[:, vector.indices] @ vector.values))[:20].tolist()
+            for vector in queries.sparse
+        ]
+        fused = [[at for at, _ in rrf(both)] for both in zip(dense, sparse, strict=True)]
+        return {"dense": ndcg(dense), "sparse": ndcg(sparse), "fused": ndcg(fused)}
+
+    full, small = scores(*pair["fp32"]), scores(*pair["int8"])
+    print({kind: (round(full[kind], 4), round(small[kind], 4)) for kind in full})
+    for kind, value in full.items():
+        assert small[kind] >= 0.995 * value
