@@ -179,6 +179,8 @@ class TestInt8:
         for bad, message in (([], "needs sample texts"), ([None], "expected a str")):
             with pytest.raises(InputError, match=message):
                 export_onnx(xlmr, tmp_path / "b", precision="int8", samples=bad)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="samples are for int8"):
+            export_onnx(xlmr, tmp_path / "b", samples=checkpoints.CORPUS)
         with pytest.raises(InputError, match="fp32 or int8"):
             export_onnx(xlmr, tmp_path / "b", precision="int4")  # type: ignore[arg-type]
         assert not (tmp_path / "b").exists()
@@ -272,12 +274,20 @@ class TestEngine:
             BGE_M3_Embedder(twin).encode_query("fox")
 
 
-def test_the_command(xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_command(
+    precision: str, xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from unified_embeddings.cli import app
 
+    more = []
+    if precision == "int8":
+        (tmp_path / "samples.txt").write_text("\n".join(checkpoints.CORPUS))
+        more = ["--precision", "int8", "--samples", str(tmp_path / "samples.txt")]
     with pytest.raises(SystemExit) as ended:
-        app(["export-onnx", str(xlmr), str(tmp_path / "onnx")])
+        app(["export-onnx", str(xlmr), str(tmp_path / "onnx"), *more])
     assert ended.value.code == 0
+    assert BGE_M3_Embedder(tmp_path / "onnx").runtime.precision == precision
     shown = capsys.readouterr()
     assert f"{tmp_path / 'onnx'}: " in shown.out
     assert "tracing" in shown.err

@@ -111,8 +111,10 @@ def export_onnx(
     """
     if precision not in ("fp32", "int8"):
         raise InputError(f"precision must be fp32 or int8, got {precision!r}")
+    if precision == "fp32" and samples is not None:
+        raise InputError("samples are for int8; fp32 measures nothing")
     texts = validated(_passages() if samples is None else samples)
-    if precision == "int8" and not texts:
+    if not texts:
         raise InputError("int8 needs sample texts to measure, got none")
     target = Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
