@@ -93,7 +93,7 @@ class TestSpec:
             ({"pooling": "max"}, "pooling can be cls, mean, splade"),
             ({"pooling": "splade"}, "go together"),
             ({"heads": ("sparse",)}, "go together"),
-            ({"engine": "onnx"}, "engine can be torch, sentence"),
+            ({"engine": "tensorrt"}, "engine can be torch, sentence, onnx"),
             ({"query_prefix": None}, "query_prefix must be str"),
             ({"normalise": 1}, "normalise must be bool"),
         ],
