@@ -10,13 +10,14 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from unified_embeddings.embedder import BGE_M3_Embedder, validated
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.paired import make_embedder
 
 _BATCH = 128
 """Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
 
 
-class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
+class UnifiedHuggingFaceEmbedding(ValidatedTexts, HuggingFaceEmbedding):
     """A HuggingFaceEmbedding whose vectors come from an embedder, so that the model is held once.
 
     The stock class would load the weights a second time beside the retriever's, would not know the
@@ -68,18 +69,6 @@ class UnifiedHuggingFaceEmbedding(HuggingFaceEmbedding):
     def embedder(self) -> BGE_M3_Embedder:
         """What does the work."""
         return self._embedder
-
-    def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
-        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
-
-    async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """As `get_text_embedding_batch`, without blocking the event loop."""
-        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _embed(self, inputs: list[Any], prompt_name: str | None = None) -> list[Embedding]:
         texts = validated(inputs)

@@ -33,12 +33,13 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from unified_embeddings.embedder import TextEmbedder, validated
 from unified_embeddings.errors import InputError
 from unified_embeddings.images import ClipEmbedder, make_clip
+from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.llama.vector_store import FingerprintedStore
 from unified_embeddings.models import CLIP
 from unified_embeddings.pictures import ImageInput
 
 
-class UnifiedImageEmbedding(MultiModalEmbedding):
+class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):
     """Vectors of images, and of texts in the same space, for LlamaIndex.
 
     An image may be anything ClipEmbedder takes: a path, bytes, an ImageNode, ...
@@ -116,18 +117,6 @@ class UnifiedImageEmbedding(MultiModalEmbedding):
         return await asyncio.to_thread(
             self.get_image_embedding_batch, img_file_paths, show_progress
         )
-
-    def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """Vectors of the texts; all are checked first, so that an error's index is theirs."""
-        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
-
-    async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """As `get_text_embedding_batch`, without blocking the event loop."""
-        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return self._get_image_embeddings([img_file_path])[0]

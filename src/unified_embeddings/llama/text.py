@@ -20,7 +20,26 @@ _BATCH = 128
 """Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
 
 
-class UnifiedTextEmbedding(BaseEmbedding):
+class ValidatedTexts(BaseEmbedding):
+    """A text embedding model whose errors name the bad text's place in the list it came in.
+
+    LlamaIndex hands a list over in batches, within which an index would count otherwise.
+    """
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
+        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """As `get_text_embedding_batch`, without blocking the event loop."""
+        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
+
+
+class UnifiedTextEmbedding(ValidatedTexts):
     """Dense vectors for LlamaIndex; the sparse ones of the same pass wait in the cache.
 
     Args:
@@ -56,18 +75,6 @@ class UnifiedTextEmbedding(BaseEmbedding):
     def embedder(self) -> TextEmbedder:
         """What does the work."""
         return self._embedder
-
-    def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
-        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
-
-    async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """As `get_text_embedding_batch`, without blocking the event loop."""
-        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return _rows(self._embedder.encode_query(query, dense=True).dense)[0]
