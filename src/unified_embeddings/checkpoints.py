@@ -24,7 +24,15 @@ from typing import Any
 
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.mini_m3 import mini_m3_folder
-from unified_embeddings.models import EXPORT, MINI_M3, MODELS, ModelSpec, Pooling, spec_for
+from unified_embeddings.models import (
+    EXPORT,
+    EXPORT_FORMAT,
+    MINI_M3,
+    MODELS,
+    ModelSpec,
+    Pooling,
+    spec_for,
+)
 from unified_embeddings.types import HEAD_NAMES
 
 SPARSE_HEAD = "sparse_linear.pt"
@@ -282,7 +290,10 @@ class Checkpoint:
                 f"export-onnx {self.name} FOLDER; then use that folder as the model"
             )
         notes = self.json(EXPORT)
-        if notes.get("format") != 1 or {"file", "precision", "digest", "content"} - notes.keys():
+        if (
+            notes.get("format") != EXPORT_FORMAT
+            or {"file", "precision", "digest", "content"} - notes.keys()
+        ):
             raise self.problem(f"{EXPORT} is not one this version reads; export the model again")
         files = [self.require(str(notes["file"])), self.require(f"{notes['file']}.data")]
         if content_digest(files) != notes["content"]:

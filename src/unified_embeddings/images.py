@@ -26,11 +26,11 @@ from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
 from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats, TextEmbedder, validated
 from unified_embeddings.engines import Runtime
+from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
     DTYPES,
     host_weights,
     plan_torch,
-    quiet_loading,
 )
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.fetch import fetch_image

@@ -352,3 +352,7 @@ def _read_toml(path: Path) -> ModelSpec:
             if beside.exists():  # as the file means it, wherever the program runs
                 fields[name] = str(beside.resolve())
     return ModelSpec.from_dict(fields, where=str(path))
+
+
+EXPORT_FORMAT = 2
+"""Of these notes, and of the graph's inputs and outputs."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
+from unified_embeddings.hardware import threads_that_sleep
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 ENGINES = {
@@ -27,6 +28,13 @@ ENGINES = {
 }
 PACKED = {"bert": True, "xlm-roberta": False, "roberta": False, "camembert": False}
 """Architectures the torch engine runs → whether positions start at 0 (else at padding_idx + 1)."""
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""What `hidden_act` may be in `config.json` → the activation's name here."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,11 @@ def unpackable(checkpoint: Checkpoint) -> str | None:
         return "it computes no SPLADE vectors"
     if checkpoint.spec.adapters or checkpoint.spec.remote_code:
         return "it runs neither adapters nor remote code"
+    config = checkpoint.config
+    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        return f"it knows no activation {config['hidden_act']!r}, only {', '.join(ACTIVATIONS)}"
+    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
+        return "config.json asks for relative positions or a decoder"
     more = set(checkpoint.modules or ()) - {"Transformer", "Pooling", "Normalize"}
     return f"modules.json asks for {', '.join(sorted(more))} besides" if more else None
 
@@ -168,4 +181,6 @@ def _engine_class(name: str) -> _EngineClass:
     if name not in ENGINES:
         raise InputError(f"engine must be auto, {', '.join(ENGINES)}, not {name!r}")
     module, _, attribute = ENGINES[name].partition(":")
-    return cast("_EngineClass", getattr(importlib.import_module(module), attribute))
+    with threads_that_sleep():
+        engine = getattr(importlib.import_module(module), attribute)
+    return cast("_EngineClass", engine)

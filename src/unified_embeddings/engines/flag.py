@@ -12,17 +12,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
-from unified_embeddings.engines.torch import (
-    DTYPES,
-    host_weights,
-    load_backbone,
-    load_head,
-    padded,
-    plan_torch,
-)
+from unified_embeddings.engines.torch import DTYPES, host_weights, padded, plan_torch
+from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.types import HEAD_NAMES, HeadName, IntArray, Role
 
@@ -52,7 +47,7 @@ class FlagEngine:
         self.runtime = runtime
         self._device = torch.device(runtime.device)
         dtype = DTYPES[runtime.precision]
-        backbone = load_backbone(checkpoint, dtype, attention="sdpa")
+        backbone = _load_backbone(checkpoint, dtype)
         self._model = (
             EncoderOnlyEmbedderM3ModelForInference(
                 {
@@ -105,3 +100,35 @@ class FlagEngine:
             if vectors is None
             else [v[: n - 1] for v, n in zip(vectors, lengths, strict=True)],
         )
+
+
+def _load_backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The encoder as transformers has it, without its pooler, in the checkpoint's own weights.
+
+    Raises:
+        ModelLoadError: See `FlagEngine`.
+    """
+    tensors = read_backbone(checkpoint).tensors
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                config, add_pooling_layer=False
+            )
+    except Exception as error:  # from assertions to divisions by zero, as the value may be
+        raise checkpoint.problem(f"config.json describes no usable model: {error!r}") from error
+    state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner, _, attribute = name.rpartition(".")
+            rebuilt = _BUFFERS[attribute](buffer.shape)
+            model.get_submodule(owner).register_buffer(attribute, rebuilt, persistent=False)
+    return model.requires_grad_(False)
+
+
+_BUFFERS = {
+    "position_ids": lambda shape: torch.arange(shape[-1]).expand(shape),
+    "token_type_ids": lambda shape: torch.zeros(shape, dtype=torch.long),
+}
+"""What the architectures above keep beside their weights, in no checkpoint."""

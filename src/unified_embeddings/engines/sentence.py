@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
+from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
     DTYPES,
     host_weights,
     padded,
     plan_torch,
-    quiet_loading,
 )
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.types import HeadName, IntArray, Role, SparseVector
