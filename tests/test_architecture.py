@@ -23,7 +23,7 @@ LAYERS = [
     {"tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
     | {"engines.onnx"},
     {"embedder", "paired", "images"},
-    {"export", "quantize"},
+    {"export", "quantize", "comparison", "measurement", "corpora"},
     {"stores", "stores.local", "stores.collections"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
