@@ -30,7 +30,7 @@ LAYERS = [
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
     | {"cli.models"}
-    | {"cli.export_onnx"},
+    | {"cli.export_onnx", "cli.quantize", "cli.comparison"},
 ]
 """A module imports from its own layer and those above it in this list, never from below."""
 
@@ -50,6 +50,7 @@ HOMES = {
     "PIL": {"pictures", "images", "cli.doctor"},
     "httpx": {"fetch"},
     "psutil": {"memory"},
+    "matplotlib": {"cli.comparison"},
     "safetensors": {"engines.torch"},
     "FlagEmbedding": {"engines.flag"},
     "tokenizers": {"tokenization"},
