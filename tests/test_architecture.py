@@ -23,14 +23,14 @@ LAYERS = [
     {"tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
     | {"engines.onnx"},
     {"embedder", "paired", "images"},
-    {"export", "quantize"},
+    {"export", "quantize", "comparison", "measurement", "corpora"},
     {"stores", "stores.local", "stores.collections"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
     | {"cli.models"}
-    | {"cli.export_onnx"},
+    | {"cli.export_onnx", "cli.quantize", "cli.comparison"},
 ]
 """A module imports from its own layer and those above it in this list, never from below."""
 
@@ -50,6 +50,7 @@ HOMES = {
     "PIL": {"pictures", "images", "cli.doctor"},
     "httpx": {"fetch"},
     "psutil": {"memory"},
+    "matplotlib": {"cli.comparison"},
     "safetensors": {"engines.torch"},
     "FlagEmbedding": {"engines.flag"},
     "tokenizers": {"tokenization"},

@@ -24,7 +24,9 @@ import pytest
 
 import checkpoints
 import unified_embeddings
-from unified_embeddings import cli
+from unified_embeddings import BGE_M3_Embedder, cli
+from unified_embeddings.cli import quantize
+from unified_embeddings.engines import Runtime
 
 COMMAND = Path(sys.executable).with_name("unified-embeddings")
 FILES = {
@@ -705,7 +707,7 @@ class TestUsage:
         ended = run("--help")
         assert ended.code == 0
         assert "\x1b" not in ended.out
-        for name in ("demo", "index", "search", "models", "export-onnx", "doctor"):
+        for name in ("demo", "index", "search", "models", "export-onnx", "quantize", "doctor"):
             assert name in ended.out
 
     @pytest.mark.parametrize(
@@ -764,6 +766,180 @@ class TestAccidents:
         breaking(KeyboardInterrupt())
         ended = run("index", "docs", "--model", xlmr)
         assert (ended.code, ended.out) == (130, "")
+
+
+@pytest.fixture(scope="module")
+def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three documents and two queries in BEIR's layout."""
+    folder = tmp_path_factory.mktemp("beir")
+    documents = zip(("a", "b", "c"), [*FILES.values()][:3], strict=True)
+    queries = (("q1", "The quick fox"), ("q2", "ranking documents"))
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        rows = (json.dumps({"_id": one, "text": text}) for one, text in texts)
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    (folder / "qrels").mkdir()
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ta\t1\nq2\tb\t1\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(
+    tmp_path_factory: pytest.TempPathFactory, xlmr: Path, other: Path, beir: Path
+) -> tuple[Path, Ended]:
+    """A folder in which the installed command compared precisions, and how it ended."""
+    folder = tmp_path_factory.mktemp("compared")
+    arguments = ("--data", beir, "--out", "report", "--against", other, "--json")
+    ended = finish(start("quantize", xlmr, "kept", "--compare", *arguments, cwd=folder))
+    assert ended.code == 0, ended.err
+    return folder, ended
+
+
+class TestQuantize:
+    def test_every_candidate_is_a_row(self, compared: tuple[Path, Ended], other: Path) -> None:
+        rows = {row["name"]: row for row in compared[1].json["rows"]}
+        names = [name for name in rows if name not in ("torch bf16", "torch fp16")]
+        assert names == ["torch fp32", "onnx fp32", "onnx int8", str(other)]
+        for name in ("torch fp32", "onnx fp32", "onnx int8"):
+            row = rows[name]
+            engine, precision = name.split()
+            assert (row["runtime"]["engine"], row["runtime"]["precision"]) == (engine, precision)
+            assert row["problem"] is None
+            assert row["cost"]["peak"] is None or row["cost"]["peak"] >= row["cost"]["resident"]
+            assert 0 < row["cost"]["query_ms_p50"] <= row["cost"]["query_ms_p99"]
+            assert (row["cost"]["queries"], row["cost"]["rounds"]) == (30, 3)
+            assert {*row["retrieval"]} == {"dense", "sparse", "fused"}
+            assert row["agreement"]["dense"]["cosine_min"] > 0.9
+            assert row["drift"]["dense"] < 1e-4
+
+    def test_a_precision_that_does_not_pay_is_measured_only_when_asked_for(
+        self, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def planned(*, every: bool, pays: str) -> list[str]:
+            runtime = Runtime("torch", "cpu", pays, "so it is")
+            monkeypatch.setattr("unified_embeddings.engines.plan", lambda *_: runtime)
+            embedder = BGE_M3_Embedder(xlmr, precision="fp32")
+            return [one.precision for one in quantize._other_precisions(embedder, every=every)]
+
+        assert planned(every=False, pays="fp32") == []
+        assert planned(every=False, pays="bf16") == ["bf16"]
+        assert planned(every=True, pays="fp32") == ["bf16", "fp16"]
+
+    def test_the_reference_agrees_with_itself(self, compared: tuple[Path, Ended]) -> None:
+        row = compared[1].json["rows"][0]
+        assert {*row["agreement"]["dense"].values(), *row["agreement"]["sparse"].values()} == {1}
+        assert {*row["agreement"]["colbert"].values()} == {0}
+        assert row["retrieval"]["fused"]["overlap"] == 1
+        assert row["retrieval"]["fused"]["ndcg"] > 0
+
+    def test_another_model_is_compared_by_what_it_finds(self, compared: tuple[Path, Ended]) -> None:
+        row = compared[1].json["rows"][-1]
+        assert row["agreement"] is None
+        assert row["retrieval"]["dense"]["ndcg"] is not None
+
+    def test_the_report(self, compared: tuple[Path, Ended], other: Path) -> None:
+        report = compared[0] / "report"
+        assert json.loads((report / "comparison.json").read_text("utf-8")) == compared[1].json
+        page = (report / "comparison.md").read_text("utf-8")
+        assert "## nDCG@10 lost" in page
+        assert "| onnx int8 |" in page
+        assert f"- {other} is another model" in page
+        assert (report / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_exports_are_used_again_and_what_cannot_be_exported_is_a_row(
+        self,
+        run: Run,
+        compared: tuple[Path, Ended],
+        xlmr: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        kept = tmp_path / "kept"
+        shutil.copytree(compared[0] / "kept" / "int8", kept / "int8")
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        monkeypatch.delitem(sys.modules, "unified_embeddings.export", raising=False)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setattr("unified_embeddings.corpora._PASSAGES", 12)
+        ended = run("quantize", xlmr, kept, "--compare")
+        assert ended.code == 0
+        assert f"onnx int8: taken from {kept / 'int8'}" in ended.err
+        assert "torch fp32" in ended.out
+        assert "onnx int8" in ended.out
+        assert "nDCG@10 needs --data" in ended.out
+        flat = " ".join(ended.out.split())
+        assert "onnx fp32 was not measured: The package onnx" in flat
+        assert "pip install 'unified-embeddings[onnx]'" in flat
+        assert all(len(line) <= 80 for line in ended.out.splitlines())
+
+    def test_an_export_of_another_model_is_left_alone(
+        self, run: Run, compared: tuple[Path, Ended], other: Path
+    ) -> None:
+        ended = run("quantize", other, compared[0] / "kept", "--compare")
+        assert (ended.code, ended.out) == (1, "")
+        assert "not an empty folder" in ended.err
+
+    def test_without_compare_it_exports_in_int8(self, run: Run, xlmr: Path, tmp_path: Path) -> None:
+        ended = run("quantize", xlmr, tmp_path / "made")
+        assert ended.code == 0
+        assert f"{tmp_path / 'made'}: " in ended.out
+        notes = json.loads((tmp_path / "made" / "export.json").read_text())
+        assert notes["precision"] == "int8"
+
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            ((), "name the folder"),
+            (("made", "--json"), "--json is for a comparison; add --compare"),
+            (("made", "--data", "x"), "--data is for a comparison"),
+            (("--compare", "--data", "/no/such"), "there is no /no/such/corpus.jsonl"),
+            (("--compare", "--samples", "/no/such"), "no readable text file"),
+            (("--compare", "--against", "/no/such"), "no such folder"),
+            (("--compare", "--out", "/dev/null"), "cannot be made a folder"),
+            (("--compare", "--samples", "x", "--precision", "fp32"), "--samples is for int8"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_any_work(
+        self, run: Run, xlmr: Path, arguments: tuple[str, ...], problem: str
+    ) -> None:
+        ended = run("quantize", xlmr, *arguments)
+        assert (ended.code, ended.out) == (1, "")
+        assert problem in ended.err
+        assert "..." not in ended.err
+
+    def test_an_export_is_no_reference(self, run: Run, compared: tuple[Path, Ended]) -> None:
+        ended = run("quantize", compared[0] / "kept" / "int8", "--compare")
+        assert (ended.code, ended.out) == (1, "")
+        assert "--against" in ended.err
+
+    def test_a_plot_without_matplotlib(
+        self, run: Run, xlmr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        ended = run("quantize", xlmr, "--compare", "--out", tmp_path / "report")
+        assert (ended.code, ended.out) == (1, "")
+        assert "unified-embeddings[bench]" in ended.err
+        assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+    def test_control_c_leaves_nothing(
+        self, xlmr: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import psutil
+
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        monkeypatch.setenv("TMPDIR", str(scratch))
+        arguments = ("--compare", "--precision", "fp32", "--data", beir)
+        process = start("quantize", xlmr, *arguments, cwd=tmp_path)
+        assert process.stderr is not None
+        while "measuring torch fp32" not in (line := process.stderr.readline()):
+            assert line, "it ended before measuring"
+        while not (children := psutil.Process(process.pid).children()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+        assert (ended.code, ended.out) == (130, "")
+        assert not psutil.wait_procs(children, timeout=10)[1]
+        assert not [path for path in scratch.iterdir() if path.is_dir()]
 
 
 TOPICS = ("with", "context-managers", "try", "lambda", "pass", "break", "integers", "slicings")

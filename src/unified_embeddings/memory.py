@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,20 @@ def measure(model: str, runs_on: str, stretches: Iterable[tuple[int, int]]) -> M
 def process_bytes() -> int:
     """Resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int | None:
+    """The most resident bytes this process has had; None where the system does not tell."""
+    if sys.platform == "linux":
+        # getrusage's number begins with that of the process that started this one.
+        status = Path("/proc/self/status").read_text("utf-8")
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return getattr(psutil.Process().memory_info(), "peak_wset", None)
 
 
 def resident_bytes(stretches: Iterable[tuple[int, int]]) -> int | None:

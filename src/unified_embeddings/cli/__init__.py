@@ -12,7 +12,7 @@ import sys
 import typer
 
 from unified_embeddings import __version__
-from unified_embeddings.cli import demo, doctor, export_onnx, index, models, search
+from unified_embeddings.cli import demo, doctor, export_onnx, index, models, quantize, search
 from unified_embeddings.cli.shared import complain
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
@@ -28,6 +28,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
+app.command("quantize")(quantize.quantize)
 app.command("doctor")(doctor.doctor)
 
 

@@ -35,14 +35,15 @@ def export_onnx(
         model,
         folder,
         precision=precision,
-        samples=None if samples is None else _lines(samples),
+        samples=None if samples is None else read_samples(samples),
         on_step=lambda step: typer.echo(f"{step} ...", err=True),
     )
     size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
     typer.echo(f"{made}: {size / 1e6:,.0f} MB in {time.perf_counter() - started:.0f} s")
 
 
-def _lines(path: Path) -> list[str]:
+def read_samples(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
     try:
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
