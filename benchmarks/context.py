@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 
+import lite
 import unified_embeddings
-from peers import Peer
+from peers import PEERS, Peer
 from texts import Words
 from unified_embeddings.hardware import cpu
 from workers import UnavailableError, Worker
@@ -186,6 +187,10 @@ class Bench:
     def all_started(self, rows: dict[str, dict[str, Any]]) -> Iterator[dict[str, Worker]]:
         """The processes of all engines that run here; the others' rows get their reasons."""
         with ExitStack() as stack:
+            for peer in self.peers:  # first, since making them takes several models' memory
+                if not rows[peer.name]["reason"]:
+                    with suppress(UnavailableError):  # told when it is to be started
+                        self.folder_for(peer)
             by_process: dict[str, Worker] = {}
             started: dict[str, Worker] = {}
             for peer in self.peers:
@@ -201,16 +206,26 @@ class Bench:
             yield started
 
     def _make(self, peer: Peer) -> Path:
-        code = hashlib.sha256(str(self.folder.resolve()).encode())
-        for source in sorted(Path(unified_embeddings.__file__).parent.rglob("*.py")):
-            code.update(source.read_bytes())
+        """Make an engine's files, unless the same code made them from this checkpoint before."""
+        source = self.folder_for(PEERS[peer.made_from]) if peer.made_from else self.folder
         stem = f"{self.folder.name}-{peer.name}"
-        target = self.work / f"{stem}-{code.hexdigest()[:12]}"
+        target = self.work / f"{stem}-{self._state(peer)}"
         if not target.exists():
-            for old in self.work.glob(f"{stem}-*"):
-                shutil.rmtree(old)  # of an older state of the code
+            # Of older code, or of a process that was killed at it.
+            for old in (*self.work.glob(f"{stem}-*"), *self.work.glob(f".{stem}-*")):
+                shutil.rmtree(old)
             self.work.mkdir(parents=True, exist_ok=True)
             self.say(f"{peer.label}: making its files")
-            with Worker(peer.process, self.folder, self.timeout * 3) as worker:
+            with Worker(peer.process, source, self.timeout * 3) as worker:
                 worker.ask("prepare", peer=peer.name, target=str(target))
         return target
+
+    def _state(self, peer: Peer) -> str:
+        """A digest of the checkpoint's place and of the code that makes files from it."""
+        code = hashlib.sha256(str(self.folder.resolve()).encode())
+        makers = [Path(lite.__file__)]
+        if peer.ours:
+            makers = sorted(Path(unified_embeddings.__file__).parent.rglob("*.py"))
+        for source in makers:
+            code.update(source.read_bytes())
+        return code.hexdigest()[:12]

@@ -15,12 +15,13 @@ from typing import Any
 
 _SIZE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _SAMPLE = "the quick brown fox jumps over the lazy dog"
+_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 _SPM = "sentencepiece.bpe.model"
 _UNKNOWN, _CONTROL = 2, 3  # kinds of pieces in SentencePiece's format
 
 
-def prepare(source: Path, target: Path, precision: str) -> None:
-    """Write the files of one precision into `target`, whole or not at all.
+def prepare(source: Path, target: Path) -> None:
+    """Write the files of fp32 into `target`, whole or not at all.
 
     Raises:
         ValueError: If bge-m3-lite cannot run the checkpoint.
@@ -30,18 +31,36 @@ def prepare(source: Path, target: Path, precision: str) -> None:
         raise ValueError("bge-m3-lite runs BGE-M3's own size alone (24 layers, 1,024 wide)")
     from bge_m3_lite.fuse import fuse
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        for name in ("sparse_linear.pt", "colbert_linear.pt"):
-            shutil.copyfile(source / name, made / name)
-        _write_tokenizer(source, made / _SPM)
-        _export(source, made)
-        fuse(made / "model.onnx")
-        if precision == "int8":
-            _quantise(made)
-        made.replace(target)
+    made = _begun(source, target)
+    _write_tokenizer(source, made / _SPM)
+    _export(source, made)
+    fuse(made / "model.onnx")
+    made.replace(target)
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Write the files of int8 into `target` from those of fp32, whole or not at all."""
+    from bge_m3_lite.quantize import quantize
+
+    made = _begun(source, target)
+    shutil.copyfile(source / _SPM, made / _SPM)
+    quantize(
+        source / "model_fused.onnx",
+        made / "model_int8.onnx",
+        # Its recipe with few samples: they move values, and neither speed nor memory.
+        calibration_texts=[_SAMPLE] * 8,
+        tokenizer_path=made / _SPM,
+    )
+    made.replace(target)
+
+
+def _begun(source: Path, target: Path) -> Path:
+    """A folder beside the target with the heads' files."""
+    made = target.with_name(f"{target.name}.part")
+    made.mkdir(parents=True)
+    for name in _HEADS:
+        shutil.copyfile(source / name, made / name)
+    return made
 
 
 def _export(source: Path, made: Path) -> None:
@@ -88,21 +107,6 @@ def _export(source: Path, made: Path) -> None:
             all_tensors_to_one_file=True,
             location="model.onnx_data",
         )
-
-
-def _quantise(made: Path) -> None:
-    from bge_m3_lite.quantize import quantize
-
-    quantize(
-        made / "model_fused.onnx",
-        made / "model_int8.onnx",
-        # Its recipe with few samples: they move values, and neither speed nor memory.
-        calibration_texts=[_SAMPLE] * 8,
-        tokenizer_path=made / _SPM,
-    )
-    for name in ("model", "model_fused"):
-        for end in ("onnx", "onnx_data"):
-            (made / f"{name}.{end}").unlink()
 
 
 def _write_tokenizer(source: Path, target: Path) -> None:

@@ -31,7 +31,8 @@ class Peer:
         documents: Embed many texts.
         query: Embed one.
         tokenise: Load the tokenizer and no weights, where that can be done on its own.
-        make: Writes the files it needs from the checkpoint; None if it reads that itself.
+        make: Writes the files it needs; None if it reads the checkpoint itself.
+        made_from: The peer whose files they are made from; "" for the checkpoint.
         process: Peers of one process share a loaded model.
         note: What a reader must know to compare it.
         standard: Whether it is measured unless others are asked for.
@@ -47,6 +48,7 @@ class Peer:
     query: Callable[[Any, str], object]
     tokenise: Callable[[Any], object] | None = None
     make: Callable[[Path, Path], object] | None = None
+    made_from: str = ""
     process: str = ""
     note: str = ""
     standard: bool = True
@@ -162,7 +164,7 @@ def _bge_m3_lite(precision: str) -> Peer:
     def make(source: Path, target: Path) -> None:
         import lite
 
-        lite.prepare(source, target, precision)
+        (lite.prepare if precision == "fp32" else lite.quantise)(source, target)
 
     return Peer(
         name=f"bge-m3-lite-{precision}",
@@ -174,6 +176,7 @@ def _bge_m3_lite(precision: str) -> Peer:
         documents=lambda model, texts: model.encode(texts, return_sparse=True),
         query=lambda model, text: model.encode([text], return_sparse=True),
         make=make,
+        made_from="" if precision == "fp32" else "bge-m3-lite-fp32",
         process=f"bge-m3-lite-{precision}",
         note="its own tokenizer, fused graph and quantiser, on files made from the checkpoint",
     )

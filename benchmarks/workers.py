@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,8 @@ class Worker:
         code = self._process.wait()
         if self._late:
             return f"no answer within {self._timeout:.0f} s"
+        if code == -signal.SIGKILL:
+            return "its process was killed, as happens where memory runs out"
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
         return f"its process ended with {code}" + (f": {lines[-1]}" if lines else "")
