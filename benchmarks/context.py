@@ -33,6 +33,7 @@ class Scale:
     Attributes:
         rounds: Of documents and queries.
         documents: Texts a round.
+        outlier: Tokens of the one that is far longer than the others.
         queries: Of each length, over all rounds.
         query_tokens: Their lengths.
         starts: New processes of each engine.
@@ -46,6 +47,7 @@ class Scale:
 
     rounds: int = 5
     documents: int = 64
+    outlier: int = 1400
     queries: int = 100
     query_tokens: tuple[int, ...] = (8, 16, 32, 128)
     starts: int = 5
@@ -60,6 +62,7 @@ class Scale:
 QUICK = Scale(
     rounds=2,
     documents=6,
+    outlier=200,
     queries=4,
     query_tokens=(8, 16),
     starts=1,

@@ -118,7 +118,7 @@ def plot(results: dict[str, Any], path: Path, title: str) -> None:
 def _measure(bench: Bench, peer: Peer, worker: Worker, row: dict[str, Any]) -> None:
     """Fill in one row, step by step: what was measured before a failure stays."""
     row["loaded"] = worker.ask("memory")["resident"]
-    documents = bench.words.mix(bench.rng, bench.scale.documents)
+    documents = bench.words.mix(bench.rng, bench.scale.documents, bench.scale.outlier)
     worker.ask("documents", peer=peer.name, texts=documents)
     found = worker.ask("memory", reset=True)
     row["documents"], row["peak"] = found["resident"], found["peak"]

@@ -46,7 +46,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         _warm_up(bench, rows, workers)
         for turn in range(scale.rounds):
             _measure_limit(gemm, limit)
-            texts = bench.words.mix(bench.rng, scale.documents)
+            texts = bench.words.mix(bench.rng, scale.documents, scale.outlier)
             tokens.append(sum(map(bench.words.count, texts)))
             for name in _in_turn(rows, workers, turn):
                 answer = _ask(rows, workers, name, "documents", texts)
@@ -68,7 +68,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     _add_documents(rows, rates, limit)
     _add_queries(rows, queries)
     return {
-        "documents": {"number": scale.documents, "tokens": tokens},
+        "documents": {"number": scale.documents, "outlier": scale.outlier, "tokens": tokens},
         "queries": {"number": scale.queries, "tokens": list(scale.query_tokens)},
         "flop_per_token": bench.flop_per_token,
         "limit": limit,
@@ -113,7 +113,8 @@ def tables(results: dict[str, Any]) -> str:
     parts = (
         f"Documents: {len(tokens)} rounds of {results['documents']['number']} different texts, "
         f"{min(tokens):,} to {max(tokens):,} tokens: lengths log-normal around 90, cut at 512, and "
-        "one outlier of 1,400. Median over the rounds; a ratio is that of the rounds' ratios.",
+        f"one outlier of {results['documents']['outlier']:,}. Median over the rounds; a ratio is "
+        "that of the rounds' ratios.",
         documents,
         _limit_text(results),
         f"One query at a time, {results['queries']['number']} different ones of each length.",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-OUTLIER = 1400
 _MEDIAN, _SIGMA, _SHORTEST, _LONGEST = 90, 0.6, 8, 512
 
 
@@ -43,10 +42,10 @@ class Words:
         """Tokens of a text made here, special ones included."""
         return text.count(" ") + 1 + self._special
 
-    def mix(self, rng: random.Random, number: int) -> list[str]:
+    def mix(self, rng: random.Random, number: int, outlier: int) -> list[str]:
         """Documents as they come: log-normal around 90 tokens, cut at 512, and one outlier."""
         drawn = (round(rng.lognormvariate(0, _SIGMA) * _MEDIAN) for _ in range(number - 1))
-        lengths = [OUTLIER, *(min(max(n, _SHORTEST), _LONGEST) for n in drawn)]
+        lengths = [outlier, *(min(max(n, _SHORTEST), _LONGEST) for n in drawn)]
         rng.shuffle(lengths)
         return [self.text(rng, length) for length in lengths]
 

@@ -173,7 +173,7 @@ def test_texts_have_the_tokens_they_are_said_to_have(xlmr: Path) -> None:
     for asked, made in ((8, 8), (128, 128), (2000, 512)):
         text = words.text(rng, asked)
         assert len(tokenizer.encode(text).ids) == words.count(text) == made
-    mix = [words.count(text) for text in words.mix(rng, 200)]
+    mix = [words.count(text) for text in words.mix(rng, 200, outlier=1400)]
     assert max(mix) == 512
     assert min(mix) >= 8
     assert 75 < sorted(mix)[100] < 105
