@@ -1,176 +1,204 @@
-"""Ours beside FlagEmbedding and sentence-transformers: one run, one machine, equal threads.
+"""Ours beside FlagEmbedding, sentence-transformers and bge-m3-lite: one machine, equal threads.
 
-    python benchmarks/run.py                      a full-size BGE-M3 with random weights
-    python benchmarks/run.py --model FOLDER       a checkpoint of your own
+    python benchmarks/run.py                              a full-size BGE-M3 with random weights
+    python benchmarks/run.py --model FOLDER               a checkpoint of your own
+    python benchmarks/run.py --parts cold,memory          some parts anew; the others stay
+    python benchmarks/run.py --engines ours-onnx,flag     those whose names hold one of these
 
-Rounds are interleaved, so that whatever else the machine does falls on all alike. Prints a table
-and writes `docs/benchmarks/engines.json` and `engines.png`.
+Prints tables, and writes for each part a JSON file and a plot into `docs/benchmarks/`, and a page
+of all parts, `README.md`. A part is written as soon as it is done. What cannot run here is a row
+with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
+import importlib.util
 import json
+import os
 import platform
-import random
-import statistics
+import shlex
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
+import psutil
 
-import full_size
-from unified_embeddings import BGE_M3_Embedder
+import cold_start
+import growth
+import peers
+import report
+import resident
+import speed
+from context import QUICK, Bench, Scale
 from unified_embeddings.hardware import cpu
 
-OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
-OUTLIER_WORDS = 700
-QUERY_WORDS = 6
-
-Encode = Callable[[list[str]], object]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, help="a checkpoint; default: random weights")
-    parser.add_argument("--documents", type=int, default=32)
-    parser.add_argument("--queries", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=cpu().cores)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    cache = Path(tempfile.gettempdir()) / "unified-embeddings-full-size"
-    folder = options.model or full_size.make(cache)
-    ours = BGE_M3_Embedder(folder, cache=None)
-    engines = {f"ours ({ours.runtime.precision})": ours.encode_documents, **_peers(folder)}
-    rng = random.Random(0)
-    documents = _documents(rng, options.documents)
-    tokens = sum(len(ours.tokenise(text)) + 2 for text in documents)
-    print(f"{cpu().name}, {options.threads} threads; {len(documents)} documents, {tokens} tokens")
-    for encode in engines.values():
-        encode(["warm up"])
-    rates: dict[str, list[float]] = {name: [] for name in engines}
-    latencies: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(options.rounds):
-        for name, encode in engines.items():
-            rates[name].append(tokens / _seconds(encode, documents))
-        for _ in range(options.queries):
-            query = _text(rng, QUERY_WORDS)  # a new one each time: nothing to remember
-            for name, encode in engines.items():
-                latencies[name].append(_seconds(encode, [query]) * 1000)
-        print(f"round {number + 1} of {options.rounds} done", flush=True)
-    report = {
-        "machine": {"cpu": cpu().name, "flags": cpu().flags, "threads": options.threads,
-                    "system": platform.platform(), "torch": torch.__version__},
-        "weights": str(options.model.name) if options.model else "random, full size (568M)",
-        "documents": {"number": len(documents), "tokens": tokens},
-        "rounds": options.rounds,
-        "results": _results(rates, latencies),
-    }  # fmt: skip
-    _print(report["results"])
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "engines.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    _plot(report, OUT / "engines.png")
+PARTS: dict[str, ModuleType] = {
+    "speed": speed,
+    "cold": cold_start,
+    "memory": resident,
+    "growth": growth,
+}
+"""Name → a module with TITLE, measure, tables, bounds and plot."""
+_ROOT = Path(__file__).resolve().parents[1]
+_TEMPORARY = Path(tempfile.gettempdir())
+_LIBRARIES = (
+    "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
+    "sentence-transformers", "bge-m3-lite",
+)  # fmt: skip
 
 
-def _peers(folder: Path) -> dict[str, Encode]:
-    """The peers in fp32, each with the batch size that suits its padding."""
-    from FlagEmbedding import BGEM3FlagModel
-    from sentence_transformers import SentenceTransformer
+def main(arguments: list[str] | None = None) -> None:
+    given = _parsed(arguments)
+    _limit_threads(given.threads)
+    folder = given.model or _random_model()
+    scale = QUICK if given.quick else Scale()
+    if given.rounds:
+        scale = replace(scale, rounds=given.rounds)
+    bench = Bench(
+        folder=folder.resolve(),
+        work=given.work,
+        peers=given.engines,
+        scale=scale,
+        threads=given.threads,
+        timeout=given.timeout,
+        slow=given.slow,
+    )
+    about = _about(given, sys.argv[1:] if arguments is None else arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.parts:
+        print(f"{PARTS[name].TITLE} ...", flush=True)
+        _run(name, bench, about, given.out)
 
-    flag = BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu", batch_size=12)
-    plain = SentenceTransformer(str(folder), device="cpu")
-    plain.max_seq_length = 8192
+
+def _random_model() -> Path:
+    import full_size  # it imports torch, which a checkpoint of one's own does without
+
+    return full_size.make(_TEMPORARY / "unified-embeddings-full-size")
+
+
+def _run(name: str, bench: Bench, about: dict[str, Any], out: Path) -> None:
+    """Measure one part; write its JSON, its plot and the page with it."""
+    part = PARTS[name]
+    results = part.measure(bench)
+    plotted = importlib.util.find_spec("matplotlib") is not None
+    content = {
+        "title": part.TITLE,
+        "about": about,
+        "plot": plotted,
+        "bounds": part.bounds(results),
+        "results": results,
+    }
+    (out / f"{name}.json").write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    found = report.read(out, PARTS)
+    if plotted:
+        title = f"{part.TITLE}: {report.title_of(about)}"
+        part.plot(found[name]["results"], out / f"{name}.png", title)
+    else:
+        print("no plot: matplotlib is not installed; pip install 'unified-embeddings[bench]'")
+    tables = {key: PARTS[key].tables(one["results"]) for key, one in found.items()}
+    (out / "README.md").write_text(report.page(found, tables), "utf-8")
+    print(f"\n{tables[name]}\n")
+    if content["bounds"]:
+        print(f"{report.bounds_table(content['bounds'])}\n", flush=True)
+
+
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, help="a checkpoint in BGE-M3's layout; default: random weights")
+    add("--parts", type=_listed, default=list(PARTS), help=f"of {','.join(PARTS)}; default: all")
+    add("--engines", type=_listed, default=[], help=f"all, or parts of: {', '.join(peers.PEERS)}")
+    add("--threads", type=int, default=cpu().cores, help="of each engine; default: all cores")
+    add("--rounds", type=int, help="of documents and queries; default: 5")
+    add("--quick", action="store_true", help="little of everything: to see that it runs")
+    add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
+    add("--timeout", type=float, default=900, help="seconds for one answer of an engine")
+    add("--out", type=Path, default=_ROOT / "docs" / "benchmarks", help="where results go")
+    add("--work", type=Path, default=_TEMPORARY / "unified-embeddings-benchmarks",
+        help="where files made from the checkpoint are kept")  # fmt: skip
+    given = parser.parse_args(arguments)
+    try:
+        given.engines = peers.chosen(given.engines)
+    except ValueError as error:
+        parser.error(str(error))
+    for name in given.parts:
+        if name not in PARTS:
+            parser.error(f"no part {name!r}; there are {', '.join(PARTS)}")
+    if given.model and not (given.model / "config.json").is_file():
+        parser.error(f"{given.model} holds no config.json: it is not a checkpoint's folder")
+    if not 1 <= given.threads <= cpu().cores:
+        parser.error(f"--threads must be 1 to {cpu().cores}, the cores here")
+    return given
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _limit_threads(threads: int) -> None:
+    """Give every engine's process that many threads: as many cores, and the libraries told."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _about(given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """What was measured, on what, and how to do it again."""
     return {
-        "FlagEmbedding (fp32)": lambda texts: flag.encode(
-            texts, max_length=8192, return_dense=True, return_sparse=True
-        ),
-        "sentence-transformers (fp32, dense only)": lambda texts: plain.encode(
-            texts, batch_size=8, normalize_embeddings=True
-        ),
+        "machine": {
+            "cpu": cpu().name,
+            "flags": list(cpu().flags),
+            "cores": os.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "system": platform.platform(),
+        },
+        "versions": {"Python": platform.python_version(), **_versions()},
+        "threads": given.threads,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": _commit(),
+        "weights": given.model.name if given.model else "random, full size (568M)",
+        "command": shlex.join(["python", "benchmarks/run.py", *map(_short, arguments)]),
     }
 
 
-def _documents(rng: random.Random, number: int) -> list[str]:
-    """Paragraphs of 10 to 130 words, and one outlier."""
-    lengths = [rng.randint(10, 130) for _ in range(number - 1)] + [OUTLIER_WORDS]
-    texts = [_text(rng, length) for length in lengths]
-    rng.shuffle(texts)
-    return texts
+def _short(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if os.sep in argument else argument
 
 
-def _text(rng: random.Random, words: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(rng.choices(letters, k=3)) for _ in range(words))
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
-def _seconds(encode: Encode, texts: list[str]) -> float:
-    started = time.perf_counter()
-    encode(texts)
-    return time.perf_counter() - started
-
-
-def _results(
-    rates: dict[str, list[float]], latencies: dict[str, list[float]]
-) -> dict[str, dict[str, Any]]:
-    first = next(iter(rates))
-    ours_rate, ours_ms = statistics.median(rates[first]), statistics.median(latencies[first])
-    return {
-        name: {
-            "tokens_per_second": _spread(rates[name]),
-            "query_ms": _spread(latencies[name]),
-            "documents_ours_is_times_faster": ours_rate / statistics.median(rates[name]),
-            "query_ours_is_times_faster": statistics.median(latencies[name]) / ours_ms,
-        }
-        for name in rates
-    }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _print(results: dict[str, dict[str, Any]]) -> None:
-    print(f"{'':<42}{'tokens/s (min-max)':>24}{'ratio':>8}{'query ms (min-max)':>24}{'ratio':>8}")
-    for name, row in results.items():
-        rate, query = row["tokens_per_second"], row["query_ms"]
-        print(
-            f"{name:<42}{rate['median']:>9.0f} ({rate['min']:.0f}-{rate['max']:.0f})".ljust(66)
-            + f"{row['documents_ours_is_times_faster']:>8.2f}"
-            + f"{query['median']:>12.0f} ({query['min']:.0f}-{query['max']:.0f})".rjust(24)
-            + f"{row['query_ours_is_times_faster']:>8.2f}"
-        )
-
-
-def _plot(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(report["results"])
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 3.2))
-    for panel, key, title in (
-        (panels[0], "tokens_per_second", "documents: tokens/s (more is better)"),
-        (panels[1], "query_ms", "one query: ms (less is better)"),
-    ):
-        spreads = [report["results"][name][key] for name in names]
-        medians = [spread["median"] for spread in spreads]
-        errors = [
-            [spread["median"] - spread["min"] for spread in spreads],
-            [spread["max"] - spread["median"] for spread in spreads],
-        ]
-        panel.barh(names, medians, xerr=errors, capsize=3, color=["#2b6cb0", "#a0aec0", "#a0aec0"])
-        panel.invert_yaxis()
-        panel.set_title(title)
-    panels[1].set_yticklabels([])
-    machine = report["machine"]
-    figure.suptitle(f"{machine['cpu']}, {machine['threads']} threads, weights: {report['weights']}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def _commit() -> str | None:
+    """The code's commit, marked where it was changed since; None outside of git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

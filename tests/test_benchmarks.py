@@ -1,0 +1,198 @@
+"""The benchmarks run through on a tiny checkpoint, and their arithmetic is right; no time is."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+import peers
+import report
+import resident
+import run
+from context import QUICK, Bench, Scale
+from peers import PEERS
+from texts import Words
+from workers import UnavailableError, Worker
+
+TORCH, ONNX, FLAG = "ours-torch-fp32", "ours-onnx-fp32", "FlagEmbedding-fp32"
+
+
+@pytest.fixture(scope="module")
+def measured(xlmr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a quick run of all parts wrote to, in two goes: the second keeps the first's part."""
+    for module in ("matplotlib", "onnxruntime"):
+        pytest.importorskip(module, reason=f"{module} is of an extra that is not installed")
+    out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("work")
+    shared = ("--quick", "--model", xlmr, "--out", out, "--work", work)
+    for parts, engines in (
+        ("speed", (TORCH, ONNX, FLAG)),
+        ("cold,memory,growth", (TORCH, ONNX)),
+    ):
+        # A process of its own, since it changes its own affinity and environment.
+        command = [run.__file__, *shared, "--parts", parts, "--engines", ",".join(engines)]
+        subprocess.run([sys.executable, *map(str, command)], check=True, timeout=300)
+    return out
+
+
+def part(out: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def test_every_part_writes_its_numbers_and_a_plot(measured: Path) -> None:
+    for name in ("speed", "cold", "memory", "growth"):
+        rows = part(measured, name)["results"]["rows"]
+        assert {TORCH, ONNX} <= set(rows)
+        assert [row["reason"] for row in rows.values()] == [None] * len(rows)
+        assert (measured / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_speed_has_documents_queries_and_the_limit(measured: Path) -> None:
+    results = part(measured, "speed")["results"]
+    for row in results["rows"].values():
+        assert row["documents"]["tokens_per_second"]["min"] > 0
+        assert {n: one["number"] for n, one in row["queries"].items()} == {"8": 4, "16": 4}
+    assert results["rows"][FLAG]["documents"]["times_reference"] == 1
+    # 2 layers of 4 x 32 x 32 for attention and 2 x 32 x 64 for the FFN, twice each
+    assert results["flop_per_token"] == 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert results["limit"]["fp32"]["gflops"]["median"] > 0
+
+
+def test_the_other_parts_have_what_they_are_for(measured: Path) -> None:
+    for row in part(measured, "cold")["results"]["rows"].values():
+        assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"])
+        assert row["stages"]["imports"] > 0
+    for row in part(measured, "memory")["results"]["rows"].values():
+        assert 0 < row["loaded"] <= row["peak"]
+        assert row["long_peak"] > 0
+        assert row["many"][-1][0] == 200
+    for row in part(measured, "growth")["results"]["rows"].values():
+        assert [n for n, _ in row["texts"]] == [1, 2, 4]
+        assert [n for n, _ in row["tokens"]] == [16, 32, 64]
+
+
+def test_the_page_names_machine_and_command_and_no_folder(measured: Path, xlmr: Path) -> None:
+    page = (measured / "README.md").read_text("utf-8")
+    about = part(measured, "cold")["about"]
+    assert about["machine"]["cpu"] in page
+    assert f"--model {xlmr.name}" in about["command"]
+    assert about["command"] in page
+    for name in ("speed", "cold", "memory", "growth"):
+        assert f"({name}.png)" in page
+    for file in measured.glob("*.*"):
+        assert str(xlmr.parent).encode() not in file.read_bytes()
+
+
+def test_what_cannot_run_is_a_row_with_the_reason(xlmr: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bge_m3_lite", reason="bge-m3-lite is not installed")
+    bench = Bench(xlmr, tmp_path, peers.chosen(["bge-m3-lite-fp32"]), QUICK, 1, 60)
+    results = resident.measure(bench)
+    reason = results["rows"]["bge-m3-lite-fp32"]["reason"]
+    assert "BGE-M3's own size alone" in reason
+    assert reason in resident.tables(results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "speed,colour"], "no part 'colour'"),
+        (["--engines", "tensorflow"], "no engine's name holds 'tensorflow'"),
+        (["--model", "nowhere"], "nowhere holds no config.json"),
+        (["--threads", "0"], "--threads must be 1 to"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_process_that_dies_or_hangs_says_so(tmp_path: Path) -> None:
+    with Worker("no such process", tmp_path, timeout=60) as worker:
+        with pytest.raises(UnavailableError, match="StopIteration"):
+            worker.ask("load", query="")
+        assert worker.ask("memory")["resident"] > 0  # a command that fails leaves it running
+    with Worker("gemm", tmp_path, timeout=0.01) as worker:
+        with pytest.raises(UnavailableError, match="no answer within"):
+            worker.ask("gemm", precision="fp32", repeats=1000)
+        with pytest.raises(UnavailableError, match="no answer within"):
+            worker.ask("memory")
+
+
+def test_reasons_hold_no_folders() -> None:
+    assert str(UnavailableError("no /home/me/models/model.onnx here, 3/4")) == (
+        "no model.onnx here, 3/4"
+    )
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def test_spreads_and_percentiles_by_hand() -> None:
+    assert report.spread([3, 1, 2, 10]) == {"median": 2.5, "min": 1, "max": 10}
+    hundred = list(range(100, 0, -1))
+    assert report.percentile(hundred, 50) == 50
+    assert report.percentile(hundred, 99) == 99
+    assert report.percentile([7, 5], 99) == 7
+    assert report.percentile([7], 1) == 7
+
+
+def test_slopes_by_hand() -> None:
+    assert report.slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
+    assert report.exponent([(1, 5), (2, 20), (4, 80)]) == pytest.approx(2)  # 5 x²
+
+
+def test_tables_by_hand() -> None:
+    assert report.table(("engine", "ms"), [("a", "1.5"), ("longer", "12")]) == (
+        "| engine |  ms |\n| ------ | --: |\n| a      | 1.5 |\n| longer |  12 |"
+    )
+    assert report.number(1234.56) == "1,235"
+    assert report.number(None) == "-"
+    assert report.ranged({"median": 2, "min": 1, "max": 3.25}, 1) == "2.0 (1.0 to 3.2)"
+
+
+def test_bounds_hold_on_their_own_side() -> None:
+    assert report.bound("", 3, 3)["holds"] is True
+    assert report.bound("", 3.1, 3)["holds"] is False
+    assert report.bound("", 3.1, 3, least=True)["holds"] is True
+    assert report.bound("", None, 3)["holds"] is None
+
+
+def test_texts_have_the_tokens_they_are_said_to_have(xlmr: Path) -> None:
+    words, rng = Words(xlmr, limit=512), random.Random(1)
+    tokenizer = Tokenizer.from_file(str(xlmr / "tokenizer.json"))
+    for asked, made in ((8, 8), (128, 128), (2000, 512)):
+        text = words.text(rng, asked)
+        assert len(tokenizer.encode(text).ids) == words.count(text) == made
+    mix = [words.count(text) for text in words.mix(rng, 200, outlier=1400)]
+    assert max(mix) == 512
+    assert min(mix) >= 8
+    assert 75 < sorted(mix)[100] < 105
+
+
+def test_engines_are_chosen_by_part_of_their_name() -> None:
+    assert [peer.name for peer in peers.chosen(["ours-onnx"])] == ["ours-onnx-int8", ONNX]
+    assert [peer.name for peer in peers.chosen([])] == [n for n, p in PEERS.items() if p.standard]
+    assert len(peers.chosen(["all"])) == len(PEERS)
+
+
+def test_bf16_without_matrix_units_is_measured_only_when_asked() -> None:
+    peer = PEERS["ours-torch-bf16"]
+    assert "amx_bf16" in (peer.missing(has_amx=False, slow=False) or "")
+    assert peer.missing(has_amx=True, slow=False) is None
+    assert peer.missing(has_amx=False, slow=True) is None
+
+
+def test_one_loaded_model_serves_several_batch_sizes(xlmr: Path, tmp_path: Path) -> None:
+    bench = Bench(xlmr, tmp_path, peers.chosen(["transformers-fp32"]), Scale(), 1, 60)
+    assert len(bench.peers) == 2
+    assert [peer.name for peer in bench.loaded_peers] == ["sentence-transformers-fp32-8"]
