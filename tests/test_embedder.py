@@ -35,16 +35,16 @@ def embedder(xlmr: Path) -> BGE_M3_Embedder:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of texts in each forward pass of the backbone, seen at the model itself."""
-    from transformers import XLMRobertaModel
+    from unified_embeddings.engines.encoder import Encoder
 
     seen: list[int] = []
-    forward = XLMRobertaModel.forward
+    forward = Encoder.__call__
 
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(len(kwargs["text_lengths"]))
-        return forward(self, *args, **kwargs)
+    def counted(self: Encoder, ids: Any, positions: Any, lengths: list[int]) -> Any:
+        seen.append(len(lengths))
+        return forward(self, ids, positions, lengths)
 
-    monkeypatch.setattr(XLMRobertaModel, "forward", counted)
+    monkeypatch.setattr(Encoder, "__call__", counted)
     return seen
 
 

@@ -11,10 +11,11 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from unified_embeddings.types import (
 )
 
 _LOG = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
 _WINDOW = 1024
 """Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
 
@@ -245,9 +248,10 @@ class BGE_M3_Embedder(TextEmbedder):
     Args:
         model_name: A choice ("bge-m3", "arctic", ...; see `models.MODELS`), a hub id or a folder in
             BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
-        engine: "auto" takes what runs the model best; "torch", "sentence" (sentence-transformers),
+        engine: "auto" takes what runs the model best; "torch", "onnx" (ONNX Runtime; exports the
+            model into the user's cache folder the first time), "sentence" (sentence-transformers)
             or "flag" (FlagEmbedding, the reference).
-        precision: "auto" reads the hardware; "fp32", "bf16", "fp16".
+        precision: "auto" reads the hardware; "fp32", "bf16", "fp16", or "int8" (engine "onnx").
         device: "auto" takes a GPU where there is one; else as torch writes it.
         max_length: Most tokens of a text, special tokens included; longer texts are cut and
             counted. The model's own limit holds where it is smaller.
@@ -349,7 +353,8 @@ class BGE_M3_Embedder(TextEmbedder):
             if self._runtime is None:
                 options, engine = self._options, self._options["engine"]
                 if engine == "auto":
-                    engine = self._spec.engine or engines.best_for(self.checkpoint)
+                    wanted = "onnx" if options["precision"] == "int8" else self._spec.engine
+                    engine = wanted or engines.best_for(self.checkpoint)
                 self._runtime = engines.plan(
                     engine, options["precision"], options["device"], lambda: self.checkpoint
                 )
@@ -470,9 +475,12 @@ class BGE_M3_Embedder(TextEmbedder):
         """Tokenise and run the texts in `rows`; yields each row's vectors as its batch is done."""
         tokenizer, engine = self._load()
         prefix, normalise = self._spec.prefix(role), self._spec.normalise
-        for start in range(0, len(rows), _WINDOW):
-            window = rows[start : start + _WINDOW]
-            tokenised = tokenizer([prefix + texts[row] for row in window])
+
+        def tokenise(window: list[int]) -> list[Tokenised]:
+            return tokenizer([prefix + texts[row] for row in window])
+
+        windows = [rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW)]
+        for window, tokenised in _one_ahead(tokenise, windows):
             self._count(tokenised=len(window), truncated=sum(text.truncated for text in tokenised))
             for batch in _batches(tokenised, self._batch_tokens, padded=engine.padded):
                 self._count(batches=1)
@@ -551,6 +559,20 @@ def validated(texts: Iterable[str]) -> list[str]:
                 index=index,
             ) from None
     return items
+
+
+def _one_ahead(work: Callable[[_Item], _Done], items: list[_Item]) -> Iterator[tuple[_Item, _Done]]:
+    """Each item with what became of it, while the next is being worked on in another thread."""
+    if len(items) < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(work, items[0])
+        for i, item in enumerate(items):
+            done = ahead.result()
+            if i + 1 < len(items):
+                ahead = thread.submit(work, items[i + 1])
+            yield item, done
 
 
 def _batches(texts: Sequence[Tokenised], budget: int, *, padded: bool) -> Iterator[list[int]]:

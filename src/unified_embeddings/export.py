@@ -6,7 +6,9 @@ it (`engines.onnx`).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import platformdirs
 
 from unified_embeddings import __version__
 from unified_embeddings.checkpoints import (
@@ -24,12 +27,13 @@ from unified_embeddings.checkpoints import (
     resolve,
 )
 from unified_embeddings.engines import PACKED, unpackable
+from unified_embeddings.engines.onnx import PRECISIONS
 from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import InputError
 from unified_embeddings.graph import Linear, Model, write_graph
 from unified_embeddings.models import EXPORT, EXPORT_FORMAT, ModelSpec
 
-PRECISIONS = ("fp32", "int8")
+_LOG = logging.getLogger(__name__)
 _FILE = "model.onnx"
 _COPIED = ("config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
@@ -82,6 +86,33 @@ def export_onnx(
             f"{target} cannot be written: {error}. Make room or name another"
         ) from error
     return target
+
+
+def cached_export(checkpoint: Checkpoint, precision: str) -> Checkpoint:
+    """A model's export in the user's cache folder, written there if it is not there yet.
+
+    It appears whole or not at all, so that two processes may do this at once.
+
+    Raises:
+        ModelLoadError: As `export_onnx`, and if the folder cannot be written.
+    """
+    name = f"onnx-{EXPORT_FORMAT}-{checkpoint.digest}-{precision}"
+    folder = platformdirs.user_cache_path("unified-embeddings") / name
+    if not (folder / EXPORT).is_file():
+        _LOG.info("Writing %s in %s to %s, once.", checkpoint.name, precision, folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+                made = Path(scratch) / "export"
+                write_export(checkpoint, made, precision)
+                with contextlib.suppress(OSError):  # another process was first
+                    made.replace(folder)
+        except OSError as error:
+            raise checkpoint.problem(
+                f"its export {folder} cannot be written ({error}). Make room, or set "
+                "XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+    return resolve(folder, local_files_only=True)
 
 
 def write_export(

@@ -5,6 +5,7 @@ What lives here: asking the operating system. What does not: which models there 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import re
@@ -23,6 +24,7 @@ BASELINE = 4_200_000_000
 
 _PAGE = mmap.PAGESIZE
 _PAGEMAP = Path("/proc/self/pagemap")
+_MAPS = Path("/proc/self/maps")
 _PRESENT = np.uint64(1 << 63)
 """The bit of a page's 8 bytes that says it is in memory (Linux, Documentation/mm/pagemap)."""
 
@@ -122,6 +124,29 @@ def give_back(start: int, size: int) -> None:
         ctypes.CDLL(None).madvise(
             ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
         )
+
+
+def trim() -> None:
+    """Give memory that was freed within the heap back to the system, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_file(path: Path) -> None:
+    """Let the system drop all pages of a file that this process has mapped and not changed.
+
+    For a library that maps a file, copies what it needs and keeps the rest mapped. Nothing happens
+    where the system does not say what is mapped.
+    """
+    try:
+        lines = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        span, _, rest = line.partition(" ")
+        if rest.endswith(f" {path}"):
+            start, end = (int(part, 16) for part in span.split("-"))
+            give_back(start, end - start)
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from unified_embeddings.errors import InputError
+from unified_embeddings.cli.shared import is_terminal
 
 
 def export_onnx(
@@ -19,10 +19,6 @@ def export_onnx(
     precision: Annotated[
         Literal["fp32", "int8"], typer.Option(help="int8 takes a quarter of the memory.")
     ] = "fp32",
-    samples: Annotated[
-        Path | None,
-        typer.Option(help="For int8: a text file, a sample a line, like what will be embedded."),
-    ] = None,
 ) -> None:
     """Write a model for the engine 'onnx', which needs neither torch nor transformers.
 
@@ -35,16 +31,7 @@ def export_onnx(
         model,
         folder,
         precision=precision,
-        samples=None if samples is None else read_samples(samples),
-        on_step=lambda step: typer.echo(f"{step} ...", err=True),
+        show_progress=is_terminal(),
     )
     size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
     typer.echo(f"{made}: {size / 1e6:,.0f} MB in {time.perf_counter() - started:.0f} s")
-
-
-def read_samples(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable text file: {error}") from error

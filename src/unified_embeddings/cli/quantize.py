@@ -38,10 +38,6 @@ def quantize(
         Precision | None,
         typer.Option(help="Export in it. [default: int8; with --compare both]"),
     ] = None,
-    samples: Annotated[
-        Path | None,
-        typer.Option(help="For int8: a text file, a sample a line, like what will be embedded."),
-    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure each precision on this machine.")
     ] = False,
@@ -71,7 +67,7 @@ def quantize(
     meanwhile; it takes as long as embedding the texts several times.
     """
     if compare:
-        _compare(model, folder, precision, samples, data, against or [], every, as_json, out)
+        _compare(model, folder, precision, data, against or [], every, as_json, out)
         return
     for option, given in (
         ("--data", data), ("--against", against), ("--all", every), ("--json", as_json),
@@ -81,14 +77,13 @@ def quantize(
             raise InputError(f"{option} is for a comparison; add --compare")
     if folder is None:
         raise InputError("name the folder to write into, or add --compare")
-    export_onnx.export_onnx(model, folder, precision or "int8", samples)
+    export_onnx.export_onnx(model, folder, precision or "int8")
 
 
 def _compare(
     model: str,
     folder: Path | None,
     precision: Precision | None,
-    samples: Path | None,
     data: Path | None,
     against: list[str],
     every: bool,
@@ -102,9 +97,6 @@ def _compare(
     from unified_embeddings.measurement import Candidate, compare
 
     precisions: tuple[Precision, ...] = ("fp32", "int8") if precision is None else (precision,)
-    if samples is not None and "int8" not in precisions:
-        raise InputError("--samples is for int8; leave it out, or leave --precision out")
-    texts = None if samples is None else export_onnx.read_samples(samples)
     if out is not None:
         shown.require_folder(out)
     corpus = python_reference() if data is None else read_beir(data)
@@ -114,7 +106,7 @@ def _compare(
     reference = Candidate(f"{embedder.runtime.engine} fp32", model, precision="fp32")
     with ExitStack() as stack:
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
-        exports = [_exported(embedder, kept / one, one, texts) for one in precisions]
+        exports = [_exported(embedder, kept / one, one) for one in precisions]
         comparison = compare(
             reference,
             [
@@ -166,27 +158,19 @@ def _other_precisions(embedder: BGE_M3_Embedder, *, every: bool) -> Iterator[Can
             )
 
 
-def _exported(
-    embedder: BGE_M3_Embedder, folder: Path, precision: Precision, samples: list[str] | None
-) -> Candidate:
+def _exported(embedder: BGE_M3_Embedder, folder: Path, precision: Precision) -> Candidate:
     """The model's export in a folder, made if it is not there; or why it cannot be made."""
     from unified_embeddings.measurement import Candidate
 
     name = f"onnx {precision}"
-    calibration = samples if precision == "int8" else None
     try:
-        if calibration is None and _is_export_of(embedder, folder, precision):
+        if _is_export_of(embedder, folder, precision):
             _step(f"{name}: taken from {folder}")
         else:
             from unified_embeddings.export import export_onnx as export
 
-            export(
-                embedder.model_name,
-                folder,
-                precision=precision,
-                samples=calibration,
-                on_step=lambda step: _step(f"{name}: {step}"),
-            )
+            _step(f"{name}: writing")
+            export(embedder.model_name, folder, precision=precision)
     except InputError:
         raise
     except UnifiedEmbeddingsError as error:

@@ -155,7 +155,8 @@ class UnifiedEmbeddingConfig:
         UNIFIED_EMBEDDINGS_MODEL, _IMAGE_MODEL, _SPARSE_MODEL, _ENGINE, _PRECISION, _DEVICE,
         _MAX_LENGTH (tokens), _BATCH_TOKENS, _REVISION, _LOCAL_FILES_ONLY, _TRUST_REMOTE_CODE,
         _ALLOW_URLS (each 1/0, true/false, yes/no), _CACHE_BYTES (0 keeps nothing), _CACHE_PATH (a
-        file for the disk tier). _IMAGE_MODEL=none leaves images out.
+        file for the disk tier). _IMAGE_MODEL=none leaves images out. QUANTIZATION=fp32, fp16 or
+        int8 is the precision where _PRECISION is not set.
 
         Args:
             environ: Read this instead of `os.environ`.
@@ -170,6 +171,8 @@ class UnifiedEmbeddingConfig:
             for variable, (option, reader) in _VARIABLES.items()
             if environ.get(_PREFIX + variable, "").strip()
         }
+        if quantization := environ.get("QUANTIZATION", "").strip():
+            options.setdefault("precision", _quantization(quantization))
         options.update((name, value) for name, value in overrides.items() if value is not None)
         bounds = {"max_bytes": options.pop("cache_bytes", None), "path": options.pop("path", None)}
         bounds = {name: value for name, value in bounds.items() if value is not None}
@@ -344,6 +347,8 @@ class UnifiedEmbeddingConfig:
         options = self.__dict__["_options"]
         limits = {name: options[name] for name in ("allow_urls", "max_pixels")}
         shared = {**limits, **self.__dict__["_shared"]}
+        if shared["precision"] == "int8":  # which is for texts
+            shared["precision"] = "auto"
         if self.__dict__["_spec"].images:
             return ClipEmbedder(self.__dict__["_choice"], revision=options["revision"], **shared)
         image_model = options["image_model"]
@@ -399,6 +404,12 @@ def _openai_clip(name: str) -> MultiModalEmbedding:
     from llama_index.embeddings.clip import ClipEmbedding
 
     return ClipEmbedding(model_name=name)
+
+
+def _quantization(text: str) -> str:
+    if text.lower() not in ("fp32", "fp16", "int8"):
+        raise InputError(f"QUANTIZATION={text!r} is not usable: expected fp32, fp16 or int8")
+    return text.lower()
 
 
 def _flag(text: str) -> bool:

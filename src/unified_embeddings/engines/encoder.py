@@ -196,9 +196,8 @@ class OneDnnProduct:
 
 def _has_onednn(dtype: torch.dtype) -> bool:
     """Whether this build and this processor have the products of `OneDnnProduct` in a dtype."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    ):
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -17,6 +17,7 @@ from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
 from unified_embeddings.errors import InputError, MissingExtraError
 from unified_embeddings.hardware import cpu
+from unified_embeddings.memory import give_back_file
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
@@ -26,6 +27,7 @@ except ImportError as error:
         "ONNX Runtime, which the engine 'onnx' runs on,", extra="onnx"
     ) from error
 
+PRECISIONS = ("fp32", "int8")
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS: dict[HeadName, str] = {
     "dense": "pooled",
@@ -52,6 +54,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         # Spinning threads burn the cores of whatever else runs between two queries.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not checkpoint.is_exported:
+            checkpoint = _exported(checkpoint, runtime.precision)
         path = checkpoint.require(checkpoint.exported["file"])
         try:
             self._session = onnxruntime.InferenceSession(
@@ -59,6 +63,8 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
             raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
+        # It keeps its own arrangement of the products' weights; their pages only count twice.
+        give_back_file(path.with_name(f"{path.name}.data").resolve())
         wanted = {OUTPUTS[head] for head in checkpoint.spec.heads}
         found = {one.name for one in self._session.get_outputs()}
         inputs = {one.name for one in self._session.get_inputs()}
@@ -72,22 +78,40 @@ class OnnxEngine:
 
     @staticmethod
     def plan(precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime:
-        """Take the precision the file was exported in; see `engines.plan`.
+        """Take the precision the file was exported in, or will be; see `engines.plan`.
 
         Raises:
-            InputError: If another precision, or a device other than the CPU, is asked for.
-            ModelLoadError: If the model was not exported.
+            InputError: If the file was exported in another precision, or precision, device or
+                processor are none that this engine runs on.
+            ModelLoadError: If the model's files cannot be read.
         """
         if device not in ("auto", "cpu"):
             raise InputError(f"the engine 'onnx' runs on the CPU, not on {device!r}; leave it out")
+        if precision not in ("auto", *PRECISIONS):
+            raise InputError(
+                f"the engine 'onnx' runs {' and '.join(PRECISIONS)}, not {precision!r}; take one "
+                "of these, or the engine 'torch'"
+            )
         found = checkpoint()
-        made = str(found.exported["precision"])
+        if found.is_exported:
+            made, reason = str(found.exported["precision"]), "the file was exported in it"
+        else:
+            made = "fp32" if precision == "auto" else precision
+            reason = "as asked" if precision == made else "the precision of the weights"
         if precision not in ("auto", made):
             raise InputError(
                 f"precision {precision} is asked for, but {found.name} was exported in {made}; "
                 "leave precision out, or export the model again"
             )
-        return Runtime("onnx", "cpu", made, "the file was exported in it")
+        if made == "int8" and cpu().lacks_int8:
+            raise InputError(
+                f"{cpu().name} has none of the instructions that int8 runs on (AVX2 or newer, or "
+                "ARM's asimd); take fp32"
+            )
+        if made == "int8" and not cpu().has_int8_products:
+            reason += "; a quarter of the memory, but documents take longer than in fp32, since "
+            reason += "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
+        return Runtime("onnx", "cpu", made, reason)
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """None: ONNX Runtime does not say where it keeps them."""
@@ -120,6 +144,13 @@ class OnnxEngine:
         with self._lock:
             found = self._session.run([OUTPUTS[head] for head in heads], inputs)
         return dict(zip(heads, found, strict=True))
+
+
+def _exported(checkpoint: Checkpoint, precision: str) -> Checkpoint:
+    """The model's export in the user's cache folder, made there if it is the first time."""
+    from unified_embeddings.export import cached_export  # needs torch, which running it does not
+
+    return cached_export(checkpoint, precision)
 
 
 def _rows(parts: list[dict[HeadName, FloatArray]], head: HeadName) -> list[FloatArray]:

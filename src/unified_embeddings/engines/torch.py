@@ -130,7 +130,7 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
         InputError: If the device does not exist, or fp16 is asked for on a CPU.
     """
     if precision not in ("auto", *DTYPES):
-        more = "; int8 runs on the engine 'onnx', from a file exported in it"
+        more = "; int8 runs on the engine 'onnx'"
         raise InputError(
             f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}"
             f"{more if precision == 'int8' else ''}"
