@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     _limit_threads(given.threads)
     folder = given.model or _random_model()
     scale = QUICK if given.quick else Scale()
-    if given.rounds:
-        scale = replace(scale, rounds=given.rounds)
+    asked = {name: getattr(given, name) for name in ("rounds", "documents", "queries", "many")}
+    scale = replace(scale, **{name: number for name, number in asked.items() if number})
     bench = Bench(
         folder=folder.resolve(),
         work=given.work,
@@ -121,6 +121,9 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--engines", type=_listed, default=[], help=f"all, or parts of: {', '.join(peers.PEERS)}")
     add("--threads", type=int, default=cpu().cores, help="of each engine; default: all cores")
     add("--rounds", type=int, help="of documents and queries; default: 5")
+    add("--documents", type=int, help="texts a round; default: 64")
+    add("--queries", type=int, help="of each length, over all rounds; default: 100")
+    add("--many", type=int, help="short texts over which memory is watched; default: 10,000")
     add("--quick", action="store_true", help="little of everything: to see that it runs")
     add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
     add("--timeout", type=float, default=900, help="seconds for one answer of an engine")
