@@ -46,6 +46,7 @@ PARTS: dict[str, ModuleType] = {
     "growth": growth,
 }
 """Name → a module with TITLE, measure, tables, bounds and plot."""
+_SIZES = ("rounds", "documents", "outlier", "queries", "many")
 _ROOT = Path(__file__).resolve().parents[1]
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     _limit_threads(given.threads)
     folder = given.model or _random_model()
     scale = QUICK if given.quick else Scale()
-    asked = {name: getattr(given, name) for name in ("rounds", "documents", "queries", "many")}
+    asked = {name: getattr(given, name) for name in _SIZES}
     scale = replace(scale, **{name: number for name, number in asked.items() if number})
     bench = Bench(
         folder=folder.resolve(),
@@ -122,6 +123,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=cpu().cores, help="of each engine; default: all cores")
     add("--rounds", type=int, help="of documents and queries; default: 5")
     add("--documents", type=int, help="texts a round; default: 64")
+    add("--outlier", type=int, help="tokens of the one long text among them; default: 1,400")
     add("--queries", type=int, help="of each length, over all rounds; default: 100")
     add("--many", type=int, help="short texts over which memory is watched; default: 10,000")
     add("--quick", action="store_true", help="little of everything: to see that it runs")

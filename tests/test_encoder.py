@@ -1,0 +1,163 @@
+"""The layers against transformers' own, and each piece against a plainer one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModel
+
+from unified_embeddings import BGE_M3_Embedder, ModelLoadError
+from unified_embeddings.engines import encoder
+from unified_embeddings.hardware import threads_that_sleep
+
+TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
+
+
+def with_settings(folder: Path, target: Path, **settings: Any) -> Path:
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | settings))
+    return target
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_every_activation_is_as_transformers_has_it(
+    activation: str, engine: str, xlmr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
+    folder = with_settings(xlmr, tmp_path / "model", hidden_act=activation, layer_norm_eps=1e-3)
+    ours = BGE_M3_Embedder(folder, engine=engine, precision="fp32", device="cpu")
+    theirs = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    for text in TEXTS:
+        ids = torch.tensor([[0, *ours.tokenise(text), 2]])
+        with torch.inference_mode():
+            first = theirs(ids).last_hidden_state[0, 0]
+        expected = (first / first.norm()).numpy()
+        np.testing.assert_allclose(ours.encode_query(text).dense[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_act": "silu"}, "no activation 'silu'"),
+        ({"position_embedding_type": "relative_key"}, "relative positions"),
+        ({"is_decoder": True}, "a decoder"),
+    ],
+)
+def test_what_the_layers_do_not_compute_is_refused(
+    settings: dict[str, Any], message: str, xlmr: Path, tmp_path: Path
+) -> None:
+    folder = with_settings(xlmr, tmp_path / "model", **settings)
+    with pytest.raises(ModelLoadError, match=message):
+        BGE_M3_Embedder(folder, engine="torch").encode_query("fox")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer_norm_eps": "small"}, "layer_norm_eps = 'small'"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps = 0"),
+        ({"num_attention_heads": 5}, "5 attention heads over 32 dimensions"),
+        ({"num_attention_heads": 0}, "0 attention heads"),
+    ],
+)
+def test_a_configuration_of_no_model_is_named(
+    settings: dict[str, Any], message: str, xlmr: Path, tmp_path: Path
+) -> None:
+    folder = with_settings(xlmr, tmp_path / "model", **settings)
+    with pytest.raises(ModelLoadError, match=message):
+        BGE_M3_Embedder(folder, engine="torch").encode_query("fox")
+
+
+def each_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, *more: Any
+) -> torch.Tensor:
+    """What PyTorch's `varlen_attn` computes, on any device: every text by the formula."""
+    ends_too, longest, longest_too = more
+    assert ends.dtype == torch.int32
+    assert ends.tolist() == ends_too.tolist()
+    assert longest == longest_too == max(ends.diff().tolist())
+    parts = []
+    for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        q, k, v = (tensor[start:end].transpose(0, 1) for tensor in (query, key, value))
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        parts.append((torch.softmax(scores, dim=-1) @ v).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -> None:
+    packed = torch.randn(
+        (sum(lengths), 3, 2, 4), generator=torch.Generator().manual_seed(seed)
+    )  # queries, keys and values as the encoder has them: parts of one product
+    parts = packed.unbind(1)
+    ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
+    expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
+    for found in (
+        encoder.attention_by_length(*parts, lengths),
+        encoder.attention_varlen(each_alone, *parts, lengths),
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not encoder._has_onednn(torch.float32), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_onednns_products_are_pytorchs(activation: str | None, rows: int) -> None:
+    weight, bias = torch.randn(24, 40), torch.randn(24)
+    x, plus = torch.randn(rows, 40), torch.randn(rows, 24)
+    plain = encoder.Product(weight, bias, activation)
+    packed = encoder.OneDnnProduct(weight, bias, activation)
+    torch.testing.assert_close(packed(x), plain(x), atol=1e-4, rtol=1e-5)
+    if activation is None:
+        before = plus.clone()
+        torch.testing.assert_close(packed(x, plus=plus), plain(x, plus=plus), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(plus, before)  # the residual is read, not written
+
+
+class TestThreadsThatSleep:
+    def test_the_environment_is_left_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        with threads_that_sleep():
+            assert os.environ["OMP_WAIT_POLICY"] == "passive"
+        assert "OMP_WAIT_POLICY" not in os.environ
+
+    def test_what_the_user_has_set_stands(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+        with threads_that_sleep():
+            assert os.environ["OMP_WAIT_POLICY"] == "active"
+        assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+    def test_loading_an_engine_is_within(self, xlmr: Path) -> None:
+        code = (
+            "import builtins, os, sys\n"
+            "plain, seen = builtins.__import__, []\n"
+            "def watched(name, *rest):\n"
+            "    if name == 'torch' and 'torch' not in sys.modules:\n"
+            "        seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+            "    return plain(name, *rest)\n"
+            "builtins.__import__ = watched\n"
+            "from unified_embeddings import BGE_M3_Embedder\n"
+            f"BGE_M3_Embedder({str(xlmr)!r}).encode_query('fox')\n"
+            "assert seen[:1] == ['passive'], seen\n"
+            "assert 'OMP_WAIT_POLICY' not in os.environ\n"
+            "assert 'transformers' not in sys.modules\n"
+        )
+        environ = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ
+        )
+        assert done.returncode == 0, done.stderr
