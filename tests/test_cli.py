@@ -891,10 +891,8 @@ class TestQuantize:
             (("made", "--json"), "--json is for a comparison; add --compare"),
             (("made", "--data", "x"), "--data is for a comparison"),
             (("--compare", "--data", "/no/such"), "there is no /no/such/corpus.jsonl"),
-            (("--compare", "--samples", "/no/such"), "no readable text file"),
             (("--compare", "--against", "/no/such"), "no such folder"),
             (("--compare", "--out", "/dev/null"), "cannot be made a folder"),
-            (("--compare", "--samples", "x", "--precision", "fp32"), "--samples is for int8"),
         ],
     )
     def test_what_cannot_be_is_refused_before_any_work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from unified_embeddings import (
     EmbeddingCache,
     InputError,
     ModelLoadError,
+    ModelSpec,
     UnifiedEmbeddingConfig,
 )
 from unified_embeddings.export import export_onnx
@@ -130,7 +132,9 @@ def test_real_weights(tmp_path: Path) -> None:
         np.testing.assert_allclose(rows, others, atol=1e-4)
 
 
+EQUALLY_LONG = ["red green blue", "one two three", "fox dog cat", "you she they"]
 PASSAGES = [
+    *EQUALLY_LONG,
     "The mitochondrion is an organelle found in the cells of most eukaryotes.",
     "Oxygen is a chemical element with symbol O and atomic number 8.",
     "The Normans gave their name to Normandy, a region in the north of France.",
@@ -161,6 +165,7 @@ class TestInt8:
 
     def test_a_text_does_not_depend_on_its_batch_mates(self, mini_int8: Path) -> None:
         embedder = BGE_M3_Embedder(mini_int8, cache=None)
+        assert len({len(embedder.tokenise(text)) for text in EQUALLY_LONG}) == 1  # one forward pass
         together = embedder.encode_documents(PASSAGES)
         for i, text in enumerate(PASSAGES):
             alone = embedder.encode_documents([text])
@@ -230,6 +235,71 @@ class TestOnFirstUse:
         assert (folder / "model.onnx.data").stat().st_mtime_ns == made
         assert first.fingerprint == BGE_M3_Embedder(folder).fingerprint
 
+    def test_later_starts_need_no_torch(self, xlmr: Path, tmp_path: Path) -> None:
+        code = (
+            "import sys\n"
+            "if len(sys.argv) > 1:\n"
+            "    sys.modules.update(dict.fromkeys(('torch', 'onnx', 'transformers')))\n"
+            "from unified_embeddings import BGE_M3_Embedder\n"
+            f"query = BGE_M3_Embedder({str(xlmr)!r}, precision='int8').encode_query('fox')\n"
+            "assert query.dense.shape == (1, 32)\n"
+        )
+        for later in ([], ["later"]):
+            done = subprocess.run(
+                [sys.executable, "-c", code, *later],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            )
+            assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("name", ["export.json", "model.onnx", "model.onnx.data"])
+    def test_a_damaged_export_is_written_anew(
+        self, name: str, xlmr: Path, cache_home: Path
+    ) -> None:
+        query = BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox").dense
+        (folder,) = cache_home.iterdir()
+        (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+        again = BGE_M3_Embedder(xlmr, precision="int8", cache=None)
+        np.testing.assert_array_equal(again.encode_query("fox").dense, query)
+        (folder / name).unlink()
+        again = BGE_M3_Embedder(xlmr, precision="int8", cache=None)
+        np.testing.assert_array_equal(again.encode_query("fox").dense, query)
+        assert list(cache_home.iterdir()) == [folder]
+
+    def test_specs_of_one_folder_with_other_heads_have_their_own(
+        self, xlmr: Path, cache_home: Path
+    ) -> None:
+        spec = ModelSpec(
+            "plain", str(xlmr), heads=("dense",), pooling="cls", dimension=32, max_length=512
+        )
+        dense = BGE_M3_Embedder(spec, precision="int8").encode_query("fox")
+        whole = BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox", colbert=True)
+        np.testing.assert_array_equal(dense.dense, whole.dense)
+        assert whole.sparse is not None
+
+    def test_what_a_killed_export_left_is_swept(
+        self, xlmr: Path, cache_home: Path, tmp_path: Path
+    ) -> None:
+        BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
+        (folder,) = cache_home.iterdir()
+        left, fresh = (cache_home / f".{folder.name}-{name}" for name in ("old", "new"))
+        for scratch in (left, fresh):
+            shutil.copytree(folder, scratch)
+        os.utime(left, (0, 0))
+        shutil.rmtree(folder)
+        BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
+        assert sorted(cache_home.iterdir()) == sorted([folder, fresh])
+
+    def test_a_model_that_cannot_be_exported_says_so_before_it_is_loaded(
+        self, tmp_path: Path
+    ) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "mpnet", "mpnet")
+        spec = dataclasses.replace(MODELS["all-mpnet-base-v2"], model_id=str(folder))
+        with pytest.raises(ModelLoadError, match=r"'onnx' cannot run it.*mpnet"):
+            _ = BGE_M3_Embedder(spec, precision="int8").runtime
+
     def test_by_the_variable_of_the_documents(self, xlmr: Path, cache_home: Path) -> None:
         environ = {"UNIFIED_EMBEDDINGS_MODEL": str(xlmr), "QUANTIZATION": "INT8"}
         config = UnifiedEmbeddingConfig.from_env(environ)
@@ -266,19 +336,25 @@ class TestOnFirstUse:
 class TestHardware:
     @pytest.mark.parametrize(
         ("flags", "reason"),
-        [(("avx2",), "no int8 products"), (("avx2", "avx_vnni"), "as asked"), ((), "as asked")],
+        [
+            (("avx2",), "as asked; a quarter of the memory, but documents take longer than in "),
+            (("avx2", "avx_vnni"), "as asked"),
+            ((), "as asked"),
+        ],
     )
     def test_int8_says_what_to_expect(
         self, flags: tuple[str, ...], reason: str, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here = Cpu("a processor", 2, flags)
         monkeypatch.setattr("unified_embeddings.engines.onnx.cpu", lambda: here)
-        assert reason in BGE_M3_Embedder(xlmr, precision="int8").runtime.reason
+        found = BGE_M3_Embedder(xlmr, precision="int8").runtime.reason
+        assert found.startswith(reason)
+        assert ("no int8 products" in found) == (flags == ("avx2",))
 
     def test_int8_without_the_instructions_is_refused(
         self, exported: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old = Cpu("an old processor", 2, ("amx_tile",))
+        old = Cpu("an old processor", 2, ("sse2",))
         monkeypatch.setattr("unified_embeddings.engines.onnx.cpu", lambda: old)
         with pytest.raises(InputError, match=r"an old processor.*AVX2.*take fp32"):
             BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
@@ -351,7 +427,7 @@ class TestEngine:
         [
             ({"precision": "int8"}, "exported in fp32"),
             ({"precision": "bf16"}, "runs fp32 and int8, not 'bf16'"),
-            ({"device": "cuda"}, "runs on the CPU"),
+            ({"device": "cuda"}, "run on the CPU"),
         ],
     )
     def test_what_it_cannot_do(self, options: Any, message: str, exported: Path) -> None:

@@ -303,6 +303,14 @@ class Checkpoint:
             )
         return notes
 
+    def export_folder(self, precision: str) -> Path:
+        """Where in the user's cache folder this model's export in a precision belongs."""
+        import platformdirs
+
+        heads = "-".join(self.spec.heads)
+        name = f"onnx-{EXPORT_FORMAT}-{self.digest}-{self.pooling}-{heads}-{precision}"
+        return platformdirs.user_cache_path("unified-embeddings") / name
+
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files of the backbone's tensors: safetensors before pickles, shards in order."""

@@ -17,8 +17,6 @@ from unified_embeddings.errors import InputError
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Query id → document id → grade of relevance; what is not named is not relevant."""
 
-_CALIBRATED = 1200
-"""Characters of each topic that int8 export measures by default: none of them is measured here."""
 _PASSAGES = 120
 _PASSAGE_LENGTHS = (120, 400, 1200)
 _QUERIES = 40
@@ -68,7 +66,7 @@ def python_reference() -> Corpus:
     from pydoc_data.topics import topics
 
     lengths = itertools.cycle(_PASSAGE_LENGTHS)
-    passages = [piece for text in topics.values() for piece in _pieces(text[_CALIBRATED:], lengths)]
+    passages = [piece for text in topics.values() for piece in _pieces(text, lengths)]
     kept = [passages[at] for at in spread(len(passages), _PASSAGES)]
     queries = [" ".join(text.split()[_QUERY_WORDS]) for text in kept]
     asked = [text for text in queries if text]

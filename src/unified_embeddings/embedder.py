@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ from unified_embeddings.types import (
 )
 
 _LOG = logging.getLogger(__name__)
+_HEAD_START = 0.03
+"""Seconds; see `_tokenizer_soon`."""
 _Item = TypeVar("_Item")
 _Done = TypeVar("_Done")
 _WINDOW = 1024
@@ -496,33 +499,52 @@ class BGE_M3_Embedder(TextEmbedder):
             if self._closed:
                 raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
             if self._tokenizer is None:
-                tokenizer = Tokenizer(self.checkpoint, self.max_length)
-                for prefix in (self._spec.query_prefix, self._spec.document_prefix):
-                    if len(tokenizer.split(prefix)) + tokenizer.added >= tokenizer.max_length:
-                        raise InputError(
-                            f"max_length {tokenizer.max_length} leaves no room for a text after "
-                            f"the prefix {prefix!r}"
-                        )
-                self._tokenizer = tokenizer
+                self._tokenizer = _tokenizer(self.checkpoint, self.max_length)
             return self._tokenizer
 
     def _load(self) -> tuple[Tokenizer, Engine]:
         with self._load_lock:
-            tokenizer = self._load_tokenizer()
-            if self._engine is None:
-                self._engine = engines.load(self.checkpoint, self.runtime)
+            if self._engine is None and not self._closed:
+                checkpoint, length = self.checkpoint, self.max_length
+                with ThreadPoolExecutor(1) as thread:
+                    if self._tokenizer is None:
+                        tokenizer = thread.submit(_tokenizer_soon, checkpoint, length)
+                    engine = engines.load(checkpoint, self.runtime)
+                self._tokenizer = self._tokenizer or tokenizer.result()
+                self._engine = engine
                 if "-NC-" in self._spec.licence:
                     _LOG.warning(
                         "%s is licensed under %s: no commercial use.",
                         self._spec.model_id,
                         self._spec.licence,
                     )
-            return tokenizer, self._engine
+            return self._load_tokenizer(), cast("Engine", self._engine)
 
     def _count(self, **counts: int) -> None:
         with self._count_lock:
             for name, count in counts.items():
                 self._counts[name] += count
+
+
+def _tokenizer(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
+    tokenizer = Tokenizer(checkpoint, max_length)
+    for prefix in (checkpoint.spec.query_prefix, checkpoint.spec.document_prefix):
+        if len(tokenizer.split(prefix)) + tokenizer.added >= tokenizer.max_length:
+            raise InputError(
+                f"max_length {tokenizer.max_length} leaves no room for a text after the prefix "
+                f"{prefix!r}"
+            )
+    return tokenizer
+
+
+def _tokenizer_soon(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
+    """The tokenizer, for another thread than the one that loads the engine.
+
+    It holds the interpreter while it parses its file, half a second for BGE-M3's, and an engine
+    does not while it arranges its weights: so the engine is let go ahead.
+    """
+    time.sleep(_HEAD_START)
+    return _tokenizer(checkpoint, max_length)
 
 
 def check_limits(max_length: Any, batch_tokens: Any) -> None:

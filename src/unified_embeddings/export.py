@@ -7,16 +7,17 @@ it (`engines.onnx`).
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
-import logging
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import platformdirs
 
 from unified_embeddings import __version__
 from unified_embeddings.checkpoints import (
@@ -26,15 +27,15 @@ from unified_embeddings.checkpoints import (
     content_digest,
     resolve,
 )
-from unified_embeddings.engines import PACKED, unpackable
-from unified_embeddings.engines.onnx import PRECISIONS
+from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
 from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import InputError
 from unified_embeddings.graph import Linear, Model, write_graph
 from unified_embeddings.models import EXPORT, EXPORT_FORMAT, ModelSpec
 
-_LOG = logging.getLogger(__name__)
 _FILE = "model.onnx"
+_ABANDONED = 24 * 3600
+"""Seconds after which a scratch folder is no other process's any more."""
 _COPIED = ("config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
 
@@ -67,16 +68,16 @@ def export_onnx(
         InputError: If the folder is in use or cannot be written, or the precision is unknown.
         ModelLoadError: If the model cannot be loaded, or is of a kind that cannot be exported.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in EXPORTED_IN:
+        raise InputError(f"precision must be {' or '.join(EXPORTED_IN)}, got {precision!r}")
     target = Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; name another")
     checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            made = Path(scratch) / "export"
+        with _scratch(target) as scratch:
+            made = scratch / "export"
             write_export(checkpoint, made, precision, show_progress=show_progress)
             if target.exists():
                 target.rmdir()
@@ -88,31 +89,43 @@ def export_onnx(
     return target
 
 
-def cached_export(checkpoint: Checkpoint, precision: str) -> Checkpoint:
-    """A model's export in the user's cache folder, written there if it is not there yet.
+def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
+    """Write a model's export into a folder, in place of what is there; whole or not at all.
 
-    It appears whole or not at all, so that two processes may do this at once.
+    Two processes may do this at once.
 
     Raises:
         ModelLoadError: As `export_onnx`, and if the folder cannot be written.
     """
-    name = f"onnx-{EXPORT_FORMAT}-{checkpoint.digest}-{precision}"
-    folder = platformdirs.user_cache_path("unified-embeddings") / name
-    if not (folder / EXPORT).is_file():
-        _LOG.info("Writing %s in %s to %s, once.", checkpoint.name, precision, folder)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-                made = Path(scratch) / "export"
-                write_export(checkpoint, made, precision)
-                with contextlib.suppress(OSError):  # another process was first
-                    made.replace(folder)
-        except OSError as error:
-            raise checkpoint.problem(
-                f"its export {folder} cannot be written ({error}). Make room, or set "
-                "XDG_CACHE_HOME to a folder that can be written"
-            ) from error
-    return resolve(folder, local_files_only=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(folder) as scratch:
+            made = scratch / "export"
+            write_export(checkpoint, made, precision)
+            with contextlib.suppress(OSError):  # there is none, or another process was first
+                folder.replace(scratch / "before")
+            try:
+                made.replace(folder)
+            except OSError:
+                if not (folder / EXPORT).is_file():
+                    raise
+    except OSError as error:
+        raise checkpoint.problem(
+            f"its export {folder} cannot be written ({error}). Make room, or set XDG_CACHE_HOME to "
+            "a folder that can be written"
+        ) from error
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A folder beside the target, gone afterwards; those that killed exports left go too."""
+    prefix = f".{target.name}-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as scratch:
+        yield Path(scratch)
 
 
 def write_export(
@@ -138,6 +151,10 @@ def write_export(
     folder.mkdir()
     write_graph(model, folder / _FILE, quantised=precision == "int8", show_progress=show_progress)
     _write_notes(checkpoint, folder, precision)
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _head(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Linear:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from unified_embeddings.engines.onnx import INPUTS, OUTPUTS
+from unified_embeddings.engines import INPUTS, OUTPUTS
 from unified_embeddings.engines.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.errors import MissingExtraError
 from unified_embeddings.progress import progress_bar
@@ -49,6 +49,8 @@ _FUSED = "com.microsoft"
 _IR_VERSION = 8
 _PAGE = 4096
 """Weights begin at multiples of it, so that each can be mapped from the file alone."""
+_ROWS = 8192
+"""Rows of the token table quantised at once."""
 _SMALL = 1024
 """Bytes up to which a constant stands in the graph itself."""
 
@@ -156,8 +158,13 @@ class _Writer:
         """Rows of the token table, (T, d)."""
         if not self._quantised:
             return self.node("Gather", [self.constant(f"{name}/table", table), ids], name)
-        scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), _TINY) / _LARGEST
-        rows = self.constant(f"{name}/table", np.rint(table / scales).astype(np.int8))
+        scales = np.empty((len(table), 1), dtype=np.float32)
+        values = np.empty(table.shape, dtype=np.int8)
+        for start in range(0, len(table), _ROWS):
+            part, span = table[start : start + _ROWS], slice(start, start + _ROWS)
+            scales[span] = np.maximum(np.abs(part).max(axis=1, keepdims=True), _TINY) / _LARGEST
+            values[span] = np.rint(part / scales[span])
+        rows = self.constant(f"{name}/table", values)
         row = self.node("Gather", [rows, ids], f"{name}/row")
         scale = self.node("Gather", [self.constant(f"{name}/scales", scales), ids], f"{name}/scale")
         real = self.node("Cast", [row], f"{name}/real", to=TensorProto.FLOAT)
@@ -215,6 +222,7 @@ def quantised(
 def _written(writer: _Writer, model: Model) -> Iterator[None]:
     """Write everything; yields after each layer."""
     hidden = _embeddings(writer, model)
+    model.backbone.give_back("embeddings.")
     for number in range(model.backbone.layers):
         hidden = _layer(writer, model.backbone, number, hidden)
         model.backbone.give_back(f"encoder.layer.{number}.")

@@ -5,13 +5,13 @@ What lives here: asking the operating system. What does not: which models there 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ BASELINE = 4_200_000_000
 
 _PAGE = mmap.PAGESIZE
 _PAGEMAP = Path("/proc/self/pagemap")
-_MAPS = Path("/proc/self/maps")
+_MAPS = Path("/proc/self/smaps")
+_MAPPING = re.compile(r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) \S+ \S+ \S+ \d+ *(?P<path>.*)")
+"""The first line of each entry there (Linux, Documentation/filesystems/proc)."""
 _PRESENT = np.uint64(1 << 63)
 """The bit of a page's 8 bytes that says it is in memory (Linux, Documentation/mm/pagemap)."""
 
@@ -112,41 +114,54 @@ def resident_bytes(stretches: Iterable[tuple[int, int]]) -> int | None:
     return pages * _PAGE
 
 
-def give_back(start: int, size: int) -> None:
-    """Let the system drop the whole pages of a stretch of memory that is mapped from a file.
+def mapped_spans(path: Path) -> list[tuple[int, int]]:
+    """Where this process has mapped a file without having changed it, (first, past last address).
 
-    Their content stays in the file: a later look at them reads it again. Nothing happens where the
-    system has no such call. Only for mapped files: other memory would be wiped.
-    """
-    first = -(-start // _PAGE) * _PAGE
-    length = (start + size - first) // _PAGE * _PAGE
-    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
-        )
-
-
-def trim() -> None:
-    """Give memory that was freed within the heap back to the system, where the C library can."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def give_back_file(path: Path) -> None:
-    """Let the system drop all pages of a file that this process has mapped and not changed.
-
-    For a library that maps a file, copies what it needs and keeps the rest mapped. Nothing happens
-    where the system does not say what is mapped.
+    Empty where the system does not say so.
     """
     try:
         lines = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
-        return
+        return []
+    spans: list[tuple[int, int]] = []
+    span = None
     for line in lines:
-        span, _, rest = line.partition(" ")
-        if rest.endswith(f" {path}"):
-            start, end = (int(part, 16) for part in span.split("-"))
-            give_back(start, end - start)
+        if found := _MAPPING.match(line):
+            ends = int(found["start"], 16), int(found["end"], 16)
+            span = ends if found["path"] == str(path) else None
+        elif span and line.startswith("Anonymous:") and line.split()[1] == "0":
+            spans.append(span)
+    return spans
+
+
+def give_back(start: int, size: int) -> None:
+    """Let the system drop the whole pages of a stretch within `mapped_spans` of a file.
+
+    Their content stays in the file: a later look at them reads it again. Other memory would be
+    wiped. Nothing happens where the system has no such call.
+    """
+    first = -(-start // _PAGE) * _PAGE
+    length = (start + size - first) // _PAGE * _PAGE
+    libc = _libc()
+    if length > 0 and libc and hasattr(mmap, "MADV_DONTNEED"):
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def give_back_file(path: Path) -> None:
+    """`give_back` all of a file, for a library that maps it and copies what it needs."""
+    for start, end in mapped_spans(path):
+        give_back(start, end - start)
+
+
+def trim() -> None:
+    """Give memory that was freed within the heap back to the system, where the C library can."""
+    if (libc := _libc()) and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform != "win32" else None
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

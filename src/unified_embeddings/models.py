@@ -187,6 +187,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 EXPORT = "export.json"
 """What an exported model's folder says of itself; see `export`."""
+EXPORT_FORMAT = 2
+"""Of these notes and of the graph: raised with every change that makes older ones stale."""
 MINI_M3 = "mini-m3"
 CLIP = "openai/clip-vit-base-patch32"
 """The image model taken where none is named."""
@@ -352,7 +354,3 @@ def _read_toml(path: Path) -> ModelSpec:
             if beside.exists():  # as the file means it, wherever the program runs
                 fields[name] = str(beside.resolve())
     return ModelSpec.from_dict(fields, where=str(path))
-
-
-EXPORT_FORMAT = 2
-"""Of these notes, and of the graph's inputs and outputs."""

@@ -156,7 +156,8 @@ class UnifiedEmbeddingConfig:
         _MAX_LENGTH (tokens), _BATCH_TOKENS, _REVISION, _LOCAL_FILES_ONLY, _TRUST_REMOTE_CODE,
         _ALLOW_URLS (each 1/0, true/false, yes/no), _CACHE_BYTES (0 keeps nothing), _CACHE_PATH (a
         file for the disk tier). _IMAGE_MODEL=none leaves images out. QUANTIZATION=fp32, fp16 or
-        int8 is the precision where _PRECISION is not set.
+        int8 is the precision where _PRECISION is not set. int8 is for texts: images then take
+        what the hardware suggests.
 
         Args:
             environ: Read this instead of `os.environ`.

@@ -37,6 +37,17 @@ ACTIVATIONS = {
 """What `hidden_act` may be in `config.json` → the activation's name here."""
 
 
+INPUTS = ("input_ids", "attention_mask")
+OUTPUTS: dict[HeadName, str] = {
+    "dense": "pooled",
+    "sparse": "token_weights",
+    "colbert": "token_vectors",
+}
+"""An exported graph's inputs, and head → the output that it is made of."""
+EXPORTED_IN = ("fp32", "int8")
+"""The precisions there are of it."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """What a model will run on, decided before it is loaded.
@@ -146,7 +157,7 @@ def unpackable(checkpoint: Checkpoint) -> str | None:
     if checkpoint.spec.adapters or checkpoint.spec.remote_code:
         return "it runs neither adapters nor remote code"
     config = checkpoint.config
-    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+    if str(config.get("hidden_act", "gelu")) not in ACTIVATIONS:
         return f"it knows no activation {config['hidden_act']!r}, only {', '.join(ACTIVATIONS)}"
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         return "config.json asks for relative positions or a decoder"

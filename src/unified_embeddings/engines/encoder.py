@@ -31,7 +31,8 @@ _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _VARLEN_CAPABILITY = (8, 0)
-"""The oldest GPUs that flash attention runs on: Ampere."""
+_VARLEN_HEAD = 256
+"""The oldest GPUs that flash attention runs on, Ampere, and its widest head."""
 
 _ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[str, str]]] = {
     "gelu": (gelu, ("gelu", "none")),
@@ -63,7 +64,7 @@ class Encoder:
         for number in range(backbone.layers):
             self._layers.append(_Layer(backbone, f"encoder.layer.{number}.", dtype, device))
             backbone.give_back(f"encoder.layer.{number}.")
-        self._attention = _attention_for(dtype, device)
+        self._attention = _attention_for(dtype, device, backbone.width // backbone.heads)
 
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
@@ -81,9 +82,10 @@ class Encoder:
         words, places = embedding(ids, self._words), embedding(positions, self._places)
         hidden = self._norm(words.float() + places.float() + self._kinds[0].float())
         hidden = hidden.to(self._dtype)
+        attend = self._attention(lengths)
         for layer in self._layers:
             query, key, value = layer.inputs(hidden).view(len(ids), 3, self._heads, -1).unbind(1)
-            context = self._attention(query, key, value, lengths).flatten(1)
+            context = attend(query, key, value).flatten(1)
             hidden = layer.attention_norm(layer.context(context, plus=hidden))
             hidden = layer.norm(layer.narrow(layer.wide(hidden), plus=hidden))
         return hidden
@@ -153,7 +155,7 @@ class Product:
     Args:
         weight: (rows, columns).
         bias: (rows,).
-        activation: A key of `engines.ACTIVATIONS`'s values, or None.
+        activation: A value of `engines.ACTIVATIONS`, or None.
     """
 
     def __init__(
@@ -204,35 +206,46 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _attention_for(dtype: torch.dtype, device: torch.device) -> Attention:
-    """Flash attention over texts of any lengths where there is such, else length by length."""
-    if device.type != "cuda" or dtype not in _VARLEN_DTYPES:
-        return attention_by_length
-    if torch.cuda.get_device_capability(device) < _VARLEN_CAPABILITY:
-        return attention_by_length
+def _attention_for(
+    dtype: torch.dtype, device: torch.device, head_dim: int
+) -> Callable[[Sequence[int]], Attention]:
+    """From the lengths of a batch's texts to attention among them: flash where there is such."""
+
+    def by_length(lengths: Sequence[int]) -> Attention:
+        return functools.partial(attention_by_length, lengths=lengths)
+
+    if (
+        device.type != "cuda"
+        or dtype not in _VARLEN_DTYPES
+        or head_dim % 8
+        or head_dim > _VARLEN_HEAD
+        or torch.version.hip is not None
+        or torch.cuda.get_device_capability(device) < _VARLEN_CAPABILITY
+        or not torch.backends.cuda.is_flash_attention_available()
+    ):
+        return by_length
     try:  # only here: it takes two seconds to import
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
-        return attention_by_length
-    return functools.partial(attention_varlen, varlen_attn)
+        return by_length
+    return functools.partial(attention_varlen, varlen_attn, device)
 
 
 def attention_varlen(
-    kernel: Callable[..., Any],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: Sequence[int],
-) -> torch.Tensor:
+    kernel: Callable[..., Any], device: torch.device, lengths: Sequence[int]
+) -> Attention:
     """As `attention_by_length`, all texts in one call of a kernel like PyTorch's `varlen_attn`."""
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    ends = ends.to(query.device, non_blocking=True)
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
     longest = max(lengths)
-    out: torch.Tensor = kernel(query, key, value, ends, ends, longest, longest)
-    return out
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = kernel(query, key, value, ends, ends, longest, longest)
+        return out
+
+    return attend
 
 
 def attention_by_length(

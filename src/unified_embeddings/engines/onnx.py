@@ -7,17 +7,27 @@ in a second.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from unified_embeddings.checkpoints import Checkpoint
-from unified_embeddings.engines import RawHeads, Runtime
-from unified_embeddings.errors import InputError, MissingExtraError
-from unified_embeddings.hardware import cpu
+from unified_embeddings.checkpoints import Checkpoint, resolve
+from unified_embeddings.engines import (
+    EXPORTED_IN,
+    INPUTS,
+    OUTPUTS,
+    RawHeads,
+    Runtime,
+    unpackable,
+)
+from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
+from unified_embeddings.hardware import cpu, threads_that_sleep
 from unified_embeddings.memory import give_back_file
+from unified_embeddings.models import EXPORT
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
@@ -27,14 +37,7 @@ except ImportError as error:
         "ONNX Runtime, which the engine 'onnx' runs on,", extra="onnx"
     ) from error
 
-PRECISIONS = ("fp32", "int8")
-INPUTS = ("input_ids", "attention_mask")
-OUTPUTS: dict[HeadName, str] = {
-    "dense": "pooled",
-    "sparse": "token_weights",
-    "colbert": "token_vectors",
-}
-"""Head → the output of the exported graph that it is made of."""
+_LOG = logging.getLogger(__name__)
 
 
 class OnnxEngine:
@@ -54,6 +57,7 @@ class OnnxEngine:
         options.log_severity_level = 3
         # Spinning threads burn the cores of whatever else runs between two queries.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = {OUTPUTS[head] for head in checkpoint.spec.heads}
         if not checkpoint.is_exported:
             checkpoint = _exported(checkpoint, runtime.precision)
         path = checkpoint.require(checkpoint.exported["file"])
@@ -65,7 +69,6 @@ class OnnxEngine:
             raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
         # It keeps its own arrangement of the products' weights; their pages only count twice.
         give_back_file(path.with_name(f"{path.name}.data").resolve())
-        wanted = {OUTPUTS[head] for head in checkpoint.spec.heads}
         found = {one.name for one in self._session.get_outputs()}
         inputs = {one.name for one in self._session.get_inputs()}
         if not wanted <= found or inputs != {*INPUTS}:
@@ -86,16 +89,21 @@ class OnnxEngine:
             ModelLoadError: If the model's files cannot be read.
         """
         if device not in ("auto", "cpu"):
-            raise InputError(f"the engine 'onnx' runs on the CPU, not on {device!r}; leave it out")
-        if precision not in ("auto", *PRECISIONS):
             raise InputError(
-                f"the engine 'onnx' runs {' and '.join(PRECISIONS)}, not {precision!r}; take one "
+                f"int8 and the engine 'onnx' run on the CPU, not on {device!r}; leave the device "
+                "out, or take another precision"
+            )
+        if precision not in ("auto", *EXPORTED_IN):
+            raise InputError(
+                f"the engine 'onnx' runs {' and '.join(EXPORTED_IN)}, not {precision!r}; take one "
                 "of these, or the engine 'torch'"
             )
         found = checkpoint()
         if found.is_exported:
             made, reason = str(found.exported["precision"]), "the file was exported in it"
         else:
+            if problem := unpackable(found):
+                raise found.problem(f"the engine 'onnx' cannot run it: {problem}")
             made = "fp32" if precision == "auto" else precision
             reason = "as asked" if precision == made else "the precision of the weights"
         if precision not in ("auto", made):
@@ -108,7 +116,7 @@ class OnnxEngine:
                 f"{cpu().name} has none of the instructions that int8 runs on (AVX2 or newer, or "
                 "ARM's asimd); take fp32"
             )
-        if made == "int8" and not cpu().has_int8_products:
+        if made == "int8" and cpu().flags and not cpu().has_int8_products:
             reason += "; a quarter of the memory, but documents take longer than in fp32, since "
             reason += "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
         return Runtime("onnx", "cpu", made, reason)
@@ -125,8 +133,8 @@ class OnnxEngine:
     ) -> RawHeads:
         """A forward pass for each length in the batch; see `engines.Engine.run`.
 
-        Without padding, a text's vectors are the same to the last bit in any company: in int8 a
-        difference of 1e-7, as padding makes, would grow to 1e-3 where it tips a rounding.
+        Without padding a text's vectors are the same in any company: in int8 a difference of 1e-7,
+        as padding makes, would grow to 5e-3 where it tips a rounding.
         """
         parts = [self._run(list(texts), heads) for _, texts in itertools.groupby(batch, key=len)]
         return RawHeads(
@@ -147,10 +155,16 @@ class OnnxEngine:
 
 
 def _exported(checkpoint: Checkpoint, precision: str) -> Checkpoint:
-    """The model's export in the user's cache folder, made there if it is the first time."""
-    from unified_embeddings.export import cached_export  # needs torch, which running it does not
-
-    return cached_export(checkpoint, precision)
+    """The model's export in the user's cache folder; written if it is not there, or damaged."""
+    folder = checkpoint.export_folder(precision)
+    if (folder / EXPORT).is_file():
+        with contextlib.suppress(ModelLoadError):  # then it is damaged
+            return resolve(folder, local_files_only=True)
+    _LOG.warning("Writing %s in %s into %s, once.", checkpoint.name, precision, folder)
+    with threads_that_sleep():  # what reads weights needs torch, which running them does not
+        from unified_embeddings.export import replace_export
+    replace_export(checkpoint, folder, precision)
+    return resolve(folder, local_files_only=True)
 
 
 def _rows(parts: list[dict[HeadName, FloatArray]], head: HeadName) -> list[FloatArray]:

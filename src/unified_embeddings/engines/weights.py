@@ -19,7 +19,7 @@ import torch
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import ACTIVATIONS, unpackable
-from unified_embeddings.memory import give_back
+from unified_embeddings.memory import give_back, mapped_spans
 
 TABLE = "embeddings.word_embeddings.weight"
 """The token table, 45% of BGE-M3."""
@@ -112,7 +112,7 @@ def read_backbone(checkpoint: Checkpoint) -> Backbone:
 
 def _epsilon(checkpoint: Checkpoint) -> float:
     value = checkpoint.config.get("layer_norm_eps", 1e-12)  # as BERT's configuration has it
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or value is True or not 0 < value < math.inf:
         raise checkpoint.problem(
             f"config.json has layer_norm_eps = {value!r}, where a number above 0 is needed"
         )
@@ -162,16 +162,13 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor, bool]]
             raise checkpoint.problem(
                 f"{path.name} is truncated or no weight file ({error}); fetch it again"
             ) from error
+        spans = mapped_spans(path.resolve())
         for name, tensor in state.items():
             for owner in _OWNERS:
                 name = name.removeprefix(owner)
             if name.endswith(("LayerNorm.gamma", "LayerNorm.beta")):  # BERT's first checkpoints
                 name = name.replace("gamma", "weight").replace("beta", "bias")
-            yield name, tensor, _is_mapped(path)
-
-
-def _is_mapped(path: Path) -> bool:
-    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+            yield name, tensor, any(start <= tensor.data_ptr() < end for start, end in spans)
 
 
 _UNREADABLE = (
@@ -188,7 +185,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one file, mapped from it where its form allows."""
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mapped(path))
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, dict):
         raise ValueError(f"expected a dict of tensors, got {type(content).__name__}")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
