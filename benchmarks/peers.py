@@ -90,7 +90,6 @@ def _ours(engine: str, precision: str, *, standard: bool = True) -> Peer:
         load=load,
         documents=lambda model, texts: model.encode_documents(texts),
         query=lambda model, text: model.encode_query(text),
-        tokenise=lambda model: model.tokenise("a"),
         make=export if engine == "onnx" else None,
         process=f"ours-{engine}-{precision}",
         standard=standard,
