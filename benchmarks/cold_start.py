@@ -19,7 +19,7 @@ from report import bound, figure, number, ranged, reasons, spread, table
 from workers import UnavailableError
 
 TITLE = "Cold start"
-STAGES = ("interpreter", "imports", "tokenizer", "weights", "first query")
+STAGES = ("interpreter", "imports", "tokenizer and weights", "first query")
 _TOKENS = 16
 _LIMIT = 1.5
 _SCRIPT = Path(__file__).with_name("first_vector.py")
@@ -60,9 +60,8 @@ def tables(results: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n\n".join(filter(None, (
         f"Seconds, medians of {results['starts']} new processes; the page cache is warm. Imports "
-        "are all of them, whenever they happen; the tokenizer's time is told apart where an engine "
-        "loads it on its own, and is the weights' otherwise. First query: what a later one takes; "
-        "a first one's time beyond that is the weights'.",
+        "are all of them, whenever they happen. First query: what a later one takes; a first one's "
+        "time beyond that is the weights'.",
         drawn,
         reasons(rows),
     )))  # fmt: skip

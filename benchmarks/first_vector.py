@@ -49,11 +49,6 @@ def _stages(name: str, folder: Path, started: float, queries: list[str]) -> dict
 
     peer = peers.PEERS[name]
     model = peer.load(folder)
-    tokenizer = 0.0
-    if peer.tokenise:
-        began, imported = time.monotonic(), clock.seconds
-        peer.tokenise(model)
-        tokenizer = time.monotonic() - began - (clock.seconds - imported)
     peer.query(model, queries[0])
     total, imports = time.monotonic() - started, clock.seconds
     later = []
@@ -64,11 +59,10 @@ def _stages(name: str, folder: Path, started: float, queries: list[str]) -> dict
     known = {
         "interpreter": _FIRST_LINE - started,
         "imports": imports,
-        "tokenizer": tokenizer,
         "first query": statistics.median(later),
     }
     # What a first query takes beyond a later one is loading: some load with their first text.
-    return known | {"weights": max(0.0, total - sum(known.values()))}
+    return known | {"tokenizer and weights": max(0.0, total - sum(known.values()))}
 
 
 if __name__ == "__main__":

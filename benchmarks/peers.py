@@ -30,7 +30,6 @@ class Peer:
         load: Checkpoint or prepared folder → model.
         documents: Embed many texts.
         query: Embed one.
-        tokenise: Load the tokenizer and no weights, where that can be done on its own.
         make: Writes the files it needs; None if it reads the checkpoint itself.
         made_from: The peer whose files they are made from; "" for the checkpoint.
         process: Peers of one process share a loaded model.
@@ -46,7 +45,6 @@ class Peer:
     load: Callable[[Path], Any]
     documents: Callable[[Any, list[str]], object]
     query: Callable[[Any, str], object]
-    tokenise: Callable[[Any], object] | None = None
     make: Callable[[Path, Path], object] | None = None
     made_from: str = ""
     process: str = ""

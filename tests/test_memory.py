@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -77,3 +78,36 @@ def test_the_process_takes_more_than_an_array_it_holds() -> None:
     held = np.ones(50_000_000, dtype=np.uint8)
     assert memory.process_bytes() - before > 40_000_000
     assert held.sum() == 50_000_000
+
+
+@linux
+class TestMappedFiles:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "with a space" / "weights"
+        path.parent.mkdir()
+        path.write_bytes(bytes(range(256)) * 1024)
+        return path
+
+    @pytest.mark.parametrize("mode", ["r", "c"])
+    def test_what_is_given_back_is_read_again(self, file: Path, mode: Literal["r", "c"]) -> None:
+        mapped = np.memmap(file, dtype=np.uint8, mode=mode)
+        before = mapped.copy()
+        ((start, end),) = memory.mapped_spans(file)
+        assert start == mapped.ctypes.data
+        assert end - start == file.stat().st_size
+        assert memory.resident_bytes([(start, end - start)]) == end - start
+        memory.give_back_file(file)
+        assert memory.resident_bytes([(start, end - start)]) < end - start
+        np.testing.assert_array_equal(mapped, before)
+
+    def test_what_was_changed_is_kept(self, file: Path) -> None:
+        mapped = np.memmap(file, dtype=np.uint8, mode="c")  # changes stay in memory
+        mapped[5000] = 7
+        assert memory.mapped_spans(file) == []
+        memory.give_back_file(file)
+        assert mapped[5000] == 7
+
+    def test_a_file_that_is_not_mapped(self, file: Path) -> None:
+        assert memory.mapped_spans(file) == []
+        memory.give_back_file(file)

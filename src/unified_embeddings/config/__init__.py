@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 from unified_embeddings.cache import EmbeddingCache
 from unified_embeddings.embedder import TextEmbedder, check_limits
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.hardware import threads_that_sleep
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for, spec_for
 from unified_embeddings.paired import make_embedder
 
@@ -343,7 +344,8 @@ class UnifiedEmbeddingConfig:
         return ClipTextEmbedder(self.clip)
 
     def _make_clip(self) -> ClipEmbedder:
-        from unified_embeddings.images import ClipEmbedder
+        with threads_that_sleep():
+            from unified_embeddings.images import ClipEmbedder
 
         options = self.__dict__["_options"]
         limits = {name: options[name] for name in ("allow_urls", "max_pixels")}
