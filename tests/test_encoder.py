@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel
 
@@ -97,7 +97,6 @@ def each_alone(
     return torch.cat(parts)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -> None:
     packed = torch.randn(

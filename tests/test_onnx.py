@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from qdrant_client import QdrantClient
@@ -208,7 +208,6 @@ class TestInt8:
         assert restored[1, 3] == 127
         assert (restored[1, :3] == 0).all()  # 0.5 of 127 rounds to 0
 
-    @settings(deadline=None)
     @given(hnp.arrays(np.float32, (3, 50), elements=st.floats(-1e3, 1e3, width=32)))
     def test_no_weight_is_off_by_more_than_half_a_step(self, weight: Any) -> None:
         values, scales = quantised(weight, 32)
