@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,onnx,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,onnx,plot,dev]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -23,5 +23,5 @@ check: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,plot]'
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -104,7 +104,7 @@ def _run(name: str, bench: Bench, about: dict[str, Any], out: Path) -> None:
         title = f"{part.TITLE}: {report.title_of(about)}"
         part.plot(found[name]["results"], out / f"{name}.png", title)
     else:
-        print("no plot: matplotlib is not installed; pip install 'unified-embeddings[bench]'")
+        print("no plot: matplotlib is not installed; pip install 'unified-embeddings[plot]'")
     tables = {key: PARTS[key].tables(one["results"]) for key, one in found.items()}
     (out / "README.md").write_text(report.page(found, tables), "utf-8")
     print(f"\n{tables[name]}\n")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from unified_embeddings.mini_m3 import mini_m3_folder
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
@@ -23,7 +25,7 @@ def run(block: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 def test_the_first_example_finds_the_fox_at_the_top_of_both_lists(
@@ -95,8 +97,21 @@ def test_the_embedder_example_gives_what_its_comments_say(
     assert second == str(("b", 1 / 62 + 1 / 61))
 
 
+def test_the_int8_example_gives_what_its_comment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cache(name: str) -> Path:
+        return tmp_path / name
+
+    folder = mini_m3_folder()
+    monkeypatch.setattr("unified_embeddings.checkpoints.mini_m3_folder", lambda: folder)
+    monkeypatch.setattr("platformdirs.user_cache_path", cache)
+    shown = BLOCKS[5] + "\nprint(small.runtime.precision, small.encode_query('foxes').dense.shape)"
+    assert run(shown, capsys) == "int8 (1, 384)\n"
+
+
 def test_the_error_example_names_the_item(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(BLOCKS[5], capsys).strip() == "1 item 1: expected a str, got NoneType"
+    assert run(BLOCKS[6], capsys).strip() == "1 item 1: expected a str, got NoneType"
 
 
 def test_the_commands_named_exist() -> None:

@@ -29,7 +29,7 @@ from unified_embeddings.checkpoints import (
 )
 from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
 from unified_embeddings.engines.weights import load_head, read_backbone
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.graph import Linear, Model, write_graph
 from unified_embeddings.models import EXPORT, EXPORT_FORMAT, ModelSpec
 
@@ -102,18 +102,24 @@ def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None
         with _scratch(folder) as scratch:
             made = scratch / "export"
             write_export(checkpoint, made, precision)
-            with contextlib.suppress(OSError):  # there is none, or another process was first
-                folder.replace(scratch / "before")
             try:
                 made.replace(folder)
-            except OSError:
-                if not (folder / EXPORT).is_file():
-                    raise
+            except OSError:  # another process was first, or what is there is damaged
+                if not _is_whole(folder):
+                    folder.replace(scratch / "damaged")
+                    made.replace(folder)
     except OSError as error:
         raise checkpoint.problem(
             f"its export {folder} cannot be written ({error}). Make room, or set XDG_CACHE_HOME to "
             "a folder that can be written"
         ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return resolve(folder, local_files_only=True).is_exported
+    except ModelLoadError:
+        return False
 
 
 @contextlib.contextmanager

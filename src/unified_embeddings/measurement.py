@@ -11,6 +11,7 @@ numbers to be quoted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -315,7 +316,8 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # the parent tells the user, and goes on with the next model
         outcome = {"problem": f"unexpected {type(error).__name__}: {error}"}
-    (folder / _OUTCOME).write_text(json.dumps(outcome), "utf-8")
+    with contextlib.suppress(FileNotFoundError):  # Ctrl-C: whoever asked has tidied up and gone
+        (folder / _OUTCOME).write_text(json.dumps(outcome), "utf-8")
 
 
 def _end_with_parent() -> None:

@@ -61,7 +61,7 @@ def require_folder(folder: Path) -> None:
     try:
         import matplotlib  # noqa: F401 — only whether it is there
     except ImportError as error:
-        raise MissingExtraError("matplotlib, which draws the plot,", extra="bench") from error
+        raise MissingExtraError("matplotlib, which draws the plot,", extra="plot") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
