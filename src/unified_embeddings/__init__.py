@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+    from unified_embeddings.stores.edge import EdgeQdrantClient
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
 _HOMES = {
@@ -62,6 +63,7 @@ _HOMES = {
     "retrievers.fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
+    "stores.edge": ("EdgeQdrantClient",),
     "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -71,6 +73,7 @@ __all__ = [
     "CacheStats",
     "ClipEmbedder",
     "ClipStats",
+    "EdgeQdrantClient",
     "EmbedderStats",
     "EmbeddingCache",
     "Embeddings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,10 +45,14 @@ def demo(
     questions = [shared.require_text(text) for text in query or _QUESTIONS]
     config = UnifiedEmbeddingConfig.from_env(model_choice=model)
     config.configure_settings()
-    store = _index_reference(config)
-    for question in questions:
-        _ask(question, config, store, top_k)
-    _through_query_engine(questions[0], config, store, top_k)
+    with tempfile.TemporaryDirectory(
+        prefix="unified-embeddings-", ignore_cleanup_errors=True
+    ) as folder:
+        store = _index_reference(config, folder)
+        for question in questions:
+            _ask(question, config, store, top_k)
+        _through_query_engine(questions[0], config, store, top_k)
+        store.client.close()
     stats = config.embedder.stats()
     shared.out.print(
         f"[dim]{stats.texts} texts asked for, {stats.tokenised} tokenised, {stats.forwards} "
@@ -56,12 +61,11 @@ def demo(
     )
 
 
-def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
+def _index_reference(config: UnifiedEmbeddingConfig, folder: str) -> QdrantVectorStore:
     from pydoc_data.topics import topics
 
     from llama_index.core import Document, VectorStoreIndex
     from llama_index.core.node_parser import SentenceSplitter
-    from qdrant_client import QdrantClient
 
     from unified_embeddings.progress import progress_bar
 
@@ -81,7 +85,7 @@ def _index_reference(config: UnifiedEmbeddingConfig) -> QdrantVectorStore:
         for topic, text in sorted(topics.items())
     ]
     nodes = splitter.get_nodes_from_documents(documents)
-    store = config.vector_store("python-reference", client=QdrantClient(":memory:"))
+    store = config.vector_store("python-reference", path=folder)
     index = VectorStoreIndex.from_vector_store(store)
     shared.out.print(
         f"Indexing {len(documents)} topics of the Python reference, {len(nodes)} passages; about a "

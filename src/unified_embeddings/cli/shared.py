@@ -15,7 +15,8 @@ from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
-    from qdrant_client import QdrantClient
+
+    from unified_embeddings.stores.local import Client
 
 out = Console()
 
@@ -75,7 +76,7 @@ def open_store(
     return store
 
 
-def _require_collection(collection: str, path: Path, url: str | None) -> QdrantClient:
+def _require_collection(collection: str, path: Path, url: str | None) -> Client:
     from qdrant_client import QdrantClient
 
     from unified_embeddings.stores.collections import store_errors

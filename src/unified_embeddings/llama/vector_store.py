@@ -20,12 +20,7 @@ from unified_embeddings.stores.collections import (
     ensure_collection,
     store_errors,
 )
-from unified_embeddings.stores.local import (
-    AsyncLocalClient,
-    is_local,
-    make_thread_safe,
-    open_folder,
-)
+from unified_embeddings.stores.local import Client, async_view, make_thread_safe, open_folder
 from unified_embeddings.types import Role
 
 SparseLists = tuple[list[list[int]], list[list[float]]]
@@ -37,7 +32,7 @@ def build_vector_store(
     *,
     url: str | None = None,
     path: str | os.PathLike[str] | None = None,
-    client: QdrantClient | None = None,
+    client: Client | None = None,
     aclient: AsyncQdrantClient | None = None,
     api_key: str | None = None,
     **collection_options: Any,
@@ -48,11 +43,16 @@ def build_vector_store(
         embedder: Whose dense and sparse vectors it holds.
         collection: The collection's name.
         url: A server's address.
-        path: A folder to run Qdrant over in this process; shared within it, closed to others.
-        client: A client of your own; a local one is made thread-safe. Exactly one of the three.
-        aclient: The async client beside `client`; made here for `url`, and for local ones.
+        path: A folder to run Qdrant's core over, in this process (see `EdgeQdrantClient`); shared
+            within it, closed to others.
+        client: A client of your own, a QdrantClient or an EdgeQdrantClient; one in local mode is
+            made thread-safe. Exactly one of the three.
+        aclient: The async client beside `client`; made here for `url` and where Qdrant runs in this
+            process.
         api_key: For `url`.
-        **collection_options: Passed to Qdrant's `create_collection`.
+        **collection_options: Passed to Qdrant's `create_collection`: hnsw_config,
+            quantization_config, ...; for a server or a cluster also shard_number,
+            replication_factor and write_consistency_factor.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, or the name is blank.
@@ -83,8 +83,7 @@ def build_vector_store(
             aclient = aclient or AsyncQdrantClient(url=url, **options)
     assert client is not None
     make_thread_safe(client)
-    if aclient is None and is_local(client):
-        aclient = AsyncLocalClient(client)  # type: ignore[assignment]
+    aclient = aclient or async_view(client)
     ensure_collection(client, collection, embedder, **collection_options)
     hybrid: dict[str, Any] = {}
     if "sparse" in embedder.heads:
@@ -99,7 +98,7 @@ def build_vector_store(
             embedder,
             partial(ensure_collection, client, collection, embedder, **collection_options),
             collection_name=collection,
-            client=client,
+            client=client,  # an EdgeQdrantClient has the methods that the stock store calls
             aclient=aclient,
             dense_vector_name=DENSE_VECTOR,
             **hybrid,

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 from grpc import RpcError
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.embedder import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
-from unified_embeddings.stores.local import is_local
+from unified_embeddings.stores.local import Client, is_local_mode
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
@@ -29,7 +28,6 @@ _FAILURES = (
     QdrantException,
     RpcError,
     OSError,
-    sqlite3.Error,  # local mode's files: a full disk, a folder made read-only
     ValueError,
     RuntimeError,
 )
@@ -40,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 def store_errors(collection: str, operation: str) -> Iterator[None]:
     """Turn whatever the client raises into a StoreError that says where.
 
-    ValueError and RuntimeError are what local mode raises, the others come with a server.
+    ValueError and RuntimeError are what a store in this process raises, the others a server's.
     """
     try:
         yield
@@ -51,9 +49,7 @@ def store_errors(collection: str, operation: str) -> Iterator[None]:
         raise StoreError(collection, operation, reason) from error
 
 
-def ensure_collection(
-    client: QdrantClient, name: str, embedder: TextEmbedder, **options: Any
-) -> None:
+def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **options: Any) -> None:
     """Create the collection for this embedder's vectors, or check the one that is there.
 
     Args:
@@ -151,9 +147,7 @@ def _check_dense(
         )
 
 
-def _create(
-    client: QdrantClient, name: str, embedder: TextEmbedder, options: dict[str, Any]
-) -> None:
+def _create(client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]) -> None:
     try:
         client.create_collection(
             name,
@@ -180,5 +174,5 @@ def _create(
         if "already exists" not in str(error):
             raise
         return  # another process was first; the caller checks what it made
-    if not is_local(client):  # local mode has no payload indexes and says so at every call
+    if not is_local_mode(client):  # local mode has no payload indexes and says so at every call
         client.create_payload_index(name, "doc_id", models.PayloadSchemaType.KEYWORD)

@@ -1,26 +1,28 @@
-"""qdrant-client's in-process mode, made safe to share between threads and coroutines.
+"""A store in this process: opened once a folder, and safe to share between threads.
 
-That mode is not thread-safe (qdrant-client issue 1193), lets a folder be opened once, and its async
-client neither shares data with the sync one nor yields to the event loop. Here: one lock around
-each client, one client per folder and process, and an async view of it.
+What lives here: which client a folder gets, and qdrant-client's own local mode, which users bring
+as `client=QdrantClient(":memory:")`. That mode is not thread-safe (qdrant-client issue 1193) and
+its async client neither shares data with the sync one nor yields to the event loop. Here: one lock
+around each such client, and an async view of it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sqlite3
 import threading
 import weakref
 from pathlib import Path
 from typing import Any
 
-from qdrant_client import QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from unified_embeddings.errors import StoreError
+from unified_embeddings.stores.asynchronous import AsyncView
+from unified_embeddings.stores.edge import EdgeQdrantClient
 
-_open_clients: weakref.WeakValueDictionary[Path, QdrantClient] = weakref.WeakValueDictionary()
+Client = QdrantClient | EdgeQdrantClient
+
+_open_clients: weakref.WeakValueDictionary[Path, EdgeQdrantClient] = weakref.WeakValueDictionary()
 _open_lock = threading.Lock()
 
 
@@ -43,62 +45,36 @@ class _Locked:
         return call
 
 
-class AsyncLocalClient:
-    """AsyncQdrantClient's methods over a sync client, each in a worker thread."""
-
-    def __init__(self, client: QdrantClient) -> None:
-        self._sync = client
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._sync, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await asyncio.to_thread(method, *args, **kwargs)
-
-        return call
+def is_local_mode(client: Any) -> bool:
+    """Whether this client is qdrant-client's local mode."""
+    return isinstance(getattr(client, "_client", None), QdrantLocal | _Locked)
 
 
-def is_local(client: Any) -> bool:
-    """Whether this client runs Qdrant in this process."""
-    inner = getattr(client, "_client", None)
-    return isinstance(inner, QdrantLocal | _Locked)
-
-
-def is_closed(client: QdrantClient) -> bool:
-    """Whether a local client has been closed."""
-    return bool(getattr(client._client, "closed", False))
-
-
-def make_thread_safe(client: QdrantClient) -> QdrantClient:
-    """Put a lock around a local client, in place; a client of a server is left as it is."""
-    if isinstance(client._client, QdrantLocal):
+def make_thread_safe(client: Client) -> Client:
+    """Put a lock around a client in local mode, in place; any other is left as it is."""
+    if isinstance(client, QdrantClient) and isinstance(client._client, QdrantLocal):
         client._client = _Locked(client._client)  # type: ignore[assignment]
     return client
 
 
-def open_folder(path: str | os.PathLike[str]) -> QdrantClient:
+def async_view(client: Client) -> AsyncQdrantClient | None:
+    """The async side of a client that runs in this process; None for a server's."""
+    if isinstance(client, EdgeQdrantClient):
+        return client.aclient  # type: ignore[return-value]
+    return AsyncView(client) if is_local_mode(client) else None  # type: ignore[return-value]
+
+
+def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
     """The client of a folder, made with the first call and shared by all later ones.
 
     Raises:
-        StoreError: If another process has the folder open, or it cannot be written.
+        StoreError: If another process has the folder open, it cannot be written, or was made by
+            newer or other software.
     """
     folder = Path(path).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(str(folder), "opening", "it is a file; give a folder for the store")
     with _open_lock:
         client = _open_clients.get(folder)
-        if client is None or is_closed(client):
-            try:
-                client = QdrantClient(path=str(folder), force_disable_check_same_thread=True)
-            except (RuntimeError, OSError, ValueError, KeyError, sqlite3.Error) as error:
-                problem = str(error).rstrip(".")
-                if "already accessed" in problem:
-                    problem += (
-                        ". A folder serves one process at a time; close the other one, or run a "
-                        "Qdrant server and use url="
-                    )
-                raise StoreError(str(folder), "opening", problem) from error
-            # Closed while the interpreter is whole: QdrantClient.__del__ fails at its exit.
-            weakref.finalize(client, client._client.close)
-            _open_clients[folder] = make_thread_safe(client)
+        if client is None or client.closed or client.forked:
+            client = EdgeQdrantClient(folder)
+            _open_clients[folder] = client
         return client

@@ -1,0 +1,246 @@
+"""The folder of an embedded store: who has it open, which collections are in it, under which names.
+
+    store/
+      .lock          held by the one process that has the store open
+      catalog.json   every collection, its settings and folder, and every alias
+      shards/<id>/   the points of one collection, which `shard` reads and writes
+
+The catalogue is replaced in one step, so a change to it happened or did not: making, swapping and
+deleting a collection and switching aliases are all that one step. A folder under `shards/` that it
+does not name is the rest of something that was stopped, and is removed when the store is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import portalocker
+from pydantic import TypeAdapter, ValidationError
+from qdrant_client import models
+
+from unified_embeddings.errors import StoreError
+
+_FORMAT = 1
+_CATALOG = "catalog.json"
+_SHARDS = "shards"
+_SHARD_NAME = re.compile(r"[0-9a-f]{32}")
+_CORE = "qdrant-edge-py"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a collection was made with.
+
+    Attributes:
+        vectors: Name → dense or multi-vector; the unnamed one is "".
+        sparse_vectors: Name → sparse vector.
+        hnsw_config: Of every dense vector that has none of its own.
+        quantization_config: The same.
+        optimizers_config: When `optimize` merges and indexes.
+        on_disk_payload: Whether payloads are read from disk.
+        metadata: The collection's own, JSON.
+    """
+
+    vectors: Mapping[str, models.VectorParams] = field(default_factory=dict)
+    sparse_vectors: Mapping[str, models.SparseVectorParams] = field(default_factory=dict)
+    hnsw_config: models.HnswConfigDiff | None = None
+    quantization_config: models.QuantizationConfig | None = None
+    optimizers_config: models.OptimizersConfigDiff | None = None
+    on_disk_payload: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One collection: its settings, and the folder under `shards/` that holds its points."""
+
+    shard: str
+    settings: Settings
+
+
+_SETTINGS: TypeAdapter[Settings] = TypeAdapter(Settings)
+
+
+class Catalog:
+    """The collections and aliases of one folder, which this process has to itself.
+
+    Args:
+        folder: The store's; made if it is not there.
+
+    Raises:
+        StoreError: If another process or client has it open, it cannot be written, was made by
+            newer software or by qdrant-client's local mode, or its catalogue is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.collections: dict[str, Entry] = {}
+        self.aliases: dict[str, str] = {}
+        if folder.exists() and not folder.is_dir():
+            raise self._error("it is a file; give a folder for the store")
+        if _is_local_mode(folder):
+            raise self._error(
+                "it was made by qdrant-client's local mode. Copy it into a new folder with: "
+                f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
+            )
+        try:
+            (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+        except OSError as error:
+            raise self._error(f"it cannot be written: {error.strerror or error}") from error
+        try:
+            self._read()
+            self._clean()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process open the folder."""
+        self._lock.close()
+
+    def shard_path(self, shard: str) -> Path:
+        """The folder of one collection's points."""
+        return self.folder / _SHARDS / shard
+
+    def new_shard(self) -> str:
+        """A name for the points of a collection to be, under which nothing lies yet."""
+        return uuid.uuid4().hex
+
+    def drop_shard(self, shard: str) -> None:
+        """Remove the points of a collection that the catalogue does not name any more.
+
+        What cannot be removed now (Windows keeps open files) goes when the store is next opened.
+        """
+        shutil.rmtree(self.shard_path(shard), ignore_errors=True)
+
+    def save(
+        self,
+        *,
+        collections: dict[str, Entry] | None = None,
+        aliases: dict[str, str] | None = None,
+    ) -> None:
+        """Replace the collections, the aliases or both, in one step that outlives a crash.
+
+        Raises:
+            StoreError: If it cannot be written; everything is then as it was.
+        """
+        collections = self.collections if collections is None else collections
+        aliases = self.aliases if aliases is None else aliases
+        content = {
+            "format": _FORMAT,
+            "core": version(_CORE),
+            "collections": {
+                name: {
+                    "shard": entry.shard,
+                    "settings": _SETTINGS.dump_python(
+                        entry.settings, mode="json", exclude_none=True
+                    ),
+                }
+                for name, entry in collections.items()
+            },
+            "aliases": aliases,
+        }
+        new = self.folder / f"{_CATALOG}.new"
+        try:
+            with new.open("w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1, ensure_ascii=False)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.folder / _CATALOG)
+            _sync_folder(self.folder)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise StoreError(
+                str(self.folder), "writing its catalogue", error.strerror or str(error)
+            ) from error
+        self.collections, self.aliases = collections, aliases
+
+    def _locked(self) -> Any:
+        handle = (self.folder / ".lock").open("a+")
+        try:
+            portalocker.lock(handle, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.LockException as error:
+            handle.close()
+            raise self._error(
+                "it is open already, in another process or by another client in this one. A "
+                "folder serves one client at a time: close the other one or share it, or run a "
+                "Qdrant server and use url="
+            ) from error
+        return handle
+
+    def _read(self) -> None:
+        file = self.folder / _CATALOG
+        if not file.exists():
+            return
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            if content["format"] > _FORMAT or _newer(content["core"], version(_CORE)):
+                raise self._error(
+                    f"it was written with format {content['format']} and {_CORE} "
+                    f"{content['core']}; installed are format {_FORMAT} and {version(_CORE)}. "
+                    "Upgrade unified-embeddings"
+                )
+            self.aliases = dict(content["aliases"])
+            self.collections = {
+                name: Entry(entry["shard"], _SETTINGS.validate_python(entry["settings"]))
+                for name, entry in content["collections"].items()
+            }
+        except (OSError, ValueError, LookupError, TypeError, ValidationError) as error:
+            raise self._error(
+                f"its {_CATALOG} cannot be read ({type(error).__name__}: {error}). The points "
+                f"under {_SHARDS}/ are left alone; restore {_CATALOG} from a backup"
+            ) from error
+
+    def _clean(self) -> None:
+        """Remove what is under `shards/` and in no collection."""
+        (self.folder / f"{_CATALOG}.new").unlink(missing_ok=True)
+        known = {entry.shard for entry in self.collections.values()}
+        for path in (self.folder / _SHARDS).iterdir():
+            if _SHARD_NAME.fullmatch(path.name) and path.name not in known:
+                _LOG.warning("Removing %s, left behind by an operation that was stopped.", path)
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _error(self, problem: str) -> StoreError:
+        return StoreError(str(self.folder), "opening", problem)
+
+
+def settings_with(settings: Settings, **changes: Any) -> Settings:
+    """The settings with some replaced; those given as None stay."""
+    kept = {item.name: getattr(settings, item.name) for item in fields(Settings)}
+    return Settings(**kept | {key: value for key, value in changes.items() if value is not None})
+
+
+def _is_local_mode(folder: Path) -> bool:
+    """Whether qdrant-client's local mode keeps collections there."""
+    with contextlib.suppress(OSError):
+        return not (folder / _CATALOG).exists() and any((folder / "collection").iterdir())
+    return False
+
+
+def _newer(one: str, other: str) -> bool:
+    """Whether a version is above another in its major or minor part, which set what is on disk."""
+    numbers = [[int(part) for part in re.findall(r"\d+", text)[:2]] for text in (one, other)]
+    return numbers[0] > numbers[1]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows gives no handle of a folder to sync
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

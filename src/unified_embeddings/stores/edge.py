@@ -1,0 +1,1251 @@
+"""Qdrant in this process: qdrant-client's interface over Qdrant's own core, in a folder.
+
+What lives here: the client's methods and what they mean. How vectors, filters and results are
+written is in `vectors` and `translation`, the points in `shard`, the list of collections in
+`catalog`. `EdgeQdrantClient` takes and returns qdrant-client's models, so that a program moves to a
+server by giving `QdrantClient(url=...)` in its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as core
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by that name
+
+from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.stores import translation, vectors
+from unified_embeddings.stores.asynchronous import AsyncView
+from unified_embeddings.stores.catalog import Catalog, Entry, Settings, settings_with
+from unified_embeddings.stores.shard import Shard
+
+_PIECE_POINTS = 64
+_PIECE_BYTES = 2**20
+"""Most that goes to the core in one write, which other threads wait for: some milliseconds."""
+_BAD_NAME = frozenset('<>:"/\\|?*\0\x1f')
+_LONGEST_NAME = 255
+_LONGEST_VECTOR_NAME = 200
+_LARGEST_SIZE = 65_536
+"""A server's rules for names and dimensions, so that what is made here can move there."""
+
+PointIds = Sequence[int | str | uuid.UUID]
+Selector = PointIds | models.Filter | models.PointIdsList | models.FilterSelector
+
+
+class EdgeQdrantClient:
+    """QdrantClient over a folder, on Qdrant's own core, in this process.
+
+    Thread-safe. One process, and one client in it, has a folder at a time. A write that has
+    returned outlives a killed process; `flush` makes it outlive a loss of power. Searches read
+    every vector until `optimize` has built an index. The core holds Python's interpreter during a
+    call: some milliseconds for a search over 10,000 points, about 20 over 50,000.
+
+    What a server has beyond one process (shards, replicas, snapshots, timeouts) raises InputError
+    by its name. `wait`, `ordering` and `consistency` are taken: every write here is waited for and
+    seen by every read after it.
+
+    Args:
+        path: The folder; made if it is not there.
+
+    Raises:
+        StoreError: If the folder is in use, cannot be written, or was made by other or newer
+            software.
+
+    Attributes:
+        path: The folder, absolute.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser().resolve()
+        self._catalog = Catalog(self.path)
+        self._shards: dict[str, Shard] = {}
+        # Taken after a shard's own lock, never before it: optimizing holds that one for minutes.
+        self._changing = threading.RLock()
+        self._process = os.getpid()
+        self._operations = itertools.count()
+        self._release = weakref.finalize(self, _release, self._catalog, self._shards, os.getpid())
+
+    def __enter__(self) -> EdgeQdrantClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """A method that only a server has, which says so when it is called."""
+        if name.startswith("_") or not hasattr(QdrantClient, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def refuse(*_args: Any, **_kwargs: Any) -> Any:
+            raise translation.unsupported(f"{name}()")
+
+        return refuse
+
+    @property
+    def aclient(self) -> AsyncView:
+        """AsyncQdrantClient's methods over this client, each run in a worker thread."""
+        return AsyncView(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._release.alive
+
+    @property
+    def forked(self) -> bool:
+        """Whether it was opened by the process that this one was forked from."""
+        return os.getpid() != self._process
+
+    def close(self) -> None:
+        """Bring everything to disk and let another process open the folder.
+
+        Raises:
+            StoreError: If the disk is full; what was acknowledged is in the log all the same.
+        """
+        self._release()
+
+    def flush(self, collection_name: str | None = None) -> None:
+        """Force one collection, or all, to the disk itself.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If it cannot be written.
+        """
+        names = [collection_name] if collection_name else list(self._require_open().collections)
+        for name in names:
+            self._collection(name)[0].flush()
+
+    def optimize(self, collection_name: str) -> bool:
+        """Merge a collection's points and index them (HNSW), for quick searches over many.
+
+        Worth it from some 20,000 points; the index is approximate, so measure recall. Takes minutes
+        on big collections, in a process of its own; reads go on meanwhile, writes wait. Points that
+        come later are searched one by one beside the index until the next call.
+
+        Returns:
+            Whether there was something to do.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If the disk has no room for a second copy, or the core fails.
+        """
+        shard, _ = self._collection(collection_name)
+        name = self._resolve(collection_name)
+        new = self._catalog.new_shard()
+        old = ""
+
+        def commit() -> None:
+            nonlocal old
+            with self._changing:
+                entry = self._require_open().collections.get(name)
+                if entry is None or self._shards.get(name) is not shard:
+                    raise StoreError(name, "optimizing", "the collection was deleted meanwhile")
+                old = entry.shard
+                self._catalog.save(
+                    collections={
+                        **self._catalog.collections,
+                        name: Entry(new, entry.settings),
+                    }
+                )
+
+        changed = shard.optimize(self._catalog.shard_path(new), commit)
+        if old:
+            self._catalog.drop_shard(old)
+        return changed
+
+    # --- collections ----------------------------------------------------------------------------
+
+    def get_collections(self) -> models.CollectionsResponse:
+        """The names of all collections."""
+        return models.CollectionsResponse(
+            collections=[
+                models.CollectionDescription(name=name) for name in self._require_open().collections
+            ]
+        )
+
+    def collection_exists(self, collection_name: str) -> bool:
+        """Whether there is a collection, or an alias, of this name."""
+        catalog = self._require_open()
+        return collection_name in catalog.collections or collection_name in catalog.aliases
+
+    def get_collection(self, collection_name: str) -> models.CollectionInfo:
+        """A collection's settings, its metadata and how many points it has.
+
+        Raises:
+            InputError: If there is none of this name.
+        """
+        shard, settings = self._collection(collection_name)
+        info = shard.read("reading the collection", lambda it: it.info())
+        unnamed = set(settings.vectors) == {""}
+        return models.CollectionInfo(
+            status=models.CollectionStatus.GREEN,
+            optimizer_status=models.OptimizersStatusOneOf.OK,
+            indexed_vectors_count=info.indexed_vectors_count,
+            points_count=info.points_count,
+            segments_count=info.segments_count,
+            payload_schema=translation.payload_schema(info.payload_schema),
+            config=models.CollectionConfig(
+                params=models.CollectionParams(
+                    vectors=settings.vectors[""] if unnamed else dict(settings.vectors),
+                    sparse_vectors=dict(settings.sparse_vectors) or None,
+                    shard_number=1,
+                    replication_factor=1,
+                    write_consistency_factor=1,
+                    on_disk_payload=settings.on_disk_payload,
+                ),
+                hnsw_config=models.HnswConfig(**translation.hnsw_options(settings.hnsw_config)),
+                optimizer_config=models.OptimizersConfig(
+                    **{
+                        "default_segment_number": 0,
+                        "flush_interval_sec": 0,
+                        **_set_fields(settings.optimizers_config),
+                    }
+                ),
+                quantization_config=settings.quantization_config,
+                metadata=settings.metadata,
+            ),
+        )
+
+    def create_collection(
+        self,
+        collection_name: str,
+        vectors_config: models.VectorParams | Mapping[str, models.VectorParams] | None = None,
+        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        shard_number: int | None = None,
+        sharding_method: models.ShardingMethod | None = None,
+        replication_factor: int | None = None,
+        write_consistency_factor: int | None = None,
+        on_disk_payload: bool | None = None,
+        hnsw_config: models.HnswConfigDiff | None = None,
+        optimizers_config: models.OptimizersConfigDiff | None = None,
+        wal_config: models.WalConfigDiff | None = None,
+        quantization_config: models.QuantizationConfig | None = None,
+        timeout: int | None = None,
+        strict_mode_config: models.StrictModeConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool:
+        """Make a collection, wholly or not at all.
+
+        Raises:
+            InputError: If the name is taken or no good, or an option is a server's.
+            StoreError: If it cannot be written.
+        """
+        _server_only(
+            "create_collection",
+            sharding_method=sharding_method,
+            wal_config=wal_config,
+            timeout=timeout,
+            strict_mode_config=strict_mode_config,
+        )
+        _one_of_each(
+            shard_number=shard_number,
+            replication_factor=replication_factor,
+            write_consistency_factor=write_consistency_factor,
+        )
+        _check_name(collection_name)
+        if isinstance(vectors_config, models.VectorParams):
+            vectors_config = {"": vectors_config}
+        settings = Settings(
+            vectors=dict(vectors_config or {}),
+            sparse_vectors=dict(sparse_vectors_config or {}),
+            hnsw_config=hnsw_config,
+            quantization_config=quantization_config,
+            optimizers_config=optimizers_config,
+            on_disk_payload=on_disk_payload,
+            metadata=None if metadata is None else _json(metadata)[0],
+        )
+        _check_vectors(settings)
+        config = translation.config(settings)
+        with self._changing:
+            catalog = self._require_open()
+            if collection_name in catalog.collections:
+                raise InputError(f"collection {collection_name!r} already exists")
+            if collection_name in catalog.aliases:
+                raise InputError(f"alias {collection_name!r} already exists")
+            name = catalog.new_shard()
+            shard = Shard(collection_name, catalog.shard_path(name))
+            try:
+                shard.create(config)
+                catalog.save(
+                    collections={**catalog.collections, collection_name: Entry(name, settings)}
+                )
+            except BaseException:
+                shard.close(keep=False)
+                catalog.drop_shard(name)
+                raise
+            self._shards[collection_name] = shard
+        return True
+
+    def delete_collection(self, collection_name: str, timeout: int | None = None) -> bool:
+        """Drop a collection, its points and its aliases; False if there is none of this name."""
+        _server_only("delete_collection", timeout=timeout)
+        with self._changing:
+            catalog = self._require_open()
+            collections = dict(catalog.collections)
+            entry = collections.pop(collection_name, None)
+            if entry is None:
+                return False
+            aliases = {a: name for a, name in catalog.aliases.items() if name != collection_name}
+            catalog.save(collections=collections, aliases=aliases)
+            shard = self._shards.pop(collection_name, None)
+        if shard is not None:
+            shard.close(keep=False)
+        catalog.drop_shard(entry.shard)
+        return True
+
+    def update_collection(
+        self,
+        collection_name: str,
+        optimizers_config: models.OptimizersConfigDiff | None = None,
+        collection_params: models.CollectionParamsDiff | None = None,
+        vectors_config: Mapping[str, models.VectorParamsDiff] | None = None,
+        hnsw_config: models.HnswConfigDiff | None = None,
+        quantization_config: models.QuantizationConfigDiff | None = None,
+        timeout: int | None = None,
+        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        strict_mode_config: models.StrictModeConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool:
+        """Merge metadata into the collection's, key by key; nothing else can be changed here.
+
+        Raises:
+            InputError: If there is no such collection, or something else is to be changed.
+            StoreError: If it cannot be written.
+        """
+        _server_only(
+            "update_collection",
+            optimizers_config=optimizers_config,
+            collection_params=collection_params,
+            vectors_config=vectors_config,
+            hnsw_config=hnsw_config,
+            quantization_config=quantization_config,
+            timeout=timeout,
+            sparse_vectors_config=sparse_vectors_config,
+            strict_mode_config=strict_mode_config,
+        )
+        with self._changing:
+            _, settings = self._collection(collection_name)
+            if metadata is None:
+                return False
+            merged = {**(settings.metadata or {}), **_json(metadata)[0]}
+            self._save_settings(collection_name, settings_with(settings, metadata=merged))
+        return True
+
+    def create_vector_name(
+        self,
+        collection_name: str,
+        vector_name: str,
+        vector_name_config: models.DenseVectorNameConfig | models.SparseVectorNameConfig,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Add a vector to a collection; its points have none under this name yet.
+
+        Raises:
+            InputError: If the name is taken by another vector or no good.
+            StoreError: If it cannot be written.
+        """
+        _server_only("create_vector_name", timeout=timeout)
+        shard, _ = self._collection(collection_name)
+        with shard.writing, self._changing:
+            _, settings = self._collection(collection_name)
+            params: models.VectorParams | models.SparseVectorParams
+            if isinstance(vector_name_config, models.DenseVectorNameConfig):
+                dense = vector_name_config.dense
+                params = models.VectorParams(
+                    size=dense.size,
+                    distance=dense.distance,
+                    multivector_config=dense.multivector_config,
+                    datatype=_datatype(dense.datatype),
+                )
+                changed = settings_with(settings, vectors={**settings.vectors, vector_name: params})
+            else:
+                sparse = vector_name_config.sparse
+                index = models.SparseIndexParams(datatype=_datatype(sparse.datatype))
+                params = models.SparseVectorParams(
+                    index=index if sparse.datatype else None, modifier=sparse.modifier
+                )
+                changed = settings_with(
+                    settings, sparse_vectors={**settings.sparse_vectors, vector_name: params}
+                )
+            there = settings.vectors.get(vector_name) or settings.sparse_vectors.get(vector_name)
+            if there is not None and there != params:
+                raise InputError(f"the collection has another vector named {vector_name!r} already")
+            _check_vectors(changed)
+            shard.write("adding a vector", translation.new_vector(vector_name, params))
+            self._save_settings(collection_name, changed)
+        return self._done()
+
+    def delete_vector_name(
+        self,
+        collection_name: str,
+        vector_name: str,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Remove a vector from a collection and all its points.
+
+        Raises:
+            InputError: If the collection has no such vector.
+            StoreError: If it cannot be written.
+        """
+        _server_only("delete_vector_name", timeout=timeout)
+        shard, _ = self._collection(collection_name)
+        with shard.writing, self._changing:
+            _, settings = self._collection(collection_name)
+            dense, sparse = dict(settings.vectors), dict(settings.sparse_vectors)
+            if dense.pop(vector_name, None) is None and sparse.pop(vector_name, None) is None:
+                raise InputError(f"the collection has no vector named {vector_name!r}")
+            self._save_settings(
+                collection_name, settings_with(settings, vectors=dense, sparse_vectors=sparse)
+            )
+            shard.write("removing a vector", core.UpdateOperation.delete_vector_name(vector_name))
+        return self._done()
+
+    def create_payload_index(
+        self,
+        collection_name: str,
+        field_name: str,
+        field_schema: Any = None,
+        field_type: Any = None,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Index a payload field, for quick filters; `order_by` needs it.
+
+        Raises:
+            InputError: If there is no such collection, or no such kind of index.
+            StoreError: If it cannot be written.
+        """
+        _server_only("create_payload_index", timeout=timeout)
+        schema = field_type if field_schema is None else field_schema
+        if schema is None:
+            raise InputError("field_schema is needed, such as models.PayloadSchemaType.KEYWORD")
+        made = translation.payload_index(schema)
+        return self._write(
+            collection_name,
+            "indexing a payload field",
+            _made(core.UpdateOperation.create_field_index, field_name, made),
+        )
+
+    def delete_payload_index(
+        self,
+        collection_name: str,
+        field_name: str,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Drop a payload field's index."""
+        _server_only("delete_payload_index", timeout=timeout)
+        return self._write(
+            collection_name,
+            "dropping a payload index",
+            _made(core.UpdateOperation.delete_field_index, field_name),
+        )
+
+    # --- aliases --------------------------------------------------------------------------------
+
+    def get_aliases(self) -> models.CollectionsAliasesResponse:
+        """All aliases."""
+        return _aliases(self._require_open().aliases)
+
+    def get_collection_aliases(self, collection_name: str) -> models.CollectionsAliasesResponse:
+        """The aliases of one collection."""
+        aliases = self._require_open().aliases
+        return _aliases({a: name for a, name in aliases.items() if name == collection_name})
+
+    def update_collection_aliases(
+        self, change_aliases_operations: Sequence[Any], timeout: int | None = None
+    ) -> bool:
+        """Change aliases, all of them or, on an error or a crash, none.
+
+        Raises:
+            InputError: If an alias is to point at no collection or take a collection's name, or one
+                that is to be renamed does not exist.
+            StoreError: If it cannot be written.
+        """
+        _server_only("update_collection_aliases", timeout=timeout)
+        with self._changing:
+            catalog = self._require_open()
+            aliases = dict(catalog.aliases)
+            for operation in change_aliases_operations:
+                match operation:
+                    case models.CreateAliasOperation(create_alias=change):
+                        if change.collection_name not in catalog.collections:
+                            raise self._unknown(change.collection_name)
+                        self._require_free(change.alias_name)
+                        aliases[change.alias_name] = change.collection_name
+                    case models.DeleteAliasOperation(delete_alias=gone):
+                        aliases.pop(gone.alias_name, None)
+                    case models.RenameAliasOperation(rename_alias=renamed):
+                        self._require_free(renamed.new_alias_name)
+                        if renamed.old_alias_name not in aliases:
+                            raise InputError(f"alias {renamed.old_alias_name!r} does not exist")
+                        aliases[renamed.new_alias_name] = aliases.pop(renamed.old_alias_name)
+                    case _:
+                        raise InputError(f"not an operation on aliases: {type(operation).__name__}")
+            catalog.save(aliases=aliases)
+        return True
+
+    # --- writing points -------------------------------------------------------------------------
+
+    def upsert(
+        self,
+        collection_name: str,
+        points: models.Batch | Sequence[models.PointStruct],
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        update_filter: models.Filter | None = None,
+        update_mode: models.UpdateMode | None = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Store points; one whose id is there is replaced.
+
+        Args:
+            collection_name: Where to.
+            points: The points; none is stored if one of them cannot be.
+            wait: Every write is waited for.
+            ordering: Every write is ordered.
+            shard_key_selector: A server's.
+            update_filter: Replace only what matches.
+            update_mode: Only new points, or only those that are there.
+            timeout: A server's.
+
+        Raises:
+            InputError: If a point cannot be stored; its `index` says which.
+            StoreError: If it cannot be written.
+        """
+        _server_only("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
+        shard, settings = self._collection(collection_name)
+        given = _structs(points)
+        if not given:
+            raise InputError("there are no points to store")
+        condition = translation.to_filter(update_filter)
+        mode = None if update_mode is None else translation.member(core.UpdateMode, update_mode)
+        ready = [_point(index, point, settings) for index, point in enumerate(given)]
+        for piece, size in _pieces(ready):
+            update = core.UpdateOperation.upsert_points(piece, condition, mode)
+            shard.write("storing points", update, size=size)
+        return self._done()
+
+    def upload_points(
+        self,
+        collection_name: str,
+        points: Iterable[models.PointStruct],
+        batch_size: int = 64,
+        parallel: int = 1,  # noqa: ARG002
+        method: str | None = None,  # noqa: ARG002
+        max_retries: int = 3,  # noqa: ARG002
+        wait: bool = False,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        update_filter: models.Filter | None = None,
+        update_mode: models.UpdateMode | None = None,
+    ) -> None:
+        """Store points from an iterable, `batch_size` at a time; see `upsert`.
+
+        `parallel`, `method` and `max_retries` are about a connection that is not here.
+        """
+        remaining = iter(points)
+        while batch := list(itertools.islice(remaining, max(1, batch_size))):
+            self.upsert(
+                collection_name,
+                batch,
+                shard_key_selector=shard_key_selector,
+                update_filter=update_filter,
+                update_mode=update_mode,
+            )
+
+    def update_vectors(
+        self,
+        collection_name: str,
+        points: Sequence[models.PointVectors],
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        update_filter: models.Filter | None = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Replace the vectors given; the others of a point stay, and its payload.
+
+        Raises:
+            InputError: If a vector cannot be stored or a point is not there; those there have
+                theirs then.
+            StoreError: If it cannot be written.
+        """
+        _server_only("update_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
+        shard, settings = self._collection(collection_name)
+        condition = translation.to_filter(update_filter)
+        ready: dict[int | str, Any] = {}
+        for index, point in enumerate(points):
+            try:
+                point_id = translation.point_id(point.id)
+                vector = vectors.all_to_core(point.vector, settings)
+            except InputError as error:
+                raise InputError(str(error), index=index) from error
+            ready[point_id] = {**ready.get(point_id, {}), **vector}
+        if not ready:
+            raise InputError("there are no points to update")
+        there, missing = self._present(shard, list(ready))
+        pieces = _pieces(
+            [(core.PointVectors(one, _unnamed(ready[one])), _size(ready[one])) for one in there]
+        )
+        for piece, size in pieces:
+            update = core.UpdateOperation.update_vectors(piece, condition)
+            shard.write("updating vectors", update, size=size)
+        _require_all(missing)
+        return self._done()
+
+    def delete_vectors(
+        self,
+        collection_name: str,
+        vectors: Sequence[str],
+        points: Selector,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Remove vectors from points by name.
+
+        Raises:
+            InputError: If there is no such vector, or a point is not there.
+            StoreError: If it cannot be written.
+        """
+        _server_only("delete_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
+        _, settings = self._collection(collection_name)
+        names = translation.with_vectors(list(vectors), settings)
+        if not names:
+            raise InputError("there are no vectors to delete")
+        return self._on(collection_name, "deleting vectors", points, "delete_vectors", names)
+
+    def delete(
+        self,
+        collection_name: str,
+        points_selector: Selector,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Delete points by ids or by a filter; ids that are not there are no error.
+
+        Raises:
+            InputError: If the list of ids is empty.
+            StoreError: If it cannot be written.
+        """
+        _server_only("delete", shard_key_selector=shard_key_selector, timeout=timeout)
+        ids, condition = _selected(points_selector)
+        if ids is None:
+            update = core.UpdateOperation.delete_points_by_filter(condition)
+        else:
+            update = core.UpdateOperation.delete_points(ids)
+        return self._write(collection_name, "deleting points", update)
+
+    def set_payload(
+        self,
+        collection_name: str,
+        payload: dict[str, Any],
+        points: Selector,
+        key: str | None = None,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Merge fields into the payload of points, at `key` if it is given.
+
+        Raises:
+            InputError: If the payload is no JSON, or an id is not there; the others have it then.
+            StoreError: If it cannot be written.
+        """
+        _server_only("set_payload", shard_key_selector=shard_key_selector, timeout=timeout)
+        value = _json(payload)[0]
+        return self._on(collection_name, "setting payload", points, "set_payload", value, key)
+
+    def overwrite_payload(
+        self,
+        collection_name: str,
+        payload: dict[str, Any],
+        points: Selector,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Replace the whole payload of points; see `set_payload`."""
+        _server_only("overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout)
+        value = _json(payload)[0]
+        return self._on(collection_name, "overwriting payload", points, "overwrite_payload", value)
+
+    def delete_payload(
+        self,
+        collection_name: str,
+        keys: Sequence[str],
+        points: Selector,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Remove fields from the payload of points; see `set_payload`."""
+        _server_only("delete_payload", shard_key_selector=shard_key_selector, timeout=timeout)
+        return self._on(collection_name, "deleting payload", points, "delete_payload", list(keys))
+
+    def clear_payload(
+        self,
+        collection_name: str,
+        points_selector: Selector,
+        wait: bool = True,  # noqa: ARG002
+        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.UpdateResult:
+        """Remove the whole payload of points; see `set_payload`."""
+        _server_only("clear_payload", shard_key_selector=shard_key_selector, timeout=timeout)
+        return self._on(collection_name, "clearing payload", points_selector, "clear_payload")
+
+    # --- reading points -------------------------------------------------------------------------
+
+    def retrieve(
+        self,
+        collection_name: str,
+        ids: PointIds,
+        with_payload: Any = True,
+        with_vectors: Any = False,
+        consistency: Any = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> list[models.Record]:
+        """Points by their ids, in the order of the ids; those not there are left out."""
+        _server_only("retrieve", shard_key_selector=shard_key_selector, timeout=timeout)
+        shard, settings = self._collection(collection_name)
+        wanted = [translation.point_id(one) for one in ids]
+        payload = translation.with_payload(with_payload)
+        names = translation.with_vectors(with_vectors, settings)
+        found = shard.read("retrieving", lambda it: it.retrieve(wanted, payload, names))
+        records = {record.id: record for record in map(translation.record, found)}
+        return [records[one] for one in wanted if one in records]
+
+    def scroll(
+        self,
+        collection_name: str,
+        scroll_filter: models.Filter | None = None,
+        limit: int = 10,
+        order_by: str | models.OrderBy | None = None,
+        offset: int | str | uuid.UUID | None = None,
+        with_payload: Any = True,
+        with_vectors: Any = False,
+        consistency: Any = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> tuple[list[models.Record], int | str | None]:
+        """One page of points in the order of their ids, and where the next one begins.
+
+        Raises:
+            InputError: If limit < 1; if `order_by` comes with an offset, or for a field that has no
+                payload index.
+        """
+        _server_only("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
+        shard, settings = self._collection(collection_name)
+        _check_limit(limit, None)
+        if order_by is not None and offset is not None:
+            raise InputError("order_by takes no offset; start from a value instead")
+        request = core.ScrollRequest(
+            offset=None if offset is None else translation.point_id(offset),
+            limit=limit,
+            filter=translation.to_filter(scroll_filter),
+            with_payload=translation.with_payload(with_payload),
+            with_vector=translation.with_vectors(with_vectors, settings),
+            order_by=translation.order_by(order_by),
+        )
+        found, following = shard.read("scrolling", lambda it: it.scroll(request))
+        return [translation.record(one) for one in found], translation.next_offset(following)
+
+    def count(
+        self,
+        collection_name: str,
+        count_filter: models.Filter | None = None,
+        exact: bool = True,
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> models.CountResult:
+        """How many points there are, or match a filter."""
+        _server_only("count", shard_key_selector=shard_key_selector, timeout=timeout)
+        shard, _ = self._collection(collection_name)
+        request = core.CountRequest(exact=exact, filter=translation.to_filter(count_filter))
+        return models.CountResult(count=shard.read("counting", lambda it: it.count(request)))
+
+    def query_points(
+        self,
+        collection_name: str,
+        query: Any = None,
+        using: str | None = None,
+        prefetch: models.Prefetch | Sequence[models.Prefetch] | None = None,
+        query_filter: models.Filter | None = None,
+        search_params: models.SearchParams | None = None,
+        limit: int = 10,
+        offset: int | None = None,
+        with_payload: Any = True,
+        with_vectors: Any = False,
+        score_threshold: float | None = None,
+        lookup_from: models.LookupLocation | None = None,
+        consistency: Any = None,  # noqa: ARG002
+        shard_key_selector: Any = None,
+        timeout: int | None = None,
+    ) -> QueryResponse:
+        """The points that answer a query best, best first.
+
+        Args:
+            collection_name: Where to look.
+            query: A vector (dense, sparse, multi), a point's id (the points nearest to it, without
+                itself), NearestQuery, FusionQuery or RrfQuery; None for points in no order.
+            using: Which of the collection's vectors to compare; None for the unnamed one.
+            prefetch: Queries whose results `query` fuses or scores anew; they nest.
+            query_filter: What all results must match.
+            search_params: How an index is searched.
+            limit: Points at most.
+            offset: Points to leave out at the beginning.
+            with_payload: Whether payloads come back, or which fields.
+            with_vectors: Whether vectors come back, or which.
+            score_threshold: The worst score to return.
+            lookup_from: Not supported.
+            consistency: Every read is consistent.
+            shard_key_selector: A server's.
+            timeout: A server's.
+
+        Raises:
+            InputError: If the query does not fit the collection, or is of a kind that is not
+                supported (recommendation, discovery, formula, sampling, MMR, text).
+            StoreError: If the core fails.
+        """
+        _server_only("query_points", shard_key_selector=shard_key_selector, timeout=timeout)
+        request = models.QueryRequest.model_construct(
+            query=query,
+            using=using,
+            prefetch=prefetch,
+            filter=query_filter,
+            params=search_params,
+            limit=limit,
+            offset=offset,
+            with_payload=with_payload,
+            with_vector=with_vectors,
+            score_threshold=score_threshold,
+            lookup_from=lookup_from,
+        )
+        shard, settings = self._collection(collection_name)
+        made = self._request(request, shard, settings)
+        return _response(shard.read("querying", lambda it: it.query(made)))
+
+    def query_batch_points(
+        self,
+        collection_name: str,
+        requests: Sequence[models.QueryRequest],
+        consistency: Any = None,  # noqa: ARG002
+        timeout: int | None = None,
+    ) -> list[QueryResponse]:
+        """Several queries in one call; see `query_points`, but payloads come back only on request.
+
+        Raises:
+            InputError: If a query does not fit; its `index` says which.
+            StoreError: If the core fails.
+        """
+        _server_only("query_batch_points", timeout=timeout)
+        shard, settings = self._collection(collection_name)
+        made = []
+        for index, request in enumerate(requests):
+            try:
+                made.append(self._request(request, shard, settings))
+            except InputError as error:
+                raise InputError(str(error), index=index) from error
+        if not made:
+            return []
+        batch = core.QueryBatchRequest(made)
+        return [
+            _response(found) for found in shard.read("querying", lambda it: it.query_batch(batch))
+        ]
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _require_open(self) -> Catalog:
+        if self.closed:
+            raise StoreError(str(self.path), "reading", "the store has been closed; open it again")
+        if self.forked:
+            raise StoreError(
+                str(self.path),
+                "reading",
+                "it was opened before this process was forked, and two processes would damage it. "
+                'Start workers with the method "spawn" and open the store in one of them',
+            )
+        return self._catalog
+
+    def _resolve(self, name: str) -> str:
+        catalog = self._require_open()
+        return name if name in catalog.collections else catalog.aliases.get(name, name)
+
+    def _collection(self, name: str) -> tuple[Shard, Settings]:
+        """The points and the settings of a collection, by its name or an alias."""
+        catalog = self._require_open()
+        resolved = self._resolve(name)
+        entry = catalog.collections.get(resolved)
+        if entry is None:
+            raise self._unknown(name)
+        shard = self._shards.get(resolved)
+        if shard is None:
+            with self._changing:
+                entry = self._require_open().collections.get(resolved)
+                if entry is None:
+                    raise self._unknown(name)
+                shard = self._shards.get(resolved)
+                if shard is None:
+                    shard = Shard(resolved, catalog.shard_path(entry.shard))
+                    self._shards[resolved] = shard
+        return shard, entry.settings
+
+    def _unknown(self, name: str) -> InputError:
+        there = ", ".join(map(repr, sorted(self._catalog.collections))) or "none"
+        return InputError(f"collection {name!r} not found; collections there: {there}")
+
+    def _require_free(self, alias: str) -> None:
+        _check_name(alias)
+        if alias in self._catalog.collections:
+            raise InputError(f"collection {alias!r} already exists; an alias needs another name")
+
+    def _save_settings(self, name: str, settings: Settings) -> None:
+        resolved = self._resolve(name)
+        entry = self._catalog.collections[resolved]
+        changed = {**self._catalog.collections, resolved: Entry(entry.shard, settings)}
+        self._catalog.save(collections=changed)
+
+    def _write(self, collection_name: str, operation: str, update: Any) -> models.UpdateResult:
+        self._collection(collection_name)[0].write(operation, update)
+        return self._done()
+
+    def _on(
+        self, collection_name: str, operation: str, points: Any, method: str, *arguments: Any
+    ) -> models.UpdateResult:
+        """Apply the core's `method`, or its twin `method_by_filter`, to the points selected."""
+        shard, _ = self._collection(collection_name)
+        ids, condition = _selected(points)
+        if ids is None:
+            update = getattr(core.UpdateOperation, f"{method}_by_filter")
+            shard.write(operation, _made(update, condition, *arguments))
+            return self._done()
+        there, missing = self._present(shard, ids)
+        if there:
+            shard.write(operation, _made(getattr(core.UpdateOperation, method), there, *arguments))
+        _require_all(missing)
+        return self._done()
+
+    @staticmethod
+    def _present(shard: Shard, ids: list[int | str]) -> tuple[list[int | str], list[int | str]]:
+        """Which ids are there, and which are not."""
+        found = shard.read("looking points up", lambda it: it.retrieve(ids, False, False))
+        known = {translation.record(one).id for one in found}
+        return [one for one in ids if one in known], [one for one in ids if one not in known]
+
+    def _done(self) -> models.UpdateResult:
+        return models.UpdateResult(
+            operation_id=next(self._operations), status=models.UpdateStatus.COMPLETED
+        )
+
+    def _request(self, request: models.QueryRequest, shard: Shard, settings: Settings) -> Any:
+        """A whole query as the core takes it."""
+        limit = 10 if request.limit is None else request.limit
+        _check_limit(limit, request.offset)
+        if request.shard_key is not None:
+            raise translation.unsupported("shard_key")
+        parts = self._parts(request, shard, settings)
+        return core.QueryRequest(
+            limit=limit,
+            offset=request.offset or 0,
+            with_payload=translation.with_payload(request.with_payload),
+            with_vector=translation.with_vectors(request.with_vector, settings),
+            **parts,
+        )
+
+    def _prefetch(self, given: models.Prefetch, shard: Shard, settings: Settings) -> Any:
+        limit = 10 if given.limit is None else given.limit
+        _check_limit(limit, None)
+        return core.Prefetch(limit=limit, **self._parts(given, shard, settings))
+
+    def _parts(
+        self, given: models.QueryRequest | models.Prefetch, shard: Shard, settings: Settings
+    ) -> dict[str, Any]:
+        """What a query and a prefetch have in common."""
+        if given.lookup_from is not None:
+            raise translation.unsupported("lookup_from")
+        prefetches = given.prefetch
+        if prefetches is None:
+            prefetches = []
+        elif isinstance(prefetches, models.Prefetch):
+            prefetches = [prefetches]
+        if prefetches and given.query is None:
+            raise InputError("prefetch needs a query that fuses or scores what it finds")
+        query, itself = self._query(given.query, given.using, shard, settings)
+        if isinstance(given.query, models.FusionQuery | models.RrfQuery) and not prefetches:
+            raise InputError("a fusion needs at least one prefetch to fuse")
+        condition = given.filter
+        if itself is not None:
+            own = models.Filter(must_not=[models.HasIdCondition(has_id=[itself])])
+            condition = own if condition is None else models.Filter(must=[condition, own])
+        return {
+            "query": query,
+            "prefetches": [self._prefetch(one, shard, settings) for one in prefetches],
+            "filter": translation.to_filter(condition),
+            "score_threshold": given.score_threshold,
+            "params": translation.search_params(given.params),
+        }
+
+    def _query(
+        self, query: Any, using: str | None, shard: Shard, settings: Settings
+    ) -> tuple[Any, int | str | None]:
+        """What to score by, and the id of the point it comes from."""
+        if isinstance(query, models.NearestQuery):
+            if query.mmr is not None:
+                raise translation.unsupported("NearestQuery.mmr")
+            query = query.nearest
+        if query is None:
+            return None, None
+        if isinstance(query, models.FusionQuery | models.RrfQuery):
+            if using:
+                raise InputError("a fusion takes no using; its prefetches do")
+            return translation.fusion(query), None
+        name = using or ""
+        itself = None
+        if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
+            itself = translation.point_id(query)
+            query = self._vector_of(itself, name, shard)
+        elif not isinstance(query, models.SparseVector) and not hasattr(query, "__len__"):
+            raise translation.unsupported(f"the query {type(query).__name__}")
+        return core.Query.Nearest(
+            vectors.to_core(name, query, settings), using=using or None
+        ), itself
+
+    @staticmethod
+    def _vector_of(point_id: int | str, name: str, shard: Shard) -> Any:
+        found = shard.read("looking a point up", lambda it: it.retrieve([point_id], False, True))
+        if not found:
+            raise InputError(f"point {point_id!r} is not in the collection")
+        vector: Any = translation.record(found[0]).vector
+        vector = vector.get(name) if isinstance(vector, dict) else vector
+        if vector is None:
+            raise InputError(f"point {point_id!r} has no vector named {name!r}")
+        return vector
+
+
+def _release(catalog: Catalog, shards: dict[str, Shard], process: int) -> None:
+    """Close a client: when it is told to, when nobody holds it, at the interpreter's end."""
+    if os.getpid() != process:
+        return  # a forked child has copies of handles that are its parent's to close
+    try:
+        for shard in shards.values():
+            shard.close()
+    finally:
+        catalog.close()
+
+
+def _server_only(method: str, **options: Any) -> None:
+    """Refuse what only a server can do."""
+    for name, value in options.items():
+        if value is not None:
+            raise translation.unsupported(f"{method}({name}=...)")
+
+
+def _one_of_each(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number not in (None, 1):
+            raise translation.unsupported(f"{name}={number}")
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name or name in (".", "..") or len(name) > _LONGEST_NAME:
+        raise InputError(
+            f"a name must be a text of 1 to {_LONGEST_NAME} characters, got {name!r:.80}"
+        )
+    for character in name:
+        if character in _BAD_NAME:
+            raise InputError(f"a name cannot hold {character!r}, got {name!r}")
+
+
+def _check_vectors(settings: Settings) -> None:
+    if "" in settings.sparse_vectors:
+        raise InputError("a sparse vector needs a name")
+    for name in (*settings.vectors, *settings.sparse_vectors):
+        if name:
+            _check_name(name)
+        if len(name.encode()) > _LONGEST_VECTOR_NAME:
+            raise InputError(f"a vector's name is at most {_LONGEST_VECTOR_NAME} bytes: {name!r}")
+    for name in settings.vectors:
+        size = settings.vectors[name].size
+        if not 1 <= size <= _LARGEST_SIZE:
+            raise InputError(f"vector {name!r}: size must be 1 to {_LARGEST_SIZE}, got {size}")
+        if name in settings.sparse_vectors:
+            raise InputError(f"vector {name!r} cannot be both dense and sparse")
+
+
+def _check_limit(limit: int, offset: int | None) -> None:
+    if limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    if offset is not None and offset < 0:
+        raise InputError(f"offset must be at least 0, got {offset}")
+
+
+def _json(payload: Any) -> tuple[dict[str, Any], int]:
+    """A payload as JSON has it, dates and UUIDs as texts, and its size in bytes.
+
+    Raises:
+        InputError: If it is no dict with texts as keys, or holds what JSON cannot: NaN, half of a
+            character, an object of another kind.
+    """
+    if not isinstance(payload, dict):
+        raise InputError(f"a payload must be a dict, got {type(payload).__name__}")
+    try:
+        text = to_json(payload, inf_nan_mode="constants")
+        return json.loads(text, parse_constant=_no_constant), len(text)
+    except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
+        raise InputError(f"the payload is no JSON: {error}") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}")
+
+
+def _structs(points: Any) -> list[models.PointStruct]:
+    """The points of an upsert, one by one."""
+    if not isinstance(points, models.Batch):
+        return list(points)
+    count = len(points.ids)
+    batch = points.vectors
+    payloads: list[Any] = points.payloads or [None] * count
+    rows = (
+        [{name: column[index] for name, column in batch.items()} for index in range(count)]
+        if isinstance(batch, dict) and all(len(column) == count for column in batch.values())
+        else batch
+    )
+    if not isinstance(rows, list) or len(rows) != count or len(payloads) != count:
+        raise InputError(f"a batch of {count} ids needs as many vectors and payloads")
+    return [
+        models.PointStruct.model_construct(id=one, vector=vector, payload=payload)
+        for one, vector, payload in zip(points.ids, rows, payloads, strict=True)
+    ]
+
+
+def _point(index: int, point: Any, settings: Settings) -> tuple[Any, int]:
+    """One point as the core takes it, and about how many bytes it is."""
+    if not isinstance(point, models.PointStruct):
+        raise InputError(f"expected a PointStruct, got {type(point).__name__}", index=index)
+    try:
+        vector = vectors.all_to_core(point.vector, settings)
+        payload, size = _json(point.payload or {})
+        made = core.Point(translation.point_id(point.id), _unnamed(vector), payload)
+    except InputError as error:
+        raise InputError(str(error), index=index) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(str(error).split("\n", 1)[0], index=index) from error
+    return made, size + _size(vector)
+
+
+def _unnamed(vector: dict[str, Any]) -> Any:
+    """A point's vectors as the core takes them: the unnamed one, if alone, by itself."""
+    return vector[""] if set(vector) == {""} else vector
+
+
+def _size(vector: dict[str, Any]) -> int:
+    """About how many bytes a point's vectors take."""
+    size = 0
+    for one in vector.values():
+        if isinstance(one, core.SparseVector):
+            size += 8 * len(one.indices)
+        else:
+            size += 4 * (len(one) * len(one[0]) if isinstance(one[0], list) else len(one))
+    return size
+
+
+def _pieces(points: list[tuple[Any, int]]) -> Iterator[tuple[list[Any], int]]:
+    """The points in portions that the core takes quickly, each with its size in bytes."""
+    piece: list[Any] = []
+    total = 0
+    for point, size in points:
+        if piece and (len(piece) == _PIECE_POINTS or total + size > _PIECE_BYTES):
+            yield piece, total
+            piece, total = [], 0
+        piece.append(point)
+        total += size
+    if piece:
+        yield piece, total
+
+
+def _selected(selector: Any) -> tuple[list[int | str] | None, Any]:
+    """The ids a selector names, or its filter.
+
+    Raises:
+        InputError: If it names none, or is no selector.
+    """
+    if isinstance(selector, models.FilterSelector | models.PointIdsList) and selector.shard_key:
+        raise translation.unsupported("shard_key")
+    if isinstance(selector, models.FilterSelector):
+        selector = selector.filter
+    if isinstance(selector, models.Filter):
+        return None, translation.to_filter(selector)
+    if isinstance(selector, models.PointIdsList):
+        selector = selector.points
+    if isinstance(selector, str) or not isinstance(selector, Sequence):
+        raise InputError(f"points are chosen by ids or a filter, got {type(selector).__name__}")
+    if not selector:
+        raise InputError("there are no ids to work on")
+    return [translation.point_id(one) for one in selector], None
+
+
+def _require_all(missing: list[int | str]) -> None:
+    if missing:
+        raise InputError(
+            f"no point with id {missing[0]!r}; {len(missing)} of the ids are not there"
+        )
+
+
+def _made(operation: Any, *arguments: Any) -> Any:
+    """One of the core's operations; what it does not take is an InputError."""
+    try:
+        return operation(*arguments)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(str(error).split("\n", 1)[0]) from error
+
+
+def _response(found: list[Any]) -> QueryResponse:
+    return QueryResponse.model_construct(points=[translation.scored_point(one) for one in found])
+
+
+def _aliases(aliases: Mapping[str, str]) -> models.CollectionsAliasesResponse:
+    return models.CollectionsAliasesResponse(
+        aliases=[
+            models.AliasDescription(alias_name=alias, collection_name=name)
+            for alias, name in aliases.items()
+        ]
+    )
+
+
+def _set_fields(model: Any) -> dict[str, Any]:
+    return {} if model is None else model.model_dump(exclude_none=True)
+
+
+def _datatype(value: Any) -> models.Datatype | None:
+    try:
+        return None if value is None else models.Datatype(value.value)
+    except ValidationError:
+        raise translation.unsupported(f"datatype {value}") from None

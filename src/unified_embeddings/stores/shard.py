@@ -1,0 +1,216 @@
+"""One collection's points: a shard of Qdrant's core in a folder, and what keeps it whole.
+
+The core logs every write before it applies it, so what was acknowledged outlives a killed process.
+It holds Python's interpreter while it works (no other thread runs meanwhile), and a full disk ends
+the process (SIGBUS, a write to a mapped page with nothing behind it). Hence here: writes in small
+pieces, a look at the free space before each, indexes built in a process of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import qdrant_edge as core
+
+from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
+
+T = TypeVar("T")
+
+_RESERVE = 64 * 2**20
+"""Bytes that must be free beside a write: the core's log grows by 32 MiB at a time."""
+_FLUSH_EVERY = 32 * 2**20
+"""Bytes written after which the log is brought home, so that it stays short."""
+_OPTIMIZE = (
+    "import sys, qdrant_edge\n"
+    "shard = qdrant_edge.EdgeShard.load(sys.argv[1])\n"
+    "changed = shard.optimize()\n"
+    "shard.flush()\n"
+    "shard.close()\n"
+    "print('changed' if changed else 'same')\n"
+)
+
+
+@contextlib.contextmanager
+def core_errors(collection: str, operation: str) -> Iterator[None]:
+    """Turn what the core raises, a panic included, into a StoreError that says where."""
+    try:
+        yield
+    except UnifiedEmbeddingsError:
+        raise
+    except Exception as error:
+        raise StoreError(collection, operation, str(error).strip()) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, not an Exception and not public
+            raise
+        raise StoreError(
+            collection, operation, f"Qdrant's core failed: {error}. Open the store again"
+        ) from error
+
+
+class Shard:
+    """The points of one collection, loaded when they are first asked for.
+
+    Reads need no lock; writes are made one at a time, by who holds `writing`.
+
+    Args:
+        collection: The collection's name, for messages.
+        folder: Where its files are.
+    """
+
+    def __init__(self, collection: str, folder: Path) -> None:
+        self.collection = collection
+        self.folder = folder
+        self._core: Any = None
+        self._closed = False
+        self.writing = threading.RLock()
+        self._unflushed = 0
+
+    def create(self, config: Any) -> None:
+        """Make it, empty.
+
+        Raises:
+            StoreError: If the core refuses, or there is no room.
+        """
+        with self.writing, core_errors(self.collection, "creating the collection"):
+            self._require_space(0)
+            self.folder.mkdir(parents=True)
+            self._core = core.EdgeShard.create(str(self.folder), config)
+            self._core.flush()
+
+    def read(self, operation: str, call: Callable[[Any], T]) -> T:
+        """Let `call` ask the core something.
+
+        Raises:
+            StoreError: If the core fails, or the store was closed.
+        """
+        with core_errors(self.collection, operation):
+            return call(self._loaded())
+
+    def write(self, operation: str, update: Any, *, size: int = 0) -> None:
+        """Apply one of the core's operations; when it returns, a crash cannot undo it.
+
+        Args:
+            operation: What is done, for messages.
+            update: The core's UpdateOperation.
+            size: About how many bytes it brings.
+
+        Raises:
+            StoreError: If the core fails, the disk is full, or the store was closed.
+        """
+        with self.writing, core_errors(self.collection, operation):
+            shard = self._loaded()
+            self._require_space(size)
+            shard.update(update)
+            self._unflushed += size
+            if self._unflushed >= _FLUSH_EVERY:
+                self._flush(shard)
+
+    def flush(self) -> None:
+        """Force everything written to the disk itself, against a loss of power too."""
+        with self.writing, core_errors(self.collection, "flushing"):
+            self._flush(self._loaded())
+
+    def close(self, *, keep: bool = True) -> None:
+        """Let go of the files, the log brought home unless they are to go; twice is once.
+
+        Raises:
+            StoreError: If the log cannot be brought home; the next one to open the shard does it.
+        """
+        with self.writing, core_errors(self.collection, "closing"):
+            self._closed = True
+            shard, self._core = self._core, None
+            if shard is None:
+                return
+            try:
+                if keep:
+                    shard.flush()
+            finally:
+                shard.close()
+
+    def optimize(self, folder: Path, commit: Callable[[], None]) -> bool:
+        """Merge and index the points in a copy, in another process, and then work on the copy.
+
+        Reads go on meanwhile, writes wait. Stopped at any time, nothing has changed.
+
+        Args:
+            folder: Where the copy goes.
+            commit: Called when the copy is ready, to make it the collection's.
+
+        Returns:
+            Whether there was something to do; if not, the copy is gone again.
+
+        Raises:
+            StoreError: If there is no room for the copy, or the core fails.
+        """
+        with self.writing, core_errors(self.collection, "optimizing"):
+            self._flush(self._loaded())
+            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+            self._require_space(3 * size)  # the copy, and its segments beside their merger
+            try:
+                shutil.copytree(self.folder, folder)
+                changed = _optimized(folder)
+                if changed:
+                    new = core.EdgeShard.load(str(folder))
+                    commit()
+                    # Not closed here: a reader may be in it, and its last one lets go of it.
+                    self._core, self.folder = new, folder
+            finally:
+                if self.folder != folder:
+                    shutil.rmtree(folder, ignore_errors=True)
+            return changed
+
+    def _loaded(self) -> Any:
+        shard = self._core
+        if shard is not None:
+            return shard
+        with self.writing:
+            if self._closed:
+                raise StoreError(self.collection, "opening", "the store has been closed")
+            if self._core is None:
+                self._require_space(0)
+                self._core = core.EdgeShard.load(str(self.folder))
+            return self._core
+
+    def _flush(self, shard: Any) -> None:
+        shard.flush()
+        self._unflushed = 0
+
+    def _require_space(self, size: int) -> None:
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        needed = _RESERVE + 4 * size  # in the log and in the segment, with room to grow
+        if free < needed:
+            raise StoreError(
+                self.collection,
+                "writing",
+                f"the disk of {existing} has {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} "
+                "MiB are needed; make room and try again. Nothing was written",
+            )
+
+
+def _optimized(folder: Path) -> bool:
+    """Optimize the shard in a folder, in a process of its own that ends with this one's wait."""
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
+        [sys.executable, "-c", _OPTIMIZE, str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise RuntimeError(last)
+    return out.strip() == "changed"
