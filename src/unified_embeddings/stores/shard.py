@@ -190,8 +190,8 @@ class Shard:
             raise StoreError(
                 self.collection,
                 "writing",
-                f"the disk of {existing} has {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} "
-                "MiB are needed; make room and try again. Nothing was written",
+                f"the disk of {existing} has {free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} "
+                "MiB are needed; make room and try again. What was stored before is safe",
             )
 
 
