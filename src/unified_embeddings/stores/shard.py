@@ -9,6 +9,7 @@ pieces, a look at the free space before each, indexes built in a process of thei
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,11 @@ _RESERVE = 64 * 2**20
 _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is brought home, so that it stays short."""
 _OPTIMIZE = (
-    "import sys, qdrant_edge\n"
+    "import ctypes, os, sys, qdrant_edge\n"
+    "if sys.platform == 'linux':\n"
+    "    ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG: killed with the thread that waits
+    "    if os.getppid() != int(sys.argv[2]):\n"
+    "        sys.exit('the process that asked is gone')\n"
     "shard = qdrant_edge.EdgeShard.load(sys.argv[1])\n"
     "changed = shard.optimize()\n"
     "shard.flush()\n"
@@ -198,7 +203,7 @@ class Shard:
 def _optimized(folder: Path) -> bool:
     """Optimize the shard in a folder, in a process of its own that ends with this one's wait."""
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-        [sys.executable, "-c", _OPTIMIZE, str(folder)],
+        [sys.executable, "-c", _OPTIMIZE, str(folder), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,902 @@
+"""The embedded store: what holds when it is killed, shared, full, damaged or of another version.
+
+What it answers is compared with qdrant-client's local mode in tests/contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+
+from unified_embeddings import EdgeQdrantClient, InputError, StoreError
+from unified_embeddings.stores import shard as shards
+from unified_embeddings.stores.local import open_folder
+
+DIMENSION = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[EdgeQdrantClient]:
+    with EdgeQdrantClient(folder) as client:
+        yield client
+
+
+def make(client: EdgeQdrantClient, name: str = "docs", **options: Any) -> None:
+    client.create_collection(
+        name,
+        vectors_config={"d": models.VectorParams(size=DIMENSION, distance=models.Distance.DOT)},
+        sparse_vectors_config={"s": models.SparseVectorParams()},
+        **options,
+    )
+
+
+def vector(number: int) -> list[float]:
+    """A vector that tells its point: the number's digits in base 4."""
+    return [float(number // 4**place % 4) for place in range(DIMENSION)]
+
+
+def point(number: int) -> models.PointStruct:
+    sparse = models.SparseVector(indices=[number, number + 1], values=[1.0, 0.5])
+    return models.PointStruct(
+        id=number, vector={"d": vector(number), "s": sparse}, payload={"number": number}
+    )
+
+
+def run(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """A Python process of its own, with what the code needs imported."""
+    head = """
+        import os, signal, sys
+        from qdrant_client import models
+        from unified_embeddings import EdgeQdrantClient
+        from unified_embeddings.errors import UnifiedEmbeddingsError
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+# --- crashes ------------------------------------------------------------------------------------
+
+WRITER = """
+    client = EdgeQdrantClient(sys.argv[1])
+    first, dimension = int(sys.argv[2]), int(sys.argv[3])
+    for number in range(first, first + 100):
+        points = [
+            models.PointStruct(
+                id=10 * number + one,
+                vector={"d": [float(number // 4**place % 4) for place in range(dimension)]},
+                payload={"number": number, "text": "x" * 500},
+            )
+            for one in range(10)
+        ]
+        client.upsert("docs", points)
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.endurance)])
+def test_what_was_acknowledged_is_there_after_kill_9(folder: Path, kills: int) -> None:
+    generator = random.Random(0)
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    acknowledged: list[int] = []
+    for attempt in range(kills):
+        writer = run(WRITER, folder, 1000 * attempt, DIMENSION)
+        assert writer.stdout is not None
+        for line in range(generator.randrange(1, 99)):
+            text = writer.stdout.readline()
+            assert text, (line, writer.stderr and writer.stderr.read())
+            acknowledged.append(int(text))
+        time.sleep(generator.random() * 0.003)  # somewhere within an upsert
+        writer.send_signal(signal.SIGKILL)
+        acknowledged += map(int, writer.stdout.read().split())
+        writer.wait()
+        assert writer.returncode == -signal.SIGKILL
+        with EdgeQdrantClient(folder) as client:
+            ids = [10 * number + one for number in acknowledged for one in range(10)]
+            found = client.retrieve("docs", ids, with_vectors=True)
+            assert [record.id for record in found] == ids
+            for record in found:
+                number = int(record.id) // 10
+                assert record.payload == {"number": number, "text": "x" * 500}
+                assert record.vector == {"d": vector(number)}
+            assert client.count("docs").count - len(ids) in range(11 * (attempt + 1))
+    print(f"\n{kills} kills, {10 * len(acknowledged)} points acknowledged, all of them there")
+
+
+def test_a_collection_that_was_half_made_is_gone_after_kill_9(folder: Path) -> None:
+    code = """
+        from unified_embeddings.stores.catalog import Catalog
+        client = EdgeQdrantClient(sys.argv[1])
+        plain = models.VectorParams(size=2, distance="Dot")
+        client.create_collection("whole", vectors_config=plain)
+        def killed(self, **_): os.kill(os.getpid(), signal.SIGKILL)
+        Catalog.save = killed
+        client.create_collection("half", vectors_config=plain)
+    """
+    process = run(code, folder)
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((folder / "shards").iterdir())) == 2
+    with EdgeQdrantClient(folder) as client:
+        assert [one.name for one in client.get_collections().collections] == ["whole"]
+        assert len(list((folder / "shards").iterdir())) == 1
+        make(client, "half")
+
+
+def test_a_collection_whose_deleting_was_stopped_stays_deleted(folder: Path) -> None:
+    code = """
+        import shutil
+        client = EdgeQdrantClient(sys.argv[1])
+        client.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
+        shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        client.delete_collection("docs")
+    """
+    process = run(code, folder)
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((folder / "shards").iterdir())) == 1
+    with EdgeQdrantClient(folder) as client:
+        assert not client.collection_exists("docs")
+        assert not list((folder / "shards").iterdir())
+
+
+def test_aliases_are_switched_wholly_or_not_at_all(
+    client: EdgeQdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(client, "old")
+    make(client, "new")
+    point_at = models.CreateAliasOperation(
+        create_alias=models.CreateAlias(collection_name="old", alias_name="live")
+    )
+    client.update_collection_aliases([point_at])
+    switch: list[Any] = [
+        models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="live")),
+        models.CreateAliasOperation(
+            create_alias=models.CreateAlias(collection_name="new", alias_name="live")
+        ),
+    ]
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", no_space)
+        with pytest.raises(StoreError, match="No space left"):
+            client.update_collection_aliases(switch)
+    assert [one.collection_name for one in client.get_aliases().aliases] == ["old"]
+    client.close()
+    with EdgeQdrantClient(folder) as again:
+        assert [one.collection_name for one in again.get_aliases().aliases] == ["old"]
+        again.update_collection_aliases(switch)
+        assert [one.collection_name for one in again.get_aliases().aliases] == ["new"]
+
+
+# --- threads and processes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.endurance)])
+def test_eight_threads_read_while_two_write(folder: Path, seconds: int) -> None:
+    done = threading.Event()
+    written: list[set[int]] = [set(), set()]
+    reads = [0] * 8
+
+    def write(client: EdgeQdrantClient, writer: int) -> None:
+        number = writer
+        while not done.is_set():
+            numbers = range(number, number + 40, 2)
+            client.upsert("docs", [point(one) for one in numbers])
+            written[writer].update(numbers)
+            number += 40
+            gone = numbers[0]
+            client.delete("docs", [gone])
+            written[writer].discard(gone)
+            client.set_payload("docs", {"seen": writer}, [numbers[1]])
+
+    def read(client: EdgeQdrantClient, reader: int) -> None:
+        generator = random.Random(reader)
+        while not done.is_set():
+            known = generator.choice(sorted(written[reader % 2]) or [0])
+            sparse = models.SparseVector(indices=[known], values=[1.0])
+            fused = client.query_points(
+                "docs",
+                prefetch=[
+                    models.Prefetch(query=vector(known), using="d"),
+                    models.Prefetch(query=sparse, using="s"),
+                ],
+                query=models.RrfQuery(rrf=models.Rrf(k=61)),
+            )
+            assert all(found.payload["number"] == found.id for found in fused.points)
+            if known in written[reader % 2]:
+                (there,) = client.retrieve("docs", [known], with_vectors=True)
+                assert there.vector is not None
+                assert there.vector["d"] == vector(known)  # type: ignore[call-overload]
+            page, _ = client.scroll("docs", limit=20)
+            assert [one.id for one in page] == sorted(one.id for one in page)
+            client.count("docs")
+            reads[reader] += 1
+
+    with EdgeQdrantClient(folder) as client, ThreadPoolExecutor(10) as pool:
+        make(client)
+        work = [pool.submit(write, client, writer) for writer in range(2)]
+        work += [pool.submit(read, client, reader) for reader in range(8)]
+        time.sleep(seconds)
+        done.set()
+        for one in work:
+            one.result()
+        expected = written[0] | written[1]
+        assert_holds(client, expected)
+    with EdgeQdrantClient(folder) as again:
+        assert_holds(again, expected)
+    assert min(reads) > 0
+    print(f"\n{seconds} s: {sum(reads)} rounds of four reads, {len(expected)} points, none lost")
+
+
+def assert_holds(client: EdgeQdrantClient, numbers: set[int]) -> None:
+    assert client.count("docs").count == len(numbers)
+    found, offset = [], None
+    while True:
+        page, offset = client.scroll("docs", limit=500, offset=offset)  # type: ignore[arg-type]
+        found += page
+        if offset is None:
+            break
+    assert {one.id for one in found} == numbers
+    assert all(one.payload and one.payload["number"] == one.id for one in found)
+
+
+def test_a_second_process_is_told_at_once(client: EdgeQdrantClient, folder: Path) -> None:
+    make(client)
+    code = """
+        try:
+            EdgeQdrantClient(sys.argv[1])
+        except UnifiedEmbeddingsError as error:
+            print(type(error).__name__, error)
+    """
+    answer = output(run(code, folder))
+    assert answer.startswith("StoreError")
+    assert "open already" in answer
+    assert "url=" in answer
+    client.upsert("docs", [point(1)])
+    client.close()
+    assert output(run("EdgeQdrantClient(sys.argv[1]); print('open')", folder)) == "open"
+
+
+def test_a_second_client_of_the_same_process_is_told_too(
+    client: EdgeQdrantClient, folder: Path
+) -> None:
+    with pytest.raises(StoreError, match="open already"):
+        EdgeQdrantClient(folder)
+    with pytest.raises(StoreError, match="open already"):
+        QdrantClientOf(folder)
+
+
+def QdrantClientOf(folder: Path) -> QdrantClient:
+    """qdrant-client's own local mode over a folder of ours, its error as ours."""
+    try:
+        return QdrantClient(path=str(folder))
+    except RuntimeError as error:
+        raise StoreError(str(folder), "opening", f"open already: {error}") from error
+
+
+def test_a_forked_child_is_kept_from_damaging_it(client: EdgeQdrantClient) -> None:
+    make(client)
+    client.upsert("docs", [point(1)])
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            client.upsert("docs", [point(2)])
+            os.write(writing, b"stored")
+        except StoreError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert b"forked" in os.read(reading, 1000)
+    assert client.count("docs").count == 1
+    client.upsert("docs", [point(3)])
+
+
+def test_open_folder_shares_one_client_and_forgets_it_with_its_last_holder(folder: Path) -> None:
+    client = open_folder(folder)
+    make(client)
+    assert open_folder(str(folder)) is client
+    del client
+    gc.collect()
+    with EdgeQdrantClient(folder) as alone:
+        assert alone.collection_exists("docs")
+
+
+def test_a_client_nobody_closed_leaves_everything_at_the_interpreters_end(folder: Path) -> None:
+    code = """
+        client = EdgeQdrantClient(sys.argv[1])
+        client.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
+        client.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+        print("done")
+    """
+    process = run(code, folder)
+    assert output(process) == "done"
+    with EdgeQdrantClient(folder) as client:
+        assert client.count("docs").count == 1
+
+
+def test_a_closed_client_says_so(client: EdgeQdrantClient) -> None:
+    make(client)
+    client.close()
+    client.close()
+    assert client.closed
+    for call in (
+        lambda: client.count("docs"),
+        client.get_collections,
+        lambda: client.upsert("docs", [point(1)]),
+        lambda: client.collection_exists("docs"),
+    ):
+        with pytest.raises(StoreError, match="closed"):
+            call()
+
+
+def test_deleting_a_collection_under_its_readers_is_an_error_of_ours(
+    client: EdgeQdrantClient,
+) -> None:
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while client.collection_exists("docs"):
+                client.query_points("docs", query=vector(1), using="d")
+        except (InputError, StoreError):
+            pass
+        except BaseException as error:
+            failures.append(error)
+
+    for _ in range(5):
+        make(client)
+        client.upsert("docs", [point(number) for number in range(100)])
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        client.delete_collection("docs")
+        for reader in readers:
+            reader.join()
+    assert not failures
+
+
+# --- the async side -----------------------------------------------------------------------------
+
+
+async def test_every_method_has_an_async_twin(client: EdgeQdrantClient) -> None:
+    make(client)
+    twin = client.aclient
+    await twin.upsert("docs", [point(number) for number in range(10)])
+    assert (await twin.count("docs")).count == 10
+    response = await twin.query_points("docs", query=vector(3), using="d", limit=1)
+    assert response.points[0].payload == {"number": response.points[0].id}
+    with pytest.raises(InputError, match="not found"):
+        await twin.count("no such collection")
+    twin.upload_points("docs", [point(11)])  # a plain method there too
+    assert not asyncio.iscoroutinefunction(AsyncQdrantClient.upload_points)
+    assert client.count("docs").count == 11
+
+
+async def test_the_event_loop_runs_on_beside_the_store(client: EdgeQdrantClient) -> None:
+    """Some twenty turns of the loop within the work, where a blocked one would have had none."""
+    make(client)
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    ticking = asyncio.create_task(turn())
+    await asyncio.sleep(0)
+    before = turns
+    await client.aclient.upsert("docs", [point(number) for number in range(5000)])
+    assert turns - before > 20
+    before = turns
+    await client.aclient.optimize("docs")
+    assert turns - before > 20
+    ticking.cancel()
+
+
+# --- disks and files ----------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_an_error_and_what_was_stored_is_there(
+    client: EdgeQdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(client)
+    client.upsert("docs", [point(1)])
+    usage = SimpleNamespace(free=10 * 2**20)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.shutil, "disk_usage", lambda _: usage)
+        for write in (
+            lambda: client.upsert("docs", [point(2)]),
+            lambda: client.set_payload("docs", {"a": 1}, [1]),
+            lambda: make(client, "another"),
+            lambda: client.optimize("docs"),
+        ):
+            with pytest.raises(StoreError, match=r"10\.0 MiB free"):
+                write()
+        assert client.count("docs").count == 1
+        assert not client.collection_exists("another")
+        assert len(list((folder / "shards").iterdir())) == 1
+    client.upsert("docs", [point(2)])
+    assert client.count("docs").count == 2
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be written"):
+        EdgeQdrantClient("/proc/no such folder")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="it is a file"):
+        EdgeQdrantClient(tmp_path / "file")
+
+
+@pytest.mark.parametrize("changed", ["format", "core"])
+def test_a_store_of_newer_software_is_left_alone(folder: Path, changed: str) -> None:
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    catalog = folder / "catalog.json"
+    content = json.loads(catalog.read_text())
+    content[changed] = {"format": 99, "core": "99.0.1"}[changed]
+    newer = json.dumps(content)
+    catalog.write_text(newer)
+    with pytest.raises(StoreError, match="Upgrade unified-embeddings"):
+        EdgeQdrantClient(folder)
+    assert catalog.read_text() == newer
+    assert len(list((folder / "shards").iterdir())) == 1
+    content[changed] = {"format": 1, "core": "0.9.7"}[changed]
+    catalog.write_text(json.dumps(content))
+    with EdgeQdrantClient(folder) as client:
+        assert client.collection_exists("docs")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": "x"}'])
+def test_a_damaged_catalogue_is_an_error_and_the_points_are_left_alone(
+    folder: Path, damage: str
+) -> None:
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    (folder / "catalog.json").write_text(damage)
+    with pytest.raises(StoreError, match="left alone"):
+        EdgeQdrantClient(folder)
+    assert len(list((folder / "shards").iterdir())) == 1
+
+
+def test_a_lost_or_damaged_shard_is_an_error_of_its_collection_alone(folder: Path) -> None:
+    with EdgeQdrantClient(folder) as client:
+        make(client, "lost")
+        make(client, "broken")
+        make(client, "whole")
+        client.upsert("whole", [point(1)])
+        entries = dict(client._catalog.collections)
+    shutil.rmtree(folder / "shards" / entries["lost"].shard)
+    segments = folder / "shards" / entries["broken"].shard / "segments"
+    for file in segments.rglob("segment.json"):
+        file.write_text("{")
+    with EdgeQdrantClient(folder) as client:
+        assert client.count("whole").count == 1
+        for name in ("lost", "broken"):
+            with pytest.raises(StoreError, match=name):
+                client.count(name)
+            client.delete_collection(name)
+        assert [one.name for one in client.get_collections().collections] == ["whole"]
+
+
+def test_a_folder_of_local_mode_names_the_command_that_moves_it(folder: Path) -> None:
+    theirs = QdrantClient(path=str(folder))
+    theirs.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
+    theirs.close()
+    with pytest.raises(StoreError, match=r"unified-embeddings copy --from .*store --to"):
+        EdgeQdrantClient(folder)
+
+
+def test_what_is_not_ours_under_the_folder_stays(folder: Path) -> None:
+    (folder / "shards" / "mine").mkdir(parents=True)
+    (folder / "notes.txt").write_text("keep")
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    assert (folder / "shards" / "mine").is_dir()
+    assert (folder / "notes.txt").read_text() == "keep"
+
+
+# --- optimizing ---------------------------------------------------------------------------------
+
+
+def fill(client: EdgeQdrantClient, count: int, name: str = "docs") -> np.ndarray:
+    """Points enough for an index: random vectors, returned (count, 64) float32."""
+    client.create_collection(
+        name,
+        vectors_config=models.VectorParams(size=64, distance=models.Distance.COSINE),
+        optimizers_config=models.OptimizersConfigDiff(indexing_threshold=100),
+    )
+    rows = np.random.default_rng(0).standard_normal((count, 64)).astype(np.float32)
+    client.upload_points(
+        name,
+        (
+            models.PointStruct(id=number, vector=row.tolist(), payload={"number": number})
+            for number, row in enumerate(rows)
+        ),
+        batch_size=500,
+    )
+    return rows
+
+
+def test_optimizing_indexes_and_changes_no_answer_that_is_exact(
+    client: EdgeQdrantClient, folder: Path
+) -> None:
+    rows = fill(client, 3000)
+    client.create_payload_index("docs", "number", models.PayloadSchemaType.INTEGER)
+    exact = models.SearchParams(exact=True)
+
+    def answers(**options: Any) -> list[list[tuple[Any, float]]]:
+        found = [client.query_points("docs", query=row.tolist(), **options) for row in rows[:20]]
+        return [[(one.id, round(one.score, 5)) for one in each.points] for each in found]
+
+    before = answers()
+    assert client.get_collection("docs").indexed_vectors_count == 0
+    assert client.optimize("docs") is True
+    info = client.get_collection("docs")
+    assert info.indexed_vectors_count == 3000
+    assert info.points_count == 3000
+    assert list(info.payload_schema) == ["number"]
+    assert answers(search_params=exact) == before
+    near = answers(search_params=models.SearchParams(hnsw_ef=512))
+    hits = sum(
+        len({i for i, _ in a} & {i for i, _ in b}) for a, b in zip(near, before, strict=True)
+    )
+    assert hits >= 0.95 * 200
+    assert len(list((folder / "shards").iterdir())) == 1
+    client.upsert("docs", [models.PointStruct(id=9999, vector=[2.0] * 64)])
+    assert client.query_points("docs", query=[1.0] * 64, limit=1).points[0].id == 9999
+    client.close()
+    with EdgeQdrantClient(folder) as again:
+        assert again.get_collection("docs").indexed_vectors_count == 3000
+        assert again.count("docs").count == 3001
+        assert again.optimize("docs") in (True, False)
+        assert again.count("docs").count == 3001
+
+
+def test_with_nothing_to_do_optimizing_leaves_everything(
+    client: EdgeQdrantClient, folder: Path
+) -> None:
+    make(client)
+    client.upsert("docs", [point(1)])
+    (before,) = (folder / "shards").iterdir()
+    assert client.optimize("docs") is False
+    assert [*(folder / "shards").iterdir()] == [before]
+    assert client.count("docs").count == 1
+    with pytest.raises(InputError, match="not found"):
+        client.optimize("no such collection")
+
+
+def test_reads_go_on_and_writes_wait_while_a_collection_is_optimized(
+    client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, 2000)
+    optimized, going_on, go_on = shards._optimized, threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> bool:
+        going_on.set()
+        assert go_on.wait(30)
+        return optimized(folder)
+
+    monkeypatch.setattr(shards, "_optimized", slow)
+    with ThreadPoolExecutor(2) as pool:
+        work = pool.submit(client.optimize, "docs")
+        assert going_on.wait(30)
+        assert client.count("docs").count == 2000
+        assert client.query_points("docs", query=[1.0] * 64).points
+        written = pool.submit(
+            client.upsert, "docs", [models.PointStruct(id=5000, vector=[1.0] * 64)]
+        )
+        make(client, "another")
+        assert not written.done()
+        go_on.set()
+        assert work.result() is True
+        written.result()
+    assert client.count("docs").count == 2001
+
+
+@pytest.mark.parametrize("how", ["interrupted", "failed", "deleted", "closed"])
+def test_optimizing_that_is_stopped_changes_nothing(
+    client: EdgeQdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    fill(client, 500)
+    kinds: dict[str, type[BaseException]] = {"interrupted": KeyboardInterrupt}
+    deleting = threading.Thread(target=client.delete_collection, args=["docs"])
+    closing = threading.Thread(target=client.close)
+
+    def stopped(_: Path) -> bool:
+        if how == "deleted":
+            deleting.start()
+            while client.collection_exists("docs"):
+                time.sleep(0.001)
+            return True
+        if how == "closed":
+            closing.start()
+            while not client.closed:
+                time.sleep(0.001)
+            return True
+        raise kinds.get(how, RuntimeError)("stopped")
+
+    monkeypatch.setattr(shards, "_optimized", stopped)
+    with pytest.raises(kinds.get(how, StoreError)):
+        client.optimize("docs")
+    if how == "deleted":
+        deleting.join()
+    if how == "closed":
+        closing.join()
+        with EdgeQdrantClient(folder) as again:
+            assert again.count("docs").count == 500
+        return
+    assert client.collection_exists("docs") is (how != "deleted")
+    if how != "deleted":
+        assert client.count("docs").count == 500
+        assert len(list((folder / "shards").iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+def test_killed_while_it_optimizes_it_leaves_no_process_and_the_points_as_they_were(
+    folder: Path,
+) -> None:
+    with EdgeQdrantClient(folder) as client:
+        fill(client, 20_000)
+    code = """
+        import subprocess, unified_embeddings.stores.shard as shards
+        class Told(subprocess.Popen):
+            def communicate(self, *args, **kwargs):
+                print(self.pid, flush=True)
+                return super().communicate(*args, **kwargs)
+        shards.subprocess.Popen = Told
+        EdgeQdrantClient(sys.argv[1]).optimize("docs")
+    """
+    process = run(code, folder)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in status(child):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the process that optimizes outlived the one that asked for it")
+    with EdgeQdrantClient(folder) as client:
+        assert client.count("docs").count == 20_000
+        assert client.get_collection("docs").indexed_vectors_count == 0
+        assert len(list((folder / "shards").iterdir())) == 1
+
+
+def status(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_the_process_that_optimizes_tells_what_went_wrong(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="does not exist"):
+        shards._optimized(tmp_path / "nothing")
+
+
+# --- what is not there --------------------------------------------------------------------------
+
+
+def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> None:
+    make(client)
+    calls: dict[str, Any] = {
+        r"create_snapshot\(\)": lambda: client.create_snapshot("docs"),
+        r"facet\(\)": lambda: client.facet("docs", "number"),
+        r"query_points_groups\(\)": lambda: client.query_points_groups("docs", "number"),
+        "timeout": lambda: client.count("docs", timeout=3),
+        "shard_key_selector": lambda: client.upsert("docs", [point(1)], shard_key_selector="a"),
+        "lookup_from": lambda: client.query_points(
+            "docs", query=vector(1), using="d", lookup_from=models.LookupLocation(collection="x")
+        ),
+        "shard_number=2": lambda: make(client, "other", shard_number=2),
+        "replication_factor=3": lambda: make(client, "other", replication_factor=3),
+        "wal_config": lambda: make(client, "other", wal_config=models.WalConfigDiff()),
+        "memmap_threshold": lambda: make(
+            client, "other", optimizers_config=models.OptimizersConfigDiff(memmap_threshold=1)
+        ),
+        "hnsw_config": lambda: client.update_collection(
+            "docs", hnsw_config=models.HnswConfigDiff(m=4)
+        ),
+        "SampleQuery": lambda: client.query_points(
+            "docs", query=models.SampleQuery(sample=models.Sample.RANDOM)
+        ),
+        "RecommendQuery": lambda: client.query_points(
+            "docs", query=models.RecommendQuery(recommend=models.RecommendInput(positive=[1]))
+        ),
+        r"NearestQuery\.mmr": lambda: client.query_points(
+            "docs", query=models.NearestQuery(nearest=vector(1), mmr=models.Mmr()), using="d"
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match=rf"{name}.*not supported by the embedded store"):
+            call()
+    assert not client.collection_exists("other")
+    with pytest.raises(AttributeError):
+        client.no_such_method  # noqa: B018
+    with pytest.raises(TypeError):
+        client.count("docs", no_such_option=1)  # type: ignore[call-arg]
+
+
+def test_every_method_of_qdrant_client_is_there_or_refused(client: EdgeQdrantClient) -> None:
+    for name in dir(QdrantClient):
+        if not name.startswith("_") and callable(getattr(QdrantClient, name)):
+            assert callable(getattr(client, name)), name
+
+
+def test_its_signatures_are_qdrant_clients() -> None:
+    """By name and order, so that both take the same calls."""
+    import inspect
+
+    for name, method in inspect.getmembers(EdgeQdrantClient, inspect.isfunction):
+        theirs = getattr(QdrantClient, name, None)
+        if name.startswith("_") or theirs is None or name == "close":
+            continue
+        wanted = [p for p in inspect.signature(theirs).parameters if p != "kwargs"]
+        given = list(inspect.signature(method).parameters)
+        missing = [p for p in wanted if p not in given]
+        assert given == [p for p in wanted if p in given], name
+        assert set(missing) <= {"payload", "id_tracker"}, (name, missing)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\0b", "x" * 256, 7, None])
+def test_names_that_a_server_refuses_are_refused(client: EdgeQdrantClient, name: Any) -> None:
+    with pytest.raises(InputError, match="a name"):
+        make(client, name)
+
+
+@pytest.mark.parametrize("name", ["ünïcödé", "日本", "with space", "x" * 255, "catalog.json", "🦊"])
+def test_names_that_a_server_takes_are_taken(client: EdgeQdrantClient, name: str) -> None:
+    make(client, name)
+    client.upsert(name, [point(1)])
+    path = client.path
+    client.close()
+    with EdgeQdrantClient(path) as again:
+        assert again.count(name).count == 1
+
+
+def test_settings_come_back_as_they_were_given(client: EdgeQdrantClient, folder: Path) -> None:
+    vectors = {
+        "d": models.VectorParams(
+            size=4,
+            distance=models.Distance.EUCLID,
+            datatype=models.Datatype.FLOAT16,
+            hnsw_config=models.HnswConfigDiff(m=8),
+            on_disk=True,
+        ),
+        "m": models.VectorParams(
+            size=2,
+            distance=models.Distance.COSINE,
+            multivector_config=models.MultiVectorConfig(
+                comparator=models.MultiVectorComparator.MAX_SIM
+            ),
+        ),
+    }
+    sparse = {"s": models.SparseVectorParams(modifier=models.Modifier.IDF)}
+    quantization = models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99)
+    )
+    metadata = {"model": None, "nested": {"when": "now", "list": [1, None]}}
+    client.create_collection(
+        "docs",
+        vectors_config=vectors,
+        sparse_vectors_config=sparse,
+        quantization_config=quantization,
+        hnsw_config=models.HnswConfigDiff(m=24, ef_construct=200),
+        on_disk_payload=False,
+        metadata=metadata,
+    )
+    client.create_payload_index(
+        "docs", "a", models.KeywordIndexParams(type="keyword", is_tenant=True)
+    )
+    client.close()
+    with EdgeQdrantClient(folder) as again:
+        info = again.get_collection("docs")
+        assert info.config.params.vectors == vectors
+        assert info.config.params.sparse_vectors == sparse
+        assert info.config.quantization_config == quantization
+        assert info.config.hnsw_config.m == 24
+        assert info.config.hnsw_config.ef_construct == 200
+        assert info.config.params.on_disk_payload is False
+        assert info.config.metadata == metadata
+        assert info.payload_schema["a"].data_type == models.PayloadSchemaType.KEYWORD
+        again.update_collection("docs", metadata={"model": "bge", "more": 1})
+        merged = {**metadata, "model": "bge", "more": 1}
+        assert again.get_collection("docs").config.metadata == merged
+
+
+def test_a_payload_is_stored_as_json_has_it(client: EdgeQdrantClient) -> None:
+    from datetime import datetime, timezone
+
+    make(client)
+    when, name = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc), uuid.uuid4()
+    payload = {"when": when, "id": name, "big": 2**63, "text": "a\0é😀", "none": None, "t": (1, 2)}
+    client.upsert("docs", [models.PointStruct(id=1, vector={}, payload=payload)])
+    (found,) = client.retrieve("docs", [1])
+    assert found.payload == {
+        "when": "2026-01-02T03:04:00Z",
+        "id": str(name),
+        "big": 2**63,
+        "text": "a\0é😀",
+        "none": None,
+        "t": [1, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    "payload", [{"a": float("nan")}, {"a": float("inf")}, {"a": "\ud800"}, {"a": object()}]
+)
+def test_a_payload_that_is_no_json_is_refused_by_its_point(
+    client: EdgeQdrantClient, payload: dict[str, Any]
+) -> None:
+    make(client)
+    bad = models.PointStruct(id=2, vector={"d": vector(2)}, payload=payload)
+    with pytest.raises(InputError, match="item 1") as caught:
+        client.upsert("docs", [point(1), bad])
+    assert caught.value.index == 1
+    assert client.count("docs").count == 0
+
+
+def test_big_upserts_and_points_come_through_whole(client: EdgeQdrantClient) -> None:
+    """Several pieces to the core; a ColBERT multi-vector of a long text is some megabytes."""
+    client.create_collection(
+        "docs",
+        vectors_config=models.VectorParams(
+            size=128,
+            distance=models.Distance.DOT,
+            multivector_config=models.MultiVectorConfig(
+                comparator=models.MultiVectorComparator.MAX_SIM
+            ),
+        ),
+    )
+    rows = np.random.default_rng(0).standard_normal((3, 4000, 128)).astype(np.float32)
+    client.upsert(
+        "docs",
+        [
+            models.PointStruct(id=number, vector=one.tolist(), payload={"text": "x" * 10**6})
+            for number, one in enumerate(rows)
+        ],
+    )
+    for record in client.retrieve("docs", [0, 1, 2], with_vectors=True):
+        np.testing.assert_array_equal(np.float32(record.vector), rows[int(record.id)])
+        assert record.payload == {"text": "x" * 10**6}
