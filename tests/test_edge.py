@@ -691,7 +691,7 @@ def test_killed_while_it_optimizes_it_leaves_no_process_and_the_points_as_they_w
     process = run(code, folder)
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    time.sleep(0.3)
+    time.sleep(0.05)
     process.kill()
     process.wait()
     for _ in range(100):
