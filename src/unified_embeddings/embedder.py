@@ -56,7 +56,7 @@ class EmbedderStats:
         truncated: Of those, how many were longer than `max_length` and cut.
         tokens: Tokens run through the model, special tokens included.
         batches: Batches formed.
-        forwards: Forward passes made; one a batch.
+        forwards: Batches run; the engine onnx passes once over each length in one.
         cache: The cache's counters.
     """
 
