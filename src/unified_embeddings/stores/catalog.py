@@ -50,6 +50,8 @@ class Settings:
         quantization_config: The same.
         optimizers_config: When `optimize` merges and indexes.
         on_disk_payload: Whether payloads are read from disk.
+        payload: Where payloads are held, which overrides it.
+        id_tracker: Where the ids of indexed points are held.
         metadata: The collection's own, JSON.
     """
 
@@ -59,6 +61,8 @@ class Settings:
     quantization_config: models.QuantizationConfig | None = None
     optimizers_config: models.OptimizersConfigDiff | None = None
     on_disk_payload: bool | None = None
+    payload: models.PayloadStorageParams | None = None
+    id_tracker: models.IdTrackerParams | None = None
     metadata: dict[str, Any] | None = None
 
 

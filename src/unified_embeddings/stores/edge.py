@@ -203,6 +203,8 @@ class EdgeQdrantClient:
                     replication_factor=1,
                     write_consistency_factor=1,
                     on_disk_payload=settings.on_disk_payload,
+                    payload=settings.payload,
+                    id_tracker=settings.id_tracker,
                 ),
                 hnsw_config=models.HnswConfig(**translation.hnsw_options(settings.hnsw_config)),
                 optimizer_config=models.OptimizersConfig(
@@ -234,6 +236,8 @@ class EdgeQdrantClient:
         timeout: int | None = None,
         strict_mode_config: models.StrictModeConfig | None = None,
         metadata: dict[str, Any] | None = None,
+        payload: models.PayloadStorageParams | None = None,
+        id_tracker: models.IdTrackerParams | None = None,
     ) -> bool:
         """Make a collection, wholly or not at all.
 
@@ -263,6 +267,8 @@ class EdgeQdrantClient:
             quantization_config=quantization_config,
             optimizers_config=optimizers_config,
             on_disk_payload=on_disk_payload,
+            payload=payload,
+            id_tracker=id_tracker,
             metadata=None if metadata is None else _json(metadata)[0],
         )
         _check_vectors(settings)

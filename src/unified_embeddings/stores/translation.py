@@ -83,6 +83,8 @@ def config(settings: Settings) -> Any:
         hnsw_config=_hnsw(settings.hnsw_config),
         quantization_config=_quantization(settings.quantization_config),
         optimizers=_optimizers(settings.optimizers_config),
+        payload_memory=_options(settings.payload, memory=_memory).get("memory"),
+        id_tracker_memory=_options(settings.id_tracker, memory=_memory).get("memory"),
     )
 
 
@@ -351,9 +353,8 @@ def search_params(params: models.SearchParams | None) -> Any:
 
 
 def _idf(params: models.IdfParams) -> Any:
-    corpus = getattr(params, "corpus", None)
-    if corpus is not None and not isinstance(corpus, models.Filter):
-        raise unsupported(f"an IDF corpus of {type(corpus).__name__}")
+    """Over which points a sparse vector's IDF is computed: those of a filter, or all."""
+    corpus = params.corpus if isinstance(params, models.IdfCorpusParams) else None
     return core.IdfParams(corpus=to_filter(corpus))
 
 
