@@ -24,12 +24,12 @@ LAYERS = [
     | {"engines.onnx", "engines.weights", "engines.encoder", "engines.quiet", "graph", "export"},
     {"embedder", "paired", "images"},
     {"comparison", "measurement", "corpora"},
-    {"stores", "stores.local", "stores.collections"},
+    {"stores", "stores.local", "stores.collections", "stores.copying"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
-    | {"cli.models"}
+    | {"cli.models", "cli.copying"}
     | {"cli.export_onnx", "cli.quantize", "cli.comparison"},
 ]
 """A module imports from its own layer and those above it in this list, never from below."""
@@ -67,7 +67,8 @@ HOMES = {
         "cli.search",
         "cli.shared",
     },
-    "qdrant_client": {"stores.*", "llama.*", "retrievers.hybrid", "cli.demo", "cli.shared"},
+    "qdrant_client": {"stores.*", "llama.*", "retrievers.hybrid", "cli.demo", "cli.shared"}
+    | {"cli.copying"},
     "grpc": {"stores.collections"},
     "typer": {"cli", "cli.*"},
     "rich": {"progress", "cli.*"},

@@ -23,7 +23,7 @@ from unified_embeddings.stores.local import is_local
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
-_METADATA_KEY = "unified_embeddings"
+METADATA_KEY = "unified_embeddings"
 _FAILURES = (
     ApiException,
     QdrantException,
@@ -101,7 +101,7 @@ def check_collection(
         FingerprintMismatchError: If its metadata names another model.
         StoreError: If the vectors needed are not there or of another dimension.
     """
-    ours = (info.config.metadata or {}).get(_METADATA_KEY)
+    ours = (info.config.metadata or {}).get(METADATA_KEY)
     if ours is not None and ours.get("fingerprint") != embedder.fingerprint:
         raise FingerprintMismatchError(
             name,
@@ -168,7 +168,7 @@ def _create(
                 else None
             ),
             metadata={
-                _METADATA_KEY: {
+                METADATA_KEY: {
                     "fingerprint": embedder.fingerprint,
                     "model": _name(embedder),
                     "revision": embedder.revision,
