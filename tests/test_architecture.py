@@ -29,12 +29,12 @@ LAYERS = [
     {"stores.translation"},
     {"stores.edge"},
     {"stores.local"},
-    {"stores.collections"},
+    {"stores.collections", "stores.copying"},
     {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
-    | {"cli.models"}
+    | {"cli.models", "cli.copying", "cli.optimize"}
     | {"cli.export_onnx", "cli.quantize", "cli.comparison"},
 ]
 """A module imports from its own layer and those above it in this list, never from below."""
@@ -62,7 +62,7 @@ HOMES = {
     "tokenizers": {"tokenization"},
     "huggingface_hub": {"checkpoints", "cli.doctor"},
     "cachetools": {"cache"},
-    "sqlite3": {"cache"},
+    "sqlite3": {"cache", "stores.*"},
     "llama_index": {
         "llama.*",
         "retrievers.hybrid",
@@ -72,7 +72,8 @@ HOMES = {
         "cli.search",
         "cli.shared",
     },
-    "qdrant_client": {"stores.*", "llama.*", "retrievers.hybrid", "cli.demo", "cli.shared"},
+    "qdrant_client": {"stores.*", "llama.*", "retrievers.hybrid", "cli.demo", "cli.shared"}
+    | {"cli.copying"},
     "qdrant_edge": {"stores.*"},
     "portalocker": {"stores.catalog"},
     "grpc": {"stores.collections"},

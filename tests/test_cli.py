@@ -707,7 +707,16 @@ class TestUsage:
         ended = run("--help")
         assert ended.code == 0
         assert "\x1b" not in ended.out
-        for name in ("demo", "index", "search", "models", "export-onnx", "quantize", "doctor"):
+        for name in (
+            "demo",
+            "index",
+            "search",
+            "copy",
+            "models",
+            "export-onnx",
+            "quantize",
+            "doctor",
+        ):
             assert name in ended.out
 
     @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ import sys
 import typer
 
 from unified_embeddings import __version__
-from unified_embeddings.cli import demo, doctor, export_onnx, index, models, quantize, search
+from unified_embeddings.cli import (
+    copying,
+    demo,
+    doctor,
+    export_onnx,
+    index,
+    models,
+    optimize,
+    quantize,
+    search,
+)
 from unified_embeddings.cli.shared import complain
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
@@ -26,6 +36,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("copy")(copying.copy)
+app.command("optimize")(optimize.optimize)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)

@@ -20,6 +20,9 @@ def index(
     model: shared.Model = None,
     sparse_model: shared.SparseModel = None,
     chunk_tokens: Annotated[int, typer.Option(min=32, help="Most tokens of a chunk.")] = 512,
+    shard_number: shared.ShardNumber = None,
+    replication_factor: shared.ReplicationFactor = None,
+    write_consistency: shared.WriteConsistency = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Bring a collection in line with files and folders.
@@ -31,7 +34,8 @@ def index(
     from unified_embeddings.progress import counted_later
 
     config = shared.open_config(model, sparse_model)
-    store = shared.open_store(config, collection, path, url, create=True)
+    settings = shared.server_settings(shard_number, replication_factor, write_consistency)
+    store = shared.open_store(config, collection, path, url, create=True, **settings)
     try:
         with counted_later("Indexing", shown=shared.is_terminal()) as (start, step):
             report = index_paths(

@@ -37,6 +37,15 @@ StorePath = Annotated[
     Path, typer.Option("--path", help="Folder of the embedded Qdrant, unless --url is given.")
 ]
 StoreUrl = Annotated[str | None, typer.Option("--url", help="Address of a Qdrant server.")]
+ShardNumber = Annotated[
+    int | None, typer.Option(min=1, help="Shards of a collection made on a server.")
+]
+ReplicationFactor = Annotated[
+    int | None, typer.Option(min=1, help="Replicas of each shard of a collection made on a server.")
+]
+WriteConsistency = Annotated[
+    int | None, typer.Option(min=1, help="Replicas that must confirm a write, made on a server.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_PATH = Path("qdrant_data")
@@ -62,21 +71,36 @@ def open_store(
     url: str | None,
     *,
     create: bool,
+    **settings: int,
 ) -> QdrantVectorStore:
     """The collection to work on, at `url` if given, else in the folder `path`.
+
+    Args:
+        config: Whose model's collection it is.
+        collection: Its name.
+        path: Folder of the embedded store.
+        url: Address of a server.
+        create: Make it if it is not there.
+        **settings: Of `server_settings`, for one that is made.
 
     Raises:
         StoreError: If it is not there and `create` is False.
     """
     place: dict[str, Any] = {"url": url} if url else {"path": path}
+    place |= settings
     # Kept while the store opens: a local client that nobody holds is closed, and read again.
-    held = None if create else _require_collection(collection, path, url)
+    held = None if create else require_collection(collection, path, url)
     store = config.vector_store(collection, **place)
     del held
     return store
 
 
-def _require_collection(collection: str, path: Path, url: str | None) -> Client:
+def require_collection(collection: str, path: Path, url: str | None) -> Client:
+    """The client of the place where a collection is.
+
+    Raises:
+        StoreError: If it is not there; names those that are.
+    """
     from qdrant_client import QdrantClient
 
     from unified_embeddings.stores.collections import store_errors
@@ -94,6 +118,18 @@ def _require_collection(collection: str, path: Path, url: str | None) -> Client:
             collection, "opening", f"it does not exist; collections there: {there}. {hint}"
         )
     return client
+
+
+def server_settings(
+    shard_number: int | None, replication_factor: int | None, write_consistency: int | None
+) -> dict[str, int]:
+    """Qdrant's options for a collection on a server, those that were given."""
+    given = {
+        "shard_number": shard_number,
+        "replication_factor": replication_factor,
+        "write_consistency_factor": write_consistency,
+    }
+    return {name: number for name, number in given.items() if number is not None}
 
 
 def printable(text: str) -> str:

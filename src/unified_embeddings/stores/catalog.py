@@ -94,7 +94,7 @@ class Catalog:
         self.aliases: dict[str, str] = {}
         if folder.exists() and not folder.is_dir():
             raise self._error("it is a file; give a folder for the store")
-        if _is_local_mode(folder):
+        if is_local_mode_folder(folder):
             raise self._error(
                 "it was made by qdrant-client's local mode. Copy it into a new folder with: "
                 f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
@@ -227,7 +227,7 @@ def settings_with(settings: Settings, **changes: Any) -> Settings:
     return Settings(**kept | {key: value for key, value in changes.items() if value is not None})
 
 
-def _is_local_mode(folder: Path) -> bool:
+def is_local_mode_folder(folder: Path) -> bool:
     """Whether qdrant-client's local mode keeps collections there."""
     with contextlib.suppress(OSError):
         return not (folder / _CATALOG).exists() and any((folder / "collection").iterdir())

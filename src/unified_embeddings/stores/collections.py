@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +23,13 @@ from unified_embeddings.stores.local import Client, is_local_mode
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
-_METADATA_KEY = "unified_embeddings"
+METADATA_KEY = "unified_embeddings"
 _FAILURES = (
     ApiException,
     QdrantException,
     RpcError,
     OSError,
+    sqlite3.Error,  # a local mode's files: a full disk, a folder made read-only
     ValueError,
     RuntimeError,
 )
@@ -97,7 +99,7 @@ def check_collection(
         FingerprintMismatchError: If its metadata names another model.
         StoreError: If the vectors needed are not there or of another dimension.
     """
-    ours = (info.config.metadata or {}).get(_METADATA_KEY)
+    ours = (info.config.metadata or {}).get(METADATA_KEY)
     if ours is not None and ours.get("fingerprint") != embedder.fingerprint:
         raise FingerprintMismatchError(
             name,
@@ -162,7 +164,7 @@ def _create(client: Client, name: str, embedder: TextEmbedder, options: dict[str
                 else None
             ),
             metadata={
-                _METADATA_KEY: {
+                METADATA_KEY: {
                     "fingerprint": embedder.fingerprint,
                     "model": _name(embedder),
                     "revision": embedder.revision,

@@ -50,6 +50,11 @@ def is_local_mode(client: Any) -> bool:
     return isinstance(getattr(client, "_client", None), QdrantLocal | _Locked)
 
 
+def is_in_process(client: Any) -> bool:
+    """Whether Qdrant runs in this process, not on a server."""
+    return isinstance(client, EdgeQdrantClient) or is_local_mode(client)
+
+
 def make_thread_safe(client: Client) -> Client:
     """Put a lock around a client in local mode, in place; any other is left as it is."""
     if isinstance(client, QdrantClient) and isinstance(client._client, QdrantLocal):
