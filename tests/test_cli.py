@@ -224,9 +224,13 @@ class TestInstalledCommand:
 
 def _wait_for_points(folder: Path, process: subprocess.Popen[str]) -> None:
     """Until the process has stored some points."""
-    storage = folder / "collection" / "documents" / "storage.sqlite"
+
+    def logged() -> int:
+        """Bytes of the store's log that were written; its files are longer than that."""
+        return sum(512 * file.stat().st_blocks for file in folder.glob("shards/*/wal/open-*"))
+
     deadline = time.monotonic() + 120
-    while not storage.exists() or storage.stat().st_size < 150_000:
+    while logged() < 150_000:
         assert process.poll() is None, "indexing ended before it could be stopped"
         assert time.monotonic() < deadline, "nothing was stored"
         time.sleep(0.01)
@@ -508,6 +512,16 @@ class TestIndex:
         assert (ended.code, ended.out) == (2, "")
         assert "--chunk-tokens" in ended.err
 
+    @pytest.mark.parametrize(
+        "option", ["--shard-number", "--replication-factor", "--write-consistency"]
+    )
+    def test_what_a_cluster_has_is_refused_for_a_folder(
+        self, run: Run, work: Path, xlmr: Path, option: str
+    ) -> None:
+        ended = run("index", "docs", "--model", xlmr, "--path", "mine", option, "2")
+        assert (ended.code, ended.out) == (1, "")
+        assert "url=" in ended.err
+
     def test_an_empty_folder(self, run: Run, tmp_path: Path, xlmr: Path) -> None:
         (tmp_path / "empty").mkdir()
         store = tmp_path / "store"
@@ -531,6 +545,41 @@ class TestIndex:
         ended = run("index", "docs", "--model", xlmr, "--collection", name)
         assert (ended.code, ended.out) == (1, "")
         assert "name" in ended.err
+
+
+class TestOptimize:
+    def test_a_small_collection_needs_nothing(self, run: Run, work: Path, xlmr: Path) -> None:
+        run("index", "docs", "--model", xlmr)
+        before = run("search", "fox", "--model", xlmr, "--json").json
+        ended = run("optimize")
+        assert (ended.code, ended.err) == (0, "")
+        points = 2 * len(FILES)  # indexed twice: by the fixture under another path
+        assert ended.out == f"documents: {points} points, nothing to do\n"
+        assert run("search", "fox", "--model", xlmr, "--json").json == before
+
+    def test_what_is_not_there_is_named(self, run: Run, work: Path, xlmr: Path) -> None:
+        ended = run("optimize", "--collection", "other")
+        assert (ended.code, ended.out) == (1, "")
+        assert "'other'" in ended.err
+        ended = run("optimize", "--path", "nowhere")
+        assert (ended.code, ended.out) == (1, "")
+        assert "nowhere" in ended.err
+        assert not (work / "nowhere").exists()
+
+    def test_stopped_it_says_that_nothing_changed(
+        self, run: Run, work: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from unified_embeddings.stores import shard
+
+        def stopped(_: Path) -> bool:
+            raise KeyboardInterrupt
+
+        run("index", "docs", "--model", xlmr)
+        monkeypatch.setattr(shard, "_optimized", stopped)
+        ended = run("optimize")
+        assert (ended.code, ended.out) == (130, "")
+        assert "as it was" in ended.err
+        assert len(run("search", "fox", "--model", xlmr, "--json").json) == 5
 
 
 class TestEnvironment:

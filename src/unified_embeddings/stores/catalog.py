@@ -180,8 +180,8 @@ class Catalog:
             handle.close()
             raise self._error(
                 "it is open already, in another process or by another client in this one. A "
-                "folder serves one client at a time: close the other one or share it, or run a "
-                "Qdrant server and use url="
+                "folder serves one process at a time, through one client: close the other one, "
+                "share its client, or run a Qdrant server and use url="
             ) from error
         return handle
 
