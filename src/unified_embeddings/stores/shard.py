@@ -28,6 +28,7 @@ _RESERVE = 64 * 2**20
 """Bytes that must be free beside a write: the core's log grows by 32 MiB at a time."""
 _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is brought home, so that it stays short."""
+_BLOCK = 64 * 2**10
 _OPTIMIZE = (
     "import ctypes, os, sys, qdrant_edge\n"
     "if sys.platform == 'linux':\n"
@@ -159,7 +160,7 @@ class Shard:
             size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
             self._require_space(3 * size)  # the copy, and its segments beside their merger
             try:
-                shutil.copytree(self.folder, folder)
+                shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
                 changed = _optimized(folder)
                 if changed:
                     new = core.EdgeShard.load(str(folder))
@@ -198,6 +199,17 @@ class Shard:
                 f"the disk of {existing} has {free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} "
                 "MiB are needed; make room and try again. What was stored before is safe",
             )
+
+
+def _copy_with_holes(source: str, target: str) -> None:
+    """Copy a file, blocks of zeros as holes: the core's files are longer than what is in them."""
+    with Path(source).open("rb") as reading, Path(target).open("wb") as writing:
+        while block := reading.read(_BLOCK):
+            if any(block):
+                writing.write(block)
+            else:
+                writing.seek(len(block), os.SEEK_CUR)
+        writing.truncate(reading.tell())
 
 
 def _optimized(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import qdrant_edge as core
 from pydantic import BaseModel
 from qdrant_client import models
@@ -436,7 +437,9 @@ def _field(given: models.FieldCondition) -> Any:
 def _match(given: Any) -> Any:
     match given:
         case models.MatchValue():
-            return core.MatchValue(given.value)
+            # To the core's binding Python's True is the number 1; only NumPy's is a truth value.
+            value = np.bool_(given.value) if isinstance(given.value, bool) else given.value
+            return core.MatchValue(value)
         case models.MatchAny():
             return core.MatchAny(given.any)
         case models.MatchExcept():
