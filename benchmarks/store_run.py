@@ -117,7 +117,7 @@ class Run:
                 }  # fmt: skip
                 stores["local"] = self._store(client)
             ratios = self._ask(rows, stores)
-            for name in stores.keys() - {"local"}:
+            for name in ratios:
                 rows[name]["recall"] = self._recall(name, stores[name].client)
         if given.work is None:
             for folder in folders.values():  # so that a small disk will do
@@ -257,7 +257,7 @@ class Run:
 
     def _ask(self, rows: dict[str, dict[str, Any]], stores: dict[str, Store]) -> dict[str, Any]:
         """Ask all stores the same, in turn; how often each is faster than local mode."""
-        ratios: dict[str, Any] = {name: {} for name in stores.keys() - {"local"}}
+        ratios: dict[str, Any] = {name: {} for name in stores if name != "local"}
         kinds: dict[str, Callable[[Store, Question], float]] = {
             "query_ms": _query,
             "retriever_ms": lambda store, one: _timed(store.retriever.retrieve, one.text),
