@@ -13,6 +13,8 @@ from typing import Any
 from peers import PEERS
 
 GIGA = 1e9
+BY_HAND = "## Stores\n"
+"""The heading that the part of the page begins with that is written by hand."""
 COLOURS = {
     "unified-embeddings": (
         "#1a4f8b", "#2f7fd0", "#4aa5a0", "#7cc4bd", "#8896d8", "#a9b4e6", "#c3cbee",
@@ -161,6 +163,12 @@ def page(parts: dict[str, dict[str, Any]], tables: dict[str, str]) -> str:
         if part["plot"]:
             sections.append(f"![{part['title']}]({name}.png)")
     return "\n\n".join(sections) + "\n"
+
+
+def written_by_hand(path: Path) -> str:
+    """What a page there has from `BY_HAND` on: it is not made from JSON files, and stays."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    return "\n" + text[text.index(BY_HAND) :] if BY_HAND in text else ""
 
 
 def _about(about: dict[str, Any]) -> str:

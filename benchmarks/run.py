@@ -13,14 +13,9 @@ with the reason.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -28,10 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
-
 import cold_start
 import growth
+import machine
 import peers
 import report
 import resident
@@ -47,7 +41,6 @@ PARTS: dict[str, ModuleType] = {
 }
 """Name → a module with TITLE, measure, tables, bounds and plot."""
 _SIZES = ("rounds", "documents", "outlier", "queries", "many")
-_ROOT = Path(__file__).resolve().parents[1]
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
@@ -71,7 +64,13 @@ def main(arguments: list[str] | None = None) -> None:
         timeout=given.timeout,
         slow=given.slow,
     )
-    about = _about(given, sys.argv[1:] if arguments is None else arguments)
+    about = machine.about(
+        "run.py",
+        sys.argv[1:] if arguments is None else arguments,
+        _LIBRARIES,
+        given.threads,
+        weights=given.model.name if given.model else "random, full size (568M)",
+    )
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.parts:
         print(f"{PARTS[name].TITLE} ...", flush=True)
@@ -106,7 +105,8 @@ def _run(name: str, bench: Bench, about: dict[str, Any], out: Path) -> None:
     else:
         print("no plot: matplotlib is not installed; pip install 'unified-embeddings[plot]'")
     tables = {key: PARTS[key].tables(one["results"]) for key, one in found.items()}
-    (out / "README.md").write_text(report.page(found, tables), "utf-8")
+    page = out / "README.md"
+    page.write_text(report.page(found, tables) + report.written_by_hand(page), "utf-8")
     print(f"\n{tables[name]}\n")
     if content["bounds"]:
         print(f"{report.bounds_table(content['bounds'])}\n", flush=True)
@@ -129,7 +129,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="little of everything: to see that it runs")
     add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
     add("--timeout", type=float, default=900, help="seconds for one answer of an engine")
-    add("--out", type=Path, default=_ROOT / "docs" / "benchmarks", help="where results go")
+    add("--out", type=Path, default=machine.ROOT / "docs" / "benchmarks", help="where results go")
     add("--work", type=Path, default=_TEMPORARY / "unified-embeddings-benchmarks",
         help="where files made from the checkpoint are kept")  # fmt: skip
     given = parser.parse_args(arguments)
@@ -158,52 +158,6 @@ def _limit_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def _about(given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """What was measured, on what, and how to do it again."""
-    return {
-        "machine": {
-            "cpu": cpu().name,
-            "flags": list(cpu().flags),
-            "cores": os.cpu_count(),
-            "memory": psutil.virtual_memory().total,
-            "system": platform.platform(),
-        },
-        "versions": {"Python": platform.python_version(), **_versions()},
-        "threads": given.threads,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
-        "weights": given.model.name if given.model else "random, full size (568M)",
-        "command": shlex.join(["python", "benchmarks/run.py", *map(_short, arguments)]),
-    }
-
-
-def _short(argument: str) -> str:
-    """An argument without the folders of this machine."""
-    return Path(argument).name if os.sep in argument else argument
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """The code's commit, marked where it was changed since; None outside of git."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude=*"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 import peers
+import points
 import report
 import resident
 import run
+import store_run
+import stores
 from context import QUICK, Bench, Scale
 from peers import PEERS
 from texts import Words
@@ -132,6 +139,151 @@ def test_reasons_hold_no_folders() -> None:
     assert str(UnavailableError("no /home/me/models/model.onnx here, 3/4")) == (
         "no model.onnx here, 3/4"
     )
+
+
+# --- stores ---------------------------------------------------------------------------------------
+
+
+def command_for_stores(out: Path, work: Path, *more: str) -> list[str]:
+    few = ("--sizes", "200", "--queries", "4", "--local-queries", "2", "--starts", "1")
+    folders = ("--out", str(out), "--work", str(work))
+    return [sys.executable, stores.__file__, *few, *folders, *more]
+
+
+@pytest.fixture(scope="module")
+def measured_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Where a run at 200 points wrote to, where its collections are, and what it printed."""
+    pytest.importorskip("matplotlib", reason="matplotlib is of an extra that is not installed")
+    out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("collections")
+    done = subprocess.run(
+        command_for_stores(out, work, "--optimize"),
+        check=True, timeout=300, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return out, work, done.stdout
+
+
+def test_stores_have_every_figure(measured_stores: tuple[Path, Path, str]) -> None:
+    out, _, printed = measured_stores
+    results = part(out, "stores")["results"]
+    assert results["llama_index"]["points_per_second"]["p50"] > 0
+    size = results["sizes"]["200"]
+    assert set(size["rows"]) == {"local", "edge", "optimized"}
+    for name, row in size["rows"].items():
+        assert row["label"] in printed
+        assert row["count"] == 200
+        assert row["disk"]["length"] > 200 * 1024 * 4
+        assert row["reopen_seconds"]["all"]["median"] > 0
+        assert row["memory"]["after"]["resident"] > row["memory"]["before"]["resident"]
+        asked = 2 if name == "local" else 4
+        assert row["query_ms"]["number"] == row["retriever_ms"]["number"] == asked
+        assert 0 < row["query_ms"]["p10"] <= row["query_ms"]["p50"] <= row["query_ms"]["p90"]
+    for name in ("local", "edge"):
+        assert size["rows"][name]["write"]["points_per_second"] > 0
+    for name in ("edge", "optimized"):
+        # So few points are searched one by one.
+        assert size["rows"][name]["recall"] == {"dense": 1, "fused": 1}
+        for kind in ("query", "retriever"):
+            assert size["times_local"][name][kind]["number"] == 2
+    assert size["rows"]["optimized"]["optimize_seconds"] > 0
+    assert size["rows"]["optimized"]["dense_indexed"] == 0
+    assert (out / "stores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stores_name_no_folder_and_leave_only_collections(
+    measured_stores: tuple[Path, Path, str],
+) -> None:
+    out, work, _ = measured_stores
+    assert str(work.parent).encode() not in (out / "stores.json").read_bytes()
+    assert sorted(one.name.split("-")[0] for one in work.iterdir()) == [
+        "edge",
+        "local",
+        "optimized",
+    ]
+
+
+def test_finished_collections_are_used_again(measured_stores: tuple[Path, Path, str]) -> None:
+    out, work, _ = measured_stores
+    before = part(out, "stores")["results"]["sizes"]["200"]["rows"]["edge"]
+    done = subprocess.run(
+        command_for_stores(out, work, "--local-up-to", "0", "--in-memory-up-to", "200"),
+        check=True, timeout=300, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "edge: the collection of an earlier run" in done.stdout
+    rows = part(out, "stores")["results"]["sizes"]["200"]["rows"]
+    assert set(rows) == {"local", "edge"}
+    assert rows["local"]["in"] == "memory"
+    assert rows["local"]["query_ms"]["number"] == 2
+    assert not before["earlier"]
+    assert rows["edge"]["earlier"]
+    assert rows["edge"]["write"] == before["write"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no SIGINT to send")
+def test_ctrl_c_leaves_no_folder_behind(tmp_path: Path) -> None:
+    command = command_for_stores(tmp_path / "out", tmp_path / "work", "--sizes", "50000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "50,000 points" in process.stdout.readline()
+        while not list((tmp_path / "work").glob("*.part")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "stopped" in printed
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "0,5"], "sizes are whole numbers above 0"),
+        (["--sizes", ","], "sizes are whole numbers above 0"),
+        (["--local-up-to", "20000"], "--local-up-to must be 0 to 10,000"),
+        (["--starts", "0"], "--starts must be at least 1"),
+        (["--data", "uniform"], "invalid choice: 'uniform'"),
+    ],
+)
+def test_wrong_arguments_of_stores_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        stores.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_points_are_the_same_in_every_run_and_size() -> None:
+    for data in points.DATA:
+        (few,) = points.Recipe(data).blocks(3)
+        many = list(points.Recipe(data).blocks(points.BLOCK + 1))
+        assert [first for first, *_ in many] == [0, points.BLOCK]
+        assert np.array_equal(few[1], many[0][1][:3])
+        assert few[2] == many[0][2][:3]
+        assert np.allclose(np.linalg.norm(few[1], axis=1), 1)
+        assert [len(one) for one in few[2]] == [100] * 3
+        (one,), (again, _) = (points.Recipe(data).questions(n) for n in (1, 2))
+        assert np.array_equal(one.dense, again.dense)
+        assert len(one.sparse) == 12
+    first, second = (points.Recipe(data).digest for data in points.DATA)
+    assert first != second
+
+
+def test_recall_counts_what_is_tied_with_the_last() -> None:
+    exact = [SimpleNamespace(id=i, score=s) for i, s in enumerate([9, 8, 7, 6, 5, 4, 3, 2, 1, 1])]
+    tied = [*exact, SimpleNamespace(id=10, score=1), SimpleNamespace(id=11, score=0.5)]
+    assert store_run.recall(exact, tied) == 1
+    assert store_run.recall([*exact[:9], tied[10]], tied) == 1
+    assert store_run.recall([*exact[:9], tied[11]], tied) == 0.9
+    assert store_run.recall(exact[:3], exact[:3]) == 1
+
+
+def test_a_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    assert report.written_by_hand(page) == ""
+    page.write_text("# Benchmarks\n\n## Speed\n\n## Stores\n\nBy hand.\n", "utf-8")
+    kept = report.written_by_hand(page)
+    assert kept == "\n## Stores\n\nBy hand.\n"
+    page.write_text("# Anew\n" + kept, "utf-8")
+    assert report.written_by_hand(page) == kept
 
 
 # --- arithmetic -----------------------------------------------------------------------------------
