@@ -33,7 +33,7 @@ from stores import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
 
 from unified_embeddings.errors import InputError
 
-quick = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 INDEXES: dict[str, models.PayloadSchemaType] = {
     "word": models.PayloadSchemaType.KEYWORD,
     "n": models.PayloadSchemaType.INTEGER,
@@ -272,7 +272,7 @@ def drawn_query(
     return data.draw(stores.queries(dense, names))
 
 
-@settings(quick, max_examples=80)
+@settings(quick, max_examples=60)
 @given(data=st.data(), layout=layouts, gridded=st.booleans(), limit=limits, offset=offsets)
 def test_nearest_points_are_the_oracles(
     filled: Pair, data: st.DataObject, layout: str, gridded: bool, limit: int, offset: int | None
@@ -378,7 +378,7 @@ def assume_no_ties(pair: Pair, leaf: models.Prefetch, outer: Any = None) -> None
         assume(all(abs(hit.score - leaf.score_threshold) > 1e-4 for hit in hits))
 
 
-@settings(quick, max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(quick, max_examples=50, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), fusion=fusions, limit=limits, offset=offsets)
 def test_fused_points_are_the_oracles(
     filled: Pair, data: st.DataObject, fusion: Any, limit: int, offset: int | None
@@ -402,7 +402,7 @@ def test_fused_points_are_the_oracles(
     ).check()
 
 
-@settings(quick, suppress_health_check=list(HealthCheck))
+@settings(quick, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), fusion=fusions, limit=limits)
 def test_prefetches_of_prefetches_are_the_oracles(
     filled: Pair, data: st.DataObject, fusion: Any, limit: int
@@ -432,7 +432,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
     Asked(filled, "named", prefetch=branches, query=final, limit=limit).check()
 
 
-@settings(quick, suppress_health_check=list(HealthCheck))
+@settings(quick, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), name=st.sampled_from(sorted(NAMED)), limit=limits, offset=offsets)
 def test_prefetched_points_are_rescored_by_another_vector(
     filled: Pair, data: st.DataObject, name: str, limit: int, offset: int | None
@@ -453,7 +453,7 @@ def test_prefetched_points_are_rescored_by_another_vector(
     ).check(larger_is_better=larger)
 
 
-@settings(quick, max_examples=60)
+@settings(quick, max_examples=50)
 @given(data=st.data(), k=st.sampled_from([1, 2, 61]))
 def test_equal_scores_are_fused_in_one_of_their_orders(
     filled: Pair, data: st.DataObject, k: int
@@ -544,7 +544,7 @@ def test_ten_points_come_where_no_limit_is_given(filled: Pair) -> None:
 collections_of_filters = st.sampled_from(["named", "indexed first", "indexed last"])
 
 
-@settings(quick, max_examples=250)
+@settings(quick, max_examples=200)
 @given(collection=collections_of_filters, condition=stores.filters)
 def test_filters_select_the_oracles_points(
     filled: Pair, collection: str, condition: models.Filter
@@ -595,7 +595,7 @@ def metadata_filters(draw: st.DrawFn, *, depth: int = 2) -> MetadataFilters:
     return MetadataFilters(filters=made, condition=draw(st.sampled_from(FilterCondition)))
 
 
-@settings(quick, max_examples=120)
+@settings(quick, max_examples=100)
 @given(collection=collections_of_filters, asked=metadata_filters())
 def test_filters_of_llamaindex_select_the_oracles_points(
     filled: Pair, collection: str, asked: MetadataFilters
@@ -986,7 +986,7 @@ def test_any_operations_on_points_leave_what_the_oracle_holds() -> None:
     run_state_machine_as_test(
         Points,
         settings=settings(
-            max_examples=25, stateful_step_count=14, suppress_health_check=list(HealthCheck)
+            max_examples=15, stateful_step_count=12, suppress_health_check=list(HealthCheck)
         ),
     )
 
@@ -1021,6 +1021,44 @@ def test_everything_is_there_after_the_folder_is_opened_again(tmp_path: Path) ->
         ]:
             Asked(pair, "live", query=query, using=using).check(larger_is_better=larger)
     pair.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "left"),
+    [
+        ("set_payload", {"payload": {"n": 2}, "points": [1, 99]}, {"word": "red", "n": 2}),
+        ("overwrite_payload", {"payload": {"n": 2}, "points": [99, 1]}, {"n": 2}),
+        ("delete_payload", {"keys": ["word"], "points": [1, 99]}, {}),
+        ("clear_payload", {"points_selector": [99, 1]}, {}),
+    ],
+)
+def test_a_point_not_held_is_an_error_once_the_others_are_changed(
+    pair: Pair, method: str, arguments: dict[str, Any], left: dict[str, Any]
+) -> None:
+    pair.both("create_collection", "c", **LAYOUTS["named"])
+    pair.ours.upsert("c", [point(1, payload={"word": "red"}), point(2, payload={"word": "red"})])
+    with pytest.raises(ValueError, match="99"):
+        getattr(pair.ours, method)("c", **arguments)
+    assert [record.payload for record in pair.ours.scroll("c")[0]] == [left, {"word": "red"}]
+
+
+def test_modes_and_a_condition_of_an_update(pair: Pair) -> None:
+    pair.both("create_collection", "c", **LAYOUTS["named"])
+
+    def payloads_after(word: str, **options: Any) -> dict[Any, str]:
+        pair.ours.upsert("c", [point(n, payload={"word": word}) for n in (1, 2)], **options)
+        return {record.id: record.payload["word"] for record in pair.ours.scroll("c")[0]}
+
+    assert payloads_after("no", update_mode=models.UpdateMode.UPDATE_ONLY) == {}
+    pair.ours.upsert("c", [point(1, payload={"word": "first"})])
+    inserted = payloads_after("second", update_mode=models.UpdateMode.INSERT_ONLY)
+    assert inserted == {1: "first", 2: "second"}
+    updated = payloads_after("third", update_mode=models.UpdateMode.UPDATE_ONLY)
+    assert updated == {1: "third", 2: "third"}
+    pair.ours.delete("c", [2])
+    only = models.FieldCondition(key="word", match=models.MatchValue(value="else"))
+    kept = payloads_after("fourth", update_filter=models.Filter(must=[only]))
+    assert kept == {1: "third", 2: "fourth"}, "a condition holds for points that are there"
 
 
 def test_aliases_switch_in_one_call(pair: Pair) -> None:
