@@ -337,6 +337,15 @@ def test_without_a_query_points_come_in_the_order_of_their_ids(
     assert [hit.id for hit in ours.points] == [hit.id for hit in theirs.points]
 
 
+def joined(condition: models.Filter | None) -> models.Filter | None:
+    """A filter as the one condition of another.
+
+    A prefetch's filters are merged clause by clause with those around it, and the two differ on
+    whether points that pass a merged `should`, but not the outer one, are scored again.
+    """
+    return None if condition is None else models.Filter(must=[condition])
+
+
 @st.composite
 def leaves(draw: st.DrawFn) -> tuple[models.Prefetch, bool]:
     """A prefetch by one vector, and whether larger scores are better."""
@@ -384,8 +393,7 @@ def test_fused_points_are_the_oracles(
     filled: Pair, data: st.DataObject, fusion: Any, limit: int, offset: int | None
 ) -> None:
     drawn = data.draw(st.lists(leaves(), min_size=1, max_size=3))
-    must = data.draw(st.one_of(st.none(), st.none(), stores.filters))
-    outer = None if must is None else models.Filter(must=[must])
+    outer = joined(data.draw(st.one_of(st.none(), st.none(), stores.filters)))
     for leaf, _ in drawn:
         assume_no_ties(filled, leaf, outer)
     Asked(
@@ -418,7 +426,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
             query=query,
             using=using,
             limit=data.draw(st.sampled_from([2, 5, 20])),
-            filter=data.draw(st.one_of(st.none(), st.none(), stores.filters)),
+            filter=joined(data.draw(st.one_of(st.none(), st.none(), stores.filters))),
         )
         for leaf in inner:
             assume_no_ties(filled, leaf, branch.filter)
