@@ -481,7 +481,8 @@ def _payload(rng: np.random.Generator) -> dict[str, Any]:
             return one(*values)
         if kind < 0.75:
             return None
-        return [one(None, *values, *values) for _ in range(int(rng.integers(0, 4)))]
+        drawn = [one(None, *values, *values) for _ in range(int(rng.integers(0, 4)))]
+        return list(dict.fromkeys(drawn))  # pages by a field run short where a value repeats
 
     def thing() -> dict[str, Any]:
         made = {"a": some(1, 2, 5), "b": some("red", "blue"), "c": some(True, 1, 1.0, "1")}

@@ -568,6 +568,45 @@ def ours_ids(pair: Pair, collection: str, condition: models.Filter) -> list[Any]
     return [hit.id for hit in hits]
 
 
+MATCHES: list[Any] = [
+    *(models.MatchValue(value=v) for v in ("red", "größe", "", "1", 0, 1, 5, 2**53 + 1)),
+    *(models.MatchValue(value=v) for v in (True, False)),
+    *(models.MatchAny(any=v) for v in (["red", "größe"], ["1"], [1, 2], [])),
+    *(models.MatchExcept(**{"except": v}) for v in (["red", "größe"], ["1"], [1, 2], [])),
+    *(models.MatchText(text=v) for v in ("quick FOX", "größe", "日本", "fo", "")),
+]
+SINGLE: list[dict[str, Any]] = [
+    *({"match": match} for match in MATCHES),
+    *({"range": models.Range(**v)} for v in ({"gt": 0}, {"gte": 1, "lte": 1}, {"lt": 2.0})),
+    *({"range": models.DatetimeRange(**{v: "2024-01-01T00:00:00Z"})} for v in ("gt", "lte")),
+    *({"values_count": models.ValuesCount(**v)} for v in ({"gte": 2}, {"lt": 1}, {"gte": 1})),
+]
+
+
+@pytest.mark.parametrize("path", stores.PATHS)
+@pytest.mark.parametrize("collection", ["named", "indexed first"])
+def test_every_single_condition_selects_the_oracles_points(
+    filled: Pair, collection: str, path: str
+) -> None:
+    field = models.PayloadField(key=path)
+    conditions: list[Any] = [
+        models.IsEmptyCondition(is_empty=field),
+        models.IsNullCondition(is_null=field),
+    ]
+    for given in SINGLE:
+        dates = isinstance(given.get("range"), models.DatetimeRange)
+        numbers = isinstance(given.get("range"), models.Range)
+        if (numbers and path == "when") or (dates and path in ("n", "x", "nest.a")):
+            continue  # an index of dates takes numbers for microseconds, and the reverse
+        conditions.append(models.FieldCondition(key=path, **given))
+    for condition in conditions:
+        kept = models.Filter(must=[condition])
+        ours, theirs = filled.both(
+            "scroll", collection, scroll_filter=kept, limit=EVERYTHING, with_payload=False
+        )
+        assert [r.id for r in ours[0]] == [r.id for r in theirs[0]], condition
+
+
 @st.composite
 def metadata_filters(draw: st.DrawFn, *, depth: int = 2) -> MetadataFilters:
     """What LlamaIndex can ask of its Qdrant store."""
@@ -1069,6 +1108,14 @@ def test_modes_and_a_condition_of_an_update(pair: Pair) -> None:
     only = models.FieldCondition(key="word", match=models.MatchValue(value="else"))
     kept = payloads_after("fourth", update_filter=models.Filter(must=[only]))
     assert kept == {1: "third", 2: "fourth"}, "a condition holds for points that are there"
+
+
+def test_metadata_is_merged_key_by_key_and_a_null_removes(pair: Pair) -> None:
+    pair.both("create_collection", "c", **LAYOUTS["unnamed"], metadata={"a": 1, "b": {"c": 2}})
+    for change in ({"b": {"d": 3}}, {"a": None, "e": "größe"}, {}):
+        pair.both("update_collection", "c", metadata=change)
+        assert_same_collection(*pair.both("get_collection", "c"))
+    assert pair.ours.get_collection("c").config.metadata == {"b": {"d": 3}, "e": "größe"}
 
 
 def test_aliases_switch_in_one_call(pair: Pair) -> None:
