@@ -7,7 +7,6 @@ equal the order is free, and so is the choice among them at the limit.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 import json
 import uuid
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
+
+from unified_embeddings.stores.edge import EdgeQdrantClient
 
 TOLERANCE = 1e-5
 EVERYTHING = 1000
@@ -66,11 +67,7 @@ def has_sparse(layout: str) -> bool:
 
 
 def open_client(path: Path) -> Any:
-    """The client under test, on this folder; local mode's stands in where it is not installed."""
-    if importlib.util.find_spec("unified_embeddings.stores.edge") is None:
-        return QdrantClient(path=str(path))
-    from unified_embeddings.stores.edge import EdgeQdrantClient
-
+    """The client under test, on this folder."""
     return EdgeQdrantClient(str(path))
 
 

@@ -593,12 +593,12 @@ def test_every_single_condition_selects_the_oracles_points(
         models.IsEmptyCondition(is_empty=field),
         models.IsNullCondition(is_null=field),
     ]
-    for given in SINGLE:
-        dates = isinstance(given.get("range"), models.DatetimeRange)
-        numbers = isinstance(given.get("range"), models.Range)
+    for options in SINGLE:
+        dates = isinstance(options.get("range"), models.DatetimeRange)
+        numbers = isinstance(options.get("range"), models.Range)
         if (numbers and path == "when") or (dates and path in ("n", "x", "nest.a")):
             continue  # an index of dates takes numbers for microseconds, and the reverse
-        conditions.append(models.FieldCondition(key=path, **given))
+        conditions.append(models.FieldCondition(key=path, **options))
     for condition in conditions:
         kept = models.Filter(must=[condition])
         ours, theirs = filled.both(
@@ -1417,8 +1417,13 @@ def test_vectors_without_a_name_need_a_collection_without_names(kept: Pair) -> N
 
 
 def test_a_refusal_of_ours_is_an_input_error(kept: Pair) -> None:
-    if type(kept.ours) is type(kept.oracle):
-        pytest.skip("local mode stands in")
     for bad in BAD_VECTORS.values():
         with pytest.raises(InputError):
             kept.ours.upsert("named", [point(1, **bad)])
+
+
+def test_the_last_of_many_points_may_be_the_bad_one(kept: Pair) -> None:
+    """Also where they are more than would be stored at once."""
+    many = [point(n, payload={"text": "fox " * 300}) for n in range(1000, 4000)]
+    bad = point(4000, dot=[math.nan, 0.0, 0.0])
+    refused(kept, lambda client: client.upsert("named", [*many, bad]))
