@@ -867,7 +867,15 @@ def test_a_payload_is_stored_as_json_has_it(client: EdgeQdrantClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [{"a": float("nan")}, {"a": float("inf")}, {"a": "\ud800"}, {"a": object()}]
+    "payload",
+    [
+        {"a": 2**64},
+        {"a": [-(2**63) - 1]},
+        {"a": float("nan")},
+        {"a": float("inf")},
+        {"a": "\ud800"},
+        {"a": object()},
+    ],
 )
 def test_a_payload_that_is_no_json_is_refused_by_its_point(
     client: EdgeQdrantClient, payload: dict[str, Any]

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import stores
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -29,8 +28,9 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
-from stores import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
 
+import stores
+from stores import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
 from unified_embeddings.errors import InputError
 
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -325,6 +325,8 @@ class EdgeQdrantClient:
     ) -> bool:
         """Merge metadata into the collection's, key by key; nothing else can be changed here.
 
+        A key whose new value is None goes.
+
         Raises:
             InputError: If there is no such collection, or something else is to be changed.
             StoreError: If it cannot be written.
@@ -344,7 +346,7 @@ class EdgeQdrantClient:
             _, settings = self._collection(collection_name)
             if metadata is None:
                 return False
-            merged = {**(settings.metadata or {}), **_json(metadata)[0]}
+            merged = _merged(settings.metadata, _json(metadata)[0])
             self._save_settings(collection_name, settings_with(settings, metadata=merged))
         return True
 
@@ -544,8 +546,12 @@ class EdgeQdrantClient:
             raise InputError("there are no points to store")
         condition = translation.to_filter(update_filter)
         mode = None if update_mode is None else translation.member(core.UpdateMode, update_mode)
-        ready = [_point(index, point, settings) for index, point in enumerate(given)]
-        for piece, size in _pieces(ready):
+        # By id: of a point that is there twice the last one counts, in whichever pieces they are.
+        ready = {
+            _point_id(index, point): _point(index, point, settings)
+            for index, point in enumerate(given)
+        }
+        for piece, size in _pieces(list(ready.values())):
             update = core.UpdateOperation.upsert_points(piece, condition, mode)
             shard.write("storing points", update, size=size)
         return self._done()
@@ -1004,9 +1010,12 @@ class EdgeQdrantClient:
         if prefetches and given.query is None:
             raise InputError("prefetch needs a query that fuses or scores what it finds")
         query, itself = self._query(given.query, given.using, shard, settings)
-        if isinstance(given.query, models.FusionQuery | models.RrfQuery) and not prefetches:
-            raise InputError("a fusion needs at least one prefetch to fuse")
+        if isinstance(given.query, models.FusionQuery | models.RrfQuery):
+            translation.check_fusion(given.query, len(prefetches))
         condition = given.filter
+        if condition is not None and (condition.should or condition.min_should):
+            # As one condition: the core merges an outer filter's alternatives with an inner one's.
+            condition = models.Filter(must=[condition])
         if itself is not None:
             own = models.Filter(must_not=[models.HasIdCondition(has_id=[itself])])
             condition = own if condition is None else models.Filter(must=[condition, own])
@@ -1123,13 +1132,29 @@ def _json(payload: Any) -> tuple[dict[str, Any], int]:
         raise InputError(f"a payload must be a dict, got {type(payload).__name__}")
     try:
         text = to_json(payload, inf_nan_mode="constants")
-        return json.loads(text, parse_constant=_no_constant), len(text)
+        return json.loads(text, parse_constant=_no_constant, parse_int=_integer), len(text)
     except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
         raise InputError(f"the payload is no JSON: {error}") from error
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}")
+
+
+def _integer(text: str) -> int:
+    """A whole number; the core makes those beyond 64 bits floats, which are others."""
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"it holds {text:.30}, which does not fit into 64 bits")
+    return number
+
+
+def _merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Metadata as a server merges it: None takes a key out."""
+    if old is None:
+        return new
+    merged = {**old, **new}
+    return {key: value for key, value in merged.items() if new.get(key, value) is not None}
 
 
 def _structs(points: Any) -> list[models.PointStruct]:
@@ -1152,10 +1177,17 @@ def _structs(points: Any) -> list[models.PointStruct]:
     ]
 
 
-def _point(index: int, point: Any, settings: Settings) -> tuple[Any, int]:
-    """One point as the core takes it, and about how many bytes it is."""
+def _point_id(index: int, point: Any) -> int | str:
     if not isinstance(point, models.PointStruct):
         raise InputError(f"expected a PointStruct, got {type(point).__name__}", index=index)
+    try:
+        return translation.point_id(point.id)
+    except InputError as error:
+        raise InputError(str(error), index=index) from error
+
+
+def _point(index: int, point: Any, settings: Settings) -> tuple[Any, int]:
+    """One point as the core takes it, and about how many bytes it is."""
     try:
         vector = vectors.all_to_core(point.vector, settings)
         payload, size = _json(point.payload or {})

@@ -339,6 +339,19 @@ def fusion(query: models.FusionQuery | models.RrfQuery) -> Any:
     return core.Fusion.Rrf(_DEFAULT_RRF_K)
 
 
+def check_fusion(query: models.FusionQuery | models.RrfQuery, prefetches: int) -> None:
+    """Refuse a fusion of nothing, or with another number of weights than lists.
+
+    Raises:
+        InputError: If so.
+    """
+    if not prefetches:
+        raise InputError("a fusion needs at least one prefetch to fuse")
+    weights = query.rrf.weights if isinstance(query, models.RrfQuery) else None
+    if weights is not None and len(weights) != prefetches:
+        raise InputError(f"RRF needs a weight for each prefetch: {len(weights)} for {prefetches}")
+
+
 def search_params(params: models.SearchParams | None) -> Any:
     """How an index is searched; None for as it is set up."""
     if params is None:

@@ -15,6 +15,7 @@ from qdrant_client import models
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores.catalog import Settings
+from unified_embeddings.types import FloatArray
 
 _LARGEST_INDEX = 2**32 - 1
 
@@ -44,8 +45,7 @@ def to_core(name: str, vector: Any, settings: Settings) -> Any:
     if params is None:
         raise _wrong_name(name, "dense", settings)
     try:
-        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
-            array = np.asarray(vector, dtype=np.float32)
+        array = _float32(vector)
     except (TypeError, ValueError):
         raise InputError(
             f"vector {name!r} must be {params.size} numbers, got {vector!r:.80}"
@@ -82,8 +82,13 @@ def all_to_core(vector: Any, settings: Settings) -> dict[str, Any]:
     return {name: to_core(name, one, settings) for name, one in named(vector).items()}
 
 
+def _float32(numbers: Any) -> FloatArray:
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinity
+        return np.asarray(numbers, dtype=np.float32)
+
+
 def _sparse(name: str, vector: models.SparseVector) -> Any:
-    indices, values = np.asarray(vector.indices), np.asarray(vector.values, dtype=np.float32)
+    indices, values = np.asarray(vector.indices), _float32(vector.values)
     if indices.shape != values.shape:
         raise InputError(
             f"sparse vector {name!r} has {indices.size} indices and {values.size} values; each "
