@@ -11,6 +11,7 @@ import pytest
 from unified_embeddings.mini_m3 import mini_m3_folder
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+EMBEDDED = (README.parent / "docs" / "embedded.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 pytestmark = pytest.mark.skipif(
@@ -29,8 +30,9 @@ def test_the_readme_has_its_examples() -> None:
 
 
 def test_the_first_example_finds_the_fox_at_the_top_of_both_lists(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     score, text = run(BLOCKS[0], capsys).strip().split(maxsplit=1)
     assert float(score) == pytest.approx(2 / 61, abs=1e-6)
     assert text == "Foxes jump over dogs."
@@ -114,12 +116,25 @@ def test_the_error_example_names_the_item(capsys: pytest.CaptureFixture[str]) ->
     assert run(BLOCKS[6], capsys).strip() == "1 item 1: expected a str, got NoneType"
 
 
+def test_the_embedded_stores_example_gives_what_its_comments_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block, _) = re.findall(r"^```python\n(.*?)^```", EMBEDDED, re.DOTALL | re.MULTILINE)
+    shown = re.sub(
+        r"^    client\.(query|opt)(.*?)( {2,}#.*)?$", r"    print(client.\1\2)", block, flags=re.M
+    )
+    assert run(shown, capsys) == "{'year': 2024}\nFalse\n"
+
+
 def test_the_commands_named_exist() -> None:
     from unified_embeddings.cli import app
 
     known = {command.name for command in app.registered_commands}
     named = set(
-        re.findall(r"^unified-embeddings ([\w-]+)", README.read_text("utf-8"), re.MULTILINE)
+        re.findall(
+            r"^unified-embeddings ([\w-]+)", README.read_text("utf-8") + EMBEDDED, re.MULTILINE
+        )
     )
     assert named
     assert named <= known
