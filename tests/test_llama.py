@@ -11,6 +11,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from unified_embeddings.errors import (
     StoreError,
 )
 from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
+from unified_embeddings.stores.edge import EdgeQdrantClient
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -453,6 +455,13 @@ def weights_of(point: models.Record) -> dict[int, float]:
     return dict(zip(vector.indices, vector.values, strict=True))
 
 
+def collection_info(config: UnifiedEmbeddingConfig) -> Any:
+    """What a server says of a collection of ours, as JSON."""
+    client = QdrantClient(":memory:")
+    config.vector_store("docs", client=client)
+    return client.get_collection("docs").model_dump(mode="json")
+
+
 class TestWhereTheStoreLies:
     @pytest.mark.parametrize(
         "places",
@@ -484,6 +493,70 @@ class TestWhereTheStoreLies:
         with pytest.raises(InputError, match="name"):
             config.vector_store(name, client=client)
         assert client.get_collections().collections == []
+
+    def test_a_client_of_qdrants_own_core_is_taken_as_it_is(
+        self, config: UnifiedEmbeddingConfig, oracle: BGE_M3_Embedder, tmp_path: Path
+    ) -> None:
+        with EdgeQdrantClient(tmp_path / "q") as edge:
+            store = config.vector_store("docs", client=edge, on_disk_payload=True)
+            assert store.client is edge
+            index_of(config, store, [TextNode(text=text) for text in TEXTS])
+            assert_holds(edge, "docs", TEXTS, oracle)
+            info = edge.get_collection("docs")
+            assert info.config.params.on_disk_payload is True
+            assert "doc_id" in info.payload_schema
+            with pytest.raises(StoreError, match="shard_number=2"):
+                config.vector_store("others", client=edge, shard_number=2)
+
+    def test_what_a_cluster_needs_reaches_the_server(self, config: UnifiedEmbeddingConfig) -> None:
+        asked: list[tuple[str, str, Any]] = []
+        info = collection_info(config)
+
+        class Server(BaseHTTPRequestHandler):
+            """As much of Qdrant's REST interface as making a collection takes."""
+
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = json.loads(self.rfile.read(length) or "null")
+                asked.append((self.command, self.path.split("?")[0], body))
+                made = any(method == "PUT" for method, _, _ in asked)
+                result: Any = info
+                if "/exists" in self.path:
+                    result = {"exists": made}
+                elif "/index" in self.path:
+                    result = {"operation_id": 0, "status": "completed"}
+                elif self.command == "PUT":
+                    result = True
+                answer = json.dumps({"result": result, "status": "ok", "time": 0}).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_PUT = answer  # noqa: N815  # as http.server calls them
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            config.vector_store(
+                "docs",
+                url=f"http://127.0.0.1:{server.server_port}",
+                shard_number=6,
+                replication_factor=2,
+                write_consistency_factor=2,
+            )
+        finally:
+            server.shutdown()
+            server.server_close()
+        ((_, _, made),) = [one for one in asked if one[:2] == ("PUT", "/collections/docs")]
+        assert made["shard_number"] == 6
+        assert made["replication_factor"] == 2
+        assert made["write_consistency_factor"] == 2
+        assert made["metadata"]["unified_embeddings"]["fingerprint"] == config.embedder.fingerprint
 
     def test_a_server_that_is_not_there_is_a_store_error(
         self, config: UnifiedEmbeddingConfig
