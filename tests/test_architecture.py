@@ -27,6 +27,7 @@ LAYERS = [
     {"stores", "stores.catalog", "stores.asynchronous"},
     {"stores.vectors", "stores.shard"},
     {"stores.translation"},
+    {"stores.points", "stores.queries"},
     {"stores.edge"},
     {"stores.local"},
     {"stores.collections", "stores.copying"},

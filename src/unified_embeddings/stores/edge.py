@@ -1,38 +1,34 @@
 """Qdrant in this process: qdrant-client's interface over Qdrant's own core, in a folder.
 
-What lives here: the client's methods and what they mean. How vectors, filters and results are
-written is in `vectors` and `translation`, the points in `shard`, the list of collections in
-`catalog`. `EdgeQdrantClient` takes and returns qdrant-client's models, so that a program moves to a
-server by giving `QdrantClient(url=...)` in its place.
+What lives here: the client's methods and what they mean. What goes in and comes out is written by
+`points`, `queries`, `vectors` and `translation`; the points lie in `shard`, the list of collections
+in `catalog`. `EdgeQdrantClient` takes and returns qdrant-client's models, so that a program moves
+to a server by giving `QdrantClient(url=...)` in its place.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import qdrant_edge as core
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by that name
 
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.stores import translation, vectors
+from unified_embeddings.stores import points as points_
+from unified_embeddings.stores import queries, translation
 from unified_embeddings.stores.asynchronous import AsyncView
 from unified_embeddings.stores.catalog import Catalog, Entry, Settings, settings_with
 from unified_embeddings.stores.shard import Shard
 
-_PIECE_POINTS = 64
-_PIECE_BYTES = 2**20
-"""Most that goes to the core in one write, which other threads wait for: some milliseconds."""
 _BAD_NAME = frozenset('<>:"/\\|?*\0\x1f')
 _LONGEST_NAME = 255
 _LONGEST_VECTOR_NAME = 200
@@ -269,7 +265,7 @@ class EdgeQdrantClient:
             on_disk_payload=on_disk_payload,
             payload=payload,
             id_tracker=id_tracker,
-            metadata=None if metadata is None else _json(metadata)[0],
+            metadata=None if metadata is None else points_.payload(metadata)[0],
         )
         _check_vectors(settings)
         config = translation.config(settings)
@@ -346,7 +342,7 @@ class EdgeQdrantClient:
             _, settings = self._collection(collection_name)
             if metadata is None:
                 return False
-            merged = _merged(settings.metadata, _json(metadata)[0])
+            merged = _merged(settings.metadata, points_.payload(metadata)[0])
             self._save_settings(collection_name, settings_with(settings, metadata=merged))
         return True
 
@@ -541,17 +537,10 @@ class EdgeQdrantClient:
         """
         _server_only("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
         shard, settings = self._collection(collection_name)
-        given = _structs(points)
-        if not given:
-            raise InputError("there are no points to store")
+        ready = points_.to_core(points, settings)
         condition = translation.to_filter(update_filter)
         mode = None if update_mode is None else translation.member(core.UpdateMode, update_mode)
-        # By id: of a point that is there twice the last one counts, in whichever pieces they are.
-        ready = {
-            _point_id(index, point): _point(index, point, settings)
-            for index, point in enumerate(given)
-        }
-        for piece, size in _pieces(list(ready.values())):
+        for piece, size in points_.pieces(ready):
             update = core.UpdateOperation.upsert_points(piece, condition, mode)
             shard.write("storing points", update, size=size)
         return self._done()
@@ -603,21 +592,13 @@ class EdgeQdrantClient:
         _server_only("update_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
         shard, settings = self._collection(collection_name)
         condition = translation.to_filter(update_filter)
-        ready: dict[int | str, Any] = {}
-        for index, point in enumerate(points):
-            try:
-                point_id = translation.point_id(point.id)
-                vector = vectors.all_to_core(point.vector, settings)
-            except InputError as error:
-                raise InputError(str(error), index=index) from error
-            ready[point_id] = {**ready.get(point_id, {}), **vector}
-        if not ready:
-            raise InputError("there are no points to update")
+        ready = points_.vectors_to_core(points, settings)
         there, missing = self._present(shard, list(ready))
-        pieces = _pieces(
-            [(core.PointVectors(one, _unnamed(ready[one])), _size(ready[one])) for one in there]
+        sized = (
+            (core.PointVectors(one, points_.unnamed(ready[one])), points_.size_of(ready[one]))
+            for one in there
         )
-        for piece, size in pieces:
+        for piece, size in points_.pieces(sized):
             update = core.UpdateOperation.update_vectors(piece, condition)
             shard.write("updating vectors", update, size=size)
         _require_all(missing)
@@ -662,7 +643,7 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("delete", shard_key_selector=shard_key_selector, timeout=timeout)
-        ids, condition = _selected(points_selector)
+        ids, condition = points_.selected(points_selector)
         if ids is None:
             update = core.UpdateOperation.delete_points_by_filter(condition)
         else:
@@ -687,7 +668,7 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("set_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value = _json(payload)[0]
+        value = points_.payload(payload)[0]
         return self._on(collection_name, "setting payload", points, "set_payload", value, key)
 
     def overwrite_payload(
@@ -702,7 +683,7 @@ class EdgeQdrantClient:
     ) -> models.UpdateResult:
         """Replace the whole payload of points; see `set_payload`."""
         _server_only("overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value = _json(payload)[0]
+        value = points_.payload(payload)[0]
         return self._on(collection_name, "overwriting payload", points, "overwrite_payload", value)
 
     def delete_payload(
@@ -775,7 +756,7 @@ class EdgeQdrantClient:
         """
         _server_only("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
         shard, settings = self._collection(collection_name)
-        _check_limit(limit, None)
+        queries.check_limit(limit)
         if order_by is not None and offset is not None:
             raise InputError("order_by takes no offset; start from a value instead")
         request = core.ScrollRequest(
@@ -861,7 +842,7 @@ class EdgeQdrantClient:
             lookup_from=lookup_from,
         )
         shard, settings = self._collection(collection_name)
-        made = self._request(request, shard, settings)
+        made = queries.request(request, shard, settings)
         return _response(shard.read("querying", lambda it: it.query(made)))
 
     def query_batch_points(
@@ -882,7 +863,7 @@ class EdgeQdrantClient:
         made = []
         for index, request in enumerate(requests):
             try:
-                made.append(self._request(request, shard, settings))
+                made.append(queries.request(request, shard, settings))
             except InputError as error:
                 raise InputError(str(error), index=index) from error
         if not made:
@@ -953,7 +934,7 @@ class EdgeQdrantClient:
     ) -> models.UpdateResult:
         """Apply the core's `method`, or its twin `method_by_filter`, to the points selected."""
         shard, _ = self._collection(collection_name)
-        ids, condition = _selected(points)
+        ids, condition = points_.selected(points)
         if ids is None:
             update = getattr(core.UpdateOperation, f"{method}_by_filter")
             shard.write(operation, _made(update, condition, *arguments))
@@ -975,93 +956,6 @@ class EdgeQdrantClient:
         return models.UpdateResult(
             operation_id=next(self._operations), status=models.UpdateStatus.COMPLETED
         )
-
-    def _request(self, request: models.QueryRequest, shard: Shard, settings: Settings) -> Any:
-        """A whole query as the core takes it."""
-        limit = 10 if request.limit is None else request.limit
-        _check_limit(limit, request.offset)
-        if request.shard_key is not None:
-            raise translation.unsupported("shard_key")
-        parts = self._parts(request, shard, settings)
-        return core.QueryRequest(
-            limit=limit,
-            offset=request.offset or 0,
-            with_payload=translation.with_payload(request.with_payload),
-            with_vector=translation.with_vectors(request.with_vector, settings),
-            **parts,
-        )
-
-    def _prefetch(self, given: models.Prefetch, shard: Shard, settings: Settings) -> Any:
-        limit = 10 if given.limit is None else given.limit
-        _check_limit(limit, None)
-        return core.Prefetch(limit=limit, **self._parts(given, shard, settings))
-
-    def _parts(
-        self, given: models.QueryRequest | models.Prefetch, shard: Shard, settings: Settings
-    ) -> dict[str, Any]:
-        """What a query and a prefetch have in common."""
-        if given.lookup_from is not None:
-            raise translation.unsupported("lookup_from")
-        prefetches = given.prefetch
-        if prefetches is None:
-            prefetches = []
-        elif isinstance(prefetches, models.Prefetch):
-            prefetches = [prefetches]
-        if prefetches and given.query is None:
-            raise InputError("prefetch needs a query that fuses or scores what it finds")
-        query, itself = self._query(given.query, given.using, shard, settings)
-        if isinstance(given.query, models.FusionQuery | models.RrfQuery):
-            translation.check_fusion(given.query, len(prefetches))
-        condition = given.filter
-        if condition is not None and (condition.should or condition.min_should):
-            # As one condition: the core merges an outer filter's alternatives with an inner one's.
-            condition = models.Filter(must=[condition])
-        if itself is not None:
-            own = models.Filter(must_not=[models.HasIdCondition(has_id=[itself])])
-            condition = own if condition is None else models.Filter(must=[condition, own])
-        return {
-            "query": query,
-            "prefetches": [self._prefetch(one, shard, settings) for one in prefetches],
-            "filter": translation.to_filter(condition),
-            "score_threshold": given.score_threshold,
-            "params": translation.search_params(given.params),
-        }
-
-    def _query(
-        self, query: Any, using: str | None, shard: Shard, settings: Settings
-    ) -> tuple[Any, int | str | None]:
-        """What to score by, and the id of the point it comes from."""
-        if isinstance(query, models.NearestQuery):
-            if query.mmr is not None:
-                raise translation.unsupported("NearestQuery.mmr")
-            query = query.nearest
-        if query is None:
-            return None, None
-        if isinstance(query, models.FusionQuery | models.RrfQuery):
-            if using:
-                raise InputError("a fusion takes no using; its prefetches do")
-            return translation.fusion(query), None
-        name = using or ""
-        itself = None
-        if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
-            itself = translation.point_id(query)
-            query = self._vector_of(itself, name, shard)
-        elif not isinstance(query, models.SparseVector) and not hasattr(query, "__len__"):
-            raise translation.unsupported(f"the query {type(query).__name__}")
-        return core.Query.Nearest(
-            vectors.to_core(name, query, settings), using=using or None
-        ), itself
-
-    @staticmethod
-    def _vector_of(point_id: int | str, name: str, shard: Shard) -> Any:
-        found = shard.read("looking a point up", lambda it: it.retrieve([point_id], False, True))
-        if not found:
-            raise InputError(f"point {point_id!r} is not in the collection")
-        vector: Any = translation.record(found[0]).vector
-        vector = vector.get(name) if isinstance(vector, dict) else vector
-        if vector is None:
-            raise InputError(f"point {point_id!r} has no vector named {name!r}")
-        return vector
 
 
 def _release(catalog: Catalog, shards: dict[str, Shard], process: int) -> None:
@@ -1114,140 +1008,12 @@ def _check_vectors(settings: Settings) -> None:
             raise InputError(f"vector {name!r} cannot be both dense and sparse")
 
 
-def _check_limit(limit: int, offset: int | None) -> None:
-    if limit < 1:
-        raise InputError(f"limit must be at least 1, got {limit}")
-    if offset is not None and offset < 0:
-        raise InputError(f"offset must be at least 0, got {offset}")
-
-
-def _json(payload: Any) -> tuple[dict[str, Any], int]:
-    """A payload as JSON has it, dates and UUIDs as texts, and its size in bytes.
-
-    Raises:
-        InputError: If it is no dict with texts as keys, or holds what JSON cannot: NaN, half of a
-            character, an object of another kind.
-    """
-    if not isinstance(payload, dict):
-        raise InputError(f"a payload must be a dict, got {type(payload).__name__}")
-    try:
-        text = to_json(payload, inf_nan_mode="constants")
-        return json.loads(text, parse_constant=_no_constant, parse_int=_integer), len(text)
-    except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
-        raise InputError(f"the payload is no JSON: {error}") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"it holds {name}")
-
-
-def _integer(text: str) -> int:
-    """A whole number; the core makes those beyond 64 bits floats, which are others."""
-    number = int(text)
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"it holds {text:.30}, which does not fit into 64 bits")
-    return number
-
-
 def _merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """Metadata as a server merges it: None takes a key out."""
     if old is None:
         return new
     merged = {**old, **new}
     return {key: value for key, value in merged.items() if new.get(key, value) is not None}
-
-
-def _structs(points: Any) -> list[models.PointStruct]:
-    """The points of an upsert, one by one."""
-    if not isinstance(points, models.Batch):
-        return list(points)
-    count = len(points.ids)
-    batch = points.vectors
-    payloads: list[Any] = points.payloads or [None] * count
-    rows = (
-        [{name: column[index] for name, column in batch.items()} for index in range(count)]
-        if isinstance(batch, dict) and all(len(column) == count for column in batch.values())
-        else batch
-    )
-    if not isinstance(rows, list) or len(rows) != count or len(payloads) != count:
-        raise InputError(f"a batch of {count} ids needs as many vectors and payloads")
-    return [
-        models.PointStruct.model_construct(id=one, vector=vector, payload=payload)
-        for one, vector, payload in zip(points.ids, rows, payloads, strict=True)
-    ]
-
-
-def _point_id(index: int, point: Any) -> int | str:
-    if not isinstance(point, models.PointStruct):
-        raise InputError(f"expected a PointStruct, got {type(point).__name__}", index=index)
-    try:
-        return translation.point_id(point.id)
-    except InputError as error:
-        raise InputError(str(error), index=index) from error
-
-
-def _point(index: int, point: Any, settings: Settings) -> tuple[Any, int]:
-    """One point as the core takes it, and about how many bytes it is."""
-    try:
-        vector = vectors.all_to_core(point.vector, settings)
-        payload, size = _json(point.payload or {})
-        made = core.Point(translation.point_id(point.id), _unnamed(vector), payload)
-    except InputError as error:
-        raise InputError(str(error), index=index) from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(str(error).split("\n", 1)[0], index=index) from error
-    return made, size + _size(vector)
-
-
-def _unnamed(vector: dict[str, Any]) -> Any:
-    """A point's vectors as the core takes them: the unnamed one, if alone, by itself."""
-    return vector[""] if set(vector) == {""} else vector
-
-
-def _size(vector: dict[str, Any]) -> int:
-    """About how many bytes a point's vectors take."""
-    size = 0
-    for one in vector.values():
-        if isinstance(one, core.SparseVector):
-            size += 8 * len(one.indices)
-        else:
-            size += 4 * (len(one) * len(one[0]) if isinstance(one[0], list) else len(one))
-    return size
-
-
-def _pieces(points: list[tuple[Any, int]]) -> Iterator[tuple[list[Any], int]]:
-    """The points in portions that the core takes quickly, each with its size in bytes."""
-    piece: list[Any] = []
-    total = 0
-    for point, size in points:
-        if piece and (len(piece) == _PIECE_POINTS or total + size > _PIECE_BYTES):
-            yield piece, total
-            piece, total = [], 0
-        piece.append(point)
-        total += size
-    if piece:
-        yield piece, total
-
-
-def _selected(selector: Any) -> tuple[list[int | str] | None, Any]:
-    """The ids a selector names, or its filter.
-
-    Raises:
-        InputError: If it names none, or is no selector.
-    """
-    if isinstance(selector, models.FilterSelector | models.PointIdsList) and selector.shard_key:
-        raise translation.unsupported("shard_key")
-    if isinstance(selector, models.FilterSelector):
-        selector = selector.filter
-    if isinstance(selector, models.Filter):
-        return None, translation.to_filter(selector)
-    if isinstance(selector, models.PointIdsList):
-        selector = selector.points
-    if isinstance(selector, str) or not isinstance(selector, Sequence):
-        raise InputError(f"points are chosen by ids or a filter, got {type(selector).__name__}")
-    if not selector:
-        raise InputError("there are no ids to work on")
-    return [translation.point_id(one) for one in selector], None
 
 
 def _require_all(missing: list[int | str]) -> None:

@@ -1,0 +1,125 @@
+"""Queries as the core takes them: vectors checked, ids looked up, prefetches within prefetches."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import qdrant_edge as core
+from qdrant_client import models
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.stores import translation, vectors
+from unified_embeddings.stores.catalog import Settings
+from unified_embeddings.stores.shard import Shard
+
+
+def request(given: models.QueryRequest, shard: Shard, settings: Settings) -> Any:
+    """A whole query as the core takes it.
+
+    Args:
+        given: The query.
+        shard: Where the points are that it names by id.
+        settings: The collection's.
+
+    Raises:
+        InputError: If it does not fit the collection, or is of a kind that is not supported.
+        StoreError: If a point it names cannot be read.
+    """
+    limit = 10 if given.limit is None else given.limit
+    check_limit(limit, given.offset)
+    if given.shard_key is not None:
+        raise translation.unsupported("shard_key")
+    parts = _parts(given, shard, settings)
+    return core.QueryRequest(
+        limit=limit,
+        offset=given.offset or 0,
+        with_payload=translation.with_payload(given.with_payload),
+        with_vector=translation.with_vectors(given.with_vector, settings),
+        **parts,
+    )
+
+
+def _prefetch(given: models.Prefetch, shard: Shard, settings: Settings) -> Any:
+    limit = 10 if given.limit is None else given.limit
+    check_limit(limit)
+    return core.Prefetch(limit=limit, **_parts(given, shard, settings))
+
+
+def _parts(
+    given: models.QueryRequest | models.Prefetch, shard: Shard, settings: Settings
+) -> dict[str, Any]:
+    """What a query and a prefetch have in common."""
+    if given.lookup_from is not None:
+        raise translation.unsupported("lookup_from")
+    prefetches = given.prefetch
+    if prefetches is None:
+        prefetches = []
+    elif isinstance(prefetches, models.Prefetch):
+        prefetches = [prefetches]
+    if prefetches and given.query is None:
+        raise InputError("prefetch needs a query that fuses or scores what it finds")
+    query, itself = _query(given.query, given.using, shard, settings)
+    if isinstance(given.query, models.FusionQuery | models.RrfQuery):
+        translation.check_fusion(given.query, len(prefetches))
+    condition = given.filter
+    if condition is not None and (condition.should or condition.min_should):
+        # As one condition: the core merges an outer filter's alternatives with an inner one's.
+        condition = models.Filter(must=[condition])
+    if itself is not None:
+        own = models.Filter(must_not=[models.HasIdCondition(has_id=[itself])])
+        condition = own if condition is None else models.Filter(must=[condition, own])
+    return {
+        "query": query,
+        "prefetches": [_prefetch(one, shard, settings) for one in prefetches],
+        "filter": translation.to_filter(condition),
+        "score_threshold": given.score_threshold,
+        "params": translation.search_params(given.params),
+    }
+
+
+def _query(
+    query: Any, using: str | None, shard: Shard, settings: Settings
+) -> tuple[Any, int | str | None]:
+    """What to score by, and the id of the point it comes from."""
+    if isinstance(query, models.NearestQuery):
+        if query.mmr is not None:
+            raise translation.unsupported("NearestQuery.mmr")
+        query = query.nearest
+    if query is None:
+        return None, None
+    if isinstance(query, models.FusionQuery | models.RrfQuery):
+        if using:
+            raise InputError("a fusion takes no using; its prefetches do")
+        return translation.fusion(query), None
+    name = using or ""
+    itself = None
+    if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
+        itself = translation.point_id(query)
+        query = _vector_of(itself, name, shard)
+    elif not isinstance(query, models.SparseVector) and not hasattr(query, "__len__"):
+        raise translation.unsupported(f"the query {type(query).__name__}")
+    return core.Query.Nearest(vectors.to_core(name, query, settings), using=using or None), itself
+
+
+def _vector_of(point_id: int | str, name: str, shard: Shard) -> Any:
+    found = shard.read("looking a point up", lambda it: it.retrieve([point_id], False, True))
+    if not found:
+        raise InputError(f"point {point_id!r} is not in the collection")
+    vector: Any = translation.record(found[0]).vector
+    vector = vector.get(name) if isinstance(vector, dict) else vector
+    if vector is None:
+        raise InputError(f"point {point_id!r} has no vector named {name!r}")
+    return vector
+
+
+def check_limit(limit: int, offset: int | None = None) -> None:
+    """Refuse a page of nothing, or one that begins before the first.
+
+    Raises:
+        InputError: If so.
+    """
+    if limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    if offset is not None and offset < 0:
+        raise InputError(f"offset must be at least 0, got {offset}")
