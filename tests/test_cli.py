@@ -571,11 +571,11 @@ class TestOptimize:
     ) -> None:
         from unified_embeddings.stores import shard
 
-        def stopped(_: Path) -> bool:
+        def stopped(*_: object) -> bool:
             raise KeyboardInterrupt
 
         run("index", "docs", "--model", xlmr)
-        monkeypatch.setattr(shard, "_optimized", stopped)
+        monkeypatch.setattr(shard.Shard, "_optimized", stopped)
         ended = run("optimize")
         assert (ended.code, ended.out) == (130, "")
         assert "as it was" in ended.err

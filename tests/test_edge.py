@@ -145,7 +145,7 @@ def test_a_collection_that_was_half_made_is_gone_after_kill_9(folder: Path) -> N
         client = EdgeQdrantClient(sys.argv[1])
         plain = models.VectorParams(size=2, distance="Dot")
         client.create_collection("whole", vectors_config=plain)
-        def killed(self, **_): os.kill(os.getpid(), signal.SIGKILL)
+        def killed(self, *_): os.kill(os.getpid(), signal.SIGKILL)
         Catalog.save = killed
         client.create_collection("half", vectors_config=plain)
     """
@@ -506,7 +506,7 @@ def test_a_lost_or_damaged_shard_is_an_error_of_its_collection_alone(folder: Pat
         make(client, "broken")
         make(client, "whole")
         client.upsert("whole", [point(1)])
-        entries = dict(client._catalog.collections)
+        entries = dict(client._catalog.state.collections)
     shutil.rmtree(folder / "shards" / entries["lost"].shard)
     segments = folder / "shards" / entries["broken"].shard / "segments"
     for file in segments.rglob("segment.json"):
@@ -611,14 +611,14 @@ def test_reads_go_on_and_writes_wait_while_a_collection_is_optimized(
     client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(client, 2000)
-    optimized, going_on, go_on = shards._optimized, threading.Event(), threading.Event()
+    optimized, going_on, go_on = shards.Shard._optimized, threading.Event(), threading.Event()
 
-    def slow(folder: Path) -> bool:
+    def slow(shard: shards.Shard, folder: Path) -> bool:
         going_on.set()
         assert go_on.wait(30)
-        return optimized(folder)
+        return optimized(shard, folder)
 
-    monkeypatch.setattr(shards, "_optimized", slow)
+    monkeypatch.setattr(shards.Shard, "_optimized", slow)
     with ThreadPoolExecutor(2) as pool:
         work = pool.submit(client.optimize, "docs")
         assert going_on.wait(30)
@@ -644,7 +644,7 @@ def test_optimizing_that_is_stopped_changes_nothing(
     deleting = threading.Thread(target=client.delete_collection, args=["docs"])
     closing = threading.Thread(target=client.close)
 
-    def stopped(_: Path) -> bool:
+    def stopped(*_: object) -> bool:
         if how == "deleted":
             deleting.start()
             while client.collection_exists("docs"):
@@ -657,7 +657,7 @@ def test_optimizing_that_is_stopped_changes_nothing(
             return True
         raise kinds.get(how, RuntimeError)("stopped")
 
-    monkeypatch.setattr(shards, "_optimized", stopped)
+    monkeypatch.setattr(shards.Shard, "_optimized", stopped)
     with pytest.raises(kinds.get(how, StoreError)):
         client.optimize("docs")
     if how == "deleted":
@@ -712,7 +712,7 @@ def status(process: int) -> str:
 
 def test_the_process_that_optimizes_tells_what_went_wrong(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="does not exist"):
-        shards._optimized(tmp_path / "nothing")
+        shards.Shard("docs", tmp_path)._optimized(tmp_path / "nothing")
 
 
 # --- what is not there --------------------------------------------------------------------------

@@ -19,11 +19,12 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import portalocker
 from pydantic import TypeAdapter, ValidationError
@@ -31,11 +32,15 @@ from qdrant_client import models
 
 from unified_embeddings.errors import StoreError
 
+T = TypeVar("T")
+
 _FORMAT = 1
 _CATALOG = "catalog.json"
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}")
 _CORE = "qdrant-edge-py"
+_CLIENT = "qdrant-client"
+"""Whose models the settings are written as."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -74,6 +79,20 @@ class Entry:
     settings: Settings
 
 
+@dataclass(frozen=True)
+class State:
+    """All collections and aliases of one moment, by name."""
+
+    collections: Mapping[str, Entry] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def entry(self, name: str) -> tuple[str, Entry] | None:
+        """The collection that a name or an alias stands for: its own name, and what it is."""
+        resolved = name if name in self.collections else self.aliases.get(name, name)
+        entry = self.collections.get(resolved)
+        return None if entry is None else (resolved, entry)
+
+
 _SETTINGS: TypeAdapter[Settings] = TypeAdapter(Settings)
 
 
@@ -85,34 +104,43 @@ class Catalog:
 
     Raises:
         StoreError: If another process or client has it open, it cannot be written, was made by
-            newer software or by qdrant-client's local mode, or its catalogue is damaged.
+            newer software or by qdrant-client's local mode, or its catalogue is lost or damaged.
+
+    Attributes:
+        folder: The store's.
+        state: What is in it; replaced as a whole, so that a reader sees all of one moment.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.collections: dict[str, Entry] = {}
-        self.aliases: dict[str, str] = {}
-        if folder.exists() and not folder.is_dir():
-            raise self._error("it is a file; give a folder for the store")
-        if is_local_mode_folder(folder):
-            raise self._error(
-                "it was made by qdrant-client's local mode. Copy it into a new folder with: "
-                f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
-            )
+        self.state = State()
         try:
+            if folder.exists() and not folder.is_dir():
+                raise self._error("it is a file; give a folder for the store")
+            if is_local_mode_folder(folder):
+                raise self._error(
+                    "it was made by qdrant-client's local mode. Copy it into a new folder with: "
+                    f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
+                )
             (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
-        except OSError as error:
-            raise self._error(f"it cannot be written: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a path that cannot be
+            reason = getattr(error, "strerror", None) or error
+            raise self._error(f"it cannot be written: {reason}") from error
         try:
-            self._read()
-            self._clean()
+            if self._read():
+                self._clean()
+            else:
+                self.save(self.state)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let another process open the folder."""
+        # Unlocked, not only closed: a forked child holds the same lock for as long as it lives.
+        with contextlib.suppress(OSError, portalocker.LockException):
+            portalocker.unlock(self._lock)
         self._lock.close()
 
     def shard_path(self, shard: str) -> Path:
@@ -130,22 +158,16 @@ class Catalog:
         """
         shutil.rmtree(self.shard_path(shard), ignore_errors=True)
 
-    def save(
-        self,
-        *,
-        collections: dict[str, Entry] | None = None,
-        aliases: dict[str, str] | None = None,
-    ) -> None:
-        """Replace the collections, the aliases or both, in one step that outlives a crash.
+    def save(self, state: State) -> None:
+        """Replace the state, on disk and here, in one step that outlives a crash.
 
         Raises:
             StoreError: If it cannot be written; everything is then as it was.
         """
-        collections = self.collections if collections is None else collections
-        aliases = self.aliases if aliases is None else aliases
         content = {
             "format": _FORMAT,
             "core": version(_CORE),
+            "client": version(_CLIENT),
             "collections": {
                 name: {
                     "shard": entry.shard,
@@ -153,42 +175,57 @@ class Catalog:
                         entry.settings, mode="json", exclude_none=True
                     ),
                 }
-                for name, entry in collections.items()
+                for name, entry in state.collections.items()
             },
-            "aliases": aliases,
+            "aliases": dict(state.aliases),
         }
         new = self.folder / f"{_CATALOG}.new"
+
+        def replace() -> None:
+            new.replace(self.folder / _CATALOG)
+            self.state = state
+
         try:
             with new.open("w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1, ensure_ascii=False)
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self.folder / _CATALOG)
-            _sync_folder(self.folder)
+            uninterrupted(replace)
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise StoreError(
                 str(self.folder), "writing its catalogue", error.strerror or str(error)
             ) from error
-        self.collections, self.aliases = collections, aliases
+        _sync_folder(self.folder)
 
     def _locked(self) -> Any:
         handle = (self.folder / ".lock").open("a+")
         try:
             portalocker.lock(handle, portalocker.LOCK_EX | portalocker.LOCK_NB)
-        except portalocker.LockException as error:
+        except portalocker.AlreadyLocked as error:
             handle.close()
             raise self._error(
                 "it is open already, in another process or by another client in this one. A "
                 "folder serves one process at a time, through one client: close the other one, "
                 "share its client, or run a Qdrant server and use url="
             ) from error
+        except portalocker.LockException as error:
+            handle.close()
+            raise self._error(f"its file system gives no lock: {error}") from error
         return handle
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read the catalogue; False if this is a new store, which has none."""
         file = self.folder / _CATALOG
         if not file.exists():
-            return
+            if self._shard_folders():
+                raise self._error(
+                    f"its {_CATALOG} is missing, but there are points under {_SHARDS}/, which are "
+                    f"left alone; restore {_CATALOG} from a backup, or give another folder"
+                )
+            return False
+        content: Any = None
         try:
             content = json.loads(file.read_text("utf-8"))
             if content["format"] > _FORMAT or _newer(content["core"], version(_CORE)):
@@ -197,28 +234,63 @@ class Catalog:
                     f"{content['core']}; installed are format {_FORMAT} and {version(_CORE)}. "
                     "Upgrade unified-embeddings"
                 )
-            self.aliases = dict(content["aliases"])
-            self.collections = {
-                name: Entry(entry["shard"], _SETTINGS.validate_python(entry["settings"]))
-                for name, entry in content["collections"].items()
-            }
-        except (OSError, ValueError, LookupError, TypeError, ValidationError) as error:
+            self.state = State(
+                collections={
+                    name: Entry(entry["shard"], _SETTINGS.validate_python(entry["settings"]))
+                    for name, entry in content["collections"].items()
+                },
+                aliases=dict(content["aliases"]),
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, ValidationError) and _newer(
+                str(content.get("client", "")), version(_CLIENT)
+            ):
+                raise self._error(
+                    f"it was written with {_CLIENT} {content['client']}, installed is "
+                    f"{version(_CLIENT)}. Upgrade it"
+                ) from error
             raise self._error(
                 f"its {_CATALOG} cannot be read ({type(error).__name__}: {error}). The points "
                 f"under {_SHARDS}/ are left alone; restore {_CATALOG} from a backup"
             ) from error
+        if (content["core"], content.get("client")) != (version(_CORE), version(_CLIENT)):
+            self.save(self.state)  # says that this version may have written in it
+        return True
+
+    def _shard_folders(self) -> set[str]:
+        folders = (self.folder / _SHARDS).iterdir()
+        return {path.name for path in folders if _SHARD_NAME.fullmatch(path.name)}
 
     def _clean(self) -> None:
-        """Remove what is under `shards/` and in no collection."""
+        """Remove what is under `shards/` and in no collection.
+
+        Only where every collection has its folder: a catalogue from before the last `optimize`, put
+        back by hand, would otherwise cost the points it does not know of.
+        """
         (self.folder / f"{_CATALOG}.new").unlink(missing_ok=True)
-        known = {entry.shard for entry in self.collections.values()}
-        for path in (self.folder / _SHARDS).iterdir():
-            if _SHARD_NAME.fullmatch(path.name) and path.name not in known:
-                _LOG.warning("Removing %s, left behind by an operation that was stopped.", path)
-                shutil.rmtree(path, ignore_errors=True)
+        known = {entry.shard for entry in self.state.collections.values()}
+        there = self._shard_folders()
+        if known - there:
+            _LOG.warning(
+                "A collection's folder is missing under %s; nothing is cleaned up.", self.folder
+            )
+            return
+        for name in there - known:
+            path = self.shard_path(name)
+            _LOG.warning("Removing %s, left behind by an operation that was stopped.", path)
+            shutil.rmtree(path, ignore_errors=True)
 
     def _error(self, problem: str) -> StoreError:
         return StoreError(str(self.folder), "opening", problem)
+
+
+def uninterrupted(call: Callable[[], T]) -> T:
+    """Run something to its end, whatever signal arrives: Python gives those to the main thread.
+
+    `call` must not need a lock that its caller holds.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def settings_with(settings: Settings, **changes: Any) -> Settings:
@@ -229,7 +301,7 @@ def settings_with(settings: Settings, **changes: Any) -> Settings:
 
 def is_local_mode_folder(folder: Path) -> bool:
     """Whether qdrant-client's local mode keeps collections there."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         return not (folder / _CATALOG).exists() and any((folder / "collection").iterdir())
     return False
 
@@ -241,10 +313,10 @@ def _newer(one: str, other: str) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows gives no handle of a folder to sync
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Bring the folder's list of files to disk, where the file system can be asked to."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

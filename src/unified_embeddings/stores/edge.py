@@ -8,12 +8,15 @@ to a server by giving `QdrantClient(url=...)` in its place.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,13 @@ from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores import points as points_
 from unified_embeddings.stores import queries, translation
 from unified_embeddings.stores.asynchronous import AsyncView
-from unified_embeddings.stores.catalog import Catalog, Entry, Settings, settings_with
+from unified_embeddings.stores.catalog import Catalog, Entry, Settings, State, settings_with
 from unified_embeddings.stores.shard import Shard
 
+Call = Callable[[Any], Any]
+"""A question to the core's shard."""
+
+_IDS_A_PAGE = 10_000
 _BAD_NAME = frozenset('<>:"/\\|?*\0\x1f')
 _LONGEST_NAME = 255
 _LONGEST_VECTOR_NAME = 200
@@ -60,17 +67,24 @@ class EdgeQdrantClient:
 
     Attributes:
         path: The folder, absolute.
+        released: Set once it is closed and another client may open the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().resolve()
+        try:
+            self.path = Path(path).expanduser().resolve()
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise StoreError(str(path)[:200], "opening", f"no path of a folder: {error}") from error
         self._catalog = Catalog(self.path)
         self._shards: dict[str, Shard] = {}
+        self.released = threading.Event()
         # Taken after a shard's own lock, never before it: optimizing holds that one for minutes.
         self._changing = threading.RLock()
         self._process = os.getpid()
         self._operations = itertools.count()
-        self._release = weakref.finalize(self, _release, self._catalog, self._shards, os.getpid())
+        self._release = weakref.finalize(
+            self, _release, self._catalog, self._shards, self._changing, self.released, os.getpid()
+        )
 
     def __enter__(self) -> EdgeQdrantClient:
         return self
@@ -80,7 +94,7 @@ class EdgeQdrantClient:
 
     def __getattr__(self, name: str) -> Any:
         """A method that only a server has, which says so when it is called."""
-        if name.startswith("_") or not hasattr(QdrantClient, name):
+        if name.startswith("_") or not callable(getattr(QdrantClient, name, None)):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
         def refuse(*_args: Any, **_kwargs: Any) -> Any:
@@ -118,7 +132,7 @@ class EdgeQdrantClient:
             InputError: If there is no such collection.
             StoreError: If it cannot be written.
         """
-        names = [collection_name] if collection_name else list(self._require_open().collections)
+        names = [collection_name] if collection_name else list(self._state().collections)
         for name in names:
             self._collection(name)[0].flush()
 
@@ -137,28 +151,26 @@ class EdgeQdrantClient:
             StoreError: If the disk has no room for a second copy, or the core fails.
         """
         shard, _ = self._collection(collection_name)
-        name = self._resolve(collection_name)
+        name = shard.collection
         new = self._catalog.new_shard()
         old = ""
 
         def commit() -> None:
             nonlocal old
             with self._changing:
-                entry = self._require_open().collections.get(name)
+                state = self._state()
+                entry = state.collections.get(name)
                 if entry is None or self._shards.get(name) is not shard:
                     raise StoreError(name, "optimizing", "the collection was deleted meanwhile")
                 old = entry.shard
-                self._catalog.save(
-                    collections={
-                        **self._catalog.collections,
-                        name: Entry(new, entry.settings),
-                    }
-                )
+                changed = {**state.collections, name: Entry(new, entry.settings)}
+                self._catalog.save(State(changed, state.aliases))
 
-        changed = shard.optimize(self._catalog.shard_path(new), commit)
-        if old:
-            self._catalog.drop_shard(old)
-        return changed
+        try:
+            return shard.optimize(self._catalog.shard_path(new), commit)
+        finally:
+            if old and shard.folder.name == new:
+                self._catalog.drop_shard(old)
 
     # --- collections ----------------------------------------------------------------------------
 
@@ -166,14 +178,13 @@ class EdgeQdrantClient:
         """The names of all collections."""
         return models.CollectionsResponse(
             collections=[
-                models.CollectionDescription(name=name) for name in self._require_open().collections
+                models.CollectionDescription(name=name) for name in self._state().collections
             ]
         )
 
     def collection_exists(self, collection_name: str) -> bool:
         """Whether there is a collection, or an alias, of this name."""
-        catalog = self._require_open()
-        return collection_name in catalog.collections or collection_name in catalog.aliases
+        return self._state().entry(collection_name) is not None
 
     def get_collection(self, collection_name: str) -> models.CollectionInfo:
         """A collection's settings, its metadata and how many points it has.
@@ -181,8 +192,10 @@ class EdgeQdrantClient:
         Raises:
             InputError: If there is none of this name.
         """
-        shard, settings = self._collection(collection_name)
-        info = shard.read("reading the collection", lambda it: it.info())
+        settings, info = self._reading(
+            collection_name, "reading it", lambda settings: lambda it: (settings, it.info())
+        )
+        settings = copy.deepcopy(settings)  # the caller's to change
         unnamed = set(settings.vectors) == {""}
         return models.CollectionInfo(
             status=models.CollectionStatus.GREEN,
@@ -268,42 +281,46 @@ class EdgeQdrantClient:
             metadata=None if metadata is None else points_.payload(metadata)[0],
         )
         _check_vectors(settings)
-        config = translation.config(settings)
+        settings = copy.deepcopy(settings)  # not what the caller may change
+        with translation.arguments("the settings"):
+            config = translation.config(settings)
         with self._changing:
-            catalog = self._require_open()
-            if collection_name in catalog.collections:
+            state = self._state()
+            if collection_name in state.collections:
                 raise InputError(f"collection {collection_name!r} already exists")
-            if collection_name in catalog.aliases:
+            if collection_name in state.aliases:
                 raise InputError(f"alias {collection_name!r} already exists")
-            name = catalog.new_shard()
-            shard = Shard(collection_name, catalog.shard_path(name))
+            entry = Entry(self._catalog.new_shard(), settings)
+            shard = Shard(collection_name, self._catalog.shard_path(entry.shard))
             try:
                 shard.create(config)
-                catalog.save(
-                    collections={**catalog.collections, collection_name: Entry(name, settings)}
-                )
-            except BaseException:
-                shard.close(keep=False)
-                catalog.drop_shard(name)
-                raise
-            self._shards[collection_name] = shard
+                changed = {**state.collections, collection_name: entry}
+                self._catalog.save(State(changed, state.aliases))
+            finally:
+                if self._catalog.state.collections.get(collection_name) is entry:
+                    self._shards[collection_name] = shard
+                else:
+                    shard.close(keep=False)
+                    self._catalog.drop_shard(entry.shard)
         return True
 
     def delete_collection(self, collection_name: str, timeout: int | None = None) -> bool:
         """Drop a collection, its points and its aliases; False if there is none of this name."""
         _server_only("delete_collection", timeout=timeout)
         with self._changing:
-            catalog = self._require_open()
-            collections = dict(catalog.collections)
+            state = self._state()
+            collections = dict(state.collections)
             entry = collections.pop(collection_name, None)
             if entry is None:
                 return False
-            aliases = {a: name for a, name in catalog.aliases.items() if name != collection_name}
-            catalog.save(collections=collections, aliases=aliases)
+            aliases = {a: name for a, name in state.aliases.items() if name != collection_name}
+            self._catalog.save(State(collections, aliases))
             shard = self._shards.pop(collection_name, None)
-        if shard is not None:
-            shard.close(keep=False)
-        catalog.drop_shard(entry.shard)
+        try:
+            if shard is not None:
+                shard.close(keep=False)
+        finally:
+            self._catalog.drop_shard(entry.shard)
         return True
 
     def update_collection(
@@ -388,7 +405,9 @@ class EdgeQdrantClient:
             if there is not None and there != params:
                 raise InputError(f"the collection has another vector named {vector_name!r} already")
             _check_vectors(changed)
-            shard.write("adding a vector", translation.new_vector(vector_name, params))
+            with translation.arguments("the vector"):
+                update = translation.new_vector(vector_name, params)
+            shard.write_alone("adding a vector", update)
             self._save_settings(collection_name, changed)
         return self._done()
 
@@ -413,10 +432,11 @@ class EdgeQdrantClient:
             dense, sparse = dict(settings.vectors), dict(settings.sparse_vectors)
             if dense.pop(vector_name, None) is None and sparse.pop(vector_name, None) is None:
                 raise InputError(f"the collection has no vector named {vector_name!r}")
+            update = core.UpdateOperation.delete_vector_name(vector_name)
+            shard.write_alone("removing a vector", update)
             self._save_settings(
                 collection_name, settings_with(settings, vectors=dense, sparse_vectors=sparse)
             )
-            shard.write("removing a vector", core.UpdateOperation.delete_vector_name(vector_name))
         return self._done()
 
     def create_payload_index(
@@ -439,12 +459,10 @@ class EdgeQdrantClient:
         schema = field_type if field_schema is None else field_schema
         if schema is None:
             raise InputError("field_schema is needed, such as models.PayloadSchemaType.KEYWORD")
-        made = translation.payload_index(schema)
-        return self._write(
-            collection_name,
-            "indexing a payload field",
-            _made(core.UpdateOperation.create_field_index, field_name, made),
-        )
+        with translation.arguments("the index"):
+            made = translation.payload_index(schema)
+            update = core.UpdateOperation.create_field_index(field_name, made)
+        return self._write(collection_name, "indexing a payload field", update)
 
     def delete_payload_index(
         self,
@@ -456,21 +474,19 @@ class EdgeQdrantClient:
     ) -> models.UpdateResult:
         """Drop a payload field's index."""
         _server_only("delete_payload_index", timeout=timeout)
-        return self._write(
-            collection_name,
-            "dropping a payload index",
-            _made(core.UpdateOperation.delete_field_index, field_name),
-        )
+        with translation.arguments("the index"):
+            update = core.UpdateOperation.delete_field_index(field_name)
+        return self._write(collection_name, "dropping a payload index", update)
 
     # --- aliases --------------------------------------------------------------------------------
 
     def get_aliases(self) -> models.CollectionsAliasesResponse:
         """All aliases."""
-        return _aliases(self._require_open().aliases)
+        return _aliases(self._state().aliases)
 
     def get_collection_aliases(self, collection_name: str) -> models.CollectionsAliasesResponse:
         """The aliases of one collection."""
-        aliases = self._require_open().aliases
+        aliases = self._state().aliases
         return _aliases({a: name for a, name in aliases.items() if name == collection_name})
 
     def update_collection_aliases(
@@ -485,12 +501,12 @@ class EdgeQdrantClient:
         """
         _server_only("update_collection_aliases", timeout=timeout)
         with self._changing:
-            catalog = self._require_open()
-            aliases = dict(catalog.aliases)
+            state = self._state()
+            aliases = dict(state.aliases)
             for operation in change_aliases_operations:
                 match operation:
                     case models.CreateAliasOperation(create_alias=change):
-                        if change.collection_name not in catalog.collections:
+                        if change.collection_name not in state.collections:
                             raise self._unknown(change.collection_name)
                         self._require_free(change.alias_name)
                         aliases[change.alias_name] = change.collection_name
@@ -503,7 +519,7 @@ class EdgeQdrantClient:
                         aliases[renamed.new_alias_name] = aliases.pop(renamed.old_alias_name)
                     case _:
                         raise InputError(f"not an operation on aliases: {type(operation).__name__}")
-            catalog.save(aliases=aliases)
+            self._catalog.save(State(state.collections, aliases))
         return True
 
     # --- writing points -------------------------------------------------------------------------
@@ -536,13 +552,12 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
-        shard, settings = self._collection(collection_name)
-        ready = points_.to_core(points, settings)
         condition = translation.to_filter(update_filter)
         mode = None if update_mode is None else translation.member(core.UpdateMode, update_mode)
-        for piece, size in points_.pieces(ready):
-            update = core.UpdateOperation.upsert_points(piece, condition, mode)
-            shard.write("storing points", update, size=size)
+        with self._writing(collection_name) as (shard, settings):
+            for piece, size in points_.pieces(points_.to_core(points, settings)):
+                update = core.UpdateOperation.upsert_points(piece, condition, mode)
+                shard.write("storing points", update, size=size)
         return self._done()
 
     def upload_points(
@@ -563,14 +578,22 @@ class EdgeQdrantClient:
         `parallel`, `method` and `max_retries` are about a connection that is not here.
         """
         remaining = iter(points)
+        stored = 0
         while batch := list(itertools.islice(remaining, max(1, batch_size))):
-            self.upsert(
-                collection_name,
-                batch,
-                shard_key_selector=shard_key_selector,
-                update_filter=update_filter,
-                update_mode=update_mode,
-            )
+            try:
+                self.upsert(
+                    collection_name,
+                    batch,
+                    shard_key_selector=shard_key_selector,
+                    update_filter=update_filter,
+                    update_mode=update_mode,
+                )
+            except InputError as error:
+                if error.index is None:
+                    raise
+                problem = str(error).removeprefix(f"item {error.index}: ")
+                raise InputError(problem, index=stored + error.index) from error
+            stored += len(batch)
 
     def update_vectors(
         self,
@@ -590,17 +613,17 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("update_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
-        shard, settings = self._collection(collection_name)
         condition = translation.to_filter(update_filter)
-        ready = points_.vectors_to_core(points, settings)
-        there, missing = self._present(shard, list(ready))
-        sized = (
-            (core.PointVectors(one, points_.unnamed(ready[one])), points_.size_of(ready[one]))
-            for one in there
-        )
-        for piece, size in points_.pieces(sized):
-            update = core.UpdateOperation.update_vectors(piece, condition)
-            shard.write("updating vectors", update, size=size)
+        with self._writing(collection_name) as (shard, settings):
+            ready = points_.vectors_to_core(points, settings)
+            there, missing = _present(shard, list(ready))
+            sized = (
+                (core.PointVectors(one, points_.unnamed(ready[one])), points_.size_of(ready[one]))
+                for one in there
+            )
+            for piece, size in points_.pieces(sized):
+                update = core.UpdateOperation.update_vectors(piece, condition)
+                shard.write("updating vectors", update, size=size)
         _require_all(missing)
         return self._done()
 
@@ -622,7 +645,7 @@ class EdgeQdrantClient:
         """
         _server_only("delete_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
         _, settings = self._collection(collection_name)
-        names = translation.with_vectors(list(vectors), settings)
+        names = translation.with_vectors(points_.texts(vectors, "vectors"), settings)
         if not names:
             raise InputError("there are no vectors to delete")
         return self._on(collection_name, "deleting vectors", points, "delete_vectors", names)
@@ -668,8 +691,10 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("set_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value = points_.payload(payload)[0]
-        return self._on(collection_name, "setting payload", points, "set_payload", value, key)
+        value, size = points_.payload(payload)
+        return self._on(
+            collection_name, "setting payload", points, "set_payload", value, key, size=size
+        )
 
     def overwrite_payload(
         self,
@@ -683,8 +708,10 @@ class EdgeQdrantClient:
     ) -> models.UpdateResult:
         """Replace the whole payload of points; see `set_payload`."""
         _server_only("overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value = points_.payload(payload)[0]
-        return self._on(collection_name, "overwriting payload", points, "overwrite_payload", value)
+        value, size = points_.payload(payload)
+        return self._on(
+            collection_name, "overwriting payload", points, "overwrite_payload", value, size=size
+        )
 
     def delete_payload(
         self,
@@ -698,7 +725,8 @@ class EdgeQdrantClient:
     ) -> models.UpdateResult:
         """Remove fields from the payload of points; see `set_payload`."""
         _server_only("delete_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        return self._on(collection_name, "deleting payload", points, "delete_payload", list(keys))
+        names = points_.texts(keys, "keys")
+        return self._on(collection_name, "deleting payload", points, "delete_payload", names)
 
     def clear_payload(
         self,
@@ -727,11 +755,15 @@ class EdgeQdrantClient:
     ) -> list[models.Record]:
         """Points by their ids, in the order of the ids; those not there are left out."""
         _server_only("retrieve", shard_key_selector=shard_key_selector, timeout=timeout)
-        shard, settings = self._collection(collection_name)
         wanted = [translation.point_id(one) for one in ids]
-        payload = translation.with_payload(with_payload)
-        names = translation.with_vectors(with_vectors, settings)
-        found = shard.read("retrieving", lambda it: it.retrieve(wanted, payload, names))
+
+        def ask(settings: Settings) -> Call:
+            with translation.arguments("the request"):
+                payload = translation.with_payload(with_payload)
+                names = translation.with_vectors(with_vectors, settings)
+            return lambda it: it.retrieve(wanted, payload, names)
+
+        found = self._reading(collection_name, "retrieving", ask)
         records = {record.id: record for record in map(translation.record, found)}
         return [records[one] for one in wanted if one in records]
 
@@ -751,23 +783,27 @@ class EdgeQdrantClient:
         """One page of points in the order of their ids, and where the next one begins.
 
         Raises:
-            InputError: If limit < 1; if `order_by` comes with an offset, or for a field that has no
-                payload index.
+            InputError: If limit < 1, or `order_by` comes with an offset.
+            StoreError: If `order_by` names a field that has no payload index, or the core fails.
         """
         _server_only("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
-        shard, settings = self._collection(collection_name)
         queries.check_limit(limit)
         if order_by is not None and offset is not None:
             raise InputError("order_by takes no offset; start from a value instead")
-        request = core.ScrollRequest(
-            offset=None if offset is None else translation.point_id(offset),
-            limit=limit,
-            filter=translation.to_filter(scroll_filter),
-            with_payload=translation.with_payload(with_payload),
-            with_vector=translation.with_vectors(with_vectors, settings),
-            order_by=translation.order_by(order_by),
-        )
-        found, following = shard.read("scrolling", lambda it: it.scroll(request))
+
+        def ask(settings: Settings) -> Call:
+            with translation.arguments("the request"):
+                request = core.ScrollRequest(
+                    offset=None if offset is None else translation.point_id(offset),
+                    limit=limit,
+                    filter=translation.to_filter(scroll_filter),
+                    with_payload=translation.with_payload(with_payload),
+                    with_vector=translation.with_vectors(with_vectors, settings),
+                    order_by=translation.order_by(order_by),
+                )
+            return lambda it: it.scroll(request)
+
+        found, following = self._reading(collection_name, "scrolling", ask)
         return [translation.record(one) for one in found], translation.next_offset(following)
 
     def count(
@@ -780,9 +816,10 @@ class EdgeQdrantClient:
     ) -> models.CountResult:
         """How many points there are, or match a filter."""
         _server_only("count", shard_key_selector=shard_key_selector, timeout=timeout)
-        shard, _ = self._collection(collection_name)
-        request = core.CountRequest(exact=exact, filter=translation.to_filter(count_filter))
-        return models.CountResult(count=shard.read("counting", lambda it: it.count(request)))
+        with translation.arguments("the request"):
+            request = core.CountRequest(exact=exact, filter=translation.to_filter(count_filter))
+        count = self._reading(collection_name, "counting", lambda _: lambda it: it.count(request))
+        return models.CountResult(count=count)
 
     def query_points(
         self,
@@ -841,9 +878,11 @@ class EdgeQdrantClient:
             score_threshold=score_threshold,
             lookup_from=lookup_from,
         )
-        shard, settings = self._collection(collection_name)
-        made = queries.request(request, shard, settings)
-        return _response(shard.read("querying", lambda it: it.query(made)))
+
+        def ask(settings: Settings) -> Call:
+            return lambda it: it.query(queries.request(request, it, settings))
+
+        return _response(self._reading(collection_name, "querying", ask))
 
     def query_batch_points(
         self,
@@ -859,23 +898,29 @@ class EdgeQdrantClient:
             StoreError: If the core fails.
         """
         _server_only("query_batch_points", timeout=timeout)
-        shard, settings = self._collection(collection_name)
-        made = []
-        for index, request in enumerate(requests):
-            try:
-                made.append(queries.request(request, shard, settings))
-            except InputError as error:
-                raise InputError(str(error), index=index) from error
-        if not made:
-            return []
-        batch = core.QueryBatchRequest(made)
-        return [
-            _response(found) for found in shard.read("querying", lambda it: it.query_batch(batch))
-        ]
+
+        def ask(settings: Settings) -> Call:
+            def call(it: Any) -> Any:
+                made = []
+                for index, request in enumerate(requests):
+                    try:
+                        made.append(queries.request(request, it, settings))
+                    except InputError as error:
+                        raise InputError(str(error), index=index) from error
+                return it.query_batch(core.QueryBatchRequest(made)) if made else []
+
+            return call
+
+        return [_response(found) for found in self._reading(collection_name, "querying", ask)]
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _require_open(self) -> Catalog:
+    def _state(self) -> State:
+        """What is in the store, of one moment.
+
+        Raises:
+            StoreError: If it was closed, or opened by the process this one was forked from.
+        """
         if self.closed:
             raise StoreError(str(self.path), "reading", "the store has been closed; open it again")
         if self.forked:
@@ -885,72 +930,122 @@ class EdgeQdrantClient:
                 "it was opened before this process was forked, and two processes would damage it. "
                 'Start workers with the method "spawn" and open the store in one of them',
             )
-        return self._catalog
-
-    def _resolve(self, name: str) -> str:
-        catalog = self._require_open()
-        return name if name in catalog.collections else catalog.aliases.get(name, name)
+        return self._catalog.state
 
     def _collection(self, name: str) -> tuple[Shard, Settings]:
         """The points and the settings of a collection, by its name or an alias."""
-        catalog = self._require_open()
-        resolved = self._resolve(name)
-        entry = catalog.collections.get(resolved)
-        if entry is None:
+        found = self._state().entry(name)
+        if found is None:
             raise self._unknown(name)
+        resolved, entry = found
         shard = self._shards.get(resolved)
         if shard is None:
             with self._changing:
-                entry = self._require_open().collections.get(resolved)
-                if entry is None:
+                found = self._state().entry(name)
+                if found is None:
                     raise self._unknown(name)
+                resolved, entry = found
                 shard = self._shards.get(resolved)
                 if shard is None:
-                    shard = Shard(resolved, catalog.shard_path(entry.shard))
+                    shard = Shard(resolved, self._catalog.shard_path(entry.shard))
+                    entry = self._settled(resolved, shard, entry)
                     self._shards[resolved] = shard
         return shard, entry.settings
 
+    def _settled(self, name: str, shard: Shard, entry: Entry) -> Entry:
+        """Finish or undo a change of vector names that a crash left between shard and catalogue.
+
+        One that was being removed is gone, one that was being added never was.
+        """
+        names, settings = shard.vector_names(), entry.settings
+        known = {*settings.vectors, *settings.sparse_vectors}
+        if names is None or names == known:
+            return entry
+        for added in names - known:
+            update = core.UpdateOperation.delete_vector_name(added)
+            shard.write_alone("undoing a stopped addition", update)
+        if known <= names:
+            return entry
+        dense = {key: one for key, one in settings.vectors.items() if key in names}
+        sparse = {key: one for key, one in settings.sparse_vectors.items() if key in names}
+        kept = settings_with(settings, vectors=dense, sparse_vectors=sparse)
+        return self._save_settings(name, kept)
+
+    def _reading(self, name: str, operation: str, ask: Callable[[Settings], Call]) -> Any:
+        """What the core answers; of the collection an alias was switched to meanwhile, if so."""
+        while True:
+            shard, settings = self._collection(name)
+            try:
+                return shard.read(operation, ask(settings))
+            except StoreError:
+                if not shard.closed or self._collection(name)[0] is shard:
+                    raise
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[tuple[Shard, Settings]]:
+        """A collection that nobody else writes to, and whose settings stay, for as long as held."""
+        shard, _ = self._collection(name)
+        with shard.writing:
+            again, settings = self._collection(name)
+            if again is not shard:
+                raise StoreError(name, "writing", "it was deleted or switched meanwhile; try again")
+            yield shard, settings
+
     def _unknown(self, name: str) -> InputError:
-        there = ", ".join(map(repr, sorted(self._catalog.collections))) or "none"
+        there = ", ".join(map(repr, sorted(self._catalog.state.collections))) or "none"
         return InputError(f"collection {name!r} not found; collections there: {there}")
 
     def _require_free(self, alias: str) -> None:
         _check_name(alias)
-        if alias in self._catalog.collections:
+        if alias in self._catalog.state.collections:
             raise InputError(f"collection {alias!r} already exists; an alias needs another name")
 
-    def _save_settings(self, name: str, settings: Settings) -> None:
-        resolved = self._resolve(name)
-        entry = self._catalog.collections[resolved]
-        changed = {**self._catalog.collections, resolved: Entry(entry.shard, settings)}
-        self._catalog.save(collections=changed)
+    def _save_settings(self, name: str, settings: Settings) -> Entry:
+        state = self._state()
+        found = state.entry(name)
+        if found is None:
+            raise self._unknown(name)
+        entry = Entry(found[1].shard, settings)
+        self._catalog.save(State({**state.collections, found[0]: entry}, state.aliases))
+        return entry
 
     def _write(self, collection_name: str, operation: str, update: Any) -> models.UpdateResult:
-        self._collection(collection_name)[0].write(operation, update)
+        with self._writing(collection_name) as (shard, _):
+            shard.write(operation, update)
         return self._done()
 
     def _on(
-        self, collection_name: str, operation: str, points: Any, method: str, *arguments: Any
+        self,
+        collection_name: str,
+        operation: str,
+        points: Any,
+        method: str,
+        *arguments: Any,
+        size: int = 0,
     ) -> models.UpdateResult:
-        """Apply the core's `method`, or its twin `method_by_filter`, to the points selected."""
-        shard, _ = self._collection(collection_name)
+        """Apply one of the core's operations to the points selected, some at a time.
+
+        Args:
+            collection_name: Whose points.
+            operation: What is done, for messages.
+            points: The selector.
+            method: Of the core's UpdateOperation.
+            *arguments: What it takes after the ids.
+            size: About how many bytes it brings to each point.
+        """
         ids, condition = points_.selected(points)
-        if ids is None:
-            update = getattr(core.UpdateOperation, f"{method}_by_filter")
-            shard.write(operation, _made(update, condition, *arguments))
-            return self._done()
-        there, missing = self._present(shard, ids)
-        if there:
-            shard.write(operation, _made(getattr(core.UpdateOperation, method), there, *arguments))
+        with self._writing(collection_name) as (shard, _):
+            missing: list[points_.PointId] = []
+            if ids is None:
+                ids = _matching(shard, condition)
+            else:
+                ids, missing = _present(shard, ids)
+            for piece, bytes_ in points_.pieces((one, size) for one in ids):
+                with translation.arguments(operation):
+                    update = getattr(core.UpdateOperation, method)(piece, *arguments)
+                shard.write(operation, update, size=bytes_)
         _require_all(missing)
         return self._done()
-
-    @staticmethod
-    def _present(shard: Shard, ids: list[int | str]) -> tuple[list[int | str], list[int | str]]:
-        """Which ids are there, and which are not."""
-        found = shard.read("looking points up", lambda it: it.retrieve(ids, False, False))
-        known = {translation.record(one).id for one in found}
-        return [one for one in ids if one in known], [one for one in ids if one not in known]
 
     def _done(self) -> models.UpdateResult:
         return models.UpdateResult(
@@ -958,15 +1053,54 @@ class EdgeQdrantClient:
         )
 
 
-def _release(catalog: Catalog, shards: dict[str, Shard], process: int) -> None:
+def _release(
+    catalog: Catalog,
+    shards: dict[str, Shard],
+    changing: Any,
+    released: threading.Event,
+    process: int,
+) -> None:
     """Close a client: when it is told to, when nobody holds it, at the interpreter's end."""
     if os.getpid() != process:
         return  # a forked child has copies of handles that are its parent's to close
+    with changing:  # what is being made now is in `shards` afterwards; nothing new comes
+        open_shards = list(shards.values())
+        shards.clear()
+    failure: StoreError | None = None
     try:
-        for shard in shards.values():
-            shard.close()
+        for shard in open_shards:
+            try:
+                shard.close()
+            except StoreError as error:
+                failure = failure or error
     finally:
         catalog.close()
+        released.set()
+    if failure is not None:
+        raise failure
+
+
+def _present(
+    shard: Shard, ids: list[points_.PointId]
+) -> tuple[list[points_.PointId], list[points_.PointId]]:
+    """Which ids are there, and which are not."""
+    found = shard.read("looking points up", lambda it: it.retrieve(ids, False, False))
+    known = set(map(translation.found_id, found))
+    return [one for one in ids if one in known], [one for one in ids if one not in known]
+
+
+def _matching(shard: Shard, condition: Any) -> list[points_.PointId]:
+    """The ids of the points that match a filter."""
+    ids: list[points_.PointId] = []
+    offset = None
+    while True:
+        request = core.ScrollRequest(
+            offset=offset, limit=_IDS_A_PAGE, filter=condition, with_payload=False
+        )
+        page, offset = shard.read("looking points up", methodcaller("scroll", request))
+        ids += map(translation.found_id, page)
+        if offset is None:
+            return ids
 
 
 def _server_only(method: str, **options: Any) -> None:
@@ -988,7 +1122,7 @@ def _check_name(name: str) -> None:
             f"a name must be a text of 1 to {_LONGEST_NAME} characters, got {name!r:.80}"
         )
     for character in name:
-        if character in _BAD_NAME:
+        if character in _BAD_NAME or "\ud800" <= character <= "\udfff":  # half of a character
             raise InputError(f"a name cannot hold {character!r}, got {name!r}")
 
 
@@ -1021,14 +1155,6 @@ def _require_all(missing: list[int | str]) -> None:
         raise InputError(
             f"no point with id {missing[0]!r}; {len(missing)} of the ids are not there"
         )
-
-
-def _made(operation: Any, *arguments: Any) -> Any:
-    """One of the core's operations; what it does not take is an InputError."""
-    try:
-        return operation(*arguments)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(str(error).split("\n", 1)[0]) from error
 
 
 def _response(found: list[Any]) -> QueryResponse:

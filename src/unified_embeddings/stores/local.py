@@ -24,6 +24,8 @@ Client = QdrantClient | EdgeQdrantClient
 
 _open_clients: weakref.WeakValueDictionary[Path, EdgeQdrantClient] = weakref.WeakValueDictionary()
 _open_lock = threading.Lock()
+_CLOSING = 60.0
+"""Seconds that closing a store may take: its log is brought home."""
 
 
 class _Locked:
@@ -79,6 +81,8 @@ def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
     folder = Path(path).expanduser().resolve()
     with _open_lock:
         client = _open_clients.get(folder)
+        if client is not None and client.closed and not client.forked:
+            client.released.wait(_CLOSING)  # by another thread, which is not done with it
         if client is None or client.closed or client.forked:
             client = EdgeQdrantClient(folder)
             _open_clients[folder] = client

@@ -69,6 +69,9 @@ def vectors_to_core(given: Sequence[models.PointVectors], settings: Settings) ->
     """
     made: dict[PointId, Any] = {}
     for index, point in enumerate(given):
+        if not isinstance(point, models.PointVectors):
+            kind = type(point).__name__
+            raise InputError(f"expected PointVectors, got {kind}", index=index)
         try:
             point_id = translation.point_id(point.id)
             vector = vectors.all_to_core(point.vector, settings)
@@ -158,6 +161,17 @@ def pieces(points: Iterable[Sized]) -> Iterator[tuple[list[Any], int]]:
         total += size
     if piece:
         yield piece, total
+
+
+def texts(given: Sequence[str], what: str) -> list[str]:
+    """A list of texts, which one text is not.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+        raise InputError(f"{what} must be a list of texts, got {given!r:.80}")
+    return list(given)
 
 
 def selected(selector: Any) -> tuple[list[PointId] | None, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from typing import Any
 
@@ -11,43 +12,41 @@ from qdrant_client import models
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores import translation, vectors
 from unified_embeddings.stores.catalog import Settings
-from unified_embeddings.stores.shard import Shard
 
 
-def request(given: models.QueryRequest, shard: Shard, settings: Settings) -> Any:
+def request(given: models.QueryRequest, points: Any, settings: Settings) -> Any:
     """A whole query as the core takes it.
 
     Args:
         given: The query.
-        shard: Where the points are that it names by id.
+        points: The core's shard, for the points it names by id.
         settings: The collection's.
 
     Raises:
         InputError: If it does not fit the collection, or is of a kind that is not supported.
-        StoreError: If a point it names cannot be read.
     """
-    limit = 10 if given.limit is None else given.limit
-    check_limit(limit, given.offset)
-    if given.shard_key is not None:
-        raise translation.unsupported("shard_key")
-    parts = _parts(given, shard, settings)
-    return core.QueryRequest(
-        limit=limit,
-        offset=given.offset or 0,
-        with_payload=translation.with_payload(given.with_payload),
-        with_vector=translation.with_vectors(given.with_vector, settings),
-        **parts,
-    )
+    with translation.arguments("the query"):
+        limit = 10 if given.limit is None else given.limit
+        check_limit(limit, given.offset)
+        if given.shard_key is not None:
+            raise translation.unsupported("shard_key")
+        return core.QueryRequest(
+            limit=limit,
+            offset=given.offset or 0,
+            with_payload=translation.with_payload(given.with_payload),
+            with_vector=translation.with_vectors(given.with_vector, settings),
+            **_parts(given, points, settings),
+        )
 
 
-def _prefetch(given: models.Prefetch, shard: Shard, settings: Settings) -> Any:
+def _prefetch(given: models.Prefetch, points: Any, settings: Settings) -> Any:
     limit = 10 if given.limit is None else given.limit
     check_limit(limit)
-    return core.Prefetch(limit=limit, **_parts(given, shard, settings))
+    return core.Prefetch(limit=limit, **_parts(given, points, settings))
 
 
 def _parts(
-    given: models.QueryRequest | models.Prefetch, shard: Shard, settings: Settings
+    given: models.QueryRequest | models.Prefetch, points: Any, settings: Settings
 ) -> dict[str, Any]:
     """What a query and a prefetch have in common."""
     if given.lookup_from is not None:
@@ -57,9 +56,12 @@ def _parts(
         prefetches = []
     elif isinstance(prefetches, models.Prefetch):
         prefetches = [prefetches]
+    threshold = given.score_threshold
+    if threshold is not None and math.isnan(threshold):
+        raise InputError("score_threshold must be a number, got NaN")
     if prefetches and given.query is None:
         raise InputError("prefetch needs a query that fuses or scores what it finds")
-    query, itself = _query(given.query, given.using, shard, settings)
+    query, itself = _query(given.query, given.using, points, settings)
     if isinstance(given.query, models.FusionQuery | models.RrfQuery):
         translation.check_fusion(given.query, len(prefetches))
     condition = given.filter
@@ -71,15 +73,15 @@ def _parts(
         condition = own if condition is None else models.Filter(must=[condition, own])
     return {
         "query": query,
-        "prefetches": [_prefetch(one, shard, settings) for one in prefetches],
+        "prefetches": [_prefetch(one, points, settings) for one in prefetches],
         "filter": translation.to_filter(condition),
-        "score_threshold": given.score_threshold,
+        "score_threshold": threshold,
         "params": translation.search_params(given.params),
     }
 
 
 def _query(
-    query: Any, using: str | None, shard: Shard, settings: Settings
+    query: Any, using: str | None, points: Any, settings: Settings
 ) -> tuple[Any, int | str | None]:
     """What to score by, and the id of the point it comes from."""
     if isinstance(query, models.NearestQuery):
@@ -96,14 +98,14 @@ def _query(
     itself = None
     if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
         itself = translation.point_id(query)
-        query = _vector_of(itself, name, shard)
+        query = _vector_of(itself, name, points)
     elif not isinstance(query, models.SparseVector) and not hasattr(query, "__len__"):
         raise translation.unsupported(f"the query {type(query).__name__}")
     return core.Query.Nearest(vectors.to_core(name, query, settings), using=using or None), itself
 
 
-def _vector_of(point_id: int | str, name: str, shard: Shard) -> Any:
-    found = shard.read("looking a point up", lambda it: it.retrieve([point_id], False, True))
+def _vector_of(point_id: int | str, name: str, points: Any) -> Any:
+    found = points.retrieve([point_id], False, True)
     if not found:
         raise InputError(f"point {point_id!r} is not in the collection")
     vector: Any = translation.record(found[0]).vector

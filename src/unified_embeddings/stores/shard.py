@@ -9,6 +9,7 @@ pieces, a look at the free space before each, indexes built in a process of thei
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import qdrant_edge as core
 
 from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
+from unified_embeddings.stores.catalog import uninterrupted
 
 T = TypeVar("T")
 
@@ -30,7 +32,9 @@ _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is brought home, so that it stays short."""
 _BLOCK = 64 * 2**10
 _OPTIMIZE = (
-    "import ctypes, os, sys, qdrant_edge\n"
+    "import sys\n"
+    "sys.path[:] = filter(None, sys.path)\n"  # not the current folder, whatever lies there
+    "import ctypes, os, qdrant_edge\n"
     "if sys.platform == 'linux':\n"
     "    ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG: killed with the thread that waits
     "    if os.getppid() != int(sys.argv[2]):\n"
@@ -73,10 +77,11 @@ class Shard:
     def __init__(self, collection: str, folder: Path) -> None:
         self.collection = collection
         self.folder = folder
-        self._core: Any = None
-        self._closed = False
+        self.closed = False
         self.writing = threading.RLock()
+        self._core: Any = None
         self._unflushed = 0
+        self._optimizer: subprocess.Popen[str] | None = None
 
     def create(self, config: Any) -> None:
         """Make it, empty.
@@ -85,7 +90,7 @@ class Shard:
             StoreError: If the core refuses, or there is no room.
         """
         with self.writing, core_errors(self.collection, "creating the collection"):
-            self._require_space(0)
+            self._require_space("creating the collection")
             self.folder.mkdir(parents=True)
             self._core = core.EdgeShard.create(str(self.folder), config)
             self._core.flush()
@@ -112,16 +117,35 @@ class Shard:
         """
         with self.writing, core_errors(self.collection, operation):
             shard = self._loaded()
-            self._require_space(size)
+            self._require_space(operation, 4 * size)  # in the log and the segment, and to grow
             shard.update(update)
             self._unflushed += size
             if self._unflushed >= _FLUSH_EVERY:
                 self._flush(shard)
 
+    def write_alone(self, operation: str, update: Any) -> None:
+        """Apply an operation that changes what a vector's name means.
+
+        The log must not span it: what was written before would be replayed, after a crash, against
+        the vectors there are since.
+        """
+        with self.writing:
+            self.flush()
+            self.write(operation, update)
+            self.flush()
+
     def flush(self) -> None:
         """Force everything written to the disk itself, against a loss of power too."""
         with self.writing, core_errors(self.collection, "flushing"):
             self._flush(self._loaded())
+
+    def vector_names(self) -> set[str] | None:
+        """The vectors it has on disk; None if that cannot be read, which loading it will tell."""
+        try:
+            config = json.loads((self.folder / "edge_config.json").read_text("utf-8"))
+            return {*config["vectors"], *config["sparse_vectors"]}
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def close(self, *, keep: bool = True) -> None:
         """Let go of the files, the log brought home unless they are to go; twice is once.
@@ -129,8 +153,11 @@ class Shard:
         Raises:
             StoreError: If the log cannot be brought home; the next one to open the shard does it.
         """
+        self.closed = True
+        optimizer = self._optimizer
+        if optimizer is not None:
+            optimizer.kill()  # who waits for it holds `writing`
         with self.writing, core_errors(self.collection, "closing"):
-            self._closed = True
             shard, self._core = self._core, None
             if shard is None:
                 return
@@ -147,7 +174,8 @@ class Shard:
 
         Args:
             folder: Where the copy goes.
-            commit: Called when the copy is ready, to make it the collection's.
+            commit: Called when the copy is ready, to make it the collection's; if it raises, it has
+                not.
 
         Returns:
             Whether there was something to do; if not, the copy is gone again.
@@ -157,30 +185,69 @@ class Shard:
         """
         with self.writing, core_errors(self.collection, "optimizing"):
             self._flush(self._loaded())
-            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-            self._require_space(3 * size)  # the copy, and its segments beside their merger
+            # The copy, and its segments beside what they are merged into.
+            self._require_space("optimizing", 3 * _allocated(self.folder))
             try:
                 shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
-                changed = _optimized(folder)
+                changed = self._optimized(folder)
                 if changed:
                     new = core.EdgeShard.load(str(folder))
-                    commit()
-                    # Not closed here: a reader may be in it, and its last one lets go of it.
-                    self._core, self.folder = new, folder
+
+                    def swap() -> None:
+                        commit()
+                        # Not closed here: a reader may be in it, and its last one lets go of it.
+                        self._core, self.folder = new, folder
+
+                    uninterrupted(swap)
             finally:
                 if self.folder != folder:
                     shutil.rmtree(folder, ignore_errors=True)
             return changed
+
+    def _optimized(self, folder: Path) -> bool:
+        """Optimize the shard in a folder, in a process of its own that ends with the wait for it.
+
+        Raises:
+            RuntimeError: If that process fails.
+        """
+        if getattr(sys, "frozen", False) or not sys.executable:
+            raise RuntimeError("it needs a Python interpreter to run, which a frozen program lacks")
+        self._optimizer = subprocess.Popen(  # noqa: S603  # our own interpreter and program
+            [sys.executable, "-c", _OPTIMIZE, str(folder), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with self._optimizer as process:
+            try:
+                if self.closed:
+                    process.kill()
+                out, err = process.communicate()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                self._optimizer = None
+        if self.closed:
+            raise RuntimeError("the store was closed meanwhile")
+        if process.returncode != 0:
+            last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+            raise RuntimeError(last)
+        return out.strip() == "changed"
 
     def _loaded(self) -> Any:
         shard = self._core
         if shard is not None:
             return shard
         with self.writing:
-            if self._closed:
-                raise StoreError(self.collection, "opening", "the store has been closed")
+            if self.closed:
+                raise StoreError(
+                    self.collection, "opening", "it was deleted, or the store has been closed"
+                )
             if self._core is None:
-                self._require_space(0)
+                # What is in the log is written to the segments when a shard is loaded.
+                self._require_space("opening", _allocated(self.folder / "wal"))
                 self._core = core.EdgeShard.load(str(self.folder))
             return self._core
 
@@ -188,17 +255,28 @@ class Shard:
         shard.flush()
         self._unflushed = 0
 
-    def _require_space(self, size: int) -> None:
+    def _require_space(self, operation: str, size: int = 0) -> None:
+        """Refuse what may fill the disk, which the core does not survive.
+
+        Raises:
+            StoreError: If there are not `size` bytes free beside the reserve.
+        """
         existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        needed = _RESERVE + 4 * size  # in the log and in the segment, with room to grow
+        needed = _RESERVE + size
         if free < needed:
             raise StoreError(
                 self.collection,
-                "writing",
+                operation,
                 f"the disk of {existing} has {free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} "
                 "MiB are needed; make room and try again. What was stored before is safe",
             )
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes that the files under a folder take on disk: holes, of which the core has many, none."""
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum(min(one.st_size, 512 * getattr(one, "st_blocks", one.st_size)) for one in stats)
 
 
 def _copy_with_holes(source: str, target: str) -> None:
@@ -210,24 +288,3 @@ def _copy_with_holes(source: str, target: str) -> None:
             else:
                 writing.seek(len(block), os.SEEK_CUR)
         writing.truncate(reading.tell())
-
-
-def _optimized(folder: Path) -> bool:
-    """Optimize the shard in a folder, in a process of its own that ends with this one's wait."""
-    process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-        [sys.executable, "-c", _OPTIMIZE, str(folder), str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        raise RuntimeError(last)
-    return out.strip() == "changed"

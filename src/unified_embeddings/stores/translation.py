@@ -6,8 +6,10 @@ counterpart is refused by its name; nothing is left out without a word.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,22 @@ def unsupported(what: str) -> InputError:
         f"{what} is not supported by the embedded store; leave it out, or run a Qdrant server and "
         "use url="
     )
+
+
+@contextlib.contextmanager
+def arguments(what: str) -> Iterator[None]:
+    """Turn what the core's types refuse into an InputError.
+
+    Raises:
+        InputError: If something within has another type, is out of range or cannot be read.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(f"{what} cannot be used: {reason}") from error
 
 
 def member(enum: Any, value: Any) -> Any:
@@ -198,8 +216,27 @@ def payload_index(schema: Any) -> Any:
     """A payload index's type or parameters."""
     if not isinstance(schema, BaseModel):
         return member(core.PayloadSchemaType, schema)
-    options = _options(schema, memory=_memory, tokenizer=_member_of(core.TokenizerType))
+    options = _options(
+        schema,
+        memory=_memory,
+        tokenizer=_member_of(core.TokenizerType),
+        stopwords=_stopwords,
+        stemmer=_stemmer,
+    )
     return _INDEXES[options.pop("type")](**options)
+
+
+def _stopwords(given: models.StopwordsInterface) -> Any:
+    if not isinstance(given, models.StopwordsSet):
+        return member(core.Language, given)
+    languages = {member(core.Language, one) for one in given.languages or ()}
+    return core.StopwordsSet(languages or None, set(given.custom or ()) or None)
+
+
+def _stemmer(given: models.StemmingAlgorithm) -> Any:
+    if isinstance(given, models.DisabledStemmerParams):
+        return core.DisabledStemmer()
+    return core.SnowballParams(member(core.SnowballLanguage, given.language))
 
 
 def payload_schema(found: Mapping[str, Any]) -> dict[str, models.PayloadIndexInfo]:
@@ -252,6 +289,11 @@ def _id_model(value: Any) -> int | str:
     return value if isinstance(value, int) else str(value)
 
 
+def found_id(found: Any) -> int | str:
+    """The id of something that the core found."""
+    return _id_model(found.id)
+
+
 def next_offset(value: Any) -> int | str | None:
     """Where the next page of a scroll begins; None after the last."""
     return None if value is None else _id_model(value)
@@ -295,6 +337,8 @@ def with_payload(selector: Any) -> Any:
         return core.PayloadSelector.Exclude(selector.exclude)
     if selector is None or isinstance(selector, bool):
         return bool(selector)
+    if isinstance(selector, str):
+        raise InputError(f"with_payload takes a list of fields, got the text {selector!r}")
     return list(selector)
 
 
@@ -306,6 +350,8 @@ def with_vectors(selector: Any, settings: Settings) -> bool | list[str]:
     """
     if selector is None or isinstance(selector, bool):
         return bool(selector)
+    if isinstance(selector, str):
+        raise InputError(f"with_vectors takes a list of names, got the text {selector!r}")
     names = list(selector)
     for name in names:
         if name not in settings.vectors and name not in settings.sparse_vectors:
@@ -350,6 +396,8 @@ def check_fusion(query: models.FusionQuery | models.RrfQuery, prefetches: int) -
     weights = query.rrf.weights if isinstance(query, models.RrfQuery) else None
     if weights is not None and len(weights) != prefetches:
         raise InputError(f"RRF needs a weight for each prefetch: {len(weights)} for {prefetches}")
+    if weights is not None and not all(map(math.isfinite, weights)):
+        raise InputError(f"RRF's weights must be finite numbers, got {weights}")
 
 
 def search_params(params: models.SearchParams | None) -> Any:
@@ -386,7 +434,7 @@ def to_filter(given: models.Filter | None) -> Any:
     if not isinstance(given, models.Filter):
         raise InputError(f"a filter must be a models.Filter, got {type(given).__name__}")
     minimum = given.min_should
-    try:
+    with arguments("the filter"):
         return core.Filter(
             must=_conditions(given.must),
             should=_conditions(given.should),
@@ -395,10 +443,6 @@ def to_filter(given: models.Filter | None) -> Any:
             if minimum is None
             else core.MinShould([_condition(one) for one in minimum.conditions], minimum.min_count),
         )
-    except InputError:
-        raise
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"the filter cannot be used: {error}") from error
 
 
 def _conditions(given: Any) -> list[Any] | None:
