@@ -29,6 +29,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from unified_embeddings import EdgeQdrantClient, InputError, StoreError
+from unified_embeddings.stores import catalog as catalogs
 from unified_embeddings.stores import shard as shards
 from unified_embeddings.stores.local import open_folder
 
@@ -911,3 +912,456 @@ def test_big_upserts_and_points_come_through_whole(client: EdgeQdrantClient) -> 
     for record in client.retrieve("docs", [0, 1, 2], with_vectors=True):
         np.testing.assert_array_equal(np.float32(record.vector), rows[int(record.id)])
         assert record.payload == {"text": "x" * 10**6}
+
+
+# --- interrupted, closed and restored at the wrong moment -----------------------------------------
+
+
+@pytest.mark.parametrize("where", ["replacing", "syncing"])
+@pytest.mark.parametrize("what", ["create", "optimize"])
+def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str
+) -> None:
+    """The signal arrives in the main thread right after the file was replaced."""
+    with EdgeQdrantClient(folder) as client:
+        fill(client, 300)
+        replace = Path.replace
+
+        def interrupted(path: Path, target: Path) -> Path:
+            done = replace(path, target)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.05)
+            return done
+
+        with monkeypatch.context() as patched:
+            if where == "replacing":
+                patched.setattr(Path, "replace", interrupted)
+            else:
+                patched.setattr(catalogs, "_sync_folder", lambda _: signal.raise_signal(2))
+            patched.setattr(shards.Shard, "_optimized", lambda *_: True)
+            with pytest.raises(KeyboardInterrupt):
+                client.optimize("docs") if what == "optimize" else make(client, "another")
+        client.upsert("docs", [models.PointStruct(id=9000, vector=[1.0] * 64)])
+        assert client.count("docs").count == 301
+    with EdgeQdrantClient(folder) as again:
+        assert again.count("docs").count == 301
+        if again.collection_exists("another"):
+            assert again.count("another").count == 0
+        assert len(list((folder / "shards").iterdir())) == len(again.get_collections().collections)
+
+
+def test_a_vector_removed_and_made_anew_costs_no_point_after_kill_9(folder: Path) -> None:
+    code = """
+        client = EdgeQdrantClient(sys.argv[1])
+        two = models.VectorParams(size=2, distance="Dot")
+        client.create_collection("docs", vectors_config={"a": two, "b": two})
+        point = lambda n, **vector: models.PointStruct(id=n, vector=vector, payload={"n": n})
+        client.upsert("docs", [point(1, a=[1.0, 2.0], b=[3.0, 4.0]), point(3, a=[1.0, 1.0])])
+        client.delete_vector_name("docs", "b")
+        three = models.DenseVectorNameConfig(dense=models.DenseVectorConfig(size=3, distance="Dot"))
+        client.create_vector_name("docs", "b", three)
+        client.upsert("docs", [point(2, a=[5.0, 6.0], b=[7.0, 8.0, 9.0])])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    process = run(code, folder)
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    with EdgeQdrantClient(folder) as client:
+        found = client.retrieve("docs", [1, 2, 3], with_vectors=True)
+    assert [record.vector for record in found] == [
+        {"a": [1.0, 2.0]},
+        {"a": [5.0, 6.0], "b": [7.0, 8.0, 9.0]},
+        {"a": [1.0, 1.0]},
+    ]
+
+
+@pytest.mark.parametrize("change", ["adding", "removing"])
+def test_a_change_of_vectors_that_was_stopped_is_finished_or_undone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Between the shard, which is changed first, and the catalogue."""
+
+    def stopped(*_: object) -> None:
+        raise StoreError("docs", "saving", "stopped")
+
+    three = models.DenseVectorNameConfig(
+        dense=models.DenseVectorConfig(size=3, distance=models.Distance.DOT)
+    )
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+        client.upsert("docs", [point(1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(catalogs.Catalog, "save", stopped)
+            do: dict[str, Any] = {
+                "adding": lambda: client.create_vector_name("docs", "new", three),
+                "removing": lambda: client.delete_vector_name("docs", "s"),
+            }
+            with pytest.raises(StoreError, match="stopped"):
+                do[change]()
+    with EdgeQdrantClient(folder) as client:
+        params = client.get_collection("docs").config.params
+        assert list(params.vectors or ()) == ["d"]
+        assert list(params.sparse_vectors or ()) == (["s"] if change == "adding" else [])
+        client.create_vector_name("docs", "new", three)
+        client.upsert("docs", [models.PointStruct(id=2, vector={"new": [1.0, 2.0, 3.0]})])
+        assert client.count("docs").count == 2
+
+
+def test_payloads_count_towards_the_room_that_is_needed(
+    client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(client)
+    client.upsert("docs", [point(number) for number in range(20)])
+    text = "x" * 3_000_000
+    free = SimpleNamespace(free=64 * 2**20 + 4 * len(text) - 1)
+    everything = models.Filter(must=[])
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.shutil, "disk_usage", lambda _: free)
+        for points in (list(range(20)), everything):
+            for write in (client.set_payload, client.overwrite_payload):
+                with pytest.raises(StoreError, match="MiB are needed"):
+                    write("docs", {"text": text}, points)
+    sizes: list[int] = []
+    update = shards.Shard.write
+
+    def noted(shard: shards.Shard, operation: str, what: Any, *, size: int = 0) -> None:
+        sizes.append(size)
+        update(shard, operation, what, size=size)
+
+    monkeypatch.setattr(shards.Shard, "write", noted)
+    client.set_payload("docs", {"text": text[:1_000_000]}, everything)
+    assert len(sizes) == 20
+    assert min(sizes) > 1_000_000
+    assert client.count("docs", count_filter=models.Filter(must=[has("text")])).count == 20
+
+
+def has(key: str) -> models.Filter:
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+    return models.Filter(must_not=[empty])
+
+
+def test_a_lost_catalogue_is_an_error_and_the_points_are_left_alone(folder: Path) -> None:
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    catalog = (folder / "catalog.json").read_text()
+    (folder / "catalog.json").unlink()
+    with pytest.raises(StoreError, match=r"catalog\.json is missing"):
+        EdgeQdrantClient(folder)
+    (folder / "catalog.json").write_text(catalog)
+    with EdgeQdrantClient(folder) as client:
+        assert client.count("docs").count == 0
+
+
+def test_a_catalogue_from_before_an_optimizing_costs_no_points(folder: Path) -> None:
+    with EdgeQdrantClient(folder) as client:
+        fill(client, 500)
+        before = (folder / "catalog.json").read_text()
+        assert client.optimize("docs")
+    after = (folder / "catalog.json").read_text()
+    (folder / "catalog.json").write_text(before)
+    with EdgeQdrantClient(folder) as client, pytest.raises(StoreError, match="docs"):
+        client.count("docs")
+    (folder / "catalog.json").write_text(after)
+    with EdgeQdrantClient(folder) as client:
+        assert client.count("docs").count == 500
+
+
+def test_a_newer_core_that_opens_a_store_says_so_in_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EdgeQdrantClient(folder) as client:
+        make(client)
+    installed = catalogs.version
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            catalogs, "version", lambda name: "0.10.0" if "edge" in name else installed(name)
+        )
+        EdgeQdrantClient(folder).close()
+    with pytest.raises(StoreError, match="Upgrade"):
+        EdgeQdrantClient(folder)
+
+
+def test_closing_waits_for_what_is_being_made_and_lets_nothing_follow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = EdgeQdrantClient(folder)
+    make(client)
+    saving, go_on = threading.Event(), threading.Event()
+    save = catalogs.Catalog.save
+
+    def slow(catalog: catalogs.Catalog, state: catalogs.State) -> None:
+        saving.set()
+        assert go_on.wait(30)
+        save(catalog, state)
+
+    monkeypatch.setattr(catalogs.Catalog, "save", slow)
+    with ThreadPoolExecutor(2) as pool:
+        making = pool.submit(make, client, "late")
+        assert saving.wait(30)
+        closing = pool.submit(client.close)
+        while not client.closed:
+            time.sleep(0.001)
+        with pytest.raises(StoreError, match="open already"):
+            EdgeQdrantClient(folder)
+        go_on.set()
+        making.result()
+        closing.result()
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="closed"):
+        client.upsert("docs", [point(1)])
+    with EdgeQdrantClient(folder) as again:
+        assert again.count("late").count == 0
+        assert again.count("docs").count == 0
+
+
+def test_one_shard_that_does_not_close_keeps_no_other_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = EdgeQdrantClient(folder)
+    for name in ("one", "two", "three"):
+        make(client, name)
+        client.upsert(name, [point(1)])
+    close = shards.Shard.close
+
+    def failing(shard: shards.Shard, **options: Any) -> None:
+        close(shard, **options)
+        if shard.collection == "one":
+            raise StoreError("one", "closing", "it did not")
+
+    monkeypatch.setattr(shards.Shard, "close", failing)
+    with pytest.raises(StoreError, match="it did not"):
+        client.close()
+    monkeypatch.undo()
+    with EdgeQdrantClient(folder) as again:
+        assert [again.count(name).count for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+def test_a_store_can_be_closed_and_opened_while_a_forked_child_lives(folder: Path) -> None:
+    client = EdgeQdrantClient(folder)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        client.close()
+        EdgeQdrantClient(folder).close()
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+
+
+async def test_writes_that_wait_for_an_optimizing_keep_no_read_waiting(
+    client: EdgeQdrantClient,
+) -> None:
+    make(client)
+    shard, _ = client._collection("docs")
+    release = threading.Event()
+
+    def hold() -> None:
+        with shard.writing:
+            release.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    writes = [asyncio.create_task(client.aclient.upsert("docs", [point(n)])) for n in range(50)]
+    try:
+        await asyncio.sleep(0)
+        assert (await asyncio.wait_for(client.aclient.count("docs"), 20)).count == 0
+    finally:
+        release.set()
+    await asyncio.gather(*writes)
+    holder.join()
+    assert client.count("docs").count == 50
+
+
+def test_an_alias_switched_and_its_old_collection_dropped_costs_no_read(
+    client: EdgeQdrantClient,
+) -> None:
+    def alias(name: str) -> list[Any]:
+        made = models.CreateAlias(collection_name=name, alias_name="live")
+        return [models.CreateAliasOperation(create_alias=made)]
+
+    make(client, "live 0")
+    client.upsert("live 0", [point(1)])
+    client.update_collection_aliases(alias("live 0"))
+    done, failures = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                assert client.count("live").count == 1
+                assert len(client.query_points("live", query=vector(1), using="d").points) == 1
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 15):
+        make(client, f"live {number}")
+        client.upsert(f"live {number}", [point(1)])
+        client.update_collection_aliases(alias(f"live {number}"))
+        client.delete_collection(f"live {number - 1}")
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+
+
+def test_closing_ends_an_optimizing(client: EdgeQdrantClient, folder: Path) -> None:
+    fill(client, 5000)
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(client.optimize, "docs")
+        shard, _ = client._collection("docs")
+        while shard._optimizer is None and not work.done():
+            time.sleep(0.001)
+        client.close()
+        if work.exception() is not None:
+            assert isinstance(work.exception(), StoreError)
+    with EdgeQdrantClient(folder) as again:
+        assert again.count("docs").count == 5000
+        assert len(list((folder / "shards").iterdir())) == 1
+
+
+def test_what_lies_in_the_current_folder_is_not_run(
+    client: EdgeQdrantClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ctypes.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    fill(client, 300)
+    assert client.optimize("docs") is True
+
+
+def test_a_frozen_program_is_told_that_it_cannot_optimize(
+    client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(client, 300)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(StoreError, match="frozen"):
+        client.optimize("docs")
+    assert client.count("docs").count == 300
+
+
+# --- bad arguments ------------------------------------------------------------------------------
+
+BAD_CALLS: dict[str, Any] = {
+    "limit that is too big": lambda c: c.query_points("docs", query=vector(1), limit=2**70),
+    "scroll limit that is too big": lambda c: c.scroll("docs", limit=2**70),
+    "negative hnsw_ef": lambda c: c.query_points(
+        "docs", query=vector(1), using="d", search_params=models.SearchParams(hnsw_ef=-1)
+    ),
+    "negative m": lambda c: make(c, "x", hnsw_config=models.HnswConfigDiff.model_construct(m=-1)),
+    "threshold that is no number": lambda c: c.query_points(
+        "docs", query=vector(1), using="d", score_threshold="x"
+    ),
+    "threshold that is NaN": lambda c: c.query_points(
+        "docs", query=vector(1), using="d", score_threshold=float("nan")
+    ),
+    "payload path": lambda c: c.scroll("docs", with_payload=["a["]),
+    "payload exclusion": lambda c: c.scroll(
+        "docs", with_payload=models.PayloadSelectorExclude(exclude=["a["])
+    ),
+    "payload selector that is a text": lambda c: c.scroll("docs", with_payload="number"),
+    "vector selector that is a text": lambda c: c.scroll("docs", with_vectors="d"),
+    "order_by path": lambda c: c.scroll("docs", order_by="a["),
+    "keys that are a text": lambda c: c.delete_payload("docs", "number", [1]),
+    "vectors that are a text": lambda c: c.delete_vectors("docs", "d", [1]),
+    "dict for search_params": lambda c: c.query_points(
+        "docs", query=vector(1), using="d", search_params={}
+    ),
+    "dict for prefetch": lambda c: c.query_points(
+        "docs", query=models.RrfQuery(rrf=models.Rrf()), prefetch=[{}]
+    ),
+    "request that is a dict": lambda c: c.query_batch_points("docs", [{}]),
+    "vectors of nothing": lambda c: c.update_vectors("docs", [1]),
+    "weights that are NaN": lambda c: c.query_points(
+        "docs",
+        query=models.RrfQuery(rrf=models.Rrf(weights=[float("nan")])),
+        prefetch=[models.Prefetch(query=vector(1), using="d")],
+    ),
+    "too many weights": lambda c: c.query_points(
+        "docs",
+        query=models.RrfQuery(rrf=models.Rrf(weights=[1.0, 2.0])),
+        prefetch=[models.Prefetch(query=vector(1), using="d")],
+    ),
+    "half of a character in a name": lambda c: make(c, "a\ud800"),
+    "half of a character in an alias": lambda c: c.update_collection_aliases(
+        [
+            models.CreateAliasOperation(
+                create_alias=models.CreateAlias(collection_name="docs", alias_name="\ud800")
+            )
+        ]
+    ),
+    "a collection without vectors": lambda c: c.create_collection("x"),
+    "an index of nothing": lambda c: c.create_payload_index("docs", "a"),
+    "an index path": lambda c: c.create_payload_index("docs", "a[", "keyword"),
+}
+
+
+@pytest.mark.parametrize("call", BAD_CALLS)
+def test_bad_arguments_are_input_errors_and_change_nothing(
+    client: EdgeQdrantClient, call: str
+) -> None:
+    make(client)
+    client.upsert("docs", [point(1)])
+    with pytest.raises(InputError):
+        BAD_CALLS[call](client)
+    assert client.retrieve("docs", [1])[0].payload == {"number": 1}
+    assert [one.name for one in client.get_collections().collections] == ["docs"]
+    assert not client.get_aliases().aliases
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, None, 7])
+def test_a_path_that_cannot_be_is_a_store_error(path: Any, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="opening"):
+        EdgeQdrantClient(tmp_path / path if isinstance(path, str) else path)
+
+
+def test_the_bad_point_of_an_upload_is_named_by_its_place_in_all(client: EdgeQdrantClient) -> None:
+    make(client)
+    points = [point(number) for number in range(71)]
+    points[70] = models.PointStruct(id=70, vector={"d": [1.0]})
+    with pytest.raises(InputError, match=r"^item 70: ") as caught:
+        client.upload_points("docs", points)
+    assert caught.value.index == 70
+
+
+def test_what_is_handed_out_is_the_callers_to_change(client: EdgeQdrantClient) -> None:
+    params = models.VectorParams(size=2, distance=models.Distance.DOT)
+    metadata = {"nested": {"a": 1}}
+    client.create_collection("docs", vectors_config=params, metadata=metadata)
+    params.size = 99
+    metadata["nested"]["a"] = 99
+    info = client.get_collection("docs")
+    assert isinstance(info.config.params.vectors, models.VectorParams)
+    info.config.params.vectors.size = 77
+    assert info.config.metadata == {"nested": {"a": 1}}
+    info.config.metadata["nested"]["a"] = 77
+    client.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+    assert client.get_collection("docs").config.metadata == {"nested": {"a": 1}}
+
+
+def test_a_text_index_has_its_stopwords_and_stemmer(client: EdgeQdrantClient) -> None:
+    make(client)
+    index = models.TextIndexParams(
+        type=models.TextIndexType.TEXT,
+        tokenizer=models.TokenizerType.WORD,
+        lowercase=True,
+        stopwords=models.StopwordsSet(languages=[models.Language.ENGLISH], custom=["fox"]),
+        stemmer=models.SnowballParams(
+            type=models.Snowball.SNOWBALL, language=models.SnowballLanguage.ENGLISH
+        ),
+    )
+    client.create_payload_index("docs", "text", index)
+    payload = {"text": "the foxes were running"}
+    client.upsert("docs", [models.PointStruct(id=1, vector={}, payload=payload)])
+
+    def matching(text: str) -> int:
+        match = models.FieldCondition(key="text", match=models.MatchText(text=text))
+        return client.count("docs", count_filter=models.Filter(must=[match])).count
+
+    assert matching("runs") == 1
+    assert matching("walks") == 0
+    assert client.get_collection("docs").payload_schema["text"].params is not None

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _RESERVE = 64 * 2**20
 """Bytes that must be free beside a write: the core's log grows by 32 MiB at a time."""
+_LEAST = 1024
+"""Bytes that an operation is counted with at least: deletions take room in the log too."""
 _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is brought home, so that it stays short."""
 _BLOCK = 64 * 2**10
@@ -119,7 +121,7 @@ class Shard:
             shard = self._loaded()
             self._require_space(operation, 4 * size)  # in the log and the segment, and to grow
             shard.update(update)
-            self._unflushed += size
+            self._unflushed += max(size, _LEAST)
             if self._unflushed >= _FLUSH_EVERY:
                 self._flush(shard)
 
