@@ -1230,7 +1230,7 @@ def test_what_lies_in_the_current_folder_is_not_run(
 ) -> None:
     (tmp_path / "ctypes.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
-    fill(client, 300)
+    fill(client, 1000)
     assert client.optimize("docs") is True
 
 
@@ -1364,4 +1364,4 @@ def test_a_text_index_has_its_stopwords_and_stemmer(client: EdgeQdrantClient) ->
 
     assert matching("runs") == 1
     assert matching("walks") == 0
-    assert client.get_collection("docs").payload_schema["text"].params is not None
+    assert client.get_collection("docs").payload_schema["text"].params == index

@@ -259,8 +259,22 @@ def payload_schema(found: Mapping[str, Any]) -> dict[str, models.PayloadIndexInf
 
 def _model_value(value: Any) -> Any:
     """An option of the core as its model has it: an enum's member by its name."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case core.StopwordsSet():
+            languages = sorted(map(_model_value, value.languages or ()))
+            return models.StopwordsSet(
+                languages=languages or None, custom=sorted(value.custom or ()) or None
+            )
+        case core.SnowballParams():
+            return models.SnowballParams(
+                type=models.Snowball.SNOWBALL, language=_model_value(value.language)
+            )
+        case core.DisabledStemmer():
+            return models.DisabledStemmerParams(type=models.NoStemmer.NONE)
+        case core.TextScoringParams():
+            return models.TextScoringParams(type=_model_value(value.type))
     return str(value).rsplit(".", 1)[-1].lower()
 
 
