@@ -29,8 +29,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
-import stores
-from stores import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
+import compared
+from compared import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
 from unified_embeddings.errors import InputError
 
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -62,7 +62,7 @@ def index_of(pair: Pair, collection: str) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    """Two empty stores."""
+    """Two empty compared."""
     made = Pair(tmp_path / "store")
     yield made
     made.close()
@@ -76,12 +76,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         for gridded in (False, True):
             name = f"{layout} gridded" if gridded else layout
             made.both("create_collection", name, **config)
-            made.both("upsert", name, stores.corpus(layout, gridded=gridded))
+            made.both("upsert", name, compared.corpus(layout, gridded=gridded))
     for name in ("indexed first", "indexed last"):
         made.both("create_collection", name, **LAYOUTS["named"])
         if name == "indexed first":
             index_of(made, name)
-        made.both("upsert", name, stores.corpus("named"))
+        made.both("upsert", name, compared.corpus("named"))
         if name == "indexed last":
             index_of(made, name)
     yield made
@@ -189,7 +189,7 @@ class TestByHand:
 
     def test_cosine_vectors_come_back_of_length_one(self, few: Any) -> None:
         vectors = few.retrieve("few", [4], with_vectors=["cosine", "tokens"])[0].vector
-        stores.assert_same_vector(
+        compared.assert_same_vector(
             vectors, {"cosine": [0.0, 0.6, 0.0, 0.8], "tokens": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}
         )
 
@@ -247,7 +247,7 @@ class Asked:
     def check(self, *, larger_is_better: bool = True) -> None:
         answer = self.pair.ours.query_points(self.collection, **self.options)
         assert type(answer) is type(self.pair.oracle.query_points(self.collection, limit=1))
-        stores.assert_ranked(
+        compared.assert_ranked(
             answer.points,
             self.whole(),
             limit=self.options.get("limit", 10),
@@ -265,11 +265,11 @@ offsets = st.sampled_from([None, 0, 1, 4, 50])
 def drawn_query(
     data: st.DataObject, layout: str, *, using: str | None = None
 ) -> tuple[str | None, Any, bool]:
-    dense = stores.dense_of(layout)
-    names = [SPARSE] if stores.has_sparse(layout) else []
+    dense = compared.dense_of(layout)
+    names = [SPARSE] if compared.has_sparse(layout) else []
     if using is not None:
         dense, names = ({}, [using]) if using == SPARSE else ({using: dense[using]}, [])
-    return data.draw(stores.queries(dense, names))
+    return data.draw(compared.queries(dense, names))
 
 
 @settings(quick, max_examples=60)
@@ -278,7 +278,7 @@ def test_nearest_points_are_the_oracles(
     filled: Pair, data: st.DataObject, layout: str, gridded: bool, limit: int, offset: int | None
 ) -> None:
     using, query, larger = drawn_query(data, layout)
-    names = [*stores.dense_of(layout), *([SPARSE] if stores.has_sparse(layout) else [])]
+    names = [*compared.dense_of(layout), *([SPARSE] if compared.has_sparse(layout) else [])]
     asked = Asked(
         filled,
         f"{layout} gridded" if gridded else layout,
@@ -286,10 +286,10 @@ def test_nearest_points_are_the_oracles(
         using=using,
         limit=limit,
         offset=offset,
-        with_payload=data.draw(stores.with_payloads),
-        with_vectors=data.draw(stores.with_vectors(names)),
-        query_filter=data.draw(st.one_of(st.none(), stores.filters)),
-        score_threshold=data.draw(st.one_of(st.none(), stores.grid)),
+        with_payload=data.draw(compared.with_payloads),
+        with_vectors=data.draw(compared.with_vectors(names)),
+        query_filter=data.draw(st.one_of(st.none(), compared.filters)),
+        score_threshold=data.draw(st.one_of(st.none(), compared.grid)),
     )
     asked.check(larger_is_better=larger)
 
@@ -314,14 +314,14 @@ def test_a_point_asks_for_its_neighbours(
     filled: Pair, data: st.DataObject, layout: str, gridded: bool, limit: int
 ) -> None:
     using, _, larger = drawn_query(data, layout)
-    corpus = [p for p in stores.corpus(layout, gridded=gridded) if (using or "") in p.vector]
+    corpus = [p for p in compared.corpus(layout, gridded=gridded) if (using or "") in p.vector]
     asked = Asked(
         filled,
         f"{layout} gridded" if gridded else layout,
         query=data.draw(st.sampled_from(corpus)).id,
         using=using,
         limit=limit,
-        query_filter=data.draw(st.one_of(st.none(), stores.filters)),
+        query_filter=data.draw(st.one_of(st.none(), compared.filters)),
     )
     asked.check(larger_is_better=larger)
 
@@ -332,7 +332,7 @@ def test_without_a_query_points_come_in_the_order_of_their_ids(
     filled: Pair, data: st.DataObject, limit: int, offset: int | None
 ) -> None:
     options = {"limit": limit, "offset": offset}
-    options |= {"query_filter": data.draw(st.one_of(st.none(), stores.filters))}
+    options |= {"query_filter": data.draw(st.one_of(st.none(), compared.filters))}
     ours, theirs = filled.both("query_points", "named", **options)
     assert [hit.id for hit in ours.points] == [hit.id for hit in theirs.points]
 
@@ -349,13 +349,13 @@ def joined(condition: models.Filter | None) -> models.Filter | None:
 @st.composite
 def leaves(draw: st.DrawFn) -> tuple[models.Prefetch, bool]:
     """A prefetch by one vector, and whether larger scores are better."""
-    using, query, larger = draw(stores.queries(stores.dense_of("named"), [SPARSE]))
+    using, query, larger = draw(compared.queries(compared.dense_of("named"), [SPARSE]))
     leaf = models.Prefetch(
         query=query,
         using=using,
         limit=draw(st.sampled_from([1, 3, 8, 15, 100])),
-        filter=draw(st.one_of(st.none(), st.none(), stores.filters)),
-        score_threshold=draw(st.one_of(st.none(), st.none(), stores.grid)),
+        filter=draw(st.one_of(st.none(), st.none(), compared.filters)),
+        score_threshold=draw(st.one_of(st.none(), st.none(), compared.grid)),
     )
     return leaf, larger
 
@@ -382,7 +382,7 @@ def assume_no_ties(pair: Pair, leaf: models.Prefetch, outer: Any = None) -> None
     options: dict[str, Any] = {"query": leaf.query, "using": leaf.using, "limit": EVERYTHING}
     options["query_filter"] = models.Filter(must=conditions) if conditions else None
     hits = pair.oracle.query_points("named", **options, with_payload=False).points
-    assume(not stores.ties(hits, leaf.limit or 10))
+    assume(not compared.ties(hits, leaf.limit or 10))
     if leaf.score_threshold is not None:
         assume(all(abs(hit.score - leaf.score_threshold) > 1e-4 for hit in hits))
 
@@ -393,7 +393,7 @@ def test_fused_points_are_the_oracles(
     filled: Pair, data: st.DataObject, fusion: Any, limit: int, offset: int | None
 ) -> None:
     drawn = data.draw(st.lists(leaves(), min_size=1, max_size=3))
-    outer = joined(data.draw(st.one_of(st.none(), st.none(), stores.filters)))
+    outer = joined(data.draw(st.one_of(st.none(), st.none(), compared.filters)))
     for leaf, _ in drawn:
         assume_no_ties(filled, leaf, outer)
     Asked(
@@ -404,8 +404,8 @@ def test_fused_points_are_the_oracles(
         limit=limit,
         offset=offset,
         query_filter=outer,
-        with_payload=data.draw(stores.with_payloads),
-        with_vectors=data.draw(stores.with_vectors(["dot", SPARSE, "tokens"])),
+        with_payload=data.draw(compared.with_payloads),
+        with_vectors=data.draw(compared.with_vectors(["dot", SPARSE, "tokens"])),
         score_threshold=data.draw(st.sampled_from([None, None, 0.02, 0.4])),
     ).check()
 
@@ -426,7 +426,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
             query=query,
             using=using,
             limit=data.draw(st.sampled_from([2, 5, 20])),
-            filter=joined(data.draw(st.one_of(st.none(), st.none(), stores.filters))),
+            filter=joined(data.draw(st.one_of(st.none(), st.none(), compared.filters))),
         )
         for leaf in inner:
             assume_no_ties(filled, leaf, branch.filter)
@@ -434,7 +434,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
             "named", prefetch=branch.prefetch, query=query, using=using, limit=EVERYTHING,
             query_filter=branch.filter,
         ).points  # fmt: skip
-        assume(not stores.ties(found, branch.limit or 10))
+        assume(not compared.ties(found, branch.limit or 10))
         branches.append(branch)
     final = weighted(data, fusion, len(branches))
     Asked(filled, "named", prefetch=branches, query=final, limit=limit).check()
@@ -457,7 +457,7 @@ def test_prefetched_points_are_rescored_by_another_vector(
         using=using,
         limit=limit,
         offset=offset,
-        score_threshold=data.draw(st.one_of(st.none(), stores.grid)),
+        score_threshold=data.draw(st.one_of(st.none(), compared.grid)),
     ).check(larger_is_better=larger)
 
 
@@ -474,7 +474,7 @@ def test_equal_scores_are_fused_in_one_of_their_orders(
         leaf.score_threshold = None
         options = {"query": leaf.query, "using": leaf.using, "query_filter": leaf.filter}
         hits = filled.oracle.query_points("named gridded", **options, limit=EVERYTHING).points
-        lists.append(stores.places(hits, leaf.limit or 10))
+        lists.append(compared.places(hits, leaf.limit or 10))
     fused = filled.ours.query_points(
         "named gridded",
         prefetch=drawn,
@@ -492,8 +492,8 @@ def test_equal_scores_are_fused_in_one_of_their_orders(
         for each, share in zip(lists, shares, strict=True):
             if hit.id in each:
                 first, last, may_miss = each[hit.id]
-                most += stores.rrf_score(first, k, share)
-                least += 0.0 if may_miss else stores.rrf_score(last, k, share)
+                most += compared.rrf_score(first, k, share)
+                least += 0.0 if may_miss else compared.rrf_score(last, k, share)
         assert least - 1e-5 <= hit.score <= most + 1e-5
 
 
@@ -510,10 +510,10 @@ def test_a_batch_of_queries_is_the_queries_one_by_one(filled: Pair, data: st.Dat
                 using=using,
                 limit=data.draw(limits),
                 offset=data.draw(offsets),
-                filter=data.draw(st.one_of(st.none(), stores.filters)),
-                with_payload=data.draw(stores.with_payloads),
-                with_vector=data.draw(stores.with_vectors(["dot", SPARSE])),
-                score_threshold=data.draw(st.one_of(st.none(), stores.grid)),
+                filter=data.draw(st.one_of(st.none(), compared.filters)),
+                with_payload=data.draw(compared.with_payloads),
+                with_vector=data.draw(compared.with_vectors(["dot", SPARSE])),
+                score_threshold=data.draw(st.one_of(st.none(), compared.grid)),
             )
         )
     answers = filled.ours.query_batch_points("named", requests=requests)
@@ -528,7 +528,7 @@ def test_a_batch_of_queries_is_the_queries_one_by_one(filled: Pair, data: st.Dat
             with_payload=request.with_payload,
             with_vectors=request.with_vector,
         ).whole()
-        stores.assert_ranked(
+        compared.assert_ranked(
             answer.points,
             whole,
             limit=request.limit or 10,
@@ -553,12 +553,12 @@ collections_of_filters = st.sampled_from(["named", "indexed first", "indexed las
 
 
 @settings(quick, max_examples=100)
-@given(collection=collections_of_filters, condition=stores.filters)
+@given(collection=collections_of_filters, condition=compared.filters)
 def test_filters_select_the_oracles_points(
     filled: Pair, collection: str, condition: models.Filter
 ) -> None:
     ours, theirs = filled.both("scroll", collection, scroll_filter=condition, limit=EVERYTHING)
-    stores.assert_same_records(ours[0], theirs[0])
+    compared.assert_same_records(ours[0], theirs[0])
     ours, theirs = filled.both("count", collection, count_filter=condition)
     assert ours.count == theirs.count == len(ours_ids(filled, collection, condition))
 
@@ -583,7 +583,7 @@ SINGLE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("path", stores.PATHS)
+@pytest.mark.parametrize("path", compared.PATHS)
 @pytest.mark.parametrize("collection", ["named", "indexed first"])
 def test_every_single_condition_selects_the_oracles_points(
     filled: Pair, collection: str, path: str
@@ -617,20 +617,20 @@ def metadata_filters(draw: st.DrawFn, *, depth: int = 2) -> MetadataFilters:
             continue
         kind = draw(st.integers(0, 5))
         dated = kind in (1, 2)  # an index of dates takes numbers for microseconds
-        key = draw(stores.paths.filter(lambda path: path != "when") if dated else stores.paths)
+        key = draw(compared.paths.filter(lambda path: path != "when") if dated else compared.paths)
         value: Any
         if kind == 0:
-            value, operator = draw(stores.words), draw(st.sampled_from(["==", "!="]))
+            value, operator = draw(compared.words), draw(st.sampled_from(["==", "!="]))
         elif kind == 1:
             value, operator = (
-                draw(stores.floats.filter(lambda v: abs(v) < 9)),
+                draw(compared.floats.filter(lambda v: abs(v) < 9)),
                 draw(st.sampled_from(["==", ">", "<", ">=", "<="])),
             )
         elif kind == 2:
             value = draw(st.integers(-3, 5))
             operator = draw(st.sampled_from(["==", "!=", ">", "<", ">=", "<="]))
         elif kind == 3:
-            kinds = st.sampled_from([stores.words, st.integers(-3, 5)])
+            kinds = st.sampled_from([compared.words, st.integers(-3, 5)])
             value = draw(st.lists(draw(kinds), min_size=1, max_size=3))
             operator = draw(st.sampled_from(["in", "nin"]))
         elif kind == 4:
@@ -664,26 +664,28 @@ def test_the_corpus_tells_filters_apart(filled: Pair, kept: int) -> None:
 
 
 @quick
-@given(data=st.data(), limit=st.integers(1, 7), kept=st.one_of(st.none(), stores.filters))
+@given(data=st.data(), limit=st.integers(1, 7), kept=st.one_of(st.none(), compared.filters))
 def test_pages_are_the_whole_in_order(
     filled: Pair, data: st.DataObject, limit: int, kept: models.Filter | None
 ) -> None:
     options: dict[str, Any] = {
         "scroll_filter": kept,
-        "with_payload": data.draw(stores.with_payloads),
-        "with_vectors": data.draw(stores.with_vectors(["cosine", SPARSE, "tokens"])),
+        "with_payload": data.draw(compared.with_payloads),
+        "with_vectors": data.draw(compared.with_vectors(["cosine", SPARSE, "tokens"])),
     }
     pages, offset = [], None
     while True:
         page, following = filled.ours.scroll("named", limit=limit, offset=offset, **options)
         theirs = filled.oracle.scroll("named", limit=limit, offset=offset, **options)
-        stores.assert_same_records(page, theirs[0])
+        compared.assert_same_records(page, theirs[0])
         assert following == theirs[1]
         pages += page
         offset = following
         if offset is None:
             break
-    stores.assert_same_records(pages, filled.oracle.scroll("named", limit=EVERYTHING, **options)[0])
+    compared.assert_same_records(
+        pages, filled.oracle.scroll("named", limit=EVERYTHING, **options)[0]
+    )
 
 
 @quick
@@ -692,7 +694,7 @@ def test_pages_are_the_whole_in_order(
     direction=st.sampled_from(models.Direction),
     limit=limits,
     collection=st.sampled_from(["indexed first", "indexed last"]),
-    kept=st.one_of(st.none(), stores.filters),
+    kept=st.one_of(st.none(), compared.filters),
 )
 def test_pages_in_the_order_of_a_field_are_the_oracles(
     filled: Pair,
@@ -728,8 +730,8 @@ class Points(RuleBasedStateMachine):
 
     @initialize(layout=layouts, indexed=st.booleans())
     def create(self, layout: str, indexed: bool) -> None:
-        self.dense = stores.dense_of(layout)
-        self.sparse = [SPARSE] if stores.has_sparse(layout) else []
+        self.dense = compared.dense_of(layout)
+        self.sparse = [SPARSE] if compared.has_sparse(layout) else []
         self.named = "" not in self.dense
         self.pair.both("create_collection", "c", **LAYOUTS[layout])
         if indexed:
@@ -740,9 +742,11 @@ class Points(RuleBasedStateMachine):
 
     def points(self, data: st.DataObject, **sizes: Any) -> list[Any]:
         ids = data.draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=6, unique=True))
-        vectors = stores.vectors_of(self.dense, self.sparse)
+        vectors = compared.vectors_of(self.dense, self.sparse)
         return [
-            models.PointStruct(id=at, vector=data.draw(vectors), payload=data.draw(stores.payloads))
+            models.PointStruct(
+                id=at, vector=data.draw(vectors), payload=data.draw(compared.payloads)
+            )
             for at in ids
         ]
 
@@ -755,7 +759,7 @@ class Points(RuleBasedStateMachine):
         if kind in ("list", "ids"):
             ids = data.draw(st.lists(st.sampled_from(held), min_size=1, max_size=3, unique=True))
             return ids if kind == "list" else models.PointIdsList(points=ids)
-        condition = data.draw(stores.filters)
+        condition = data.draw(compared.filters)
         return condition if kind == "filter" else models.FilterSelector(filter=condition)
 
     @rule(
@@ -767,15 +771,15 @@ class Points(RuleBasedStateMachine):
         points = self.points(data)
         options = {
             "update_mode": mode,
-            "update_filter": data.draw(st.one_of(st.none(), st.none(), stores.filters)),
+            "update_filter": data.draw(st.one_of(st.none(), st.none(), compared.filters)),
         }
         if way == "upload_points":
             self.pair.both("upload_points", "c", points, **options, wait=True)
             return
         if way == "batch":
             # A batch's columns have no gaps: every point gets every vector.
-            row = {name: stores.dense_vectors(params) for name, params in self.dense.items()}
-            row |= {name: stores.sparse_vectors() for name in self.sparse}
+            row = {name: compared.dense_vectors(params) for name, params in self.dense.items()}
+            row |= {name: compared.sparse_vectors() for name in self.sparse}
             rows = [data.draw(st.fixed_dictionaries(row)) for _ in points]
             columns: Any = {name: [each[name] for each in rows] for name in row}
             if set(columns) == {""}:
@@ -798,14 +802,14 @@ class Points(RuleBasedStateMachine):
 
     @rule(data=st.data(), key=st.sampled_from([None, None, "nest", "nest.deep", "new.one"]))
     def set_payload(self, data: st.DataObject, key: str | None) -> None:
-        payload = data.draw(stores.payloads if key is None else stores.objects)
+        payload = data.draw(compared.payloads if key is None else compared.objects)
         self.pair.both("set_payload", "c", payload, points=self.selector(data), key=key)
 
-    @rule(data=st.data(), payload=stores.payloads)
+    @rule(data=st.data(), payload=compared.payloads)
     def overwrite_payload(self, data: st.DataObject, payload: dict[str, Any]) -> None:
         self.pair.both("overwrite_payload", "c", payload, points=self.selector(data))
 
-    @rule(data=st.data(), keys=st.lists(stores.paths, min_size=1, max_size=3))
+    @rule(data=st.data(), keys=st.lists(compared.paths, min_size=1, max_size=3))
     def delete_payload(self, data: st.DataObject, keys: list[str]) -> None:
         self.pair.both("delete_payload", "c", keys=keys, points=self.selector(data))
 
@@ -817,12 +821,12 @@ class Points(RuleBasedStateMachine):
     @rule(data=st.data())
     def update_vectors(self, data: st.DataObject) -> None:
         held = st.sampled_from(self.held())
-        vectors = stores.vectors_of(self.dense, self.sparse)
+        vectors = compared.vectors_of(self.dense, self.sparse)
         points = [
             models.PointVectors(id=at, vector=data.draw(vectors))
             for at in data.draw(st.lists(held, min_size=1, max_size=3, unique=True))
         ]
-        condition = data.draw(st.one_of(st.none(), st.none(), stores.filters))
+        condition = data.draw(st.one_of(st.none(), st.none(), compared.filters))
         self.pair.both("update_vectors", "c", points=points, update_filter=condition)
 
     @precondition(lambda self: self.dense or self.sparse)
@@ -844,7 +848,7 @@ class Points(RuleBasedStateMachine):
     def add_dense_name(self, size: int, multiple: bool, distance: models.Distance) -> None:
         if "added" in self.dense:
             return
-        multi = stores.MAX_SIM if multiple else None
+        multi = compared.MAX_SIM if multiple else None
         distance = models.Distance.DOT if multiple else distance
         config = models.DenseVectorConfig(size=size, distance=distance, multivector_config=multi)
         self.pair.both(
@@ -878,13 +882,13 @@ class Points(RuleBasedStateMachine):
     @precondition(lambda self: self.dense or self.sparse)
     @rule(data=st.data(), limit=limits)
     def search(self, data: st.DataObject, limit: int) -> None:
-        using, query, larger = data.draw(stores.queries(self.dense, self.sparse))
-        condition = data.draw(st.one_of(st.none(), stores.filters))
+        using, query, larger = data.draw(compared.queries(self.dense, self.sparse))
+        condition = data.draw(st.one_of(st.none(), compared.filters))
         Asked(self.pair, "c", query=query, using=using, limit=limit, query_filter=condition).check(
             larger_is_better=larger
         )
 
-    @rule(condition=stores.filters)
+    @rule(condition=compared.filters)
     def count(self, condition: models.Filter) -> None:
         ours, theirs = self.pair.both("count", "c", count_filter=condition, exact=True)
         assert ours.count == theirs.count
@@ -892,7 +896,7 @@ class Points(RuleBasedStateMachine):
     @rule(ids=st.lists(st.sampled_from(IDS), unique=True))
     def retrieve(self, ids: list[Any]) -> None:
         ours, theirs = self.pair.both("retrieve", "c", ids, with_vectors=True)
-        stores.assert_same_records(ours, theirs)
+        compared.assert_same_records(ours, theirs)
 
     @invariant()
     def the_two_hold_the_same(self) -> None:
@@ -913,7 +917,7 @@ class Collections(RuleBasedStateMachine):
 
     names = st.sampled_from(["one", "two", "größe"])
     aliases = st.sampled_from(["live", "old", "next", "one"])
-    metadata = st.dictionaries(st.sampled_from(["a", "b", "größe"]), stores.scalars, max_size=2)
+    metadata = st.dictionaries(st.sampled_from(["a", "b", "größe"]), compared.scalars, max_size=2)
 
     def __init__(self) -> None:
         super().__init__()
@@ -971,7 +975,7 @@ class Collections(RuleBasedStateMachine):
                 )
         self.either("update_collection_aliases", change_aliases_operations=operations)
 
-    @rule(name=st.one_of(names, aliases), at=st.sampled_from(IDS), payload=stores.payloads)
+    @rule(name=st.one_of(names, aliases), at=st.sampled_from(IDS), payload=compared.payloads)
     def write(self, name: str, at: Any, payload: dict[str, Any]) -> None:
         """By the collection's own name or through an alias."""
         record = models.PointStruct(id=at, vector={}, payload=payload)
@@ -1015,7 +1019,7 @@ def assert_same_collection(ours: Any, theirs: Any) -> None:
     assert isinstance(ours, models.CollectionInfo)
     assert ours.points_count == theirs.points_count
     assert ours.status == theirs.status == models.CollectionStatus.GREEN
-    stores.assert_same_json(ours.config.metadata, theirs.config.metadata)
+    compared.assert_same_json(ours.config.metadata, theirs.config.metadata)
     for mine, other in [
         (ours.config.params.vectors, theirs.config.params.vectors),
         (ours.config.params.sparse_vectors, theirs.config.params.sparse_vectors),
@@ -1053,7 +1057,7 @@ def test_everything_is_there_after_the_folder_is_opened_again(tmp_path: Path) ->
     pair = Pair(tmp_path)
     for layout, config in LAYOUTS.items():
         pair.both("create_collection", layout, **config, metadata={"of": layout})
-        pair.both("upsert", layout, stores.corpus(layout))
+        pair.both("upsert", layout, compared.corpus(layout))
     alias = models.CreateAlias(collection_name="named", alias_name="live")
     pair.both("update_collection_aliases", [models.CreateAliasOperation(create_alias=alias)])
     index_of(pair, "named")
@@ -1182,7 +1186,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     made = Pair(tmp_path_factory.mktemp("kept"))
     for layout in LAYOUTS:
         made.both("create_collection", layout, **LAYOUTS[layout])
-        made.both("upsert", layout, stores.corpus(layout, size=6))
+        made.both("upsert", layout, compared.corpus(layout, size=6))
     yield made
     made.close()
 
@@ -1198,7 +1202,7 @@ def kept(shelf: Pair) -> Iterator[Pair]:
             for client in (shelf.ours, shelf.oracle):
                 client.delete_collection(layout)
             shelf.both("create_collection", layout, **LAYOUTS[layout])
-            shelf.both("upsert", layout, stores.corpus(layout, size=6))
+            shelf.both("upsert", layout, compared.corpus(layout, size=6))
 
 
 def refused(kept: Pair, call: Callable[[Any], Any], *, collection: str = "named") -> None:
@@ -1258,13 +1262,13 @@ def test_the_bad_vectors_are_refused_for_what_they_say(kept: Pair) -> None:
     """The same call without the defect passes."""
     fine = point(1, dot=[1.0, 2.0, 3.0], tokens=[[1.0, 2.0, 3.0]], words=sparse([2, 1], [1.0, 2.0]))
     for way in WAYS:
-        pair = kept.both("upsert", "named", stores.corpus("named", size=6))
+        pair = kept.both("upsert", "named", compared.corpus("named", size=6))
         assert pair
         writes(kept.ours, point(102, **fine.vector), way)
         writes(kept.oracle, point(102, **fine.vector), way)
         kept.assert_same_points("named")
         kept.both("delete", "named", [100, 101, 102])
-    kept.both("upsert", "named", stores.corpus("named", size=6))
+    kept.both("upsert", "named", compared.corpus("named", size=6))
 
 
 @pytest.mark.parametrize("way", WAYS[:2])
