@@ -934,3 +934,22 @@ def test_ids_of_both_kinds_in_a_folder(tmp_path: Path, run: Run) -> None:
     client.close()
     assert run("--from", tmp_path / "old", "--to", tmp_path / "new", "--json").json[0]["total"] == 4
     assert stored(tmp_path / "new").keys() == set(ids)
+
+
+def test_how_an_embedded_collection_is_indexed_goes_along(tmp_path: Path) -> None:
+    with (
+        closing(open_folder(tmp_path / "one")) as source,
+        closing(open_folder(tmp_path / "two")) as target,
+    ):
+        source.create_collection(
+            "docs",
+            vectors_config=models.VectorParams(size=2, distance=Distance.DOT),
+            hnsw_config=models.HnswConfigDiff(m=24, ef_construct=200),
+        )
+        source.create_payload_index("docs", "year", models.PayloadSchemaType.INTEGER)
+        source.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+        copy_collection(source, target, "docs")
+        info = target.get_collection("docs")
+        assert info.config.hnsw_config == source.get_collection("docs").config.hnsw_config
+        assert info.config.hnsw_config.m == 24
+        assert list(info.payload_schema) == ["year"]

@@ -21,7 +21,7 @@ from qdrant_client import QdrantClient, models
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.collections import METADATA_KEY, store_errors
-from unified_embeddings.stores.local import Client, is_in_process
+from unified_embeddings.stores.local import Client, is_in_process, is_local_mode
 
 _IDS_A_PAGE = 1_000
 _REQUEST_BYTES = 16 * 2**20  # as JSON: half of what a Qdrant server takes unless told otherwise
@@ -189,7 +189,7 @@ def copy_collection(
     if settings and is_in_process(target):
         raise InputError(f"{', '.join(settings)}: only a Qdrant server has such settings")
     info = check_copy(source, target, name, target_name=target_name, aliases=aliases)
-    created = _prepare(target, target_name, info, settings, local=is_in_process(source))
+    created = _prepare(target, target_name, info, settings, local=is_local_mode(source))
 
     with store_errors(name, "reading the source"):
         on_total(source.count(name, exact=True).count)
@@ -304,7 +304,7 @@ def _prepare(
         name: The collection's name there.
         source: What the source says of it.
         settings: Further ones for a collection that is made.
-        local: Whether the source runs in this process.
+        local: Whether the source is qdrant-client's local mode.
 
     Returns:
         Whether the collection was made.
@@ -340,7 +340,7 @@ def _settings(source: models.CollectionInfo, *, local: bool) -> dict[str, Any]:
         "quantization_config": source.config.quantization_config,
         "metadata": source.config.metadata,
     }
-    if not local:  # where Qdrant runs in this process, these are no one's choice
+    if not local:  # local mode has no such settings and gives Qdrant's defaults
         given = source.config.hnsw_config.model_dump(exclude_none=True)
         options["hnsw_config"] = models.HnswConfigDiff(**given)
     return {
