@@ -368,8 +368,8 @@ class EdgeQdrantClient:
         collection_name: str,
         vector_name: str,
         vector_name_config: models.DenseVectorNameConfig | models.SparseVectorNameConfig,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
         """Add a vector to a collection; its points have none under this name yet.
@@ -415,8 +415,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         vector_name: str,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
         """Remove a vector from a collection and all its points.
@@ -445,8 +445,8 @@ class EdgeQdrantClient:
         field_name: str,
         field_schema: Any = None,
         field_type: Any = None,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
         """Index a payload field, for quick filters; `order_by` needs it.
@@ -468,8 +468,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         field_name: str,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
         """Drop a payload field's index."""
@@ -528,8 +528,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         points: models.Batch | Sequence[models.PointStruct],
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         update_filter: models.Filter | None = None,
         update_mode: models.UpdateMode | None = None,
@@ -565,10 +565,10 @@ class EdgeQdrantClient:
         collection_name: str,
         points: Iterable[models.PointStruct],
         batch_size: int = 64,
-        parallel: int = 1,  # noqa: ARG002
-        method: str | None = None,  # noqa: ARG002
-        max_retries: int = 3,  # noqa: ARG002
-        wait: bool = False,  # noqa: ARG002
+        parallel: int = 1,
+        method: str | None = None,
+        max_retries: int = 3,
+        wait: bool = False,
         shard_key_selector: Any = None,
         update_filter: models.Filter | None = None,
         update_mode: models.UpdateMode | None = None,
@@ -599,8 +599,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         points: Sequence[models.PointVectors],
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         update_filter: models.Filter | None = None,
         timeout: int | None = None,
@@ -632,8 +632,8 @@ class EdgeQdrantClient:
         collection_name: str,
         vectors: Sequence[str],
         points: Selector,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -654,8 +654,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         points_selector: Selector,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -679,8 +679,8 @@ class EdgeQdrantClient:
         payload: dict[str, Any],
         points: Selector,
         key: str | None = None,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -701,8 +701,8 @@ class EdgeQdrantClient:
         collection_name: str,
         payload: dict[str, Any],
         points: Selector,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -718,8 +718,8 @@ class EdgeQdrantClient:
         collection_name: str,
         keys: Sequence[str],
         points: Selector,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -732,8 +732,8 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         points_selector: Selector,
-        wait: bool = True,  # noqa: ARG002
-        ordering: models.WriteOrdering | None = None,  # noqa: ARG002
+        wait: bool = True,
+        ordering: models.WriteOrdering | None = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> models.UpdateResult:
@@ -749,7 +749,7 @@ class EdgeQdrantClient:
         ids: PointIds,
         with_payload: Any = True,
         with_vectors: Any = False,
-        consistency: Any = None,  # noqa: ARG002
+        consistency: Any = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> list[models.Record]:
@@ -776,7 +776,7 @@ class EdgeQdrantClient:
         offset: int | str | uuid.UUID | None = None,
         with_payload: Any = True,
         with_vectors: Any = False,
-        consistency: Any = None,  # noqa: ARG002
+        consistency: Any = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> tuple[list[models.Record], int | str | None]:
@@ -835,7 +835,7 @@ class EdgeQdrantClient:
         with_vectors: Any = False,
         score_threshold: float | None = None,
         lookup_from: models.LookupLocation | None = None,
-        consistency: Any = None,  # noqa: ARG002
+        consistency: Any = None,
         shard_key_selector: Any = None,
         timeout: int | None = None,
     ) -> QueryResponse:
@@ -888,7 +888,7 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         requests: Sequence[models.QueryRequest],
-        consistency: Any = None,  # noqa: ARG002
+        consistency: Any = None,
         timeout: int | None = None,
     ) -> list[QueryResponse]:
         """Several queries in one call; see `query_points`, but payloads come back only on request.
