@@ -1210,6 +1210,46 @@ def test_an_alias_switched_and_its_old_collection_dropped_costs_no_read(
     assert not failures
 
 
+def test_an_alias_switched_while_a_write_waits_takes_the_write_along(
+    client: EdgeQdrantClient,
+) -> None:
+    def point_at(name: str) -> None:
+        made = models.CreateAlias(collection_name=name, alias_name="live")
+        client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
+
+    dense = models.DenseVectorConfig(size=2, distance=models.Distance.DOT)
+    added = models.DenseVectorNameConfig(dense=dense)
+    make(client, "old")
+    make(client, "new")
+    point_at("old")
+    shard, _ = client._collection("old")
+    with ThreadPoolExecutor(2) as pool:
+        with shard.writing:
+            work = [
+                pool.submit(client.upsert, "live", [point(1)]),
+                pool.submit(client.create_vector_name, "live", "more", added),
+            ]
+            time.sleep(0.2)  # both wait for the lock by now
+            point_at("new")
+        for one in work:
+            one.result()
+    assert [client.count(name).count for name in ("old", "new")] == [0, 1]
+    for name, names in {"old": {"d"}, "new": {"d", "more"}}.items():
+        assert set(client.get_collection(name).config.params.vectors or ()) == names
+
+
+def test_a_data_type_that_an_added_vector_cannot_have_is_refused_by_name(
+    client: EdgeQdrantClient,
+) -> None:
+    make(client)
+    dense = models.DenseVectorConfig.model_construct(
+        size=2, distance=models.Distance.DOT, datatype=SimpleNamespace(value="float7")
+    )
+    config = models.DenseVectorNameConfig.model_construct(dense=dense)
+    with pytest.raises(InputError, match="float7"):
+        client.create_vector_name("docs", "more", config)
+
+
 def test_closing_ends_an_optimizing(client: EdgeQdrantClient, folder: Path) -> None:
     fill(client, 5000)
     with ThreadPoolExecutor(1) as pool:

@@ -60,10 +60,12 @@ class InputError(UnifiedEmbeddingsError, ValueError):
 
     Attributes:
         index: Position of the bad item in the list it came in, None where there is no list.
+        problem: What is wrong, without the position.
     """
 
     def __init__(self, problem: str, *, index: int | None = None) -> None:
         self.index = index
+        self.problem = problem
         super().__init__(problem if index is None else f"item {index}: {problem}")
 
 

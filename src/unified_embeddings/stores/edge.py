@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import qdrant_edge as core
-from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by that name
 
@@ -148,7 +147,7 @@ class EdgeQdrantClient:
 
         Raises:
             InputError: If there is no such collection.
-            StoreError: If the disk has no room for a second copy, or the core fails.
+            StoreError: If the disk has not three times the collection's room, or the core fails.
         """
         shard, _ = self._collection(collection_name)
         name = shard.collection
@@ -379,9 +378,8 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("create_vector_name", timeout=timeout)
-        shard, _ = self._collection(collection_name)
-        with shard.writing, self._changing:
-            _, settings = self._collection(collection_name)
+        with self._writing(collection_name) as (shard, _), self._changing:
+            _, settings = self._collection(shard.collection)  # metadata may have changed
             params: models.VectorParams | models.SparseVectorParams
             if isinstance(vector_name_config, models.DenseVectorNameConfig):
                 dense = vector_name_config.dense
@@ -408,7 +406,7 @@ class EdgeQdrantClient:
             with translation.arguments("the vector"):
                 update = translation.new_vector(vector_name, params)
             shard.write_alone("adding a vector", update)
-            self._save_settings(collection_name, changed)
+            self._save_settings(shard.collection, changed)
         return self._done()
 
     def delete_vector_name(
@@ -426,16 +424,15 @@ class EdgeQdrantClient:
             StoreError: If it cannot be written.
         """
         _server_only("delete_vector_name", timeout=timeout)
-        shard, _ = self._collection(collection_name)
-        with shard.writing, self._changing:
-            _, settings = self._collection(collection_name)
+        with self._writing(collection_name) as (shard, _), self._changing:
+            _, settings = self._collection(shard.collection)  # metadata may have changed
             dense, sparse = dict(settings.vectors), dict(settings.sparse_vectors)
             if dense.pop(vector_name, None) is None and sparse.pop(vector_name, None) is None:
                 raise InputError(f"the collection has no vector named {vector_name!r}")
             update = core.UpdateOperation.delete_vector_name(vector_name)
             shard.write_alone("removing a vector", update)
             self._save_settings(
-                collection_name, settings_with(settings, vectors=dense, sparse_vectors=sparse)
+                shard.collection, settings_with(settings, vectors=dense, sparse_vectors=sparse)
             )
         return self._done()
 
@@ -591,8 +588,7 @@ class EdgeQdrantClient:
             except InputError as error:
                 if error.index is None:
                     raise
-                problem = str(error).removeprefix(f"item {error.index}: ")
-                raise InputError(problem, index=stored + error.index) from error
+                raise InputError(error.problem, index=stored + error.index) from error
             stored += len(batch)
 
     def update_vectors(
@@ -984,12 +980,13 @@ class EdgeQdrantClient:
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[tuple[Shard, Settings]]:
         """A collection that nobody else writes to, and whose settings stay, for as long as held."""
-        shard, _ = self._collection(name)
-        with shard.writing:
-            again, settings = self._collection(name)
-            if again is not shard:
-                raise StoreError(name, "writing", "it was deleted or switched meanwhile; try again")
-            yield shard, settings
+        while True:
+            shard, _ = self._collection(name)
+            with shard.writing:
+                again, settings = self._collection(name)
+                if again is shard:  # and no alias was switched while this waited
+                    yield shard, settings
+                    return
 
     def _unknown(self, name: str) -> InputError:
         there = ", ".join(map(repr, sorted(self._catalog.state.collections))) or "none"
@@ -1177,5 +1174,5 @@ def _set_fields(model: Any) -> dict[str, Any]:
 def _datatype(value: Any) -> models.Datatype | None:
     try:
         return None if value is None else models.Datatype(value.value)
-    except ValidationError:
-        raise translation.unsupported(f"datatype {value}") from None
+    except ValueError:
+        raise translation.unsupported(f"datatype {value.value!r} of a vector added later") from None

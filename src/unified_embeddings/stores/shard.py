@@ -74,6 +74,12 @@ class Shard:
     Args:
         collection: The collection's name, for messages.
         folder: Where its files are.
+
+    Attributes:
+        collection: The collection's name.
+        folder: Where its files are now; `optimize` moves them.
+        closed: Whether `close` was called.
+        writing: Held by who writes, and by `optimize` for as long as it takes.
     """
 
     def __init__(self, collection: str, folder: Path) -> None:
