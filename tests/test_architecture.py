@@ -20,18 +20,18 @@ LAYERS = [
     | {"fetch", "pictures", "memory"},
     {"mini_m3"},
     {"checkpoints"},
-    {"tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
+    {"embedders.tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
     | {"engines.onnx", "engines.weights", "engines.encoder", "engines.quiet", "graph", "export"},
-    {"embedder", "paired", "images"},
+    {"embedders.bge_m3", "embedders.paired", "embedders.clip"},
     {"comparison", "measurement", "corpora"},
-    {"stores", "stores.catalog", "stores.asynchronous"},
+    {"stores.catalog", "stores.asynchronous"},
     {"stores.vectors", "stores.shard"},
     {"stores.translation"},
     {"stores.points", "stores.queries"},
     {"stores.edge"},
     {"stores.local"},
     {"stores.collections", "stores.copying"},
-    {"llama", "llama.text", "llama.vector_store", "llama.indexing", "retrievers"}
+    {"llama.text", "llama.vector_store", "llama.indexing"}
     | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
@@ -47,20 +47,20 @@ HOMES = {
         "engines.sentence",
         "engines.weights",
         "engines.encoder",
-        "images",
+        "embedders.clip",
         "cli.doctor",
     },
     "onnx": {"graph"},
     "onnxruntime": {"engines.onnx"},
-    "transformers": {"engines.flag", "engines.sentence", "engines.quiet", "images"},
+    "transformers": {"engines.flag", "engines.sentence", "engines.quiet", "embedders.clip"},
     "sentence_transformers": {"engines.sentence"},
-    "PIL": {"pictures", "images", "cli.doctor"},
+    "PIL": {"pictures", "embedders.clip", "cli.doctor"},
     "httpx": {"fetch"},
     "psutil": {"memory"},
     "matplotlib": {"cli.comparison"},
     "safetensors": {"engines.weights"},
     "FlagEmbedding": {"engines.flag"},
-    "tokenizers": {"tokenization"},
+    "tokenizers": {"embedders.tokenization"},
     "huggingface_hub": {"checkpoints", "cli.doctor"},
     "cachetools": {"cache"},
     "sqlite3": {"cache", "stores.*"},
@@ -87,6 +87,8 @@ def modules() -> dict[str, Path]:
     """Module name within the package → file; the package's own __init__ is ""."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
+        if path.name == "__init__.py" and len(ast.parse(path.read_text("utf-8")).body) == 1:
+            continue  # a room's docstring
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(part for part in parts if part != "__init__")] = path
     return found

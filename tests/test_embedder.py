@@ -21,10 +21,10 @@ from unified_embeddings import (
     UnifiedEmbeddingsError,
     engines,
 )
-from unified_embeddings.embedder import _batches
+from unified_embeddings.embedders.bge_m3 import _batches
+from unified_embeddings.embedders.tokenization import Tokenised
 from unified_embeddings.engines import RawHeads
 from unified_embeddings.engines.torch import TorchEngine
-from unified_embeddings.tokenization import Tokenised
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from unified_embeddings import (
     ModelSpec,
     UnifiedEmbeddingsError,
 )
-from unified_embeddings.images import ClipTextEmbedder
+from unified_embeddings.embedders.clip import ClipTextEmbedder
 
 LONG = "fox " * 100
 
@@ -343,7 +343,9 @@ class TestUrls:
 
     def test_a_fetched_image_is_embedded(self, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         embedder = ClipEmbedder(clip, allow_urls=True)
-        monkeypatch.setattr("unified_embeddings.images.fetch_image", lambda url: png(IMAGES[0]))
+        monkeypatch.setattr(
+            "unified_embeddings.embedders.clip.fetch_image", lambda url: png(IMAGES[0])
+        )
         result = embedder.encode_images(["https://example.com/fox.png"]).dense
         np.testing.assert_allclose(result, embedder.encode_images([IMAGES[0]]).dense, atol=1e-6)
 
@@ -408,7 +410,7 @@ class TestCache:
 
 
 def test_sixteen_threads_load_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unified_embeddings import images
+    from unified_embeddings.embedders import clip as images
 
     loads = []
     real = images._Model

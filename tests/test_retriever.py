@@ -49,8 +49,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 import checkpoints
-from unified_embeddings import embedder as embedder_module
-from unified_embeddings.embedder import BGE_M3_Embedder
+from unified_embeddings.embedders import bge_m3 as embedder_module
+from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.errors import (
     FingerprintMismatchError,
     InputError,

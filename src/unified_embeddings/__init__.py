@@ -15,7 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from unified_embeddings.cache import CacheStats, EmbeddingCache
     from unified_embeddings.config import UnifiedEmbeddingConfig
-    from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats, TextEmbedder
+    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, EmbedderStats, TextEmbedder
+    from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
+    from unified_embeddings.embedders.paired import PairedEmbedder, make_embedder
     from unified_embeddings.errors import (
         FingerprintMismatchError,
         InputError,
@@ -26,13 +28,11 @@ if TYPE_CHECKING:
         UnifiedEmbeddingsError,
     )
     from unified_embeddings.heads import colbert_score, dense_score, sparse_score
-    from unified_embeddings.images import ClipEmbedder, ClipStats
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
     from unified_embeddings.llama.image import UnifiedImageEmbedding, UnifiedMultiModalIndex
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
     from unified_embeddings.memory import MemoryReport, ModelMemory
     from unified_embeddings.models import ModelSpec
-    from unified_embeddings.paired import PairedEmbedder, make_embedder
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "cache": ("CacheStats", "EmbeddingCache"),
     "config": ("UnifiedEmbeddingConfig",),
-    "embedder": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
+    "embedders.bge_m3": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
     "errors": (
         "FingerprintMismatchError",
         "InputError",
@@ -53,13 +53,13 @@ _HOMES = {
         "UnifiedEmbeddingsError",
     ),
     "heads": ("colbert_score", "dense_score", "sparse_score"),
-    "images": ("ClipEmbedder", "ClipStats"),
+    "embedders.clip": ("ClipEmbedder", "ClipStats"),
     "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
     "llama.image": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
     "memory": ("MemoryReport", "ModelMemory"),
     "models": ("ModelSpec",),
-    "paired": ("PairedEmbedder", "make_embedder"),
+    "embedders.paired": ("PairedEmbedder", "make_embedder"),
     "retrievers.fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),

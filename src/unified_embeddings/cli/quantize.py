@@ -16,7 +16,7 @@ from unified_embeddings.cli import export_onnx, shared
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
 
 if TYPE_CHECKING:
-    from unified_embeddings.embedder import BGE_M3_Embedder
+    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
     from unified_embeddings.measurement import Candidate
 
 Precision = Literal["fp32", "int8"]
@@ -93,7 +93,7 @@ def _compare(
     """Whatever can be refused is refused before the long work begins."""
     from unified_embeddings.cli import comparison as shown
     from unified_embeddings.corpora import python_reference, read_beir
-    from unified_embeddings.embedder import BGE_M3_Embedder
+    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
     from unified_embeddings.measurement import Candidate, compare
 
     precisions: tuple[Precision, ...] = ("fp32", "int8") if precision is None else (precision,)
@@ -133,7 +133,7 @@ def _reference(model: str) -> BGE_M3_Embedder:
     Raises:
         InputError: If it is an export, which has one precision.
     """
-    from unified_embeddings.embedder import BGE_M3_Embedder
+    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 
     embedder = BGE_M3_Embedder(model, precision="fp32", cache=None)
     if embedder.checkpoint.is_exported:

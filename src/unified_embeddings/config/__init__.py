@@ -14,18 +14,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from unified_embeddings.cache import EmbeddingCache
-from unified_embeddings.embedder import TextEmbedder, check_limits
+from unified_embeddings.embedders.bge_m3 import TextEmbedder, check_limits
+from unified_embeddings.embedders.paired import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.hardware import threads_that_sleep
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for, spec_for
-from unified_embeddings.paired import make_embedder
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-    from unified_embeddings.images import ClipEmbedder
+    from unified_embeddings.embedders.clip import ClipEmbedder
     from unified_embeddings.llama.text import UnifiedSparseEmbedding
     from unified_embeddings.memory import MemoryReport
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -299,7 +299,7 @@ class UnifiedEmbeddingConfig:
         Raises:
             As `vector_store` and `clip`.
         """
-        from unified_embeddings.images import ClipTextEmbedder
+        from unified_embeddings.embedders.clip import ClipTextEmbedder
         from unified_embeddings.llama.vector_store import build_vector_store
 
         return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
@@ -339,13 +339,13 @@ class UnifiedEmbeddingConfig:
             return cast("Part", parts[name])
 
     def _make_clip_text(self) -> TextEmbedder:
-        from unified_embeddings.images import ClipTextEmbedder
+        from unified_embeddings.embedders.clip import ClipTextEmbedder
 
         return ClipTextEmbedder(self.clip)
 
     def _make_clip(self) -> ClipEmbedder:
         with threads_that_sleep():
-            from unified_embeddings.images import ClipEmbedder
+            from unified_embeddings.embedders.clip import ClipEmbedder
 
         options = self.__dict__["_options"]
         limits = {name: options[name] for name in ("allow_urls", "max_pixels")}
@@ -365,7 +365,7 @@ class UnifiedEmbeddingConfig:
         return ClipEmbedder(image_model, **shared)
 
     def _make_text_model(self) -> BaseEmbedding:
-        from unified_embeddings.embedder import BGE_M3_Embedder
+        from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 
         if self.__dict__["_spec"].images:
             return self.image_model

@@ -30,9 +30,9 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from unified_embeddings.embedder import TextEmbedder, validated
+from unified_embeddings.embedders.bge_m3 import TextEmbedder, validated
+from unified_embeddings.embedders.clip import ClipEmbedder, make_clip
 from unified_embeddings.errors import InputError
-from unified_embeddings.images import ClipEmbedder, make_clip
 from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.llama.vector_store import FingerprintedStore
 from unified_embeddings.models import CLIP

@@ -23,7 +23,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
 from unified_embeddings.stores.collections import store_errors
 

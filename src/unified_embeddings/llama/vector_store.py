@@ -12,7 +12,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError
 from unified_embeddings.stores.collections import (
     DENSE_VECTOR,

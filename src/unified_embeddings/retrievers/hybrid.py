@@ -25,7 +25,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
 from unified_embeddings import heads
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.retrievers.fusion import rrf
 from unified_embeddings.stores.collections import check_collection, store_errors

@@ -16,9 +16,9 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryT
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedders.bge_m3 import TextEmbedder
+from unified_embeddings.embedders.clip import ClipEmbedder, ClipTextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.images import ClipEmbedder, ClipTextEmbedder
 from unified_embeddings.retrievers.fusion import rrf
 from unified_embeddings.retrievers.hybrid import (
     Mode,

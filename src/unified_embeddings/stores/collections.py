@@ -17,7 +17,7 @@ from qdrant_client import models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
-from unified_embeddings.embedder import TextEmbedder
+from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.stores.local import Client, is_local_mode
 

@@ -24,7 +24,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from unified_embeddings import heads
 from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
 from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
-from unified_embeddings.embedder import BGE_M3_Embedder, EmbedderStats, TextEmbedder, validated
+from unified_embeddings.embedders.bge_m3 import (
+    BGE_M3_Embedder,
+    EmbedderStats,
+    TextEmbedder,
+    validated,
+)
+from unified_embeddings.embedders.tokenization import start_of
 from unified_embeddings.engines import Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
@@ -42,7 +48,6 @@ from unified_embeddings.pictures import (
     read_picture,
 )
 from unified_embeddings.progress import progress_bar
-from unified_embeddings.tokenization import start_of
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, ImageEmbeddings, Role
 
 _SQUARES = 64

@@ -1,0 +1,1 @@
+"""Texts or images in, vectors out."""
