@@ -19,7 +19,7 @@ import lite
 import unified_embeddings
 from peers import PEERS, Peer
 from texts import Words
-from unified_embeddings.hardware import cpu
+from unified_embeddings.system.hardware import cpu
 from workers import UnavailableError, Worker
 
 _BYTES = {"fp32": 1.3, "bf16": 0.8, "int8": 0.5}

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from unified_embeddings.hardware import cpu
+from unified_embeddings.system.hardware import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 

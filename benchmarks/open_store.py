@@ -17,9 +17,9 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from unified_embeddings import memory
 from unified_embeddings.stores.collections import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.system import memory
 
 NAME = "points"
 LIMIT, CANDIDATES = 10, 20

@@ -31,7 +31,7 @@ import report
 import resident
 import speed
 from context import QUICK, Bench, Scale
-from unified_embeddings.hardware import cpu
+from unified_embeddings.system.hardware import cpu
 
 PARTS: dict[str, ModuleType] = {
     "speed": speed,

@@ -25,7 +25,7 @@ import report
 from points import DATA, Recipe
 from report import bound, figure, number, plain_ticks, ranged, table
 from store_run import LABELS, Run
-from unified_embeddings.hardware import cpu
+from unified_embeddings.system.hardware import cpu
 
 TITLE = "Stores"
 COLOURS = {"local": "#7a7a7a", "edge": "#2f7fd0", "optimized": "#4aa5a0"}

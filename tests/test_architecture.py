@@ -16,8 +16,8 @@ PACKAGE = "unified_embeddings"
 
 LAYERS = [
     {"types", "errors"},
-    {"hardware", "progress", "heads", "cache", "models", "retrievers.fusion"}
-    | {"fetch", "pictures", "memory"},
+    {"system.hardware", "system.progress", "heads", "cache", "models", "retrievers.fusion"}
+    | {"fetch", "pictures", "system.memory"},
     {"mini_m3"},
     {"checkpoints"},
     {"embedders.tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
@@ -56,7 +56,7 @@ HOMES = {
     "sentence_transformers": {"engines.sentence"},
     "PIL": {"pictures", "embedders.clip", "cli.doctor"},
     "httpx": {"fetch"},
-    "psutil": {"memory"},
+    "psutil": {"system.memory"},
     "matplotlib": {"cli.comparison"},
     "safetensors": {"engines.weights"},
     "FlagEmbedding": {"engines.flag"},
@@ -79,7 +79,7 @@ HOMES = {
     "portalocker": {"stores.catalog"},
     "grpc": {"stores.collections"},
     "typer": {"cli", "cli.*"},
-    "rich": {"progress", "cli.*"},
+    "rich": {"system.progress", "cli.*"},
 }
 
 

@@ -34,7 +34,7 @@ from unified_embeddings.comparison import (
 from unified_embeddings.corpora import Corpus, python_reference, read_beir, spread
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.measurement import Candidate, _packed, _unpacked, compare, measure
-from unified_embeddings.memory import peak_bytes, process_bytes
+from unified_embeddings.system.memory import peak_bytes, process_bytes
 
 
 def floats(*rows: list[float]) -> np.ndarray[Any, np.dtype[np.float32]]:

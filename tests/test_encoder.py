@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
 from unified_embeddings.engines import encoder
-from unified_embeddings.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import threads_that_sleep
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
 

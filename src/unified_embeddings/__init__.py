@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
     from unified_embeddings.llama.image import UnifiedImageEmbedding, UnifiedMultiModalIndex
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
-    from unified_embeddings.memory import MemoryReport, ModelMemory
     from unified_embeddings.models import ModelSpec
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
     from unified_embeddings.stores.edge import EdgeQdrantClient
+    from unified_embeddings.system.memory import MemoryReport, ModelMemory
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
 _HOMES = {
@@ -57,7 +57,7 @@ _HOMES = {
     "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
     "llama.image": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
-    "memory": ("MemoryReport", "ModelMemory"),
+    "system.memory": ("MemoryReport", "ModelMemory"),
     "models": ("ModelSpec",),
     "embedders.paired": ("PairedEmbedder", "make_embedder"),
     "retrievers.fusion": ("rrf",),

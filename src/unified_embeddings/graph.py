@@ -27,7 +27,7 @@ import numpy as np
 from unified_embeddings.engines import INPUTS, OUTPUTS
 from unified_embeddings.engines.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.errors import MissingExtraError
-from unified_embeddings.progress import progress_bar
+from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray
 
 try:

@@ -49,8 +49,8 @@ from unified_embeddings.corpora import Corpus, spread
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines import Runtime
 from unified_embeddings.errors import UnifiedEmbeddingsError
-from unified_embeddings.hardware import cpu
-from unified_embeddings.memory import peak_bytes, process_bytes
+from unified_embeddings.system.hardware import cpu
+from unified_embeddings.system.memory import peak_bytes, process_bytes
 from unified_embeddings.types import Embeddings, FloatArray, SparseVector
 
 _QUERY_TOKENS = 16

@@ -159,8 +159,8 @@ def _copy(
         )
     same_place = source.identity == target.identity
     source.require()
-    from unified_embeddings.progress import counted_later
     from unified_embeddings.stores.copying import check_copy, collection_names, copy_collection
+    from unified_embeddings.system.progress import counted_later
 
     with ExitStack() as opened:
         reader = opened.enter_context(closing(source.open()))

@@ -67,7 +67,7 @@ def _index_reference(config: UnifiedEmbeddingConfig, folder: str) -> QdrantVecto
     from llama_index.core import Document, VectorStoreIndex
     from llama_index.core.node_parser import SentenceSplitter
 
-    from unified_embeddings.progress import progress_bar
+    from unified_embeddings.system.progress import progress_bar
 
     embedder = config.embedder
     splitter = SentenceSplitter(

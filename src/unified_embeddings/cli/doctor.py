@@ -54,7 +54,7 @@ def _line(name: str, value: Any) -> None:
 def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     import torch
 
-    from unified_embeddings.hardware import cpu
+    from unified_embeddings.system.hardware import cpu
 
     processor = cpu()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -31,7 +31,7 @@ def index(
     ones replaced, and what has gone from the folders is dropped.
     """
     from unified_embeddings.llama.indexing import index_paths
-    from unified_embeddings.progress import counted_later
+    from unified_embeddings.system.progress import counted_later
 
     config = shared.open_config(model, sparse_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)

@@ -17,8 +17,8 @@ from unified_embeddings.cache import EmbeddingCache
 from unified_embeddings.embedders.bge_m3 import TextEmbedder, check_limits
 from unified_embeddings.embedders.paired import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.hardware import threads_that_sleep
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for, spec_for
+from unified_embeddings.system.hardware import threads_that_sleep
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from unified_embeddings.embedders.clip import ClipEmbedder
     from unified_embeddings.llama.text import UnifiedSparseEmbedding
-    from unified_embeddings.memory import MemoryReport
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+    from unified_embeddings.system.memory import MemoryReport
 
 Part = TypeVar("Part")
 
@@ -246,7 +246,7 @@ class UnifiedEmbeddingConfig:
 
     def memory(self) -> MemoryReport:
         """What the models loaded so far take in memory, measured, against the documents' budget."""
-        from unified_embeddings.memory import MemoryReport, measure, process_bytes
+        from unified_embeddings.system.memory import MemoryReport, measure, process_bytes
 
         parts = self.__dict__["_parts"]
         loaded: list[Any] = [*parts["embedder"].parts] if "embedder" in parts else []

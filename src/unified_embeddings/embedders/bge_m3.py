@@ -27,7 +27,7 @@ from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.engines import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models import ModelSpec, spec_for
-from unified_embeddings.progress import progress_bar
+from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import (
     HEAD_NAMES,
     Embeddings,

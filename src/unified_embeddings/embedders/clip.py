@@ -47,7 +47,7 @@ from unified_embeddings.pictures import (
     is_image_node,
     read_picture,
 )
-from unified_embeddings.progress import progress_bar
+from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, ImageEmbeddings, Role
 
 _SQUARES = 64

@@ -16,7 +16,7 @@ from tokenizers.normalizers import Sequence as Chain
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
-from unified_embeddings.memory import trim
+from unified_embeddings.system.memory import trim
 from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))

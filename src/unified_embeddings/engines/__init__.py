@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
-from unified_embeddings.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import threads_that_sleep
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 ENGINES = {

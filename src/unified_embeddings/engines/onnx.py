@@ -25,9 +25,9 @@ from unified_embeddings.engines import (
     unpackable,
 )
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
-from unified_embeddings.hardware import cpu, threads_that_sleep
-from unified_embeddings.memory import give_back_file
 from unified_embeddings.models import EXPORT
+from unified_embeddings.system.hardware import cpu, threads_that_sleep
+from unified_embeddings.system.memory import give_back_file
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:

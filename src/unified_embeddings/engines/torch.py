@@ -23,7 +23,7 @@ from unified_embeddings.engines import RawHeads, Runtime, position_ids, unpackab
 from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import InputError
-from unified_embeddings.hardware import cpu
+from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

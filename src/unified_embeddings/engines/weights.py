@@ -19,7 +19,7 @@ import torch
 
 from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import ACTIVATIONS, unpackable
-from unified_embeddings.memory import give_back, mapped_spans
+from unified_embeddings.system.memory import give_back, mapped_spans
 
 TABLE = "embeddings.word_embeddings.weight"
 """The token table, 45% of BGE-M3."""

@@ -1,0 +1,1 @@
+"""This machine: its hardware, its memory, its files and processes."""
