@@ -17,7 +17,7 @@ PACKAGE = "unified_embeddings"
 LAYERS = [
     {"types", "errors"},
     {"system.hardware", "system.progress", "heads", "cache", "models", "retrievers.fusion"}
-    | {"fetch", "pictures", "system.memory"},
+    | {"images.fetch", "images.sources", "system.memory"},
     {"mini_m3"},
     {"checkpoints"},
     {"embedders.tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
@@ -54,8 +54,8 @@ HOMES = {
     "onnxruntime": {"engines.onnx"},
     "transformers": {"engines.flag", "engines.sentence", "engines.quiet", "embedders.clip"},
     "sentence_transformers": {"engines.sentence"},
-    "PIL": {"pictures", "embedders.clip", "cli.doctor"},
-    "httpx": {"fetch"},
+    "PIL": {"images.sources", "embedders.clip", "cli.doctor"},
+    "httpx": {"images.fetch"},
     "psutil": {"system.memory"},
     "matplotlib": {"cli.comparison"},
     "safetensors": {"engines.weights"},

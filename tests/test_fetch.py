@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from unified_embeddings import fetch
 from unified_embeddings.errors import InputError
-from unified_embeddings.fetch import fetch_image, is_public, shown_url
+from unified_embeddings.images import fetch
+from unified_embeddings.images.fetch import fetch_image, is_public, shown_url
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 PATIENCE = 30.0

@@ -273,7 +273,7 @@ class TestBadImages:
     def test_a_bad_image_costs_no_second_decoding(
         self, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from unified_embeddings.pictures import Picture
+        from unified_embeddings.images.sources import Picture
 
         decoded = []
         real = Picture.decode

@@ -31,9 +31,9 @@ from llama_index.core.schema import (
 )
 from PIL import Image
 
-from unified_embeddings import pictures
 from unified_embeddings.errors import InputError
-from unified_embeddings.pictures import Picture, read_picture
+from unified_embeddings.images import sources as pictures
+from unified_embeddings.images.sources import Picture, read_picture
 
 MAX_PIXELS = 64_000_000
 WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0)

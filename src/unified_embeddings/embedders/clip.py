@@ -39,14 +39,9 @@ from unified_embeddings.engines.torch import (
     plan_torch,
 )
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.fetch import fetch_image
+from unified_embeddings.images.fetch import fetch_image
+from unified_embeddings.images.sources import ImageInput, Picture, is_image_node, read_picture
 from unified_embeddings.models import CLIP, ModelSpec, image_spec_for
-from unified_embeddings.pictures import (
-    ImageInput,
-    Picture,
-    is_image_node,
-    read_picture,
-)
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, ImageEmbeddings, Role
 

@@ -33,10 +33,10 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from unified_embeddings.embedders.bge_m3 import TextEmbedder, validated
 from unified_embeddings.embedders.clip import ClipEmbedder, make_clip
 from unified_embeddings.errors import InputError
+from unified_embeddings.images.sources import ImageInput
 from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.llama.vector_store import FingerprintedStore
 from unified_embeddings.models import CLIP
-from unified_embeddings.pictures import ImageInput
 
 
 class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.fetch import shown_url
+from unified_embeddings.images.fetch import shown_url
 
 MAX_ENCODED_BYTES = 100 * 2**20
 """Most bytes of an image before it is decoded, wherever they come from."""

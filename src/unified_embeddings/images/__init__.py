@@ -1,0 +1,1 @@
+"""Anything a caller calls an image, as RGB pixels."""
