@@ -16,7 +16,14 @@ PACKAGE = "unified_embeddings"
 
 LAYERS = [
     {"types", "errors"},
-    {"system.hardware", "system.progress", "heads", "cache", "models", "retrievers.fusion"}
+    {
+        "system.hardware",
+        "system.progress",
+        "heads",
+        "cache.embedding_cache",
+        "models",
+        "retrievers.fusion",
+    }
     | {"images.fetch", "images.sources", "system.memory"},
     {"mini_m3"},
     {"checkpoints"},
@@ -62,8 +69,8 @@ HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "tokenizers": {"embedders.tokenization"},
     "huggingface_hub": {"checkpoints", "cli.doctor"},
-    "cachetools": {"cache"},
-    "sqlite3": {"cache", "stores.*"},
+    "cachetools": {"cache.embedding_cache"},
+    "sqlite3": {"cache.embedding_cache", "stores.*"},
     "llama_index": {
         "llama.*",
         "retrievers.hybrid",

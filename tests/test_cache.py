@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_embeddings.cache import EmbeddingCache, key_for
+from unified_embeddings.cache.embedding_cache import EmbeddingCache, key_for
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.types import SparseVector
 

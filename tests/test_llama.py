@@ -43,7 +43,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient, models
 
 import checkpoints
-from unified_embeddings.cache import EmbeddingCache
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config import UnifiedEmbeddingConfig
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.errors import (

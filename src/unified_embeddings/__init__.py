@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from unified_embeddings.cache import CacheStats, EmbeddingCache
+    from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
     from unified_embeddings.config import UnifiedEmbeddingConfig
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, EmbedderStats, TextEmbedder
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
 _HOMES = {
-    "cache": ("CacheStats", "EmbeddingCache"),
+    "cache.embedding_cache": ("CacheStats", "EmbeddingCache"),
     "config": ("UnifiedEmbeddingConfig",),
     "embedders.bge_m3": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
     "errors": (

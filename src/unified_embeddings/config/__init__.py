@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
-from unified_embeddings.cache import EmbeddingCache
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.bge_m3 import TextEmbedder, check_limits
 from unified_embeddings.embedders.paired import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 
 from unified_embeddings import engines, heads
-from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
+from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
 from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.engines import Engine, RawHeads, Runtime

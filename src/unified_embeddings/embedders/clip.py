@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from unified_embeddings import heads
-from unified_embeddings.cache import CacheStats, EmbeddingCache, Value, key_for
+from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
 from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.embedders.bge_m3 import (
     BGE_M3_Embedder,

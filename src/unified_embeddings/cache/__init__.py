@@ -1,0 +1,1 @@
+"""Vectors that were computed before, in memory and on disk."""
