@@ -22,9 +22,9 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import models
 
 from unified_embeddings.cache.embedding_cache import Value
-from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines import Runtime
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.stores.collections import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import FloatArray, HeadName, Role, SparseVector
 

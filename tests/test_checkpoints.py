@@ -18,8 +18,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from unified_embeddings.checkpoints import Checkpoint, resolve
 from unified_embeddings.errors import ModelLoadError
+from unified_embeddings.models.checkpoint import Checkpoint, resolve
 
 OLD = "0123456789abcdef0123456789abcdef01234567"
 NEW = "fedcba9876543210fedcba9876543210fedcba98"

@@ -11,7 +11,7 @@ import pytest
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
-from unified_embeddings.models import MODELS, ModelSpec
+from unified_embeddings.models.spec import MODELS, ModelSpec
 
 PREFIX = "UNIFIED_EMBEDDINGS_"
 

@@ -31,7 +31,7 @@ from unified_embeddings import (
     UnifiedTextEmbedding,
     make_embedder,
 )
-from unified_embeddings.models import MODELS, spec_for
+from unified_embeddings.models.spec import MODELS, spec_for
 
 TEXTS = ["The quick brown fox jumps over the lazy dog", "fusion merges two rankings", "fox fox"]
 

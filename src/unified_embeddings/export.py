@@ -20,18 +20,18 @@ from typing import Any, Literal
 import numpy as np
 
 from unified_embeddings import __version__
-from unified_embeddings.checkpoints import (
+from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
+from unified_embeddings.errors import InputError, ModelLoadError
+from unified_embeddings.graph import Linear, Model, write_graph
+from unified_embeddings.models.checkpoint import (
     COLBERT_HEAD,
     SPARSE_HEAD,
     Checkpoint,
     content_digest,
     resolve,
 )
-from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
-from unified_embeddings.engines.weights import load_head, read_backbone
-from unified_embeddings.errors import InputError, ModelLoadError
-from unified_embeddings.graph import Linear, Model, write_graph
-from unified_embeddings.models import EXPORT, EXPORT_FORMAT, ModelSpec
+from unified_embeddings.models.spec import EXPORT, EXPORT_FORMAT, ModelSpec
+from unified_embeddings.models.weights import load_head, read_backbone
 
 _FILE = "model.onnx"
 _ABANDONED = 24 * 3600

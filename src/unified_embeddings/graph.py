@@ -25,8 +25,8 @@ from typing import IO, Any
 import numpy as np
 
 from unified_embeddings.engines import INPUTS, OUTPUTS
-from unified_embeddings.engines.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray
 

@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embeddings import __version__
-from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.comparison import (
     Agreement,
     Comparison,
@@ -49,6 +48,7 @@ from unified_embeddings.corpora import Corpus, spread
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines import Runtime
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.system.memory import peak_bytes, process_bytes
 from unified_embeddings.types import Embeddings, FloatArray, SparseVector

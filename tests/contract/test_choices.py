@@ -19,7 +19,7 @@ import torch
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder
-from unified_embeddings.models import MODELS, ModelSpec
+from unified_embeddings.models.spec import MODELS, ModelSpec
 
 BGE = "Represent this sentence for searching relevant passages: "
 CARDS: dict[str, dict[str, Any]] = {

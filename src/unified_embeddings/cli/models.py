@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from unified_embeddings.checkpoints import resolve
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models import MODELS, ModelSpec, spec_for
+from unified_embeddings.models.checkpoint import resolve
+from unified_embeddings.models.spec import MODELS, ModelSpec, spec_for
 from unified_embeddings.types import HEAD_NAMES
 
 Name = Annotated[

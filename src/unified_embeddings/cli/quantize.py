@@ -179,7 +179,7 @@ def _exported(embedder: BGE_M3_Embedder, folder: Path, precision: Precision) -> 
 
 
 def _is_export_of(embedder: BGE_M3_Embedder, folder: Path, precision: str) -> bool:
-    from unified_embeddings.checkpoints import resolve
+    from unified_embeddings.models.checkpoint import resolve
 
     if not folder.is_dir():
         return False

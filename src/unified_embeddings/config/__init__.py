@@ -17,7 +17,7 @@ from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.bge_m3 import TextEmbedder, check_limits
 from unified_embeddings.embedders.paired import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models import CLIP, ModelSpec, image_spec_for, spec_for
+from unified_embeddings.models.spec import CLIP, ModelSpec, image_spec_for, spec_for
 from unified_embeddings.system.hardware import threads_that_sleep
 
 if TYPE_CHECKING:

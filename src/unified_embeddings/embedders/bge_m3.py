@@ -22,11 +22,11 @@ import numpy as np
 
 from unified_embeddings import engines, heads
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
-from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.engines import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models import ModelSpec, spec_for
+from unified_embeddings.models.checkpoint import Checkpoint, require_consent, resolve
+from unified_embeddings.models.spec import ModelSpec, spec_for
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import (
     HEAD_NAMES,

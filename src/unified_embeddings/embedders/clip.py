@@ -23,7 +23,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from unified_embeddings import heads
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
-from unified_embeddings.checkpoints import Checkpoint, require_consent, resolve
 from unified_embeddings.embedders.bge_m3 import (
     BGE_M3_Embedder,
     EmbedderStats,
@@ -41,7 +40,8 @@ from unified_embeddings.engines.torch import (
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.images.fetch import fetch_image
 from unified_embeddings.images.sources import ImageInput, Picture, is_image_node, read_picture
-from unified_embeddings.models import CLIP, ModelSpec, image_spec_for
+from unified_embeddings.models.checkpoint import Checkpoint, require_consent, resolve
+from unified_embeddings.models.spec import CLIP, ModelSpec, image_spec_for
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, ImageEmbeddings, Role
 

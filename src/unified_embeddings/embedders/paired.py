@@ -14,7 +14,7 @@ from typing import Any, Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache, key_for
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, EmbedderStats, TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.models import ModelSpec, spec_for
+from unified_embeddings.models.spec import ModelSpec, spec_for
 from unified_embeddings.types import Embeddings, HeadName, Role
 
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Chain
 
-from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim
 from unified_embeddings.types import IntArray
 

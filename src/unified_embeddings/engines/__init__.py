@@ -15,8 +15,8 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.hardware import threads_that_sleep
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 

@@ -25,7 +25,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from unified_embeddings.engines.weights import PLACES, TABLE, TYPES, Backbone
+from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
 
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""

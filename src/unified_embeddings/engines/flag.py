@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
 from unified_embeddings.engines.torch import DTYPES, host_weights, padded, plan_torch
-from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.types import HEAD_NAMES, HeadName, IntArray, Role
 
 try:

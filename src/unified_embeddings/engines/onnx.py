@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from unified_embeddings.checkpoints import Checkpoint, resolve
 from unified_embeddings.engines import (
     EXPORTED_IN,
     INPUTS,
@@ -25,7 +24,8 @@ from unified_embeddings.engines import (
     unpackable,
 )
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
-from unified_embeddings.models import EXPORT
+from unified_embeddings.models.checkpoint import Checkpoint, resolve
+from unified_embeddings.models.spec import EXPORT
 from unified_embeddings.system.hardware import cpu, threads_that_sleep
 from unified_embeddings.system.memory import give_back_file
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role

@@ -19,7 +19,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from unified_embeddings.checkpoints import Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
@@ -29,6 +28,7 @@ from unified_embeddings.engines.torch import (
     plan_torch,
 )
 from unified_embeddings.errors import ModelLoadError
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import HeadName, IntArray, Role, SparseVector
 
 _LOGIT_BYTES = 256 * 2**20

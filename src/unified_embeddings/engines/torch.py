@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from unified_embeddings.checkpoints import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.engines import RawHeads, Runtime, position_ids, unpackable
 from unified_embeddings.engines.encoder import Encoder
-from unified_embeddings.engines.weights import load_head, read_backbone
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 

@@ -36,7 +36,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.images.sources import ImageInput
 from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.llama.vector_store import FingerprintedStore
-from unified_embeddings.models import CLIP
+from unified_embeddings.models.spec import CLIP
 
 
 class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.mini_m3 import mini_m3_folder
-from unified_embeddings.models import (
+from unified_embeddings.models.mini_m3 import mini_m3_folder
+from unified_embeddings.models.spec import (
     EXPORT,
     EXPORT_FORMAT,
     MINI_M3,
