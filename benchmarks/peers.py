@@ -74,7 +74,7 @@ def _ours(engine: str, precision: str, *, standard: bool = True) -> Peer:
         )
 
     def export(source: Path, target: Path) -> None:
-        from unified_embeddings.export import export_onnx
+        from unified_embeddings.export.folder import export_onnx
 
         export_onnx(source, target, precision=precision)  # type: ignore[arg-type]
 

@@ -29,8 +29,8 @@ from unified_embeddings import (
     ModelSpec,
     UnifiedEmbeddingConfig,
 )
-from unified_embeddings.export import export_onnx
-from unified_embeddings.graph import quantised
+from unified_embeddings.export.folder import export_onnx
+from unified_embeddings.export.graph import quantised
 from unified_embeddings.models.spec import MODELS
 from unified_embeddings.system.hardware import Cpu
 

@@ -105,7 +105,7 @@ def test_fused_is_better_than_sparse_alone(ndcg: dict[str, float]) -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Embeddings, Embeddings]]:
     """Documents' and queries' vectors of mini-m3, in fp32 and exported in int8."""
-    from unified_embeddings.export import export_onnx
+    from unified_embeddings.export.folder import export_onnx
 
     folder = export_onnx("mini-m3", tmp_path_factory.mktemp("onnx") / "int8", precision="int8")
     documents = [f"{row.get('title', '')}\n{row['text']}".strip() for row in lines(CORPUS)]

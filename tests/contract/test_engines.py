@@ -56,7 +56,7 @@ def embedder(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> BGE_M3_Embedder:
     if request.param == "onnx":
-        from unified_embeddings.export import export_onnx
+        from unified_embeddings.export.folder import export_onnx
 
         folder = export_onnx(folder, tmp_path_factory.mktemp("onnx") / folder.name)
     return BGE_M3_Embedder(

@@ -24,7 +24,7 @@ def export_onnx(
 
     The folder is then a model of its own: --model FOLDER. Its vectors compare with the source's.
     """
-    from unified_embeddings.export import export_onnx as export
+    from unified_embeddings.export.folder import export_onnx as export
 
     started = time.perf_counter()
     made = export(

@@ -167,7 +167,7 @@ def _exported(embedder: BGE_M3_Embedder, folder: Path, precision: Precision) -> 
         if _is_export_of(embedder, folder, precision):
             _step(f"{name}: taken from {folder}")
         else:
-            from unified_embeddings.export import export_onnx as export
+            from unified_embeddings.export.folder import export_onnx as export
 
             _step(f"{name}: writing")
             export(embedder.model_name, folder, precision=precision)

@@ -162,7 +162,7 @@ def _exported(checkpoint: Checkpoint, precision: str) -> Checkpoint:
             return resolve(folder, local_files_only=True)
     _LOG.warning("Writing %s in %s into %s, once.", checkpoint.name, precision, folder)
     with threads_that_sleep():  # what reads weights needs torch, which running them does not
-        from unified_embeddings.export import replace_export
+        from unified_embeddings.export.folder import replace_export
     replace_export(checkpoint, folder, precision)
     return resolve(folder, local_files_only=True)
 

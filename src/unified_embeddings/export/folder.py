@@ -22,7 +22,7 @@ import numpy as np
 from unified_embeddings import __version__
 from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
 from unified_embeddings.errors import InputError, ModelLoadError
-from unified_embeddings.graph import Linear, Model, write_graph
+from unified_embeddings.export.graph import Linear, Model, write_graph
 from unified_embeddings.models.checkpoint import (
     COLBERT_HEAD,
     SPARSE_HEAD,
