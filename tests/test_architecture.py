@@ -27,7 +27,7 @@ LAYERS = [
     | {"images.fetch", "images.sources", "system.memory"},
     {"models.mini_m3"},
     {"models.checkpoint"},
-    {"embedders.tokenization", "engines", "engines.torch", "engines.flag", "engines.sentence"}
+    {"embedders.tokenization", "engines.base", "engines.torch", "engines.flag", "engines.sentence"}
     | {
         "engines.onnx",
         "models.weights",

@@ -26,7 +26,7 @@ import checkpoints
 import unified_embeddings
 from unified_embeddings import BGE_M3_Embedder, cli
 from unified_embeddings.cli import quantize
-from unified_embeddings.engines import Runtime
+from unified_embeddings.engines.base import Runtime
 
 COMMAND = Path(sys.executable).with_name("unified-embeddings")
 FILES = {
@@ -874,7 +874,7 @@ class TestQuantize:
     ) -> None:
         def planned(*, every: bool, pays: str) -> list[str]:
             runtime = Runtime("torch", "cpu", pays, "so it is")
-            monkeypatch.setattr("unified_embeddings.engines.plan", lambda *_: runtime)
+            monkeypatch.setattr("unified_embeddings.engines.base.plan", lambda *_: runtime)
             embedder = BGE_M3_Embedder(xlmr, precision="fp32")
             return [one.precision for one in quantize._other_precisions(embedder, every=every)]
 

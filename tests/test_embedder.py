@@ -14,16 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import checkpoints
-from unified_embeddings import (
-    BGE_M3_Embedder,
-    EmbeddingCache,
-    InputError,
-    UnifiedEmbeddingsError,
-    engines,
-)
+from unified_embeddings import BGE_M3_Embedder, EmbeddingCache, InputError, UnifiedEmbeddingsError
 from unified_embeddings.embedders.bge_m3 import _batches
 from unified_embeddings.embedders.tokenization import Tokenised
-from unified_embeddings.engines import RawHeads
+from unified_embeddings.engines import base as engines
+from unified_embeddings.engines.base import RawHeads
 from unified_embeddings.engines.torch import TorchEngine
 
 

@@ -46,7 +46,7 @@ from unified_embeddings.comparison import (
 )
 from unified_embeddings.corpora import Corpus, spread
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-from unified_embeddings.engines import Runtime
+from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.system.hardware import cpu

@@ -146,7 +146,7 @@ def _reference(model: str) -> BGE_M3_Embedder:
 
 def _other_precisions(embedder: BGE_M3_Embedder, *, every: bool) -> Iterator[Candidate]:
     """The reference's engine in the precision that pays on this hardware, or in every one."""
-    from unified_embeddings import engines
+    from unified_embeddings.engines import base as engines
     from unified_embeddings.measurement import Candidate
 
     engine = embedder.runtime.engine

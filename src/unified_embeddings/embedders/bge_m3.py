@@ -20,10 +20,11 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
-from unified_embeddings import engines, heads
+from unified_embeddings import heads
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
-from unified_embeddings.engines import Engine, RawHeads, Runtime
+from unified_embeddings.engines import base as engines
+from unified_embeddings.engines.base import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import Checkpoint, require_consent, resolve
 from unified_embeddings.models.spec import ModelSpec, spec_for

@@ -30,7 +30,7 @@ from unified_embeddings.embedders.bge_m3 import (
     validated,
 )
 from unified_embeddings.embedders.tokenization import start_of
-from unified_embeddings.engines import Runtime
+from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
     DTYPES,

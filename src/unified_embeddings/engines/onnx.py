@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from unified_embeddings.engines import (
+from unified_embeddings.engines.base import (
     EXPORTED_IN,
     INPUTS,
     OUTPUTS,

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from unified_embeddings.engines import RawHeads, Runtime
+from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch import (
     DTYPES,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unified_embeddings.engines import RawHeads, Runtime, position_ids, unpackable
+from unified_embeddings.engines.base import RawHeads, Runtime, position_ids, unpackable
 from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint

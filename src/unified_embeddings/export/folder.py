@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unified_embeddings import __version__
-from unified_embeddings.engines import EXPORTED_IN, PACKED, unpackable
+from unified_embeddings.engines.base import EXPORTED_IN, PACKED, unpackable
 from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.export.graph import Linear, Model, write_graph
 from unified_embeddings.models.checkpoint import (

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from unified_embeddings.engines import INPUTS, OUTPUTS
+from unified_embeddings.engines.base import INPUTS, OUTPUTS
 from unified_embeddings.errors import MissingExtraError
 from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.system.progress import progress_bar
