@@ -17,8 +17,8 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from unified_embeddings.stores.collections import DENSE_VECTOR, SPARSE_VECTOR
-from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.system import memory
 
 NAME = "points"

@@ -25,7 +25,7 @@ from unified_embeddings.cache.embedding_cache import Value
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.stores.collections import DENSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import FloatArray, HeadName, Role, SparseVector
 
 DIMENSION = 1024

@@ -31,8 +31,8 @@ from points import DIMENSION, Prepared, Question, Recipe, structs
 from report import percentile, spread
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.stores.collections import DENSE_VECTOR
-from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.stores.schema import DENSE_VECTOR
 from unified_embeddings.system.progress import progress_bar
 
 LABELS = {"local": "local mode", "edge": "edge", "optimized": "edge after optimize"}

@@ -174,7 +174,7 @@ class TestInstalledCommand:
         assert "BrokenPipeError" not in err
 
     def test_a_folder_in_use_by_another_process_is_refused(self, work: Path, xlmr: Path) -> None:
-        from unified_embeddings.stores.local import open_folder
+        from unified_embeddings.stores.opening import open_folder
 
         client = open_folder(work / "qdrant_data")
         ended = finish(start("search", "fox", "-m", xlmr, cwd=work))
@@ -238,7 +238,7 @@ def _wait_for_points(folder: Path, process: subprocess.Popen[str]) -> None:
 
 def _files_in(folder: Path) -> list[str]:
     """The file name of every point, sorted."""
-    from unified_embeddings.stores.local import open_folder
+    from unified_embeddings.stores.opening import open_folder
 
     points, _ = open_folder(folder).scroll("documents", limit=100_000)
     return sorted((point.payload or {})["file_name"] for point in points)
@@ -569,7 +569,7 @@ class TestOptimize:
     def test_stopped_it_says_that_nothing_changed(
         self, run: Run, work: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from unified_embeddings.stores import shard
+        from unified_embeddings.stores.edge import shard
 
         def stopped(*_: object) -> bool:
             raise KeyboardInterrupt

@@ -23,14 +23,14 @@ from qdrant_client import QdrantClient, models
 from test_cli import Ended, environment, finish
 from unified_embeddings import cli
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.stores.catalog import is_local_mode_folder
 from unified_embeddings.stores.copying import (
     CopyReport,
     check_copy,
     copy_collection,
     open_old_folder,
 )
-from unified_embeddings.stores.local import open_folder
+from unified_embeddings.stores.edge.catalog import is_local_mode_folder
+from unified_embeddings.stores.opening import open_folder
 
 Distance = models.Distance
 OURS = {"fingerprint": "bge-m3:0123", "model": "BAAI/bge-m3", "revision": "abc"}

@@ -29,9 +29,9 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from unified_embeddings import EdgeQdrantClient, InputError, StoreError
-from unified_embeddings.stores import catalog as catalogs
-from unified_embeddings.stores import shard as shards
-from unified_embeddings.stores.local import open_folder
+from unified_embeddings.stores.edge import catalog as catalogs
+from unified_embeddings.stores.edge import shard as shards
+from unified_embeddings.stores.opening import open_folder
 
 DIMENSION = 8
 

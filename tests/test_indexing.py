@@ -27,7 +27,7 @@ from qdrant_client import QdrantClient, models
 from unified_embeddings import BGE_M3_Embedder, InputError
 from unified_embeddings.llama.indexing import IndexReport, index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
-from unified_embeddings.stores.collections import DENSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 
 COLLECTION = "notes"
 

@@ -53,7 +53,7 @@ from unified_embeddings.errors import (
     StoreError,
 )
 from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
-from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
-    from unified_embeddings.stores.edge import EdgeQdrantClient
+    from unified_embeddings.stores.edge.client import EdgeQdrantClient
     from unified_embeddings.system.memory import MemoryReport, ModelMemory
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
@@ -63,7 +63,7 @@ _HOMES = {
     "retrievers.fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
-    "stores.edge": ("EdgeQdrantClient",),
+    "stores.edge.client": ("EdgeQdrantClient",),
     "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

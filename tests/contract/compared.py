@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 TOLERANCE = 1e-5
 EVERYTHING = 1000

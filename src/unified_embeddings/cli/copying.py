@@ -18,7 +18,7 @@ from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from unified_embeddings.stores.copying import CopyReport
-    from unified_embeddings.stores.local import Client
+    from unified_embeddings.stores.opening import Client
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _LIKE_AN_ADDRESS = re.compile(r"\w+://|[\w.-]+:\d+/?$")
@@ -129,9 +129,9 @@ class _Place:
         """Its client."""
         from qdrant_client import QdrantClient
 
-        from unified_embeddings.stores.catalog import is_local_mode_folder
         from unified_embeddings.stores.copying import open_old_folder
-        from unified_embeddings.stores.local import open_folder
+        from unified_embeddings.stores.edge.catalog import is_local_mode_folder
+        from unified_embeddings.stores.opening import open_folder
 
         if self.is_server:
             return QdrantClient(

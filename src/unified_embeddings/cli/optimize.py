@@ -21,7 +21,7 @@ def optimize(
     Worth it from some 20,000 passages; takes minutes there, and room for three copies. The index is
     approximate. Stopped, it leaves everything as it was. A server indexes by itself.
     """
-    from unified_embeddings.stores.edge import EdgeQdrantClient
+    from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
     client = shared.require_collection(collection, path, None)
     assert isinstance(client, EdgeQdrantClient)  # what a folder is opened with

@@ -25,7 +25,7 @@ from qdrant_client import models
 
 from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
-from unified_embeddings.stores.collections import store_errors
+from unified_embeddings.stores.schema import store_errors
 
 _CHUNK_TOKENS = 512
 _OVERLAP = 0.125

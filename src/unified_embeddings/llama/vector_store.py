@@ -14,13 +14,13 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError
-from unified_embeddings.stores.collections import (
+from unified_embeddings.stores.opening import Client, async_view, make_thread_safe, open_folder
+from unified_embeddings.stores.schema import (
     DENSE_VECTOR,
     SPARSE_VECTOR,
     ensure_collection,
     store_errors,
 )
-from unified_embeddings.stores.local import Client, async_view, make_thread_safe, open_folder
 from unified_embeddings.types import Role
 
 SparseLists = tuple[list[list[int]], list[list[float]]]

@@ -20,8 +20,8 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.stores.collections import METADATA_KEY, store_errors
-from unified_embeddings.stores.local import Client, is_in_process, is_local_mode
+from unified_embeddings.stores.opening import Client, is_in_process, is_local_mode
+from unified_embeddings.stores.schema import METADATA_KEY, store_errors
 
 _IDS_A_PAGE = 1_000
 _REQUEST_BYTES = 16 * 2**20  # as JSON: half of what a Qdrant server takes unless told otherwise

@@ -19,7 +19,7 @@ from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
-from unified_embeddings.stores.local import Client, is_local_mode
+from unified_embeddings.stores.opening import Client, is_local_mode
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"

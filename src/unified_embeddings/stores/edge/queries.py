@@ -10,8 +10,8 @@ import qdrant_edge as core
 from qdrant_client import models
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores import translation, vectors
-from unified_embeddings.stores.catalog import Settings
+from unified_embeddings.stores.edge import translation, vectors
+from unified_embeddings.stores.edge.catalog import Settings
 
 
 def request(given: models.QueryRequest, points: Any, settings: Settings) -> Any:

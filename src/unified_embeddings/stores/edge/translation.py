@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from qdrant_client import models
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores.catalog import Settings
+from unified_embeddings.stores.edge.catalog import Settings
 
 _LARGEST_ID = 2**64 - 1
 _DEFAULT_RRF_K = 2

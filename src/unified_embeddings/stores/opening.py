@@ -18,7 +18,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from unified_embeddings.stores.asynchronous import AsyncView
-from unified_embeddings.stores.edge import EdgeQdrantClient
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 Client = QdrantClient | EdgeQdrantClient
 

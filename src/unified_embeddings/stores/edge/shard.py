@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import qdrant_edge as core
 
 from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
-from unified_embeddings.stores.catalog import uninterrupted
+from unified_embeddings.stores.edge.catalog import uninterrupted
 
 T = TypeVar("T")
 

@@ -25,11 +25,11 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by that name
 
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.stores import points as points_
-from unified_embeddings.stores import queries, translation
 from unified_embeddings.stores.asynchronous import AsyncView
-from unified_embeddings.stores.catalog import Catalog, Entry, Settings, State, settings_with
-from unified_embeddings.stores.shard import Shard
+from unified_embeddings.stores.edge import points as points_
+from unified_embeddings.stores.edge import queries, translation
+from unified_embeddings.stores.edge.catalog import Catalog, Entry, Settings, State, settings_with
+from unified_embeddings.stores.edge.shard import Shard
 
 Call = Callable[[Any], Any]
 """A question to the core's shard."""

@@ -11,8 +11,8 @@ from pydantic_core import PydanticSerializationError, to_json
 from qdrant_client import models
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores import translation, vectors
-from unified_embeddings.stores.catalog import Settings
+from unified_embeddings.stores.edge import translation, vectors
+from unified_embeddings.stores.edge.catalog import Settings
 
 _PIECE_POINTS = 64
 _PIECE_BYTES = 2**20

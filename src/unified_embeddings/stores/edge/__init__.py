@@ -1,0 +1,1 @@
+"""Qdrant's core in this process, behind qdrant-client's interface."""
