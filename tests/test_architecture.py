@@ -37,7 +37,7 @@ LAYERS = [
         "export.folder",
     },
     {"embedders.bge_m3", "embedders.paired", "embedders.clip"},
-    {"comparison", "measurement", "corpora"},
+    {"evaluation.agreement", "evaluation.measurement", "evaluation.corpora"},
     {"stores.edge.catalog", "stores.asynchronous"},
     {"stores.edge.vectors", "stores.edge.shard"},
     {"stores.edge.translation"},

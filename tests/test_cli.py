@@ -917,7 +917,7 @@ class TestQuantize:
         for name in ("export", "graph"):
             monkeypatch.delitem(sys.modules, f"unified_embeddings.{name}", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setattr("unified_embeddings.corpora._PASSAGES", 12)
+        monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGES", 12)
         ended = run("quantize", xlmr, kept, "--compare")
         assert ended.code == 0
         assert f"onnx int8: taken from {kept / 'int8'}" in ended.err

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pytrec_eval import RelevanceEvaluator
 
 from unified_embeddings import Embeddings, InputError, SparseVector
-from unified_embeddings.comparison import (
+from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.evaluation.agreement import (
     Drift,
     Retrieval,
     colbert_agreement,
@@ -31,9 +32,14 @@ from unified_embeddings.comparison import (
     retrieval,
     sparse_agreement,
 )
-from unified_embeddings.corpora import Corpus, python_reference, read_beir, spread
-from unified_embeddings.errors import UnifiedEmbeddingsError
-from unified_embeddings.measurement import Candidate, _packed, _unpacked, compare, measure
+from unified_embeddings.evaluation.corpora import Corpus, python_reference, read_beir, spread
+from unified_embeddings.evaluation.measurement import (
+    Candidate,
+    _packed,
+    _unpacked,
+    compare,
+    measure,
+)
 from unified_embeddings.system.memory import peak_bytes, process_bytes
 
 

@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from unified_embeddings.cli import shared
-from unified_embeddings.comparison import TOP_IDS, Comparison, Row
 from unified_embeddings.errors import InputError, MissingExtraError
+from unified_embeddings.evaluation.agreement import TOP_IDS, Comparison, Row
 
 Cells: TypeAlias = Callable[[Row], tuple[str, ...] | None]
 """What a row shows in a table; None leaves the row out of it."""

@@ -17,7 +17,7 @@ from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddi
 
 if TYPE_CHECKING:
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-    from unified_embeddings.measurement import Candidate
+    from unified_embeddings.evaluation.measurement import Candidate
 
 Precision = Literal["fp32", "int8"]
 _PREFIX = "unified-embeddings-"
@@ -92,9 +92,9 @@ def _compare(
 ) -> None:
     """Whatever can be refused is refused before the long work begins."""
     from unified_embeddings.cli import comparison as shown
-    from unified_embeddings.corpora import python_reference, read_beir
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-    from unified_embeddings.measurement import Candidate, compare
+    from unified_embeddings.evaluation.corpora import python_reference, read_beir
+    from unified_embeddings.evaluation.measurement import Candidate, compare
 
     precisions: tuple[Precision, ...] = ("fp32", "int8") if precision is None else (precision,)
     if out is not None:
@@ -147,7 +147,7 @@ def _reference(model: str) -> BGE_M3_Embedder:
 def _other_precisions(embedder: BGE_M3_Embedder, *, every: bool) -> Iterator[Candidate]:
     """The reference's engine in the precision that pays on this hardware, or in every one."""
     from unified_embeddings.engines import base as engines
-    from unified_embeddings.measurement import Candidate
+    from unified_embeddings.evaluation.measurement import Candidate
 
     engine = embedder.runtime.engine
     pays = engines.plan(engine, "auto", "auto", lambda: embedder.checkpoint).precision
@@ -160,7 +160,7 @@ def _other_precisions(embedder: BGE_M3_Embedder, *, every: bool) -> Iterator[Can
 
 def _exported(embedder: BGE_M3_Embedder, folder: Path, precision: Precision) -> Candidate:
     """The model's export in a folder, made if it is not there; or why it cannot be made."""
-    from unified_embeddings.measurement import Candidate
+    from unified_embeddings.evaluation.measurement import Candidate
 
     name = f"onnx {precision}"
     try:
