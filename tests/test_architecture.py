@@ -46,7 +46,7 @@ LAYERS = [
     {"stores.opening"},
     {"stores.schema", "stores.copying"},
     {"llama.text", "llama.vector_store", "llama.indexing"}
-    | {"llama.huggingface", "llama.image", "retrievers.hybrid", "retrievers.multimodal"},
+    | {"llama.huggingface", "llama.multimodal_index", "retrievers.hybrid", "retrievers.multimodal"},
     {"config"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
     | {"cli.models", "cli.copying", "cli.optimize"}

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     )
     from unified_embeddings.heads import colbert_score, dense_score, sparse_score
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
-    from unified_embeddings.llama.image import UnifiedImageEmbedding, UnifiedMultiModalIndex
+    from unified_embeddings.llama.multimodal_index import (
+        UnifiedImageEmbedding,
+        UnifiedMultiModalIndex,
+    )
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
     from unified_embeddings.models.spec import ModelSpec
     from unified_embeddings.retrievers.fusion import rrf
@@ -55,7 +58,7 @@ _HOMES = {
     "heads": ("colbert_score", "dense_score", "sparse_score"),
     "embedders.clip": ("ClipEmbedder", "ClipStats"),
     "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
-    "llama.image": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
+    "llama.multimodal_index": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
     "system.memory": ("MemoryReport", "ModelMemory"),
     "models.spec": ("ModelSpec",),

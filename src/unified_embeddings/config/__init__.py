@@ -382,7 +382,7 @@ class UnifiedEmbeddingConfig:
         image_model = self.__dict__["_options"]["image_model"]
         if image_model in _OPENAI_CLIPS and not self.__dict__["_spec"].images:
             return _openai_clip(image_model)
-        from unified_embeddings.llama.image import UnifiedImageEmbedding
+        from unified_embeddings.llama.multimodal_index import UnifiedImageEmbedding
 
         return UnifiedImageEmbedding(self.clip)
 
