@@ -22,7 +22,7 @@ LAYERS = [
         "heads",
         "cache.embedding_cache",
         "models.spec",
-        "retrievers.fusion",
+        "fusion",
     }
     | {"images.fetch", "images.sources", "system.memory"},
     {"models.mini_m3"},

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.retrievers.fusion import rrf
+from unified_embeddings.fusion import rrf
 
 rankings_of = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8), max_size=5)
 weighted = st.lists(

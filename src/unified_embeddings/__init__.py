@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StoreError,
         UnifiedEmbeddingsError,
     )
+    from unified_embeddings.fusion import rrf
     from unified_embeddings.heads import colbert_score, dense_score, sparse_score
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
     from unified_embeddings.llama.multimodal_index import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     )
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
     from unified_embeddings.models.spec import ModelSpec
-    from unified_embeddings.retrievers.fusion import rrf
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
     from unified_embeddings.stores.edge.client import EdgeQdrantClient
@@ -63,7 +63,7 @@ _HOMES = {
     "system.memory": ("MemoryReport", "ModelMemory"),
     "models.spec": ("ModelSpec",),
     "embedders.paired": ("PairedEmbedder", "make_embedder"),
-    "retrievers.fusion": ("rrf",),
+    "fusion": ("rrf",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
     "stores.edge.client": ("EdgeQdrantClient",),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.evaluation.corpora import Qrels
+from unified_embeddings.fusion import rrf
 from unified_embeddings.heads import colbert_score
-from unified_embeddings.retrievers.fusion import rrf
 from unified_embeddings.types import Embeddings, FloatArray, SparseVector
 
 Run: TypeAlias = dict[str, dict[str, float]]

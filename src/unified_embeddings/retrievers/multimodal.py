@@ -19,7 +19,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.bge_m3 import TextEmbedder
 from unified_embeddings.embedders.clip import ClipEmbedder, ClipTextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.retrievers.fusion import rrf
+from unified_embeddings.fusion import rrf
 from unified_embeddings.retrievers.hybrid import (
     Mode,
     UnifiedHybridRetriever,
