@@ -47,7 +47,7 @@ LAYERS = [
     {"stores.schema", "stores.copying"},
     {"llama.text", "llama.vector_store", "llama.indexing"}
     | {"llama.huggingface", "llama.multimodal_index", "retrievers.hybrid", "retrievers.multimodal"},
-    {"config"},
+    {"config.pipeline"},
     {"cli", "cli.shared", "cli.demo", "cli.index", "cli.search", "cli.doctor"}
     | {"cli.models", "cli.copying", "cli.optimize"}
     | {"cli.export_onnx", "cli.quantize", "cli.comparison"},
@@ -82,7 +82,7 @@ HOMES = {
         "llama.*",
         "retrievers.hybrid",
         "retrievers.multimodal",
-        "config",
+        "config.pipeline",
         "cli.demo",
         "cli.search",
         "cli.shared",

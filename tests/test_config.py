@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
-from unified_embeddings.config import UnifiedEmbeddingConfig
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
 from unified_embeddings.models.spec import MODELS, ModelSpec
 

@@ -44,7 +44,7 @@ from qdrant_client import QdrantClient, models
 
 import checkpoints
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
-from unified_embeddings.config import UnifiedEmbeddingConfig
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.errors import (
     FingerprintMismatchError,

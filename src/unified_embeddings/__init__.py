@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
-    from unified_embeddings.config import UnifiedEmbeddingConfig
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, EmbedderStats, TextEmbedder
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
     from unified_embeddings.embedders.paired import PairedEmbedder, make_embedder
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cache.embedding_cache": ("CacheStats", "EmbeddingCache"),
-    "config": ("UnifiedEmbeddingConfig",),
+    "config.pipeline": ("UnifiedEmbeddingConfig",),
     "embedders.bge_m3": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
     "errors": (
         "FingerprintMismatchError",

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from unified_embeddings.cli import shared
-from unified_embeddings.config import UnifiedEmbeddingConfig
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.models.spec import MINI_M3
 
 if TYPE_CHECKING:

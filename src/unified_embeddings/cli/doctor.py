@@ -14,7 +14,7 @@ from unified_embeddings.cli import shared
 from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
 
 if TYPE_CHECKING:
-    from unified_embeddings.config import UnifiedEmbeddingConfig
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 _PACKAGES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from unified_embeddings.config import UnifiedEmbeddingConfig
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
