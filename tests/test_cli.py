@@ -24,7 +24,8 @@ import pytest
 
 import checkpoints
 import unified_embeddings
-from unified_embeddings import BGE_M3_Embedder, cli
+from unified_embeddings import BGE_M3_Embedder
+from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import quantize
 from unified_embeddings.engines.base import Runtime
 

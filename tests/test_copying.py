@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
 from test_cli import Ended, environment, finish
-from unified_embeddings import cli
+from unified_embeddings.cli import app as cli
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.copying import (
     CopyReport,
@@ -918,7 +918,7 @@ def test_a_stopped_copy_goes_on_by_the_same_command(
 def test_the_installed_command_prints_json_and_nothing_else(tmp_path: Path) -> None:
     folder(tmp_path / "old", docs=3)
     done = subprocess.run(
-        [sys.executable, "-c", "from unified_embeddings.cli import main; main()", "copy",
+        [sys.executable, "-c", "from unified_embeddings.cli.app import main; main()", "copy",
          "--from", "old", "--to", "new", "--json"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -142,7 +142,7 @@ def test_what_was_acknowledged_is_there_after_kill_9(folder: Path, kills: int) -
 
 def test_a_collection_that_was_half_made_is_gone_after_kill_9(folder: Path) -> None:
     code = """
-        from unified_embeddings.stores.catalog import Catalog
+        from unified_embeddings.stores.edge.catalog import Catalog
         client = EdgeQdrantClient(sys.argv[1])
         plain = models.VectorParams(size=2, distance="Dot")
         client.create_collection("whole", vectors_config=plain)
@@ -681,7 +681,7 @@ def test_killed_while_it_optimizes_it_leaves_no_process_and_the_points_as_they_w
     with EdgeQdrantClient(folder) as client:
         fill(client, 20_000)
     code = """
-        import subprocess, unified_embeddings.stores.shard as shards
+        import subprocess, unified_embeddings.stores.edge.shard as shards
         class Told(subprocess.Popen):
             def communicate(self, *args, **kwargs):
                 print(self.pid, flush=True)

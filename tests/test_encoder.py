@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
-from unified_embeddings.engines.base import encoder
+from unified_embeddings.engines import encoder
 from unified_embeddings.system.hardware import threads_that_sleep
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]

@@ -482,7 +482,7 @@ class TestEngine:
 def test_the_command(
     precision: str, xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unified_embeddings.cli import app
+    from unified_embeddings.cli.app import app
 
     with pytest.raises(SystemExit) as ended:
         app(["export-onnx", str(xlmr), str(tmp_path / "onnx"), "--precision", precision])

@@ -386,7 +386,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     code = (
         "import resource, sys\n"
         "from unified_embeddings.errors import InputError\n"
-        "from unified_embeddings.pictures import read_picture\n"
+        "from unified_embeddings.images.sources import read_picture\n"
         "read_picture(sys.stdin.buffer.read(70)).decode(10)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"

@@ -128,7 +128,7 @@ def test_the_embedded_stores_example_gives_what_its_comments_say(
 
 
 def test_the_commands_named_exist() -> None:
-    from unified_embeddings.cli import app
+    from unified_embeddings.cli.app import app
 
     known = {command.name for command in app.registered_commands}
     named = set(

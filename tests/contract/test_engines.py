@@ -149,7 +149,7 @@ def test_bf16_stays_near_fp32(folder: Path) -> None:
 def test_packed_attention_chunks_long_texts_without_changing_them(
     xlmr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unified_embeddings.engines.base import encoder
+    from unified_embeddings.engines import encoder
 
     texts = [*batch(4), "fox " * 450]
     whole = BGE_M3_Embedder(xlmr, cache=EmbeddingCache(0)).encode_documents(texts, colbert=True)

@@ -91,7 +91,7 @@ def _compare(
     out: Path | None,
 ) -> None:
     """Whatever can be refused is refused before the long work begins."""
-    from unified_embeddings.cli import comparison as shown
+    from unified_embeddings.cli import precision_report as shown
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
     from unified_embeddings.evaluation.corpora import python_reference, read_beir
     from unified_embeddings.evaluation.measurement import Candidate, compare

@@ -1,0 +1,85 @@
+"""The `unified-embeddings` command; one module a subcommand.
+
+What lives here: the list of subcommands, and the rule that no error reaches a user as a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import typer
+
+from unified_embeddings import __version__
+from unified_embeddings.cli import (
+    copying,
+    demo,
+    doctor,
+    export_onnx,
+    index,
+    models,
+    optimize,
+    quantize,
+    search,
+)
+from unified_embeddings.cli.shared import complain
+from unified_embeddings.errors import UnifiedEmbeddingsError
+
+app = typer.Typer(
+    name="unified-embeddings",
+    help="Embeddings and hybrid retrieval with BGE-M3, LlamaIndex and Qdrant, offline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("index")(index.index)
+app.command("search")(search.search)
+app.command("copy")(copying.copy)
+app.command("optimize")(optimize.optimize)
+app.command("models")(models.models)
+app.command("export-onnx")(export_onnx.export_onnx)
+app.command("quantize")(quantize.quantize)
+app.command("doctor")(doctor.doctor)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 stopped by the user."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark
+    try:
+        app(standalone_mode=True)
+    except UnifiedEmbeddingsError as error:
+        complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        complain("stopped")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("UNIFIED_EMBEDDINGS_DEBUG"):
+            raise
+        complain(
+            f"unexpected {type(error).__name__}: {error}. Set UNIFIED_EMBEDDINGS_DEBUG=1 to see "
+            "where it came from"
+        )
+        sys.exit(1)
