@@ -839,7 +839,7 @@ class TestFailingDisk:
 WRITER = """
 import sys
 import numpy as np
-from unified_embeddings.cache import EmbeddingCache, key_for
+from unified_embeddings.cache.embedding_cache import EmbeddingCache, key_for
 
 path, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
@@ -856,7 +856,7 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from unified_embeddings.cache import EmbeddingCache
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
 
 def open_all(barrier, folder):
     for i in range(60):

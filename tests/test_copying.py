@@ -864,7 +864,7 @@ class TestCommand:
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from unified_embeddings import cli
+from unified_embeddings.cli import app as cli
 from unified_embeddings.stores import copying
 
 fitting, requests = copying._Reader._fitting, []

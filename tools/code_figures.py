@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ast
 import io
-import re
 import statistics
 import tokenize
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def count_node(node: ast.AST, path: Path, code_lines: set[int], figures: Figures
         figures.names.append(node.arg)
     elif isinstance(node, FUNCTIONS):
         first = node.lineno
-        if any(is_command(decorator) for decorator in node.decorator_list):
+        if "typer." in ast.unparse(node.args):
             first = node.body[0].lineno  # a command's signature is its help text
         last = node.end_lineno or node.lineno
         length = len(code_lines.intersection(range(first, last + 1)))
@@ -122,11 +121,6 @@ def find_docstring_lines(tree: ast.Module) -> Iterator[int]:
             continue
         if isinstance(node.value.value, str):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
-
-
-def is_command(decorator: ast.expr) -> bool:
-    """Tell whether a decorator makes a function a command of the command line."""
-    return bool(re.search(r"\.(command|callback)\(", ast.unparse(decorator)))
 
 
 def has_several_words(name: str) -> bool:
