@@ -68,7 +68,7 @@ def test_the_image_example_finds_what_its_comments_say(
     """With a random CLIP in the real one's place, and two images of noise."""
     from llama_index.core import Settings
 
-    from test_images import noise
+    from image_files import noise
 
     monkeypatch.setattr(Settings, "_embed_model", None)
     monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
-from test_cli import Ended, environment, finish
+from command import Ended, environment, finish
 from unified_embeddings.cli import app as cli
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.copying import (

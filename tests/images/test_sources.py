@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from llama_index.core.schema import (
 )
 from PIL import Image
 
+from image_files import BOMB, handmade_png
 from unified_embeddings.errors import InputError
 from unified_embeddings.images import sources as pictures
 from unified_embeddings.images.sources import Picture, read_picture
@@ -43,24 +43,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(
-    width: int, height: int, depth: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]
-) -> bytes:
-    """A PNG written by hand, for what Pillow does not write."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + b"".join(chunk(*one) for one in extra)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def icon(inner: bytes) -> bytes:
@@ -89,7 +71,6 @@ def photo(width: int = 40, height: int = 30) -> Image.Image:
 
 PNG = encoded(Image.new("RGB", (3, 2), RED))
 PNG_TEXT = base64.b64encode(PNG).decode()
-BOMB = png(100_000, 100_000, 8, 2, b"")
 
 
 # ------------------------------------------------------------------------- what an image may be
@@ -355,7 +336,7 @@ def test_a_file_above_the_bound(tmp_path: Path) -> None:
         (b"%PDF-1.4", "no image of a kind read here"),
         (bytes(1000), "no image of a kind read here"),
         (b"Dear reader,", "no image of a kind read here .*save it as PNG or JPEG"),
-        (png(0, 5, 8, 2, b""), "no pixels|cannot be decoded"),
+        (handmade_png(0, 5, 8, 2, b""), "no pixels|cannot be decoded"),
     ],
 )
 def test_broken_images(data: bytes, message: str, tmp_path: Path) -> None:
@@ -397,7 +378,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     )
     if sys.platform != "linux":
         pytest.skip("ru_maxrss counts KiB on Linux")
-    small = png(1, 1, 8, 0, b"\0\0").ljust(70, b"\0")
+    small = handmade_png(1, 1, 8, 0, b"\0\0").ljust(70, b"\0")
     assert len(small) == 70
     done = subprocess.run(
         [sys.executable, "-c", code], input=small + BOMB, capture_output=True, check=True
@@ -411,8 +392,8 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     [
         BOMB,
         icon(BOMB),
-        icon(png(10_000, 10_000, 8, 2, b"")),
-        png(10_000, 10_000, 8, 2, b""),  # where Pillow itself would only warn
+        icon(handmade_png(10_000, 10_000, 8, 2, b"")),
+        handmade_png(10_000, 10_000, 8, 2, b""),  # where Pillow itself would only warn
         b"GIF89a" + struct.pack("<HHBBB", 10_000, 10_000, 0, 0, 0) + b";",
         b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
         b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<Iii", 40, 10_000, 10_000)
@@ -606,27 +587,34 @@ def test_transparent_icon_with_bitmaps() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (png(2, 1, 8, 0, b"\0\x10\x20", (b"tRNS", b"\0\x10")), [WHITE, *grey(32)]),
-        (png(2, 1, 4, 0, b"\0\x71", (b"tRNS", b"\0\x07")), [WHITE, *grey(17)]),
-        (png(2, 1, 2, 0, b"\0\x60", (b"tRNS", b"\0\x01")), [WHITE, *grey(170)]),
-        (png(2, 1, 1, 0, b"\0\x00", (b"tRNS", b"\0\x00")), [WHITE, WHITE]),
-        (png(2, 1, 8, 2, b"\0\1\2\3\4\5\6", (b"tRNS", b"\0\1\0\2\0\3")), [WHITE, (4, 5, 6)]),
+        (handmade_png(2, 1, 8, 0, b"\0\x10\x20", (b"tRNS", b"\0\x10")), [WHITE, *grey(32)]),
+        (handmade_png(2, 1, 4, 0, b"\0\x71", (b"tRNS", b"\0\x07")), [WHITE, *grey(17)]),
+        (handmade_png(2, 1, 2, 0, b"\0\x60", (b"tRNS", b"\0\x01")), [WHITE, *grey(170)]),
+        (handmade_png(2, 1, 1, 0, b"\0\x00", (b"tRNS", b"\0\x00")), [WHITE, WHITE]),
         (
-            png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\0")),
+            handmade_png(2, 1, 8, 2, b"\0\1\2\3\4\5\6", (b"tRNS", b"\0\1\0\2\0\3")),
+            [WHITE, (4, 5, 6)],
+        ),
+        (
+            handmade_png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\0")),
             [WHITE, GREEN],
         ),
         (
-            png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\x33\xff")),
+            handmade_png(
+                2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\x33\xff")
+            ),
             [(255, 204, 204), GREEN],
         ),
-        (png(2, 1, 16, 0, b"\0\xff\xff\x01\x01"), grey(255, 1)),
-        (png(2, 1, 16, 0, b"\0\x01\x2c\0\0", (b"tRNS", b"\x01\x2c")), [WHITE, BLACK]),
-        (png(1, 1, 16, 2, b"\0\xff\xff\x80\x80\0\0"), [(255, 128, 0)]),
+        (handmade_png(2, 1, 16, 0, b"\0\xff\xff\x01\x01"), grey(255, 1)),
+        (handmade_png(2, 1, 16, 0, b"\0\x01\x2c\0\0", (b"tRNS", b"\x01\x2c")), [WHITE, BLACK]),
+        (handmade_png(1, 1, 16, 2, b"\0\xff\xff\x80\x80\0\0"), [(255, 128, 0)]),
         (
-            png(1, 1, 16, 2, b"\0\x12\x34\x56\x78\x9a\xbc", (b"tRNS", b"\x12\x34\x56\x78\x9a\xbc")),
+            handmade_png(
+                1, 1, 16, 2, b"\0\x12\x34\x56\x78\x9a\xbc", (b"tRNS", b"\x12\x34\x56\x78\x9a\xbc")
+            ),
             [WHITE],
         ),
-        (png(1, 1, 16, 6, b"\0" + b"\0\0" * 4), [WHITE]),
+        (handmade_png(1, 1, 16, 6, b"\0" + b"\0\0" * 4), [WHITE]),
     ],
 )
 def test_png_by_hand(data: bytes, expected: list[tuple[int, ...]]) -> None:
@@ -773,7 +761,7 @@ def test_threads_decode_together() -> None:
 
 
 SEEDS = [
-    png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\x33\xff")),
+    handmade_png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes((*RED, *GREEN))), (b"tRNS", b"\x33\xff")),
     *(encoded(photo(20, 10), kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "ICO")),
     encoded(photo(20, 10), "TIFF", compression="tiff_lzw"),
     encoded(photo(20, 10), "JPEG2000"),

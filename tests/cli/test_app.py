@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import pytest
 
 import checkpoints
 import unified_embeddings
+from command import FORGET, Ended, Run, finish, start
 from unified_embeddings import BGE_M3_Embedder
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import quantize
 from unified_embeddings.engines.base import Runtime
 
-COMMAND = Path(sys.executable).with_name("unified-embeddings")
 FILES = {
     "alpha.txt": "The quick brown fox jumps over the lazy dog.",
     "beta.md": "Retrieval finds documents; ranking orders them.",
@@ -38,26 +37,6 @@ FILES = {
     "nan": "fusion merges two rankings",
     "a=b.txt": "into one, while the band plays on",
 }
-FORGET = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "PYTHONWARNINGS")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a run of the command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    def names(self) -> set[str]:
-        return {row["metadata"]["file_name"] for row in self.json}
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture(autouse=True)
@@ -83,41 +62,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(code or 0, out, err)
 
     return run
-
-
-def environment(**more: str) -> dict[str, str]:
-    """A plain one for a process: offline, on a terminal type that could show colours."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("UNIFIED_EMBEDDINGS_") and name not in FORGET
-    }
-    # One thread: tiny models gain nothing from more, and tests may run side by side.
-    return kept | {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | more
-
-
-def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    """The installed command in a process of its own."""
-    return subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(XDG_CACHE_HOME=str(cwd / "cache")),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        **options,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> Ended:
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert "Traceback" not in out + err
-    return Ended(process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")

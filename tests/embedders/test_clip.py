@@ -21,6 +21,7 @@ from PIL import Image
 
 import checkpoints
 import full_size
+from image_files import IMAGES, no_network, noise, png
 from unified_embeddings import (
     ClipEmbedder,
     EmbeddingCache,
@@ -34,18 +35,6 @@ from unified_embeddings.embedders.clip import ClipTextEmbedder
 LONG = "fox " * 100
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-IMAGES = [noise(40, 60, 1), noise(32, 32, 2), noise(100, 33, 3), noise(7, 300, 4), noise(1, 1, 5)]
 TEXTS = ["a fox", "A Fox!", "", LONG, "狐 🦊", "http://127.0.0.1:9/fox.png"]
 
 
@@ -174,7 +163,7 @@ class TestVectors:
 
 
 def corrupt(tmp_path: Path) -> dict[str, Any]:
-    from test_pictures import BOMB  # the header of an image that nobody could hold
+    from image_files import BOMB  # the header of an image that nobody could hold
 
     whole = png(noise(64, 64))
     empty, text = tmp_path / "empty.png", tmp_path / "text.png"
@@ -357,14 +346,6 @@ class TestUrls:
         no_network(monkeypatch)
         texts = ["http://example.com/a.png", "see https://example.com/b.jpg", "file:///etc/passwd"]
         assert embedder.encode_texts(texts).shape == (3, 24)
-
-
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("something asked the network")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
 
 
 class TestCache:

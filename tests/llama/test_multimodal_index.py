@@ -30,7 +30,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from qdrant_client import QdrantClient
 
 import checkpoints
-from test_images import IMAGES, no_network, noise, png
+from image_files import IMAGES, no_network, noise, png
 from unified_embeddings import (
     ClipEmbedder,
     FingerprintMismatchError,

@@ -589,7 +589,7 @@ class TestLlamaIndex:
     def test_a_url_in_a_text_is_a_text(
         self, dense: ModelSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from test_images import no_network
+        from image_files import no_network
 
         model = UnifiedEmbeddingConfig(dense).text_model
         model.get_text_embedding("warm")

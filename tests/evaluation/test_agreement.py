@@ -251,7 +251,8 @@ class TestMeasuring:
     @pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
     def test_the_process_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
         code = (
-            "import threading, time\nfrom unified_embeddings.evaluation.measurement import _end_with_parent\n"
+            "import threading, time\n"
+            "from unified_embeddings.evaluation.measurement import _end_with_parent\n"
             "threading.Thread(target=_end_with_parent).start()\nprint('up', flush=True)\n"
             "time.sleep(60)"
         )

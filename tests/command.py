@@ -1,0 +1,71 @@
+"""The installed command, run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMAND = Path(sys.executable).with_name("unified-embeddings")
+
+
+FORGET = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "PYTHONWARNINGS")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def names(self) -> set[str]:
+        return {row["metadata"]["file_name"] for row in self.json}
+
+
+Run = Callable[..., Ended]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A plain one for a process: offline, on a terminal type that could show colours."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("UNIFIED_EMBEDDINGS_") and name not in FORGET
+    }
+    # One thread: tiny models gain nothing from more, and tests may run side by side.
+    return kept | {"HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | more
+
+
+def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """The installed command in a process of its own."""
+    return subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(XDG_CACHE_HOME=str(cwd / "cache")),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ended:
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "Traceback" not in out + err
+    return Ended(process.returncode, out, err)
