@@ -21,7 +21,7 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import models
 
-from unified_embeddings.cache.embedding_cache import Value
+from unified_embeddings.cache.keys import Value
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.models.checkpoint import Checkpoint

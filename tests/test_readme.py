@@ -53,7 +53,8 @@ def test_the_example_of_choices_makes_what_it_says(capsys: pytest.CaptureFixture
 
 
 def test_the_toml_example_reads(tmp_path: Path) -> None:
-    from unified_embeddings.models.spec import ModelSpec, spec_for
+    from unified_embeddings.models.catalogue import spec_for
+    from unified_embeddings.models.spec import ModelSpec
 
     (block,) = re.findall(r"^```toml\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.M)
     path = tmp_path / "ours.toml"
@@ -106,7 +107,7 @@ def test_the_int8_example_gives_what_its_comment_says(
         return tmp_path / name
 
     folder = mini_m3_folder()
-    monkeypatch.setattr("unified_embeddings.models.checkpoint.mini_m3_folder", lambda: folder)
+    monkeypatch.setattr("unified_embeddings.models.resolve.mini_m3_folder", lambda: folder)
     monkeypatch.setattr("platformdirs.user_cache_path", cache)
     shown = BLOCKS[5] + "\nprint(small.runtime.precision, small.encode_query('foxes').dense.shape)"
     assert run(shown, capsys) == "int8 (1, 384)\n"

@@ -10,14 +10,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from unified_embeddings._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, EmbedderStats, TextEmbedder
+    from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
+    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
-    from unified_embeddings.embedders.paired import PairedEmbedder, make_embedder
+    from unified_embeddings.embedders.factory import make_embedder
+    from unified_embeddings.embedders.paired import PairedEmbedder
     from unified_embeddings.errors import (
         FingerprintMismatchError,
         InputError,
@@ -30,10 +32,8 @@ if TYPE_CHECKING:
     from unified_embeddings.fusion import rrf
     from unified_embeddings.heads import colbert_score, dense_score, sparse_score
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
-    from unified_embeddings.llama.multimodal_index import (
-        UnifiedImageEmbedding,
-        UnifiedMultiModalIndex,
-    )
+    from unified_embeddings.llama.images import UnifiedImageEmbedding
+    from unified_embeddings.llama.multimodal_index import UnifiedMultiModalIndex
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
     from unified_embeddings.models.spec import ModelSpec
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -45,7 +45,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "cache.embedding_cache": ("CacheStats", "EmbeddingCache"),
     "config.pipeline": ("UnifiedEmbeddingConfig",),
-    "embedders.bge_m3": ("BGE_M3_Embedder", "EmbedderStats", "TextEmbedder"),
+    "embedders.base": ("EmbedderStats", "TextEmbedder"),
+    "embedders.bge_m3": ("BGE_M3_Embedder",),
+    "embedders.clip": ("ClipEmbedder", "ClipStats"),
+    "embedders.factory": ("make_embedder",),
+    "embedders.paired": ("PairedEmbedder",),
     "errors": (
         "FingerprintMismatchError",
         "InputError",
@@ -55,18 +59,17 @@ _HOMES = {
         "StoreError",
         "UnifiedEmbeddingsError",
     ),
-    "heads": ("colbert_score", "dense_score", "sparse_score"),
-    "embedders.clip": ("ClipEmbedder", "ClipStats"),
-    "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
-    "llama.multimodal_index": ("UnifiedImageEmbedding", "UnifiedMultiModalIndex"),
-    "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
-    "system.memory": ("MemoryReport", "ModelMemory"),
-    "models.spec": ("ModelSpec",),
-    "embedders.paired": ("PairedEmbedder", "make_embedder"),
     "fusion": ("rrf",),
+    "heads": ("colbert_score", "dense_score", "sparse_score"),
+    "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
+    "llama.images": ("UnifiedImageEmbedding",),
+    "llama.multimodal_index": ("UnifiedMultiModalIndex",),
+    "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
+    "models.spec": ("ModelSpec",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
     "stores.edge.client": ("EdgeQdrantClient",),
+    "system.memory": ("MemoryReport", "ModelMemory"),
     "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

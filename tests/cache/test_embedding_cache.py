@@ -25,7 +25,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unified_embeddings.cache.embedding_cache import EmbeddingCache, key_for
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.cache.keys import key_for
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.types import SparseVector
 
@@ -839,7 +840,8 @@ class TestFailingDisk:
 WRITER = """
 import sys
 import numpy as np
-from unified_embeddings.cache.embedding_cache import EmbeddingCache, key_for
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.cache.keys import key_for
 
 path, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)

@@ -819,7 +819,7 @@ class TestQuantize:
     ) -> None:
         def planned(*, every: bool, pays: str) -> list[str]:
             runtime = Runtime("torch", "cpu", pays, "so it is")
-            monkeypatch.setattr("unified_embeddings.engines.base.plan", lambda *_: runtime)
+            monkeypatch.setattr("unified_embeddings.engines.registry.plan", lambda *_: runtime)
             embedder = BGE_M3_Embedder(xlmr, precision="fp32")
             return [one.precision for one in quantize._other_precisions(embedder, every=every)]
 

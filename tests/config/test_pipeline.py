@@ -11,7 +11,8 @@ import pytest
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
-from unified_embeddings.models.spec import MODELS, ModelSpec
+from unified_embeddings.models.catalogue import MODELS
+from unified_embeddings.models.spec import ModelSpec
 
 PREFIX = "UNIFIED_EMBEDDINGS_"
 

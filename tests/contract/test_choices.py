@@ -19,7 +19,8 @@ import torch
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder
-from unified_embeddings.models.spec import MODELS, ModelSpec
+from unified_embeddings.models.catalogue import MODELS
+from unified_embeddings.models.spec import ModelSpec
 
 BGE = "Represent this sentence for searching relevant passages: "
 CARDS: dict[str, dict[str, Any]] = {

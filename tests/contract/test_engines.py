@@ -12,7 +12,7 @@ import pytest
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder, EmbeddingCache, Embeddings
-from unified_embeddings.engines.base import ENGINES
+from unified_embeddings.engines.registry import ENGINES
 
 DENSE, SPARSE, COLBERT = 1e-5, 1e-4, 1e-4
 SPECIALS = {"xlmr": "<s> <pad> </s> <unk> <mask>", "bert": "[CLS] [PAD] [SEP] [UNK] [MASK]"}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder, EmbeddingCache, InputError, UnifiedEmbeddingsError
-from unified_embeddings.embedders.bge_m3 import _batches
+from unified_embeddings.embedders.batching import group_into_batches
 from unified_embeddings.embedders.tokenization import Tokenised
-from unified_embeddings.engines import base as engines
+from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import RawHeads
 from unified_embeddings.engines.torch import TorchEngine
 
@@ -105,7 +105,7 @@ def test_batching_covers_each_text_once_within_the_budget(
     lengths: list[int], budget: int, padded: bool
 ) -> None:
     texts = [Tokenised(np.zeros(n, dtype=np.int32), False) for n in lengths]
-    batches = list(_batches(texts, budget, padded=padded))
+    batches = list(group_into_batches(texts, budget, padded=padded))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         sizes = [lengths[i] for i in batch]
@@ -117,8 +117,8 @@ def test_sixteen_threads_asking_for_one_new_text_cost_one_load_and_one_pass(
     xlmr: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    load = engines.load
-    monkeypatch.setattr(engines, "load", lambda *args: loads.append(1) or load(*args))
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda *args: loads.append(1) or load(*args))
     embedder = BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
     barrier = threading.Barrier(16)
 
@@ -300,7 +300,7 @@ def test_a_disk_cache_serves_the_next_process_without_loading_the_model(
     first = BGE_M3_Embedder(xlmr, cache=EmbeddingCache(path=file))
     expected = first.encode_documents(checkpoints.CORPUS, colbert=True)
     first.cache.close()
-    monkeypatch.setattr(engines, "load", lambda *_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(registry, "load", lambda *_: pytest.fail("the weights were loaded"))
     second = BGE_M3_Embedder(xlmr, cache=EmbeddingCache(path=file))
     found = second.encode_documents(checkpoints.CORPUS, colbert=True)
     np.testing.assert_array_equal(found.dense, expected.dense)

@@ -30,7 +30,7 @@ from unified_embeddings import (
     ModelSpec,
     UnifiedEmbeddingsError,
 )
-from unified_embeddings.embedders.clip import ClipTextEmbedder
+from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 
 LONG = "fox " * 100
 
@@ -262,7 +262,7 @@ class TestBadImages:
     def test_a_bad_image_costs_no_second_decoding(
         self, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from unified_embeddings.images.sources import Picture
+        from unified_embeddings.images.decoding import Picture
 
         decoded = []
         real = Picture.decode
@@ -394,13 +394,13 @@ def test_sixteen_threads_load_once(clip: Path, monkeypatch: pytest.MonkeyPatch) 
     from unified_embeddings.embedders import clip as images
 
     loads = []
-    real = images._Model
+    real = images.ClipModel
 
     def counted(*args: Any) -> Any:
         loads.append(threading.get_ident())
         return real(*args)
 
-    monkeypatch.setattr(images, "_Model", counted)
+    monkeypatch.setattr(images, "ClipModel", counted)
     embedder = ClipEmbedder(clip, precision="fp32")
     with ThreadPoolExecutor(16) as pool:
         pictures = list(pool.map(lambda _: embedder.encode_images(IMAGES).dense, range(16)))

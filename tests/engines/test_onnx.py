@@ -31,7 +31,7 @@ from unified_embeddings import (
 )
 from unified_embeddings.export.folder import export_onnx
 from unified_embeddings.export.graph import quantised
-from unified_embeddings.models.spec import MODELS
+from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.system.hardware import Cpu
 
 needs_mini = pytest.mark.skipif(

@@ -21,15 +21,10 @@ from unified_embeddings import Embeddings, InputError, SparseVector
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.evaluation.agreement import (
     Drift,
-    Retrieval,
     colbert_agreement,
     colbert_scores,
     dense_agreement,
     drift,
-    ndcg,
-    overlap,
-    rankings,
-    retrieval,
     sparse_agreement,
 )
 from unified_embeddings.evaluation.corpora import Corpus, python_reference, read_beir, spread
@@ -40,6 +35,7 @@ from unified_embeddings.evaluation.measurement import (
     compare,
     measure,
 )
+from unified_embeddings.evaluation.rankings import Retrieval, ndcg, overlap, rankings, retrieval
 from unified_embeddings.system.memory import peak_bytes, process_bytes
 
 

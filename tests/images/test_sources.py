@@ -33,7 +33,8 @@ from PIL import Image
 from image_files import BOMB, handmade_png
 from unified_embeddings.errors import InputError
 from unified_embeddings.images import sources as pictures
-from unified_embeddings.images.sources import Picture, read_picture
+from unified_embeddings.images.decoding import Picture
+from unified_embeddings.images.sources import read_picture
 
 MAX_PIXELS = 64_000_000
 WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0)

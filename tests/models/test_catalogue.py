@@ -31,7 +31,7 @@ from unified_embeddings import (
     UnifiedTextEmbedding,
     make_embedder,
 )
-from unified_embeddings.models.spec import MODELS, spec_for
+from unified_embeddings.models.catalogue import MODELS, spec_for, spec_from_dict
 
 TEXTS = ["The quick brown fox jumps over the lazy dog", "fusion merges two rankings", "fox fox"]
 
@@ -380,14 +380,14 @@ class TestNames:
             ModelSpec("mine", "some/model", query_adapter=adapter)
 
     def test_like_does_not_lend_its_pins_to_another_repository(self) -> None:
-        spec = ModelSpec.from_dict({"like": "nomic", "model_id": "me/fine"})
+        spec = spec_from_dict({"like": "nomic", "model_id": "me/fine"})
         assert (spec.choice, spec.licence, spec.revision) == ("me/fine", "unknown", None)
         assert (spec.query_prefix, spec.remote_code) == ("search_query: ", True)
         with pytest.raises(ModelLoadError, match="has to be pinned"):
             BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
         for fields in ([1, 2], "x"):
             with pytest.raises(InputError, match="must be a mapping"):
-                ModelSpec.from_dict(fields)  # type: ignore[arg-type]
+                spec_from_dict(fields)  # type: ignore[arg-type]
 
     def test_models_of_images_are_another_class(self) -> None:
         with pytest.raises(InputError, match="take a ClipEmbedder"):

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.checkpoint import Checkpoint, resolve
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.resolve import resolve
 
 OLD = "0123456789abcdef0123456789abcdef01234567"
 NEW = "fedcba9876543210fedcba9876543210fedcba98"

@@ -23,14 +23,9 @@ from qdrant_client import QdrantClient, models
 from command import Ended, environment, finish
 from unified_embeddings.cli import app as cli
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.stores.copying import (
-    CopyReport,
-    check_copy,
-    copy_collection,
-    open_old_folder,
-)
+from unified_embeddings.stores.copying import CopyReport, check_copy, copy_collection
 from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-from unified_embeddings.stores.opening import open_folder
+from unified_embeddings.stores.opening import open_folder, open_old_folder
 
 Distance = models.Distance
 OURS = {"fingerprint": "bge-m3:0123", "model": "BAAI/bge-m3", "revision": "abc"}

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from unified_embeddings import __version__
+from unified_embeddings._version import __version__
 from unified_embeddings.cli import (
     copying,
     demo,

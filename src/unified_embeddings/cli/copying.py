@@ -129,9 +129,8 @@ class _Place:
         """Its client."""
         from qdrant_client import QdrantClient
 
-        from unified_embeddings.stores.copying import open_old_folder
         from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-        from unified_embeddings.stores.opening import open_folder
+        from unified_embeddings.stores.opening import open_folder, open_old_folder
 
         if self.is_server:
             return QdrantClient(

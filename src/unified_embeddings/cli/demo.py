@@ -11,7 +11,7 @@ from rich.table import Table
 
 from unified_embeddings.cli import shared
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-from unified_embeddings.models.spec import MINI_M3
+from unified_embeddings.models.catalogue import MINI_M3
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore

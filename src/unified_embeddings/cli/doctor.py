@@ -153,7 +153,7 @@ def _models(chosen: str) -> dict[str, str]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from unified_embeddings.models.spec import MODELS
+    from unified_embeddings.models.catalogue import MODELS
 
     names = dict.fromkeys(["BAAI/bge-m3", "mini-m3", chosen])
     try:
@@ -170,7 +170,7 @@ def _models(chosen: str) -> dict[str, str]:
 
 def _usable(name: str) -> str:
     from unified_embeddings.errors import UnifiedEmbeddingsError
-    from unified_embeddings.models.checkpoint import resolve
+    from unified_embeddings.models.resolve import resolve
 
     try:
         found = resolve(name, local_files_only=True)

@@ -9,8 +9,9 @@ import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.checkpoint import resolve
-from unified_embeddings.models.spec import MODELS, ModelSpec, spec_for
+from unified_embeddings.models.catalogue import MODELS, spec_for
+from unified_embeddings.models.resolve import resolve
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
 Name = Annotated[

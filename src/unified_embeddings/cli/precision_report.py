@@ -13,7 +13,8 @@ from rich.table import Table
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError, MissingExtraError
-from unified_embeddings.evaluation.agreement import TOP_IDS, Comparison, Row
+from unified_embeddings.evaluation.agreement import TOP_IDS
+from unified_embeddings.evaluation.comparison import Comparison, Row
 
 Cells: TypeAlias = Callable[[Row], tuple[str, ...] | None]
 """What a row shows in a table; None leaves the row out of it."""

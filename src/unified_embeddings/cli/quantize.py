@@ -146,11 +146,11 @@ def _reference(model: str) -> BGE_M3_Embedder:
 
 def _other_precisions(embedder: BGE_M3_Embedder, *, every: bool) -> Iterator[Candidate]:
     """The reference's engine in the precision that pays on this hardware, or in every one."""
-    from unified_embeddings.engines import base as engines
+    from unified_embeddings.engines import registry
     from unified_embeddings.evaluation.measurement import Candidate
 
     engine = embedder.runtime.engine
-    pays = engines.plan(engine, "auto", "auto", lambda: embedder.checkpoint).precision
+    pays = registry.plan(engine, "auto", "auto", lambda: embedder.checkpoint).precision
     for precision in ("bf16", "fp16"):
         if every or precision == pays:
             yield Candidate(
@@ -179,7 +179,7 @@ def _exported(embedder: BGE_M3_Embedder, folder: Path, precision: Precision) -> 
 
 
 def _is_export_of(embedder: BGE_M3_Embedder, folder: Path, precision: str) -> bool:
-    from unified_embeddings.models.checkpoint import resolve
+    from unified_embeddings.models.resolve import resolve
 
     if not folder.is_dir():
         return False

@@ -103,8 +103,8 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
     """
     from qdrant_client import QdrantClient
 
+    from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.opening import open_folder
-    from unified_embeddings.stores.schema import store_errors
 
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():

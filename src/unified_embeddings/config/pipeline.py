@@ -14,10 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
-from unified_embeddings.embedders.bge_m3 import TextEmbedder, check_limits
-from unified_embeddings.embedders.paired import make_embedder
+from unified_embeddings.config.environment import _PREFIX, _VARIABLES, _quantization, _read
+from unified_embeddings.embedders.base import TextEmbedder, check_limits
+from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models.spec import CLIP, ModelSpec, image_spec_for, spec_for
+from unified_embeddings.models.catalogue import CLIP, image_spec_for, spec_for
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.hardware import threads_that_sleep
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part")
 
-_PREFIX = "UNIFIED_EMBEDDINGS_"
 _OPENAI_CLIPS = (
     "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14",
     "ViT-L/14@336px",
@@ -299,7 +300,7 @@ class UnifiedEmbeddingConfig:
         Raises:
             As `vector_store` and `clip`.
         """
-        from unified_embeddings.embedders.clip import ClipTextEmbedder
+        from unified_embeddings.embedders.clip_text import ClipTextEmbedder
         from unified_embeddings.llama.vector_store import build_vector_store
 
         return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
@@ -339,7 +340,7 @@ class UnifiedEmbeddingConfig:
             return cast("Part", parts[name])
 
     def _make_clip_text(self) -> TextEmbedder:
-        from unified_embeddings.embedders.clip import ClipTextEmbedder
+        from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 
         return ClipTextEmbedder(self.clip)
 
@@ -382,7 +383,7 @@ class UnifiedEmbeddingConfig:
         image_model = self.__dict__["_options"]["image_model"]
         if image_model in _OPENAI_CLIPS and not self.__dict__["_spec"].images:
             return _openai_clip(image_model)
-        from unified_embeddings.llama.multimodal_index import UnifiedImageEmbedding
+        from unified_embeddings.llama.images import UnifiedImageEmbedding
 
         return UnifiedImageEmbedding(self.clip)
 
@@ -407,42 +408,3 @@ def _openai_clip(name: str) -> MultiModalEmbedding:
     from llama_index.embeddings.clip import ClipEmbedding
 
     return ClipEmbedding(model_name=name)
-
-
-def _quantization(text: str) -> str:
-    if text.lower() not in ("fp32", "fp16", "int8"):
-        raise InputError(f"QUANTIZATION={text!r} is not usable: expected fp32, fp16 or int8")
-    return text.lower()
-
-
-def _flag(text: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if text.lower() not in known:
-        raise ValueError("expected 1, 0, true, false, yes or no")
-    return known[text.lower()]
-
-
-_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "MODEL": ("model_choice", str),
-    "IMAGE_MODEL": ("image_model", lambda text: None if text.lower() == "none" else text),
-    "SPARSE_MODEL": ("sparse_model", str),
-    "ALLOW_URLS": ("allow_urls", _flag),
-    "ENGINE": ("engine", str),
-    "PRECISION": ("precision", str),
-    "DEVICE": ("device", str),
-    "MAX_LENGTH": ("max_length", int),
-    "BATCH_TOKENS": ("batch_tokens", int),
-    "REVISION": ("revision", str),
-    "LOCAL_FILES_ONLY": ("local_files_only", _flag),
-    "TRUST_REMOTE_CODE": ("trust_remote_code", _flag),
-    "CACHE_BYTES": ("cache_bytes", int),
-    "CACHE_PATH": ("path", str),
-}
-
-
-def _read(environ: Mapping[str, str], variable: str, reader: Callable[[str], Any]) -> Any:
-    text = environ[_PREFIX + variable].strip()
-    try:
-        return reader(text)
-    except ValueError as error:
-        raise InputError(f"{_PREFIX}{variable}={text!r} is not usable: {error}") from None

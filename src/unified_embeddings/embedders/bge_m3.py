@@ -11,26 +11,27 @@ import logging
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from unified_embeddings import heads
-from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache, Value, key_for
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.cache.keys import Value, key_for
+from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder, check_limits, validated
+from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
-from unified_embeddings.engines import base as engines
+from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models.checkpoint import Checkpoint, require_consent, resolve
-from unified_embeddings.models.spec import ModelSpec, spec_for
+from unified_embeddings.models.catalogue import spec_for
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.resolve import require_consent, resolve
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import (
-    HEAD_NAMES,
     Embeddings,
     FloatArray,
     HeadName,
@@ -41,205 +42,6 @@ from unified_embeddings.types import (
 _LOG = logging.getLogger(__name__)
 _HEAD_START = 0.03
 """Seconds; see `_tokenizer_soon`."""
-_Item = TypeVar("_Item")
-_Done = TypeVar("_Done")
-_WINDOW = 1024
-"""Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
-
-
-@dataclass(frozen=True)
-class EmbedderStats:
-    """What an embedder has done since it was made.
-
-    Attributes:
-        texts: Texts asked for.
-        tokenised: Texts tokenised: those with a vector that was not in the cache.
-        truncated: Of those, how many were longer than `max_length` and cut.
-        tokens: Tokens run through the model, special tokens included.
-        batches: Batches formed.
-        forwards: Batches run; the engine onnx passes once over each length in one.
-        cache: The cache's counters.
-    """
-
-    texts: int
-    tokenised: int
-    truncated: int
-    tokens: int
-    batches: int
-    forwards: int
-    cache: CacheStats
-
-
-class TextEmbedder(ABC):
-    """What every embedder of texts does: one model, two beside each other, or CLIP's text half.
-
-    Attributes:
-        model_name: The choice, hub id, folder or file it was made with.
-        heads: What it can produce.
-        cache: Where its vectors are kept.
-
-    All methods are thread-safe.
-    """
-
-    model_name: str
-    heads: tuple[HeadName, ...]
-    cache: EmbeddingCache
-
-    @property
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """The options it was made with but `model_name` and `cache`: plain values, fit for JSON."""
-
-    @property
-    @abstractmethod
-    def dimension(self) -> int:
-        """Width of the dense vectors."""
-
-    @property
-    @abstractmethod
-    def max_length(self) -> int:
-        """Most tokens of a text, special tokens included: the smaller of asked for and possible."""
-
-    @property
-    @abstractmethod
-    def document_length(self) -> int:
-        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """What two embedders must share for their vectors to compare, as 32 hex digits."""
-
-    @property
-    @abstractmethod
-    def revision(self) -> str:
-        """The commit of the model's files, or their digest."""
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
-        """The models it is made of, each on its own."""
-
-    @abstractmethod
-    def tokenise(self, text: str) -> list[int]:
-        """All token ids of a text, uncut and without special tokens; loads no weights.
-
-        For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
-        model will.
-
-        Raises:
-            InputError: If it is not a str or holds lone surrogates.
-        """
-
-    @abstractmethod
-    def stats(self) -> EmbedderStats:
-        """Counters since the embedder was made."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of the model's memory; the cache stays. Calls that need the model then fail."""
-
-    @abstractmethod
-    def _encode(
-        self, texts: list[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
-    ) -> Embeddings: ...
-
-    def encode_documents(
-        self,
-        texts: Iterable[str],
-        *,
-        dense: bool | None = None,
-        sparse: bool | None = None,
-        colbert: bool = False,
-        show_progress: bool = False,
-    ) -> Embeddings:
-        """Embed texts to be searched.
-
-        Args:
-            texts: n texts; none gives an empty result, a blank text is a text.
-            dense: Whether to give dense vectors; None gives them where the model has them.
-            sparse: Whether to give sparse vectors; None gives them where the model has them.
-            colbert: Whether to give ColBERT vectors; at least one of the three.
-            show_progress: Draw a progress bar on standard error.
-
-        Returns:
-            Embeddings of length n in the order given: dense float32 (n, dimension); n sparse
-            vectors; n ColBERT arrays float32 (t_i, d).
-
-        Raises:
-            InputError: If an item is not a str or holds lone surrogates (its index is named), no
-                head is asked for, or one that the model does not give.
-            ModelLoadError, MissingExtraError: If the model cannot be loaded.
-        """
-        return self._ask(texts, "document", (dense, sparse, colbert), show_progress)
-
-    def encode_queries(
-        self,
-        texts: Iterable[str],
-        *,
-        dense: bool | None = None,
-        sparse: bool | None = None,
-        colbert: bool = False,
-        show_progress: bool = False,
-    ) -> Embeddings:
-        """Embed texts to search with; as `encode_documents`, with the model's query prefix.
-
-        BGE-M3 has no prefix: a text gives the same vectors in both roles.
-        """
-        return self._ask(texts, "query", (dense, sparse, colbert), show_progress)
-
-    def encode_query(
-        self,
-        text: str,
-        *,
-        dense: bool | None = None,
-        sparse: bool | None = None,
-        colbert: bool = False,
-    ) -> Embeddings:
-        """Embed one text to search with: an Embeddings of length 1.
-
-        Raises:
-            As `encode_documents`.
-        """
-        if not isinstance(text, str):
-            raise InputError(f"a query must be one str, got {type(text).__name__}")
-        return self._ask([text], "query", (dense, sparse, colbert), show_progress=False)
-
-    def __enter__(self) -> TextEmbedder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model_name!r})"
-
-    def _ask(
-        self,
-        texts: Iterable[str],
-        role: Role,
-        asked: tuple[bool | None, bool | None, bool],
-        show_progress: bool,
-    ) -> Embeddings:
-        wanted = tuple(
-            head
-            for head, on in zip(HEAD_NAMES, asked, strict=True)
-            if on or (on is None and head in self.heads)
-        )
-        if not wanted:
-            raise InputError("ask for at least one of dense, sparse and colbert")
-        for head in wanted:
-            if head not in self.heads:
-                raise InputError(
-                    f"{self.model_name!r} gives {' and '.join(self.heads)} vectors, no {head} ones;"
-                    f" leave {head} out, or take a model that gives them"
-                )
-        return self._encode(validated(texts), role, wanted, show_progress)
 
 
 class BGE_M3_Embedder(TextEmbedder):
@@ -358,8 +160,8 @@ class BGE_M3_Embedder(TextEmbedder):
                 options, engine = self._options, self._options["engine"]
                 if engine == "auto":
                     wanted = "onnx" if options["precision"] == "int8" else self._spec.engine
-                    engine = wanted or engines.best_for(self.checkpoint)
-                self._runtime = engines.plan(
+                    engine = wanted or registry.best_for(self.checkpoint)
+                self._runtime = registry.plan(
                     engine, options["precision"], options["device"], lambda: self.checkpoint
                 )
             return self._runtime
@@ -483,10 +285,10 @@ class BGE_M3_Embedder(TextEmbedder):
         def tokenise(window: list[int]) -> list[Tokenised]:
             return tokenizer([prefix + texts[row] for row in window])
 
-        windows = [rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW)]
-        for window, tokenised in _one_ahead(tokenise, windows):
+        windows = [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
+        for window, tokenised in work_one_ahead(tokenise, windows):
             self._count(tokenised=len(window), truncated=sum(text.truncated for text in tokenised))
-            for batch in _batches(tokenised, self._batch_tokens, padded=engine.padded):
+            for batch in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
                 self._count(batches=1)
                 ids = [tokenised[i].ids for i in batch]
                 raw = engine.run(ids, needed, role)
@@ -510,7 +312,7 @@ class BGE_M3_Embedder(TextEmbedder):
                 with ThreadPoolExecutor(1) as thread:
                     if self._tokenizer is None:
                         tokenizer = thread.submit(_tokenizer_soon, checkpoint, length)
-                    engine = engines.load(checkpoint, self.runtime)
+                    engine = registry.load(checkpoint, self.runtime)
                 self._tokenizer = self._tokenizer or tokenizer.result()
                 self._engine = engine
                 if "-NC-" in self._spec.licence:
@@ -546,77 +348,6 @@ def _tokenizer_soon(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
     """
     time.sleep(_HEAD_START)
     return _tokenizer(checkpoint, max_length)
-
-
-def check_limits(max_length: Any, batch_tokens: Any) -> None:
-    """Refuse limits that are no whole numbers above 0.
-
-    Raises:
-        InputError: If one is not; it is named.
-    """
-    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be a whole number above 0, got {value!r}")
-
-
-def validated(texts: Iterable[str]) -> list[str]:
-    """The texts as a list, each a str of valid Unicode.
-
-    Raises:
-        InputError: If they are not; the first bad item's index is named.
-    """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputError(
-            f"expected a list of texts, got {type(texts).__name__}; put a single text into a list"
-        )
-    items = list(texts)
-    for index, item in enumerate(items):
-        if not isinstance(item, str):
-            raise InputError(f"expected a str, got {type(item).__name__}", index=index)
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"holds a lone surrogate at character {error.start}, which is no valid Unicode; "
-                "read the text with the right encoding or errors='replace'",
-                index=index,
-            ) from None
-    return items
-
-
-def _one_ahead(work: Callable[[_Item], _Done], items: list[_Item]) -> Iterator[tuple[_Item, _Done]]:
-    """Each item with what became of it, while the next is being worked on in another thread."""
-    if len(items) < 2:
-        yield from ((item, work(item)) for item in items)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(work, items[0])
-        for i, item in enumerate(items):
-            done = ahead.result()
-            if i + 1 < len(items):
-                ahead = thread.submit(work, items[i + 1])
-            yield item, done
-
-
-def _batches(texts: Sequence[Tokenised], budget: int, *, padded: bool) -> Iterator[list[int]]:
-    """Group positions into batches of at most `budget` tokens, longest texts first.
-
-    A batch costs the sum of its lengths where texts are packed, the longest times their number
-    where they are padded. A text over the budget stands alone.
-    """
-    batch: list[int] = []
-    total = longest = 0
-    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)):
-        length = len(texts[i].ids)
-        cost = longest * (len(batch) + 1) if padded else total + length
-        if batch and cost > budget:
-            yield batch
-            batch, total, longest = [], 0, 0
-        batch.append(i)
-        total += length
-        longest = max(longest, length)
-    if batch:
-        yield batch
 
 
 def _finish(

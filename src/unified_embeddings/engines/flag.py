@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from unified_embeddings.engines.base import RawHeads, Runtime
-from unified_embeddings.engines.torch import DTYPES, host_weights, padded, plan_torch
+from unified_embeddings.engines.torch_device import DTYPES, host_weights, padded, plan_torch
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.models.weights import load_head, read_backbone

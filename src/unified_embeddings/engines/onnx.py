@@ -15,17 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from unified_embeddings.engines.base import (
-    EXPORTED_IN,
-    INPUTS,
-    OUTPUTS,
-    RawHeads,
-    Runtime,
-    unpackable,
-)
+from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
-from unified_embeddings.models.checkpoint import Checkpoint, resolve
-from unified_embeddings.models.spec import EXPORT
+from unified_embeddings.models.architecture import unpackable
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.exported import EXPORT, EXPORTED_IN, INPUTS, OUTPUTS
+from unified_embeddings.models.resolve import resolve
 from unified_embeddings.system.hardware import cpu, threads_that_sleep
 from unified_embeddings.system.memory import give_back_file
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role

@@ -21,12 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.quiet import quiet_loading
-from unified_embeddings.engines.torch import (
-    DTYPES,
-    host_weights,
-    padded,
-    plan_torch,
-)
+from unified_embeddings.engines.torch_device import DTYPES, host_weights, padded, plan_torch
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import HeadName, IntArray, Role, SparseVector

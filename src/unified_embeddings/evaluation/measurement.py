@@ -29,25 +29,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embeddings import __version__
+from unified_embeddings._version import __version__
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.evaluation.agreement import (
     Agreement,
-    Comparison,
-    Cost,
     Drift,
-    Row,
     colbert_agreement,
     colbert_scores,
     dense_agreement,
     drift,
-    rankings,
-    retrieval,
     sparse_agreement,
 )
+from unified_embeddings.evaluation.comparison import Comparison, Cost, Row
 from unified_embeddings.evaluation.corpora import Corpus, spread
+from unified_embeddings.evaluation.rankings import rankings, retrieval
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.system.memory import peak_bytes, process_bytes

@@ -19,18 +19,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unified_embeddings import __version__
-from unified_embeddings.engines.base import EXPORTED_IN, PACKED, unpackable
+from unified_embeddings._version import __version__
 from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.export.graph import Linear, Model, write_graph
+from unified_embeddings.models.architecture import PACKED, unpackable
 from unified_embeddings.models.checkpoint import (
     COLBERT_HEAD,
     SPARSE_HEAD,
     Checkpoint,
     content_digest,
-    resolve,
 )
-from unified_embeddings.models.spec import EXPORT, EXPORT_FORMAT, ModelSpec
+from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN
+from unified_embeddings.models.resolve import resolve
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.models.weights import load_head, read_backbone
 
 _FILE = "model.onnx"

@@ -24,8 +24,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from unified_embeddings.engines.base import INPUTS, OUTPUTS
 from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.models.exported import INPUTS, OUTPUTS
 from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray

@@ -8,8 +8,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder, validated
-from unified_embeddings.embedders.paired import make_embedder
+from unified_embeddings.embedders.base import validated
+from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.text import ValidatedTexts
 

@@ -23,9 +23,9 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
-from unified_embeddings.embedders.bge_m3 import TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
-from unified_embeddings.stores.schema import store_errors
+from unified_embeddings.stores.errors import store_errors
 
 _CHUNK_TOKENS = 512
 _OVERLAP = 0.125

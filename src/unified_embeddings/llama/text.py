@@ -12,8 +12,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from unified_embeddings.embedders.bge_m3 import TextEmbedder, validated
-from unified_embeddings.embedders.paired import make_embedder
+from unified_embeddings.embedders.base import TextEmbedder, validated
+from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.types import Embeddings
 
 _BATCH = 128

@@ -12,15 +12,11 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from unified_embeddings.embedders.bge_m3 import TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError
+from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, async_view, make_thread_safe, open_folder
-from unified_embeddings.stores.schema import (
-    DENSE_VECTOR,
-    SPARSE_VECTOR,
-    ensure_collection,
-    store_errors,
-)
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR, ensure_collection
 from unified_embeddings.types import Role
 
 SparseLists = tuple[list[list[int]], list[list[float]]]

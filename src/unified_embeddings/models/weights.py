@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from unified_embeddings.engines.base import ACTIVATIONS, unpackable
+from unified_embeddings.models.architecture import ACTIVATIONS, unpackable
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import give_back, mapped_spans
 

@@ -25,11 +25,12 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models
 
 from unified_embeddings import heads
-from unified_embeddings.embedders.bge_m3 import TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.fusion import rrf
+from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import make_thread_safe
-from unified_embeddings.stores.schema import check_collection, store_errors
+from unified_embeddings.stores.schema import check_collection
 from unified_embeddings.types import FloatArray, SparseVector
 
 Mode = Literal["hybrid", "dense", "sparse"]

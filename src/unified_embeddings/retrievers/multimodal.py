@@ -16,8 +16,9 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryT
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-from unified_embeddings.embedders.bge_m3 import TextEmbedder
-from unified_embeddings.embedders.clip import ClipEmbedder, ClipTextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.clip import ClipEmbedder
+from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
 from unified_embeddings.retrievers.hybrid import (

@@ -8,20 +8,18 @@ clients with qdrant-client's interface.
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_in_process, is_local_mode
-from unified_embeddings.stores.schema import METADATA_KEY, store_errors
+from unified_embeddings.stores.schema import METADATA_KEY
 
 _IDS_A_PAGE = 1_000
 _REQUEST_BYTES = 16 * 2**20  # as JSON: half of what a Qdrant server takes unless told otherwise
@@ -56,20 +54,6 @@ class CopyReport:
     seconds: float
     aliases: tuple[str, ...]
     aliases_copied: bool
-
-
-def open_old_folder(path: str | os.PathLike[str]) -> QdrantClient:
-    """A folder of qdrant-client's local mode, which reads all of it into memory.
-
-    Raises:
-        StoreError: If another client has it open, or its files cannot be read.
-    """
-    folder = Path(path).expanduser().resolve()
-    try:
-        return QdrantClient(path=str(folder))
-    except (RuntimeError, OSError, ValueError, LookupError, sqlite3.Error) as error:
-        problem = str(error).strip() or type(error).__name__
-        raise StoreError(str(folder), "opening", problem) from error
 
 
 def collection_names(client: Client, place: str) -> list[str]:

@@ -9,6 +9,7 @@ around each such client, and an async view of it.
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import weakref
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.local.qdrant_local import QdrantLocal
 
+from unified_embeddings.errors import StoreError
 from unified_embeddings.stores.asynchronous import AsyncView
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
@@ -87,3 +89,17 @@ def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
             client = EdgeQdrantClient(folder)
             _open_clients[folder] = client
         return client
+
+
+def open_old_folder(path: str | os.PathLike[str]) -> QdrantClient:
+    """A folder of qdrant-client's local mode, which reads all of it into memory.
+
+    Raises:
+        StoreError: If another client has it open, or its files cannot be read.
+    """
+    folder = Path(path).expanduser().resolve()
+    try:
+        return QdrantClient(path=str(folder))
+    except (RuntimeError, OSError, ValueError, LookupError, sqlite3.Error) as error:
+        problem = str(error).strip() or type(error).__name__
+        raise StoreError(str(folder), "opening", problem) from error

@@ -6,49 +6,22 @@ QdrantVectorStore uses, and carries the fingerprint of the model that made them 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sqlite3
-from collections.abc import Iterator
 from typing import Any
 
 from grpc import RpcError
 from qdrant_client import models
-from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
-from unified_embeddings.embedders.bge_m3 import TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
 METADATA_KEY = "unified_embeddings"
-_FAILURES = (
-    ApiException,
-    QdrantException,
-    RpcError,
-    OSError,
-    sqlite3.Error,  # a local mode's files: a full disk, a folder made read-only
-    ValueError,
-    RuntimeError,
-)
 _LOG = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def store_errors(collection: str, operation: str) -> Iterator[None]:
-    """Turn whatever the client raises into a StoreError that says where.
-
-    ValueError and RuntimeError are what a store in this process raises, the others a server's.
-    """
-    try:
-        yield
-    except _FAILURES as error:
-        if isinstance(error, FingerprintMismatchError | StoreError):
-            raise
-        reason = str(error).strip() or type(error).__name__
-        raise StoreError(collection, operation, reason) from error
 
 
 def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **options: Any) -> None:

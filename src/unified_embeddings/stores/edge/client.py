@@ -26,9 +26,10 @@ from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.asynchronous import AsyncView
+from unified_embeddings.stores.edge import configuration, queries, translation
 from unified_embeddings.stores.edge import points as points_
-from unified_embeddings.stores.edge import queries, translation
-from unified_embeddings.stores.edge.catalog import Catalog, Entry, Settings, State, settings_with
+from unified_embeddings.stores.edge.catalog import Catalog, Entry, State
+from unified_embeddings.stores.edge.settings import Settings, settings_with
 from unified_embeddings.stores.edge.shard import Shard
 
 Call = Callable[[Any], Any]
@@ -202,7 +203,7 @@ class EdgeQdrantClient:
             indexed_vectors_count=info.indexed_vectors_count,
             points_count=info.points_count,
             segments_count=info.segments_count,
-            payload_schema=translation.payload_schema(info.payload_schema),
+            payload_schema=configuration.payload_schema(info.payload_schema),
             config=models.CollectionConfig(
                 params=models.CollectionParams(
                     vectors=settings.vectors[""] if unnamed else dict(settings.vectors),
@@ -214,7 +215,7 @@ class EdgeQdrantClient:
                     payload=settings.payload,
                     id_tracker=settings.id_tracker,
                 ),
-                hnsw_config=models.HnswConfig(**translation.hnsw_options(settings.hnsw_config)),
+                hnsw_config=models.HnswConfig(**configuration.hnsw_options(settings.hnsw_config)),
                 optimizer_config=models.OptimizersConfig(
                     **{
                         "default_segment_number": 0,
@@ -282,7 +283,7 @@ class EdgeQdrantClient:
         _check_vectors(settings)
         settings = copy.deepcopy(settings)  # not what the caller may change
         with translation.arguments("the settings"):
-            config = translation.config(settings)
+            config = configuration.config(settings)
         with self._changing:
             state = self._state()
             if collection_name in state.collections:
@@ -404,7 +405,7 @@ class EdgeQdrantClient:
                 raise InputError(f"the collection has another vector named {vector_name!r} already")
             _check_vectors(changed)
             with translation.arguments("the vector"):
-                update = translation.new_vector(vector_name, params)
+                update = configuration.new_vector(vector_name, params)
             shard.write_alone("adding a vector", update)
             self._save_settings(shard.collection, changed)
         return self._done()
@@ -457,7 +458,7 @@ class EdgeQdrantClient:
         if schema is None:
             raise InputError("field_schema is needed, such as models.PayloadSchemaType.KEYWORD")
         with translation.arguments("the index"):
-            made = translation.payload_index(schema)
+            made = configuration.payload_index(schema)
             update = core.UpdateOperation.create_field_index(field_name, made)
         return self._write(collection_name, "indexing a payload field", update)
 

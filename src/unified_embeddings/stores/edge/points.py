@@ -12,7 +12,7 @@ from qdrant_client import models
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores.edge import translation, vectors
-from unified_embeddings.stores.edge.catalog import Settings
+from unified_embeddings.stores.edge.settings import Settings
 
 _PIECE_POINTS = 64
 _PIECE_BYTES = 2**20

@@ -11,7 +11,8 @@ from qdrant_client import models
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores.edge import translation, vectors
-from unified_embeddings.stores.edge.catalog import Settings
+from unified_embeddings.stores.edge.settings import Settings
+from unified_embeddings.stores.edge.translation import convert_fields, to_filter
 
 
 def request(given: models.QueryRequest, points: Any, settings: Settings) -> Any:
@@ -63,7 +64,7 @@ def _parts(
         raise InputError("prefetch needs a query that fuses or scores what it finds")
     query, itself = _query(given.query, given.using, points, settings)
     if isinstance(given.query, models.FusionQuery | models.RrfQuery):
-        translation.check_fusion(given.query, len(prefetches))
+        check_fusion(given.query, len(prefetches))
     condition = given.filter
     if condition is not None and (condition.should or condition.min_should):
         # As one condition: the core merges an outer filter's alternatives with an inner one's.
@@ -76,7 +77,7 @@ def _parts(
         "prefetches": [_prefetch(one, points, settings) for one in prefetches],
         "filter": translation.to_filter(condition),
         "score_threshold": threshold,
-        "params": translation.search_params(given.params),
+        "params": search_params(given.params),
     }
 
 
@@ -93,7 +94,7 @@ def _query(
     if isinstance(query, models.FusionQuery | models.RrfQuery):
         if using:
             raise InputError("a fusion takes no using; its prefetches do")
-        return translation.fusion(query), None
+        return fusion(query), None
     name = using or ""
     itself = None
     if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
@@ -125,3 +126,54 @@ def check_limit(limit: int, offset: int | None = None) -> None:
         raise InputError(f"limit must be at least 1, got {limit}")
     if offset is not None and offset < 0:
         raise InputError(f"offset must be at least 0, got {offset}")
+
+
+_DEFAULT_RRF_K = 2
+"""Qdrant's own where a request names none."""
+
+
+def fusion(query: models.FusionQuery | models.RrfQuery) -> Any:
+    """How the prefetches are fused."""
+    if isinstance(query, models.RrfQuery):
+        k = _DEFAULT_RRF_K if query.rrf.k is None else query.rrf.k
+        if k < 1:
+            raise InputError(f"RRF's k must be at least 1, got {k}")
+        return core.Fusion.Rrf(k, query.rrf.weights)
+    if query.fusion == models.Fusion.DBSF:
+        return core.Fusion.Dbsf()
+    return core.Fusion.Rrf(_DEFAULT_RRF_K)
+
+
+def check_fusion(query: models.FusionQuery | models.RrfQuery, prefetches: int) -> None:
+    """Refuse a fusion of nothing, or with another number of weights than lists.
+
+    Raises:
+        InputError: If so.
+    """
+    if not prefetches:
+        raise InputError("a fusion needs at least one prefetch to fuse")
+    weights = query.rrf.weights if isinstance(query, models.RrfQuery) else None
+    if weights is not None and len(weights) != prefetches:
+        raise InputError(f"RRF needs a weight for each prefetch: {len(weights)} for {prefetches}")
+    if weights is not None and not all(map(math.isfinite, weights)):
+        raise InputError(f"RRF's weights must be finite numbers, got {weights}")
+
+
+def search_params(params: models.SearchParams | None) -> Any:
+    """How an index is searched; None for as it is set up."""
+    if params is None:
+        return None
+    return core.SearchParams(
+        **convert_fields(
+            params,
+            quantization=lambda value: core.QuantizationSearchParams(**convert_fields(value)),
+            acorn=lambda value: core.AcornSearchParams(**convert_fields(value)),
+            idf=_idf,
+        )
+    )
+
+
+def _idf(params: models.IdfParams) -> Any:
+    """Over which points a sparse vector's IDF is computed: those of a filter, or all."""
+    corpus = params.corpus if isinstance(params, models.IdfCorpusParams) else None
+    return core.IdfParams(corpus=to_filter(corpus))

@@ -14,7 +14,7 @@ import qdrant_edge as core
 from qdrant_client import models
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores.edge.catalog import Settings
+from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.types import FloatArray
 
 _LARGEST_INDEX = 2**32 - 1
