@@ -49,7 +49,7 @@ HOMES = {
     "huggingface_hub": {"models.resolve", "cli.doctor"},
     "llama_index": {"llama", "retrievers", "config", "cli"},
     "matplotlib": {"cli.precision_report"},
-    "onnx": {"export.graph"},
+    "onnx": {"export.graph_writer"},
     "onnxruntime": {"engines.onnx"},
     "portalocker": {"stores.edge.catalog"},
     "psutil": {"system.memory"},

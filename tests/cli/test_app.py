@@ -859,7 +859,7 @@ class TestQuantize:
         kept = tmp_path / "kept"
         shutil.copytree(compared[0] / "kept" / "int8", kept / "int8")
         monkeypatch.setitem(sys.modules, "onnx", None)
-        for name in ("export.folder", "export.graph"):
+        for name in ("export.folder", "export.graph", "export.graph_writer"):
             monkeypatch.delitem(sys.modules, f"unified_embeddings.{name}", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGES", 12)

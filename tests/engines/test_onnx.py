@@ -30,7 +30,7 @@ from unified_embeddings import (
     UnifiedEmbeddingConfig,
 )
 from unified_embeddings.export.folder import export_onnx
-from unified_embeddings.export.graph import quantised
+from unified_embeddings.export.quantisation import quantise_blocks
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.system.hardware import Cpu
 
@@ -198,7 +198,7 @@ class TestInt8:
     def test_a_large_value_spoils_its_own_block_only(self) -> None:
         weight = np.full((2, 40), 0.5, dtype=np.float32)
         weight[1, 3] = 127.0
-        values, scales = quantised(weight, 16)
+        values, scales = quantise_blocks(weight, 16)
         assert values.shape == (2, 3, 16)  # 40 columns in three blocks, the last one filled up
         assert values.dtype == np.uint8
         np.testing.assert_allclose(scales[:, :2], [[0.5 / 127, 0.5 / 127], [1.0, 0.5 / 127]])
@@ -210,7 +210,7 @@ class TestInt8:
 
     @given(hnp.arrays(np.float32, (3, 50), elements=st.floats(-1e3, 1e3, width=32)))
     def test_no_weight_is_off_by_more_than_half_a_step(self, weight: Any) -> None:
-        values, scales = quantised(weight, 32)
+        values, scales = quantise_blocks(weight, 32)
         restored = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(3, -1)[:, :50]
         steps = np.repeat(scales, 32, axis=1)[:, :50]
         assert (np.abs(restored - weight) <= steps * 0.5001 + 1e-9).all()
