@@ -46,7 +46,7 @@ HOMES = {
     "fastapi": set[str](),
     "grpc": {"stores.errors", "stores.schema"},
     "httpx": {"images.fetch"},
-    "huggingface_hub": {"models.resolve", "cli.doctor"},
+    "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {"llama", "retrievers", "config", "cli"},
     "matplotlib": {"cli.precision_report"},
     "onnx": {"export.graph_writer"},

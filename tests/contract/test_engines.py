@@ -12,7 +12,7 @@ import pytest
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder, EmbeddingCache, Embeddings
-from unified_embeddings.engines.registry import ENGINES
+from unified_embeddings.engines.registry import ENGINE_NAMES
 
 DENSE, SPARSE, COLBERT = 1e-5, 1e-4, 1e-4
 SPECIALS = {"xlmr": "<s> <pad> </s> <unk> <mask>", "bert": "[CLS] [PAD] [SEP] [UNK] [MASK]"}
@@ -51,7 +51,7 @@ def oracle(folder: Path) -> Iterator[Any]:
     model.stop_self_pool()
 
 
-@pytest.fixture(scope="module", params=sorted({*ENGINES} - {"sentence"}))
+@pytest.fixture(scope="module", params=sorted({*ENGINE_NAMES} - {"sentence"}))
 def embedder(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> BGE_M3_Embedder:

@@ -106,7 +106,7 @@ def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
     expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
     for found in (
-        encoder.attention_by_length(*parts, lengths),
+        encoder.attention_by_length(lengths)(*parts),
         encoder.attention_varlen(each_alone, torch.device("cpu"), lengths)(*parts),
     ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -121,17 +121,17 @@ def test_onednns_products_are_pytorchs(
     if not encoder._has_onednn(dtype):
         pytest.skip(f"this PyTorch on this processor has no oneDNN products in {dtype}")
     weight, bias = torch.randn(24, 40), torch.randn(24)
-    x, plus = torch.randn(rows, 40), torch.randn(rows, 24)
+    x, residual = torch.randn(rows, 40), torch.randn(rows, 24)
     plain = encoder.Product(weight, bias, activation)
     packed = encoder.OneDnnProduct(weight.to(dtype), bias.to(dtype), activation)
     near = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
-    x, plus = x.to(dtype), plus.to(dtype)
+    x, residual = x.to(dtype), residual.to(dtype)
     torch.testing.assert_close(packed(x).float(), plain(x.float()), **near)
     if activation is None:
-        before = plus.clone()
-        expected = plain(x.float(), plus=plus.float())
-        torch.testing.assert_close(packed(x, plus=plus).float(), expected, **near)
-        torch.testing.assert_close(plus, before)  # the residual is read, not written
+        before = residual.clone()
+        expected = plain(x.float(), residual=residual.float())
+        torch.testing.assert_close(packed(x, residual=residual).float(), expected, **near)
+        torch.testing.assert_close(residual, before)  # the residual is read, not written
 
 
 class TestThreadsThatSleep:

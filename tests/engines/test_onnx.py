@@ -465,7 +465,7 @@ class TestEngine:
     def test_a_graph_without_heads(self, exported: Path, tmp_path: Path) -> None:
         import onnx
 
-        from unified_embeddings.models.checkpoint import content_digest
+        from unified_embeddings.models.digests import content_digest
 
         twin = edited(exported, tmp_path / "twin")
         model = onnx.load(twin / "model.onnx", load_external_data=False)

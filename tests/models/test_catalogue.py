@@ -136,12 +136,12 @@ class TestSpec:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("model_id = ", "no readable TOML"),
+            ("model_id = ", "not a readable TOML"),
             ("dimension = 5", "needs model_id"),
             ('model_id = "a/b"\ncolour = "red"', "unknown .*colour"),
             ('like = "e6"\nmodel_id = "a/b"', "like must be one of"),
             ('model_id = "a/b"\nmax_length = "long"', r"mine\.toml: .*max_length must be int"),
-            ("\x00", "no readable TOML"),
+            ("\x00", "not a readable TOML"),
         ],
     )
     def test_a_toml_that_says_what_no_spec_can(
@@ -282,7 +282,7 @@ class TestCheckpoint:
         [
             ("modules.json", [{"type": "custom.Transformer", "path": ""}], "code of the model's"),
             ("modules.json", [], "lists no modules"),
-            ("modules.json", {"a": 1}, "no list of modules"),
+            ("modules.json", {"a": 1}, "not a list of modules"),
             (
                 "modules.json",
                 [{"type": "sentence_transformers.models.Transformer", "path": "0_T"}],

@@ -138,7 +138,7 @@ def _reference(model: str) -> BGE_M3_Embedder:
     embedder = BGE_M3_Embedder(model, precision="fp32", cache=None)
     if embedder.checkpoint.is_exported:
         raise InputError(
-            f"{model} is an export, of {embedder.checkpoint.exported.get('model')!r}; name that "
+            f"{model} is an export, of {embedder.checkpoint.export_notes.source!r}; name that "
             f"model, and the export with --against {model}"
         )
     return embedder
@@ -188,7 +188,7 @@ def _is_export_of(embedder: BGE_M3_Embedder, folder: Path, precision: str) -> bo
         return (
             found.is_exported
             and found.digest == embedder.checkpoint.digest
-            and found.exported["precision"] == precision
+            and found.export_notes.precision == precision
         )
     except ModelLoadError:
         return False

@@ -399,8 +399,8 @@ class _Stopwatch:
 def _size(checkpoint: Checkpoint) -> int:
     """Bytes of the files that the weights lie in."""
     if checkpoint.is_exported:
-        name = str(checkpoint.exported["file"])
-        files = [checkpoint.folder / name, checkpoint.folder / f"{name}.data"]
+        notes = checkpoint.export_notes
+        files = [checkpoint.folder / name for name in (notes.graph_file, notes.weights_file)]
     else:
         heads = (checkpoint.folder / name for name in (SPARSE_HEAD, COLBERT_HEAD))
         files = [*checkpoint.weight_files, *(path for path in heads if path.is_file())]

@@ -24,7 +24,7 @@ import numpy as np
 from unified_embeddings.export.graph_writer import FLOAT, FUSED, INT32, INT64, GraphWriter
 from unified_embeddings.export.quantisation import quantise_blocks, quantise_rows
 from unified_embeddings.models.exported import INPUTS, OUTPUTS
-from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
+from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray
 
@@ -101,12 +101,12 @@ def write_graph(model: Model, path: Path, *, quantised: bool, show_progress: boo
     with weights_path.open("wb") as weights:
         writer = _LayerWriter(weights, weights_path.name, quantised=quantised)
         hidden = _write_embeddings(writer, model)
-        model.backbone.give_back("embeddings.")
+        model.backbone.release_pages("embeddings.")
         layers = model.backbone.layers
         with progress_bar("Writing layers", layers, shown=show_progress) as advance:
             for number in range(layers):
                 hidden = _write_layer(writer, model.backbone, number, hidden)
-                model.backbone.give_back(f"encoder.layer.{number}.")
+                model.backbone.release_pages(f"encoder.layer.{number}.")
                 advance(1)
         _write_outputs(writer, model, hidden)
     writer.save(path, INPUTS)
@@ -178,9 +178,11 @@ def _write_embeddings(writer: _LayerWriter, model: Model) -> str:
     _write_packing(writer, backbone.width)
     token_ids = _pack(writer, INPUTS[0], "ids")
     positions = _pack(writer, _write_positions(writer, model.padding), "positions")
-    words = writer.add_token_table(token_ids, _read_array(backbone, TABLE), "embeddings/words")
+    words = writer.add_token_table(
+        token_ids, _read_array(backbone, VOCABULARY_TABLE), "embeddings/words"
+    )
     # Every token has type 0, whose row is added to each position's beforehand.
-    table = _read_array(backbone, PLACES) + _read_array(backbone, TYPES)[0]
+    table = _read_array(backbone, POSITION_TABLE) + _read_array(backbone, TYPE_TABLE)[0]
     table_name = writer.add_constant("embeddings/positions/table", table)
     places = writer.add_node("Gather", [table_name, positions], "embeddings/positions")
     return _write_norm(writer, backbone, words, places, "embeddings.LayerNorm", "embeddings/norm")
