@@ -17,7 +17,7 @@ from unified_embeddings.engines.registry import ENGINE_NAMES
 DENSE, SPARSE, COLBERT = 1e-5, 1e-4, 1e-4
 SPECIALS = {"xlmr": "<s> <pad> </s> <unk> <mask>", "bert": "[CLS] [PAD] [SEP] [UNK] [MASK]"}
 SEP_OF_BERT = 3
-"""FlagEmbedding drops a token as eos only where the tokenizer names one; BERT calls it sep."""
+"""FlagEmbedding drops a token as eos only if the tokenizer names one; BERT calls it sep."""
 
 
 def batch(seed: int) -> list[str]:

@@ -33,7 +33,7 @@ def with_settings(folder: Path, target: Path, **settings: Any) -> Path:
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_every_activation_is_as_transformers_has_it(
+def test_every_activation_is_transformers(
     activation: str, engine: str, xlmr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
@@ -73,7 +73,7 @@ def test_what_the_layers_do_not_compute_is_refused(
         ({"num_attention_heads": 0}, "0 attention heads"),
     ],
 )
-def test_a_configuration_of_no_model_is_named(
+def test_an_impossible_configuration_is_named(
     settings: dict[str, Any], message: str, xlmr: Path, tmp_path: Path
 ) -> None:
     folder = with_settings(xlmr, tmp_path / "model", **settings)
@@ -101,15 +101,15 @@ def each_alone(
 def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -> None:
     packed = torch.randn(
         (sum(lengths), 3, 2, 4), generator=torch.Generator().manual_seed(seed)
-    )  # queries, keys and values as the encoder has them: parts of one product
+    )  # queries, keys and values are parts of one product, like in the encoder
     parts = packed.unbind(1)
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
     expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
-    for found in (
+    for context in (
         encoder.attention_by_length(lengths)(*parts),
         encoder.attention_varlen(each_alone, torch.device("cpu"), lengths)(*parts),
     ):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,7 +148,7 @@ class TestThreadsThatSleep:
             assert os.environ["OMP_WAIT_POLICY"] == "active"
         assert os.environ["OMP_WAIT_POLICY"] == "active"
 
-    def test_loading_an_engine_is_within(self, xlmr: Path) -> None:
+    def test_loading_an_engine_is_inside(self, xlmr: Path) -> None:
         code = (
             "import builtins, os, sys\n"
             "plain, seen = builtins.__import__, []\n"

@@ -1,4 +1,4 @@
-"""Exporting, and the engine that runs what was exported without torch."""
+"""The export, and the engine that runs an exported model without torch."""
 
 from __future__ import annotations
 
@@ -60,12 +60,14 @@ class TestExport:
         assert ours.runtime.precision == "fp32"
         assert ours.fingerprint == source.fingerprint
         assert (ours.dimension, ours.max_length) == (source.dimension, source.max_length)
-        one, other = (e.encode_documents(TEXTS, colbert=True) for e in (ours, source))
-        np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
-        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+        exported_vectors, source_vectors = (
+            e.encode_documents(TEXTS, colbert=True) for e in (ours, source)
+        )
+        np.testing.assert_allclose(exported_vectors.dense, source_vectors.dense, atol=1e-5)
+        for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
             np.testing.assert_array_equal(mine.indices, theirs.indices)
             np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
-        for rows, others in zip(one.colbert, other.colbert, strict=True):
+        for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
             np.testing.assert_allclose(rows, others, atol=1e-4)
 
     def test_a_dense_model_keeps_its_prefixes_and_heads(self, tmp_path: Path) -> None:
@@ -123,12 +125,14 @@ class TestExport:
 def test_real_weights(tmp_path: Path) -> None:
     ours = BGE_M3_Embedder(export_onnx("mini-m3", tmp_path / "mini"))
     source = BGE_M3_Embedder("mini-m3", precision="fp32")
-    one, other = (e.encode_documents(checkpoints.CORPUS, colbert=True) for e in (ours, source))
-    np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
-    for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+    exported_vectors, source_vectors = (
+        e.encode_documents(checkpoints.CORPUS, colbert=True) for e in (ours, source)
+    )
+    np.testing.assert_allclose(exported_vectors.dense, source_vectors.dense, atol=1e-5)
+    for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
         np.testing.assert_array_equal(mine.indices, theirs.indices)
         np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
-    for rows, others in zip(one.colbert, other.colbert, strict=True):
+    for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
         np.testing.assert_allclose(rows, others, atol=1e-4)
 
 
@@ -155,11 +159,13 @@ class TestInt8:
         ours, source = BGE_M3_Embedder(mini_int8), BGE_M3_Embedder("mini-m3", precision="fp32")
         assert ours.runtime.precision == "int8"
         assert ours.fingerprint == source.fingerprint
-        one, other = (e.encode_documents(PASSAGES, colbert=True) for e in (ours, source))
-        assert np.sum(one.dense * other.dense, axis=1).min() > 0.99
-        for rows, others in zip(one.colbert, other.colbert, strict=True):
+        exported_vectors, source_vectors = (
+            e.encode_documents(PASSAGES, colbert=True) for e in (ours, source)
+        )
+        assert np.sum(exported_vectors.dense * source_vectors.dense, axis=1).min() > 0.99
+        for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
             assert np.sum(rows * others, axis=1).mean() > 0.98
-        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+        for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
             shared = set(mine) & set(theirs)
             assert len(shared) >= 0.9 * max(len(mine), len(theirs))
 
@@ -183,12 +189,12 @@ class TestInt8:
         other = BGE_M3_Embedder(mini_int8, cache=cache)
         assert np.abs(one.encode_query("fox").dense - other.encode_query("fox").dense).max() > 0
 
-    def test_columns_that_fill_no_block(self, xlmr: Path, tmp_path: Path) -> None:
-        """32 columns where blocks are of 64: the rest is filled with zeros, and changes nothing."""
+    def test_columns_that_do_not_fill_a_block(self, xlmr: Path, tmp_path: Path) -> None:
+        """32 columns in blocks of 64: the rest is filled with zeros, and changes nothing."""
         ours = BGE_M3_Embedder(export_onnx(xlmr, tmp_path / "int8", precision="int8"))
         source = BGE_M3_Embedder(xlmr, precision="fp32")
-        one, other = (e.encode_documents(TEXTS).dense for e in (ours, source))
-        assert np.sum(one * other, axis=1).min() > 0.99
+        exported_vectors, source_vectors = (e.encode_documents(TEXTS).dense for e in (ours, source))
+        assert np.sum(exported_vectors * source_vectors, axis=1).min() > 0.99
 
     def test_an_unknown_precision_is_refused(self, xlmr: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="fp32 or int8"):
@@ -262,7 +268,7 @@ class TestOnFirstUse:
             assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("name", ["export.json", "model.onnx", "model.onnx.data"])
-    def test_a_damaged_export_is_written_anew(
+    def test_a_damaged_export_is_written_again(
         self, name: str, xlmr: Path, cache_home: Path
     ) -> None:
         query = BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox").dense
@@ -275,7 +281,7 @@ class TestOnFirstUse:
         np.testing.assert_array_equal(again.encode_query("fox").dense, query)
         assert list(cache_home.iterdir()) == [folder]
 
-    def test_specs_of_one_folder_with_other_heads_have_their_own(
+    def test_specs_of_one_folder_with_other_heads_have_their_own_export(
         self, xlmr: Path, cache_home: Path
     ) -> None:
         spec = ModelSpec(
@@ -286,7 +292,7 @@ class TestOnFirstUse:
         np.testing.assert_array_equal(dense.dense, whole.dense)
         assert whole.sparse is not None
 
-    def test_what_a_killed_export_left_is_swept(
+    def test_leftovers_of_a_killed_export_are_removed(
         self, xlmr: Path, cache_home: Path, tmp_path: Path
     ) -> None:
         BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
@@ -307,7 +313,7 @@ class TestOnFirstUse:
         with pytest.raises(ModelLoadError, match=r"'onnx' cannot run it.*mpnet"):
             _ = BGE_M3_Embedder(spec, precision="int8").runtime
 
-    def test_by_the_variable_of_the_documents(self, xlmr: Path, cache_home: Path) -> None:
+    def test_by_environment_variable(self, xlmr: Path, cache_home: Path) -> None:
         environ = {"UNIFIED_EMBEDDINGS_MODEL": str(xlmr), "QUANTIZATION": "INT8"}
         config = UnifiedEmbeddingConfig.from_env(environ)
         (part,) = config.embedder.parts
@@ -368,7 +374,7 @@ class TestHardware:
         assert BGE_M3_Embedder(exported).runtime.precision == "fp32"
 
 
-def test_another_runtime_may_hand_over_padded_texts(exported: Path, xlmr: Path) -> None:
+def test_another_runtime_may_pass_padded_texts(exported: Path, xlmr: Path) -> None:
     import onnxruntime
 
     source = BGE_M3_Embedder(xlmr, precision="fp32")
@@ -459,7 +465,7 @@ class TestEngine:
             BGE_M3_Embedder(twin).encode_query("fox")
 
     def test_notes_of_another_version(self, exported: Path, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match="not one this version reads"):
+        with pytest.raises(ModelLoadError, match="this version does not read"):
             BGE_M3_Embedder(edited(exported, tmp_path / "twin", format=1)).encode_query("fox")
 
     def test_a_graph_without_heads(self, exported: Path, tmp_path: Path) -> None:

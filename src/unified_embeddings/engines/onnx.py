@@ -163,7 +163,7 @@ def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]
         exported_in = checkpoint.export_notes.precision
         if requested not in ("auto", exported_in):
             raise InputError(
-                f"precision {requested} is asked for, but {checkpoint.name} was exported in "
+                f"precision {requested} was requested, but {checkpoint.name} was exported in "
                 f"{exported_in}; leave precision out, or export the model again"
             )
         return exported_in, "the file was exported in it"

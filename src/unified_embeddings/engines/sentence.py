@@ -176,7 +176,7 @@ class SentenceEngine:
                 continue
             folder = str(self._checkpoint.folder / adapter)
             report = self._backbone.load_adapter(folder, adapter_name=role)
-            # Keys of the adapters loaded before are reported as missing too.
+            # The keys of adapters that were loaded before are reported as missing, too.
             wrong_names = [name for name in report.missing_keys if f".{role}." in name]
             wrong_names += report.unexpected_keys
             wrong_names += [str(name) for name in report.mismatched_keys]

@@ -88,8 +88,10 @@ class TorchEngine:
                 torch.from_numpy(positions).to(self._device),
                 lengths,
             )
-            # Pooling and heads are computed in fp32, whatever the encoder's precision.
-            return self._compute_heads(hidden.float(), lengths, heads)
+            # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32 this
+            # is not a copy.
+            hidden = hidden.float()
+            return self._compute_heads(hidden, lengths, heads)
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield the regions of weights in this process's memory; see `Engine.weights`."""

@@ -58,15 +58,15 @@ def _require_device(device: str) -> str:
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"device {device!r} is not one torch knows: {error}") from error
+        raise InputError(f"torch does not know the device {device!r}: {error}") from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} is asked for, but torch sees no CUDA GPU; use 'cpu'")
+        raise InputError(f"device {device!r} was requested, but torch sees no CUDA GPU; use 'cpu'")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device {device!r} is asked for, but torch sees {torch.cuda.device_count()} GPUs"
+            f"device {device!r} was requested, but torch sees {torch.cuda.device_count()} GPUs"
         )
     if parsed.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"device {device!r} is asked for, but this machine has none; use 'cpu'")
+        raise InputError(f"device {device!r} was requested, but this machine has none; use 'cpu'")
     return str(parsed.type)
 
 

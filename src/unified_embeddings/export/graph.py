@@ -1,28 +1,27 @@
 """A model as an ONNX graph with all its heads.
 
 What lives here: which nodes make a model, with its weights in fp32 or int8. What does not: how
-nodes are written (`graph_writer`), how weights are quantised (`quantisation`), the folder that the
-graph is written into (`folder`), and running it (`engines.onnx`).
+nodes are written (`graph_writer`, `layer_writer`), the folder that the graph is written into
+(`folder`), and running it (`engines.onnx`).
 
 Texts come padded, as the users of any ONNX runtime pass them. Inside the graph the tokens are
 packed, T rows without padding. Only attention sees the padded form; if no text is padded, it takes
 the kernel that holds no scores.
 
-In int8, what a weight is multiplied with is quantised on the fly, with one scale for every block of
-a token (ONNX Runtime's MatMulNBits). A token's result therefore depends on no other token.
-Normalisation, attention and heads stay in fp32.
+In int8, only the layers' products and the token table are quantised. Normalisation, attention and
+heads stay in fp32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from unified_embeddings.export.graph_writer import FLOAT, FUSED, INT32, INT64, GraphWriter
-from unified_embeddings.export.quantisation import quantise_blocks, quantise_rows
+from unified_embeddings.export.layer_writer import LayerWriter
 from unified_embeddings.models.exported import INPUTS, OUTPUTS
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 from unified_embeddings.system.progress import progress_bar
@@ -34,8 +33,6 @@ which reach the sparse head."""
 COARSE_BLOCK = 64
 """Weights that share a scale in the other products. Both sizes were chosen for exactness within
 0.6 GB (ADR 16)."""
-_INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy level at which activations are in int8 as well."""
 
 # Names of the tensors that several parts of the graph share.
 _ZERO = "zero"
@@ -99,7 +96,7 @@ def write_graph(model: Model, path: Path, *, quantised: bool, show_progress: boo
     """
     weights_path = path.with_name(f"{path.name}.data")
     with weights_path.open("wb") as weights:
-        writer = _LayerWriter(weights, weights_path.name, quantised=quantised)
+        writer = LayerWriter(weights, weights_path.name, quantised=quantised)
         hidden = _write_embeddings(writer, model)
         model.backbone.release_pages("embeddings.")
         layers = model.backbone.layers
@@ -112,67 +109,10 @@ def write_graph(model: Model, path: Path, *, quantised: bool, show_progress: boo
     writer.save(path, INPUTS)
 
 
-class _LayerWriter(GraphWriter):
-    """A graph writer that knows products and tables, in fp32 or in int8."""
-
-    def __init__(self, weights: IO[bytes], location: str, *, quantised: bool) -> None:
-        super().__init__(weights, location)
-        self._quantised = quantised
-
-    def add_token_table(self, token_ids: str, table: FloatArray, name: str) -> str:
-        """Add the rows of the token table for token ids (T,): (T, d)."""
-        if not self._quantised:
-            constant = self.add_constant(f"{name}/table", table)
-            return self.add_node("Gather", [constant, token_ids], name)
-        values, scales = quantise_rows(table)
-        values_name = self.add_constant(f"{name}/table", values)
-        row = self.add_node("Gather", [values_name, token_ids], f"{name}/row")
-        scales_name = self.add_constant(f"{name}/scales", scales)
-        scale = self.add_node("Gather", [scales_name, token_ids], f"{name}/scale")
-        real = self.add_node("Cast", [row], f"{name}/real", to=FLOAT)
-        return self.add_node("Mul", [real, scale], name)
-
-    def add_product(self, x: str, weight: FloatArray, name: str, block: int) -> str:
-        """Add the product of x (T, columns) and a layer's weight (rows, columns): (T, rows).
-
-        Args:
-            x: Name of the left side.
-            weight: The right side.
-            name: Name of the result.
-            block: Weights that share a scale in int8.
-        """
-        if not self._quantised:
-            constant = self.add_constant(f"{name}/weight", weight.T)
-            return self.add_node("MatMul", [x, constant], name)
-        values, scales = quantise_blocks(weight, block)
-        values_name = self.add_constant(f"{name}/weight", values)
-        scales_name = self.add_constant(f"{name}/scales", scales)
-        rows, columns = weight.shape
-        return self.add_node(
-            "MatMulNBits",
-            [x, values_name, scales_name],
-            name,
-            FUSED,
-            N=rows,
-            K=columns,
-            bits=8,
-            block_size=block,
-            accuracy_level=_INT8_ACTIVATIONS,
-        )
-
-    def add_head(self, hidden: str, head: Linear, name: str) -> str:
-        """Add a head, which stays in fp32: hidden states (T, d) to (T, rows)."""
-        weight, bias = head
-        weight_name = self.add_constant(f"{name}/weight", weight.T)
-        product = self.add_node("MatMul", [hidden, weight_name], f"{name}/x")
-        bias_name = self.add_constant(f"{name}/bias", bias)
-        return self.add_node("Add", [product, bias_name], name)
-
-
 # --- from the inputs to the first hidden states -------------------------------------------------
 
 
-def _write_embeddings(writer: _LayerWriter, model: Model) -> str:
+def _write_embeddings(writer: LayerWriter, model: Model) -> str:
     """Write packing and embeddings; returns the first hidden states, (T, d)."""
     backbone = model.backbone
     _write_packing(writer, backbone.width)
@@ -196,6 +136,7 @@ def _write_packing(writer: GraphWriter, width: int) -> None:
     writer.add_constant(_FLAT, np.array([-1], dtype=np.int64))
     writer.add_constant(_FIRST_AXIS, np.array([0], dtype=np.int64))
     input_ids, attention_mask = INPUTS
+    # Packing: the positions of the tokens, and for each position its token.
     mask = writer.add_node("Reshape", [attention_mask, _FLAT], "flat_mask")
     tokens = writer.add_node("NonZero", [mask], "real")
     writer.add_node("Squeeze", [tokens, _FIRST_AXIS], _ROWS)
@@ -206,6 +147,7 @@ def _write_packing(writer: GraphWriter, width: int) -> None:
     slot = writer.add_node("Max", [row, _ZERO], "slot")
     writer.add_node("Shape", [input_ids], _PADDED_SHAPE)
     writer.add_node("Reshape", [slot, _PADDED_SHAPE], _SLOTS)
+    # Attention: which kernel to take, and what to mask in the one for padded texts.
     tokens_axis = writer.add_constant("tokens axis", np.array([1]))
     sums = writer.add_node("ReduceSum", [attention_mask, tokens_axis], "sums", keepdims=0)
     writer.add_node("Cast", [sums], _LENGTHS, to=INT32)
@@ -241,7 +183,7 @@ def _pack(writer: GraphWriter, padded: str, stem: str) -> str:
 # --- one layer ----------------------------------------------------------------------------------
 
 
-def _write_layer(writer: _LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
+def _write_layer(writer: LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
     """Write a layer; takes and returns hidden states, (T, d)."""
     prefix, name = f"encoder.layer.{number}", f"layer.{number}"
     context = _write_attention(writer, backbone, number, hidden)
@@ -266,7 +208,7 @@ def _write_layer(writer: _LayerWriter, backbone: Backbone, number: int, hidden: 
     )
 
 
-def _write_attention(writer: _LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
+def _write_attention(writer: LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
     """Write attention within each text; takes hidden states and returns the context, both (T, d).
 
     With padding, tokens are spread over (texts, tokens, d) and the padding is masked, which takes a
@@ -281,6 +223,7 @@ def _write_attention(writer: _LayerWriter, backbone: Backbone, number: int, hidd
     parts = [f"{name}/query", f"{name}/key", f"{name}/value"]
     writer.add_split(inputs, parts)
     heads = backbone.heads
+    # An If computes only the branch that is taken.
     with writer.branch() as unpadded:
         spread = [
             writer.add_node("Reshape", [part, _PADDED_STATES], f"{part}/texts") for part in parts
@@ -348,7 +291,7 @@ def _write_norm(
 # --- from the last hidden states to the outputs -------------------------------------------------
 
 
-def _write_outputs(writer: _LayerWriter, model: Model, hidden: str) -> None:
+def _write_outputs(writer: LayerWriter, model: Model, hidden: str) -> None:
     """Write what each head makes of the last hidden states (T, d), padded again."""
     if model.pooling == "cls":
         _write_first_states(writer, hidden)
@@ -356,13 +299,14 @@ def _write_outputs(writer: _LayerWriter, model: Model, hidden: str) -> None:
         _write_mean_states(writer, hidden)
     writer.add_output(OUTPUTS["dense"], ["texts", model.backbone.width])
     if model.sparse is not None:
-        weights = writer.add_head(hidden, model.sparse, "sparse")
+        weights = writer.add_head(hidden, *model.sparse, "sparse")
         weights = writer.add_node("Relu", [weights], "sparse/relu")
+        # (T, 1) to (T,), then spread over (texts, tokens).
         flat = writer.add_node("Reshape", [weights, _FLAT], "sparse/flat")
         writer.add_node("Gather", [flat, _SLOTS], OUTPUTS["sparse"])
         writer.add_output(OUTPUTS["sparse"], ["texts", "tokens"])
     if model.colbert is not None:
-        vectors = writer.add_head(hidden, model.colbert, "colbert")
+        vectors = writer.add_head(hidden, *model.colbert, "colbert")
         # ColBERT's rows leave the leading special token out.
         start = writer.add_constant("colbert/from", np.array([1]))
         end = writer.add_constant("colbert/to", np.array([np.iinfo(np.int64).max]))

@@ -40,6 +40,7 @@ def quantise_blocks(weight: FloatArray, block: int) -> tuple[ByteArray, FloatArr
         Bytes uint8 (rows, blocks, block), with the last block of each row filled up with zeros; and
         scales float32 (rows, blocks). The weight is (bytes - 128) * scale.
     """
+    # Zeros at the end of a row are multiplied with zeros, and change nothing.
     filling = -weight.shape[1] % block
     filled = np.pad(weight, ((0, 0), (0, filling)))
     blocks = filled.reshape(len(weight), -1, block)

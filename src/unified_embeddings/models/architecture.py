@@ -57,6 +57,7 @@ def position_ids(token_ids: IntArray, checkpoint: Checkpoint) -> NDArray[np.int6
     """
     if checkpoint.positions_start_at_zero:
         return np.arange(len(token_ids), dtype=np.int64)
-    is_counted = (token_ids != checkpoint.pad_id).astype(np.int64)
-    positions: NDArray[np.int64] = np.cumsum(is_counted) * is_counted + checkpoint.pad_id
+    pad_id = checkpoint.pad_id
+    is_counted = (token_ids != pad_id).astype(np.int64)
+    positions: NDArray[np.int64] = np.cumsum(is_counted) * is_counted + pad_id
     return positions

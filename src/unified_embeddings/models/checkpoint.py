@@ -81,6 +81,7 @@ class Checkpoint(ModelFiles):
     spec: ModelSpec = field(default=ModelSpec("", "", heads=HEAD_NAMES))
 
     def __post_init__(self) -> None:
+        # A folder of the user's has no commit: its content identifies it.
         if not self.revision:
             object.__setattr__(self, "revision", self.digest)
 
@@ -106,14 +107,14 @@ class Checkpoint(ModelFiles):
         """Transformers' name of the architecture: "xlm-roberta", "bert", ..."""
         return str(self._setting("model_type"))
 
-    @property
+    @cached_property
     def pad_id(self) -> int:
         """Id of the padding token; 0 if `config.json` names none."""
         if self.config.get("pad_token_id") is None:
             return 0
         return self.integer("pad_token_id")
 
-    @property
+    @cached_property
     def positions_start_at_zero(self) -> bool:
         """Whether a text's positions start at 0, rather than after the padding's position."""
         return self.model_type in _POSITIONS_FROM_ZERO
@@ -125,6 +126,8 @@ class Checkpoint(ModelFiles):
         The smallest of three limits: the number of positions (less those that RoBERTa-type models
         reserve), sentence-transformers' `max_seq_length`, and the spec's.
         """
+        # Some architectures compute positions and have no limit of their own; then the spec's is
+        # enough.
         limits = []
         if self.spec.max_length is not None:
             limits.append(self.spec.max_length)
@@ -235,7 +238,7 @@ class Checkpoint(ModelFiles):
         pinned_commit = self.spec.code_revision or ""
         if not COMMIT_HASH.fullmatch(pinned_commit):
             raise self.problem(
-                f"its code lies in {repository}, which has to be pinned: name the commit you have "
+                f"its code is in {repository}, which has to be pinned: name the commit you have "
                 "read (40 hex digits) as code_revision in its spec"
             )
         return {"trust_remote_code": True, "code_revision": pinned_commit}
@@ -248,6 +251,7 @@ class Checkpoint(ModelFiles):
             ModelLoadError: If the files ask for code of several repositories, or for another
                 repository's code in anything but the model itself. Only one can be pinned.
         """
+        # Transformers would run code from each repository named here, whatever is pinned.
         repositories = set()
         auto_map = self.config.get("auto_map")
         if isinstance(auto_map, dict):
@@ -258,10 +262,12 @@ class Checkpoint(ModelFiles):
         for name in _FILES_WITH_CODE:
             path = self.folder / name
             if path.is_file() and _CODE_ELSEWHERE.search(path.read_bytes()):
-                raise self.problem(f"{name} asks for code of another repository: not run here")
+                raise self.problem(
+                    f"{name} asks for code from another repository, which is not run here"
+                )
         if len(repositories) > 1:
             raise self.problem(
-                f"its code lies in several repositories: {', '.join(sorted(repositories))}"
+                f"its code is in several repositories: {', '.join(sorted(repositories))}"
             )
         return repositories.pop() if repositories else None
 
@@ -270,6 +276,7 @@ class Checkpoint(ModelFiles):
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files with the backbone's tensors: safetensors before pickles, shards in order."""
+        # Every safetensors file can be mapped; a pickle may have to be read whole.
         for name in (*WEIGHTS, *PICKLED_WEIGHTS):
             if not self.has(name):
                 continue
@@ -310,7 +317,11 @@ class Checkpoint(ModelFiles):
             )
         notes = ExportNotes.from_json(self.read_json(EXPORT))
         if notes is None:
-            raise self.problem(f"{EXPORT} is not one this version reads; export the model again")
+            raise self.problem(
+                f"this version does not read the format of {EXPORT}; export the model again"
+            )
+        # A graph with the weights of another model of its architecture would load without an error,
+        # and give wrong vectors.
         files = [self.require(notes.graph_file), self.require(notes.weights_file)]
         if content_digest(files) != notes.content:
             raise self.problem(

@@ -36,6 +36,7 @@ def check_files(checkpoint: Checkpoint) -> None:
         _require_one_of(checkpoint, IMAGE_TOKENIZERS)
     _check_contradictions(checkpoint)
     _require_files(checkpoint)
+    # An interrupted download can leave an empty file behind.
     for path in checkpoint.weight_files:
         if not path.stat().st_size:
             raise checkpoint.problem(f"{path} is empty")

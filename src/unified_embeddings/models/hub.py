@@ -80,6 +80,7 @@ def fetch_snapshot(spec: ModelSpec, revision: str | None) -> Checkpoint:
         patterns = _needed_files(spec, revision)
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         checkpoint = Checkpoint(name, folder, folder.name, spec)
+        # Transformers loads the code offline later, so that it must be in the cache by then.
         if spec.remote_code and spec.code_revision and checkpoint.code_repository:
             snapshot_download(
                 checkpoint.code_repository, revision=spec.code_revision, allow_patterns="*.py"

@@ -47,7 +47,7 @@ def require_consent(spec: ModelSpec, revision: str | None, *, given: bool) -> No
             spec.model_id,
             "it runs code from its repository, which has to be pinned: name the commit you have "
             f"read (40 hex digits, shown at https://huggingface.co/{spec.model_id}) as revision in "
-            "its spec, with code_revision for code that lies elsewhere, or as revision=",
+            "its spec, with code_revision for code in another repository, or as revision=",
             revision=pinned_commit or None,
         )
 
@@ -78,6 +78,7 @@ def resolve(
     spec = spec_for(name)
     model_id = spec.model_id
     folder = _find_folder(model_id)
+    # A folder that has the name of a hub id takes precedence, and then the pin does not apply.
     if revision is None and folder is None:
         revision = spec.revision
     if model_id == MINI_M3:
@@ -135,6 +136,7 @@ def _resolve_hub_id(spec: ModelSpec, revision: str | None, *, local_files_only: 
     snapshot = hub.find_cached_snapshot(spec.model_id, revision)
     if snapshot is not None:
         try:
+            # The folder of a snapshot is named after its commit.
             return _open_folder(spec, snapshot, revision=snapshot.name)
         except ModelLoadError as error:
             problem = error.problem
@@ -165,6 +167,6 @@ def _offline_error(name: str, revision: str | None, problem: str | None) -> Mode
     return ModelLoadError(
         name,
         f"{state}, and downloads are off (local_files_only or HF_HUB_OFFLINE). Fetch it once with: "
-        f"{command}; or give the folder it lies in",
+        f"{command}; or give the folder that has it",
         revision=revision,
     )

@@ -43,10 +43,11 @@ def read_modules(files: ModelFiles, *, allow_own_code: bool) -> list[str] | None
         raise files.problem(f"{files.folder / _MODULES} lists no modules")
     names = []
     for class_path, subfolder in entries:
+        # sentence-transformers imports a class of any other package: that is remote code.
         if not class_path.startswith("sentence_transformers.") and not allow_own_code:
             raise files.problem(
-                f"{_MODULES} asks for {class_path}, code of the model's own; set remote_code in "
-                "its spec if you trust it"
+                f"{_MODULES} asks for {class_path}, the model's own code; set remote_code in its "
+                "spec if you trust it"
             )
         name = class_path.rpartition(".")[2]
         if subfolder != _MODULE_FOLDERS.get(name, subfolder):
@@ -79,7 +80,9 @@ def read_pooling_modes(files: ModelFiles) -> set[str]:
     """
     settings = files.read_json(POOLING_SETTINGS)
     if settings.get("include_prompt", True) is not True:
-        raise files.problem(f"{POOLING_SETTINGS} leaves prompts out of pooling: not done here")
+        raise files.problem(
+            f"{POOLING_SETTINGS} leaves prompts out of pooling, which is not done here"
+        )
     modes = set()
     for key, value in settings.items():
         if key.startswith("pooling_mode_") and value is True:

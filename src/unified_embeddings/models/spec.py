@@ -107,6 +107,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         self._check_types()
+        # JSON and TOML give a list, and a name twice means the same as once.
         object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
         self._check_adapters()
         self._check_names("heads", self.heads, HEAD_NAMES)
@@ -152,7 +153,7 @@ class ModelSpec:
             raise InputError(f"{where} must be a mapping of fields, got {type(fields).__name__}")
         if unknown_names := sorted(fields.keys() - _FIELD_TYPES.keys()):
             raise InputError(
-                f"{where}: unknown {unknown_names}; there are like, {', '.join(_FIELD_TYPES)}"
+                f"{where}: unknown {unknown_names}; the fields are like, {', '.join(_FIELD_TYPES)}"
             )
         if "model_id" not in fields:
             raise InputError(f"{where} needs model_id, a hub id or a folder")
@@ -174,6 +175,7 @@ class ModelSpec:
                 raise InputError(f"{self.choice}: {name} must be {expected}, got {value!r}")
 
     def _check_adapters(self) -> None:
+        # A spec may come from a stranger's file: it must not make us read outside the model.
         for adapter in self.adapters:
             if Path(adapter).is_absolute() or ".." in Path(adapter).parts:
                 raise InputError(

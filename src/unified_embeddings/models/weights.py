@@ -123,10 +123,12 @@ def read_backbone(checkpoint: Checkpoint) -> Backbone:
             tensors[tensor.name] = tensor.values
             if tensor.is_mapped:
                 mapped_names.add(tensor.name)
+        # Layers beyond those expected mean another model. Other tensors are poolers, heads of the
+        # task that the model was trained on, or buffers, and are not used.
         elif tensor.name.startswith("encoder."):
             raise checkpoint.problem(
-                f"tensor {tensor.name} has no place in the model that config.json describes; the "
-                "two belong to different models"
+                f"tensor {tensor.name} is not in the model that config.json describes; the two "
+                "belong to different models"
             )
     _check_tensors(checkpoint, tensors, expected_shapes)
     return Backbone(
@@ -235,6 +237,8 @@ def _read_tensors(checkpoint: Checkpoint) -> Iterator[_Tensor]:
             raise checkpoint.problem(
                 f"{path.name} is truncated or not a weight file ({error}); fetch it again"
             ) from error
+        # A tensor within a mapped region of its file takes no memory until it is read, and its
+        # pages can be released again. Anything else was copied.
         spans = mapped_spans(path.resolve())
         for name, tensor in state.items():
             address = tensor.data_ptr()
