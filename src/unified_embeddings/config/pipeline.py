@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config.environment import _PREFIX, _VARIABLES, _quantization, _read
-from unified_embeddings.embedders.base import TextEmbedder, check_limits
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.catalogue import CLIP, image_spec_for, spec_for
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.hardware import threads_that_sleep
+from unified_embeddings.validation import require_whole_number
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -111,7 +112,8 @@ class UnifiedEmbeddingConfig:
             raise InputError(f"{spec.choice!r} takes no sparse_model beside it")
         if spec.images and engine != "auto":
             raise InputError(f"{spec.choice!r} runs on one engine; leave engine={engine!r} out")
-        check_limits(max_length, batch_tokens)
+        require_whole_number("max_length", max_length)
+        require_whole_number("batch_tokens", batch_tokens)
         if image_model is not None and image_model not in _OPENAI_CLIPS:
             image_spec_for(image_model)
         shared: dict[str, Any] = {
@@ -250,7 +252,7 @@ class UnifiedEmbeddingConfig:
         from unified_embeddings.system.memory import MemoryReport, measure, process_bytes
 
         parts = self.__dict__["_parts"]
-        loaded: list[Any] = [*parts["embedder"].parts] if "embedder" in parts else []
+        loaded: list[Any] = [*parts["embedder"].models] if "embedder" in parts else []
         loaded += [parts["clip"]] if "clip" in parts else []
         models = []
         for part in loaded:
@@ -366,12 +368,12 @@ class UnifiedEmbeddingConfig:
         return ClipEmbedder(image_model, **shared)
 
     def _make_text_model(self) -> BaseEmbedding:
-        from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+        from unified_embeddings.embedders.single_model import ModelEmbedder
 
         if self.__dict__["_spec"].images:
             return self.image_model
         embedder = self.embedder
-        if isinstance(embedder, BGE_M3_Embedder) and embedder.heads == ("dense",):
+        if isinstance(embedder, ModelEmbedder) and embedder.heads == ("dense",):
             from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
 
             return UnifiedHuggingFaceEmbedding(embedder)
