@@ -101,7 +101,7 @@ def find_files(root: Path, excluded: Sequence[Path]) -> tuple[list[Path], dict[s
 
 
 def holds_no_text(file: Path) -> bool:
-    """Tell whether there is no text to be had from a file.
+    """Tell whether a file holds no text.
 
     Either its type holds none, or no reader knows its type and it begins with binary data: a NUL
     byte, and not valid UTF-8.

@@ -27,7 +27,7 @@ class CollectionReader:
     """Read the collection of a QdrantVectorStore through the clients that the store has.
 
     Coroutines use the store's async client. If it has none, they run the sync call in a worker
-    thread, so that neither blocks the event loop. Whatever a client raises is a StoreError.
+    thread, so that neither blocks the event loop. Errors of a client are raised as StoreErrors.
 
     Args:
         store: Has a sync client, an async one, or both. A sync one in local mode is made

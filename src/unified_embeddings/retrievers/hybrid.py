@@ -364,7 +364,7 @@ class UnifiedHybridRetriever(BaseRetriever):
     # --- the collection -------------------------------------------------------------------------
 
     def _check_collection(self, info: qm.CollectionInfo) -> None:
-        """Reject a collection whose vectors do not fit, and note under which name they stand."""
+        """Reject a collection whose vectors do not fit, and note the name of its dense ones."""
         vectors = info.config.params.vectors
         # LlamaIndex's older collections, and its stores without a hybrid mode, name no vectors.
         is_unnamed = isinstance(vectors, qm.VectorParams) or "" in (vectors or {})

@@ -118,8 +118,8 @@ def translate_filters(
 ) -> qm.Filter | None:
     """Translate LlamaIndex's metadata filters into Qdrant's.
 
-    The store's own translation does the work. Conditions that it would translate into something
-    else than what they say are rejected first.
+    The store's own translation does the work. Conditions whose translation would not mean what
+    they say are rejected first.
 
     Args:
         store: The store that will be searched.
@@ -132,8 +132,8 @@ def translate_filters(
         return None
     _check_filters(filters)
     try:
-        # Private, but the only translation that also serves the store's own queries. It is pinned
-        # by the tests of filters, which run every operator.
+        # The method is private, but it is the translation that the store's own queries use. The
+        # tests of filters run every operator through it.
         translated: qm.Filter | None = store._build_query_filter(VectorStoreQuery(filters=filters))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise InputError(
