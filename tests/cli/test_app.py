@@ -862,7 +862,7 @@ class TestQuantize:
         for name in ("export.folder", "export.graph"):
             monkeypatch.delitem(sys.modules, f"unified_embeddings.{name}", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGES", 12)
+        monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGE_COUNT", 12)
         ended = run("quantize", xlmr, kept, "--compare")
         assert ended.code == 0
         assert f"onnx int8: taken from {kept / 'int8'}" in ended.err
@@ -894,7 +894,7 @@ class TestQuantize:
             ((), "name the folder"),
             (("made", "--json"), "--json is for a comparison; add --compare"),
             (("made", "--data", "x"), "--data is for a comparison"),
-            (("--compare", "--data", "/no/such"), "there is no /no/such/corpus.jsonl"),
+            (("--compare", "--data", "/no/such"), "/no/such/corpus.jsonl does not exist"),
             (("--compare", "--against", "/no/such"), "no such folder"),
             (("--compare", "--out", "/dev/null"), "cannot be made a folder"),
         ],

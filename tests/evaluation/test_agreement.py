@@ -21,13 +21,18 @@ from unified_embeddings import Embeddings, InputError, SparseVector
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.evaluation.agreement import (
     Drift,
+    batch_drift,
     colbert_agreement,
     colbert_scores,
     dense_agreement,
-    drift,
     sparse_agreement,
 )
-from unified_embeddings.evaluation.corpora import Corpus, python_reference, read_beir, spread
+from unified_embeddings.evaluation.corpora import (
+    Corpus,
+    read_beir,
+    read_python_reference,
+    spread_positions,
+)
 from unified_embeddings.evaluation.measurement import (
     Candidate,
     _packed,
@@ -35,7 +40,13 @@ from unified_embeddings.evaluation.measurement import (
     compare,
     measure,
 )
-from unified_embeddings.evaluation.rankings import Retrieval, ndcg, overlap, rankings, retrieval
+from unified_embeddings.evaluation.rankings import (
+    Retrieval,
+    compare_retrieval,
+    ndcg,
+    overlap,
+    rank_documents,
+)
 from unified_embeddings.system.memory import peak_bytes, process_bytes
 
 
@@ -91,14 +102,14 @@ class TestVectors:
             [sparse(i1=1.5), sparse(i2=0.25)],
             [floats([0.5, 0]), floats()],
         )
-        found = drift(alone, together)
+        found = batch_drift(alone, together)
         assert found.dense_cosine == pytest.approx(0.2)
         assert found.dense == pytest.approx(0.6)
         assert (found.sparse, found.colbert) == (0.5, 0.5)
 
     def test_drift_of_a_head_the_model_has_not(self) -> None:
         dense = Embeddings(floats([1, 0]))
-        assert drift(dense, dense) == Drift(0, 0, None, None)
+        assert batch_drift(dense, dense) == Drift(0, 0, None, None)
 
 
 QUERIES = Embeddings(floats([1, 0]), [sparse(i1=1, i2=2)])
@@ -109,7 +120,7 @@ DOCUMENTS = Embeddings(
 
 class TestRankings:
     def test_dense_sparse_and_fused(self) -> None:
-        runs = rankings(QUERIES, DOCUMENTS, ["q"], ["a", "b", "c"])
+        runs = rank_documents(QUERIES, DOCUMENTS, ["q"], ["a", "b", "c"])
         assert runs["dense"]["q"] == pytest.approx({"b": 1, "c": 0.6, "a": 0})
         assert runs["sparse"]["q"] == {"a": 3, "c": 3}  # b shares no word
         # Dense b c a; sparse c a: 3 and 3, where the greater id comes first.
@@ -120,16 +131,16 @@ class TestRankings:
     def test_equal_scores_at_the_cut(self) -> None:
         names = [f"{at:02}" for at in range(30)]
         same = Embeddings(np.ones((30, 1), dtype=np.float32))
-        runs = rankings(Embeddings(floats([1])), same, ["q"], names)
+        runs = rank_documents(Embeddings(floats([1])), same, ["q"], names)
         assert list(runs["dense"]["q"]) == names[:-21:-1]
 
     def test_a_dense_model_has_one_ranking(self) -> None:
         dense = Embeddings(floats([1, 0]))
-        assert list(rankings(dense, dense, ["q"], ["d"])) == ["dense"]
+        assert list(rank_documents(dense, dense, ["q"], ["d"])) == ["dense"]
 
     def test_no_document_has_a_word(self) -> None:
         empty = Embeddings(sparse=[sparse()])
-        assert rankings(empty, empty, ["q"], ["d"]) == {"sparse": {"q": {}}}
+        assert rank_documents(empty, empty, ["q"], ["d"]) == {"sparse": {"q": {}}}
 
     @given(st.data())
     def test_sparse_scores_are_dot_products(self, data: st.DataObject) -> None:
@@ -142,7 +153,7 @@ class TestRankings:
         )
         queries, documents = data.draw(vectors), data.draw(vectors)
         names = [str(at) for at in range(len(documents))]
-        run = rankings(
+        run = rank_documents(
             Embeddings(sparse=queries),
             Embeddings(sparse=documents),
             [str(at) for at in range(len(queries))],
@@ -170,9 +181,9 @@ class TestRankings:
 
     def test_loss_is_a_share_of_the_references(self) -> None:
         full, half = {"q": {"a": 1.0}}, {"q": {"b": 2.0, "x": 1.5, "a": 1.0}}
-        assert retrieval(full, half, {"q": {"a": 1}}) == Retrieval(1, 0.5, 0.5)
-        assert retrieval(full, full, {"q": {"z": 1}}) == Retrieval(1, 0, None)
-        assert retrieval(full, half, None) == Retrieval(1)
+        assert compare_retrieval(full, half, {"q": {"a": 1}}) == Retrieval(1, 0.5, 0.5)
+        assert compare_retrieval(full, full, {"q": {"z": 1}}) == Retrieval(1, 0, None)
+        assert compare_retrieval(full, half, None) == Retrieval(1)
 
 
 NAMES = st.sampled_from(["a", "b", "B", "10", "9", "é", "文", *map(str, range(20, 34))])
@@ -203,8 +214,8 @@ def test_a_result_agrees_fully_with_itself(texts: int, seed: int) -> None:
     names = [str(at) for at in range(texts)]
     assert set(dataclasses.astuple(dense_agreement(dense, dense))) == {1}
     assert set(dataclasses.astuple(sparse_agreement(vectors, vectors))) == {1}
-    assert drift(both, both) == Drift(0, 0, 0, None)
-    for run in rankings(both, both, names, names).values():
+    assert batch_drift(both, both) == Drift(0, 0, 0, None)
+    for run in rank_documents(both, both, names, names).values():
         assert overlap(run, run) == 1
 
 
@@ -291,17 +302,17 @@ class TestCorpora:
     @pytest.mark.parametrize(
         ("name", "content", "problem"),
         [
-            ("corpus.jsonl", None, "there is no .*corpus.jsonl"),
+            ("corpus.jsonl", None, "corpus.jsonl does not exist"),
             ("corpus.jsonl", "", "is empty"),
             (
                 "corpus.jsonl",
                 '{"_id": "a", "text": "b"}\n{"_id"',
-                "line 2 is no JSON",
+                "line 2 is not valid JSON",
             ),
             ("corpus.jsonl", "\n[1]", "line 2 should be an object"),
             ("queries.jsonl", '{"_id": 1, "text": "b"}', "queries.jsonl, line 1 should be"),
-            ("queries.jsonl", '{"_id": "a", "text": "b"}\n' * 2, "line 2 has the"),
-            ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "judges nothing"),
+            ("queries.jsonl", '{"_id": "a", "text": "b"}\n' * 2, "line 2 repeats the"),
+            ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "contains no judgements"),
             ("qrels/test.tsv", "q\td\ts\nq1\td1\tmuch", "test.tsv, line 2 .*whole number"),
             ("qrels/test.tsv", "q1 d1 1\nq1 d1 1", "test.tsv, line 2 .*tabs"),
             ("qrels/test.tsv", "q9\td1\t1", "line 1 judges the query 'q9'"),
@@ -318,15 +329,15 @@ class TestCorpora:
 
     def test_bytes_that_are_no_text(self, beir: Path) -> None:
         (beir / "corpus.jsonl").write_bytes(b"\xff\xfe")
-        with pytest.raises(InputError, match="no readable text"):
+        with pytest.raises(InputError, match="cannot be read as text"):
             read_beir(beir)
 
     def test_the_python_reference(self) -> None:
-        corpus = python_reference()
+        corpus = read_python_reference()
         assert len(corpus.documents) == 120
         assert len(set(corpus.queries.values())) >= 20
         assert corpus.qrels is None
 
-    def test_even_spread(self) -> None:
-        assert spread(10, 4) == [0, 2, 5, 7]
-        assert spread(2, 4) == [0, 1]
+    def test_even_spread_positions(self) -> None:
+        assert spread_positions(10, 4) == [0, 2, 5, 7]
+        assert spread_positions(2, 4) == [0, 1]

@@ -93,13 +93,13 @@ def _compare(
     """Whatever can be refused is refused before the long work begins."""
     from unified_embeddings.cli import precision_report as shown
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-    from unified_embeddings.evaluation.corpora import python_reference, read_beir
+    from unified_embeddings.evaluation.corpora import read_beir, read_python_reference
     from unified_embeddings.evaluation.measurement import Candidate, compare
 
     precisions: tuple[Precision, ...] = ("fp32", "int8") if precision is None else (precision,)
     if out is not None:
         shown.require_folder(out)
-    corpus = python_reference() if data is None else read_beir(data)
+    corpus = read_python_reference() if data is None else read_beir(data)
     embedder = _reference(model)
     for name in against:
         _ = BGE_M3_Embedder(name).checkpoint

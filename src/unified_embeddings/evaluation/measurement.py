@@ -36,15 +36,15 @@ from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.evaluation.agreement import (
     Agreement,
     Drift,
+    batch_drift,
     colbert_agreement,
     colbert_scores,
     dense_agreement,
-    drift,
     sparse_agreement,
 )
 from unified_embeddings.evaluation.comparison import Comparison, Cost, Row
-from unified_embeddings.evaluation.corpora import Corpus, spread
-from unified_embeddings.evaluation.rankings import rankings, retrieval
+from unified_embeddings.evaluation.corpora import Corpus, spread_positions
+from unified_embeddings.evaluation.rankings import compare_retrieval, rank_documents
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.system.memory import peak_bytes, process_bytes
@@ -223,7 +223,7 @@ class _Judge:
             drift=candidate.drift,
             agreement=self._agreement(candidate) if same else None,
             retrieval={
-                kind: retrieval(full, runs[kind], self._corpus.qrels)
+                kind: compare_retrieval(full, runs[kind], self._corpus.qrels)
                 for kind, full in self._runs.items()
                 if kind in runs
             },
@@ -245,7 +245,7 @@ class _Judge:
         )
 
     def _ranked(self, measured: Measured) -> dict[str, dict[str, dict[str, float]]]:
-        return rankings(
+        return rank_documents(
             measured.vectors["queries"],
             measured.vectors["documents"],
             list(self._corpus.queries),
@@ -333,7 +333,7 @@ def _measured(job: dict[str, Any], vectors: Path) -> dict[str, Any]:
     if "colbert" in embedder.heads:
         arrays["colbert"] = _colbert_sample(embedder, queries, documents)
     np.savez(vectors, **arrays)  # type: ignore[arg-type]  # of its options' types
-    sample = [documents[at] for at in spread(len(documents), _DRIFTING)]
+    sample = [documents[at] for at in spread_positions(len(documents), _DRIFTING)]
     return {
         "runtime": asdict(embedder.runtime),
         "fingerprint": embedder.fingerprint,
@@ -410,7 +410,7 @@ def _size(checkpoint: Checkpoint) -> int:
 def _drift(embedder: BGE_M3_Embedder, texts: list[str]) -> Drift:
     colbert = "colbert" in embedder.heads
     alone = [embedder.encode_documents([text], colbert=colbert) for text in texts]
-    return drift(_joined(alone), embedder.encode_documents(texts, colbert=colbert))
+    return batch_drift(_joined(alone), embedder.encode_documents(texts, colbert=colbert))
 
 
 def _joined(parts: list[Embeddings]) -> Embeddings:
@@ -424,8 +424,8 @@ def _colbert_sample(
     embedder: BGE_M3_Embedder, queries: list[str], documents: list[str]
 ) -> FloatArray:
     """ColBERT scores of evenly spread queries and documents, float32 (queries, documents)."""
-    asked = [queries[at] for at in spread(len(queries), _COLBERT_QUERIES)]
-    found = [documents[at] for at in spread(len(documents), _COLBERT_DOCUMENTS)]
+    asked = [queries[at] for at in spread_positions(len(queries), _COLBERT_QUERIES)]
+    found = [documents[at] for at in spread_positions(len(documents), _COLBERT_DOCUMENTS)]
     only: dict[str, Any] = {"dense": False, "sparse": False, "colbert": True}
     return colbert_scores(
         embedder.encode_queries(asked, **only).colbert or [],
