@@ -843,9 +843,9 @@ class TestQuantize:
         report = compared[0] / "report"
         assert json.loads((report / "comparison.json").read_text("utf-8")) == compared[1].json
         page = (report / "comparison.md").read_text("utf-8")
-        assert "## nDCG@10 lost" in page
+        assert "## nDCG@10 loss" in page
         assert "| onnx int8 |" in page
-        assert f"- {other} is another model" in page
+        assert f"- {other} is a different model" in page
         assert (report / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     def test_exports_are_used_again_and_what_cannot_be_exported_is_a_row(
@@ -865,7 +865,7 @@ class TestQuantize:
         monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGE_COUNT", 12)
         ended = run("quantize", xlmr, kept, "--compare")
         assert ended.code == 0
-        assert f"onnx int8: taken from {kept / 'int8'}" in ended.err
+        assert f"onnx int8: reusing {kept / 'int8'}" in ended.err
         assert "torch fp32" in ended.out
         assert "onnx int8" in ended.out
         assert "nDCG@10 needs --data" in ended.out
@@ -896,7 +896,7 @@ class TestQuantize:
             (("made", "--data", "x"), "--data is for a comparison"),
             (("--compare", "--data", "/no/such"), "/no/such/corpus.jsonl does not exist"),
             (("--compare", "--against", "/no/such"), "no such folder"),
-            (("--compare", "--out", "/dev/null"), "cannot be made a folder"),
+            (("--compare", "--out", "/dev/null"), "cannot be created"),
         ],
     )
     def test_what_cannot_be_is_refused_before_any_work(

@@ -27,19 +27,15 @@ from unified_embeddings.evaluation.agreement import (
     dense_agreement,
     sparse_agreement,
 )
+from unified_embeddings.evaluation.comparison import compare
 from unified_embeddings.evaluation.corpora import (
     Corpus,
     read_beir,
     read_python_reference,
     spread_positions,
 )
-from unified_embeddings.evaluation.measurement import (
-    Candidate,
-    _packed,
-    _unpacked,
-    compare,
-    measure,
-)
+from unified_embeddings.evaluation.measurement import Candidate, measure_candidate
+from unified_embeddings.evaluation.packing import pack_embeddings, unpack_embeddings
 from unified_embeddings.evaluation.rankings import (
     Retrieval,
     compare_retrieval,
@@ -230,9 +226,9 @@ class TestPacking:
         ids=["both", "empty", "dense"],
     )
     def test_vectors_come_back_without_pickle(self, embedded: Embeddings, tmp_path: Path) -> None:
-        np.savez(tmp_path / "vectors.npz", **_packed("documents", embedded))
+        np.savez(tmp_path / "vectors.npz", **pack_embeddings("documents", embedded))
         with np.load(tmp_path / "vectors.npz", allow_pickle=False) as arrays:
-            found = _unpacked(arrays, "documents")
+            found = unpack_embeddings("documents", arrays)
         assert found.sparse == embedded.sparse
         np.testing.assert_equal(found.dense, embedded.dense)
 
@@ -248,12 +244,12 @@ class TestMeasuring:
 
     def test_a_model_that_is_not_there(self) -> None:
         with pytest.raises(UnifiedEmbeddingsError, match="no such folder"):
-            measure(Candidate("none", "/no/such/folder"), CORPUS, ["fox"])
+            measure_candidate(Candidate("none", "/no/such/folder"), CORPUS, ["fox"])
 
     def test_a_process_that_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(UnifiedEmbeddingsError, match="exit code 1"):
-            measure(Candidate("none", "model"), CORPUS, ["fox"])
+            measure_candidate(Candidate("none", "model"), CORPUS, ["fox"])
 
     @pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
     def test_the_process_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
