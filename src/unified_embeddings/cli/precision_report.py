@@ -62,6 +62,7 @@ class _Panel:
 
 def print_tables(comparison: Comparison) -> None:
     """Print the tables to standard output."""
+    # Names come from the user and may contain rich's markup, which must not be interpreted.
     shared.out.print(_headline(comparison), markup=False, highlight=False)
     for section, lines in _filled_sections(comparison):
         shared.out.print()
@@ -290,6 +291,7 @@ def _markdown_page(comparison: Comparison) -> str:
 
 
 def _markdown_row(cells: Cells) -> str:
+    # An unescaped bar would start another cell.
     escaped_cells = [shared.printable(cell).replace("|", "\\|") for cell in cells]
     return "| " + " | ".join(escaped_cells) + " |"
 
@@ -308,7 +310,8 @@ def _draw_plot(comparison: Comparison, path: Path) -> None:
     rows = [row for row in comparison.rows if row.cost is not None]
     names = [row.name for row in rows]
     colours = [_REFERENCE_COLOUR] + [_CANDIDATE_COLOUR] * (len(rows) - 1)
-    figure, axes_list = pyplot.subplots(1, 4, figsize=(15, 1.6 + 0.5 * len(rows)), sharey=True)
+    height = 1.6 + 0.5 * len(rows)
+    figure, axes_list = pyplot.subplots(1, 4, figsize=(15, height), sharey=True)
     for axes, panel in zip(axes_list, _panels(rows), strict=True):
         axes.barh(names, panel.values, xerr=panel.spread, capsize=3, color=colours)
         axes.set_title(panel.title, fontsize=10)
@@ -324,10 +327,12 @@ def _panels(rows: list[Row]) -> Iterator[_Panel]:
     """Yield the four charts of rows that were measured, the reference first."""
     costs = [row.cost for row in rows if row.cost is not None]
     yield _Panel("resident memory, MB", [cost.resident / 1e6 for cost in costs])
+    below_median = [0.0] * len(costs)
+    above_median = [cost.query_ms_p99 - cost.query_ms_p50 for cost in costs]
     yield _Panel(
         "one query, ms (p50 to p99)",
         [cost.query_ms_p50 for cost in costs],
-        spread=([0.0] * len(costs), [cost.query_ms_p99 - cost.query_ms_p50 for cost in costs]),
+        spread=(below_median, above_median),
     )
     yield _Panel(
         "documents, tokens/s (min to max)",
@@ -346,6 +351,7 @@ def _retrieval_panel(rows: list[Row]) -> _Panel:
     is_judged = rows[0].retrieval[kind].ndcg is not None
     values = []
     for row in rows:
+        # A model without this kind of ranking gets an empty bar.
         value: float | None = None
         if kind in row.retrieval:
             retrieval = row.retrieval[kind]

@@ -101,6 +101,7 @@ def dense_agreement(reference: FloatArray, candidate: FloatArray) -> DenseAgreem
         candidate: float32 (n, d).
     """
     cosines = _row_cosines(reference, candidate)
+    # The 5th percentile tells whether a low minimum is one outlier or many texts.
     return DenseAgreement(
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
@@ -126,6 +127,7 @@ def sparse_agreement(
         reference_top = _heaviest_ids(reference_vector, k)
         candidate_top = _heaviest_ids(candidate_vector, k)
         same_tops.append(reference_top == candidate_top)
+        # A share of nothing is undefined, so such texts do not count.
         if reference_top:
             common_shares.append(len(reference_top & candidate_top) / len(reference_top))
     return SparseAgreement(
@@ -156,6 +158,7 @@ def colbert_scores(queries: Sequence[FloatArray], documents: Sequence[FloatArray
     scores = np.zeros((len(queries), len(documents)), dtype=np.float32)
     for row, query in enumerate(queries):
         for column, document in enumerate(documents):
+            # `colbert_score` rejects a text without rows.
             if len(query) and len(document):
                 scores[row, column] = colbert_score(query, document)
     return scores
@@ -165,7 +168,8 @@ def batch_drift(alone: Embeddings, together: Embeddings) -> Drift:
     """Compare the vectors of the same texts, embedded one by one and in one call."""
     dense_cosine = dense = sparse = colbert = None
     if alone.dense is not None and together.dense is not None:
-        dense_cosine = float((1 - _row_cosines(alone.dense, together.dense)).max())
+        cosines = _row_cosines(alone.dense, together.dense)
+        dense_cosine = float((1 - cosines).max())
         dense = _largest_difference(alone.dense, together.dense)
     if alone.sparse is not None and together.sparse is not None:
         sparse = max(map(_largest_weight_difference, alone.sparse, together.sparse))
@@ -179,13 +183,16 @@ def _row_cosines(first: FloatArray, second: FloatArray) -> NDArray[np.float64]:
 
     They are computed in float64: in float32, 1 - cosine of two close vectors is mostly rounding.
     """
-    first_rows, second_rows = first.astype(np.float64), second.astype(np.float64)
+    first_rows = first.astype(np.float64)
+    second_rows = second.astype(np.float64)
     norms = np.linalg.norm(first_rows, axis=1) * np.linalg.norm(second_rows, axis=1)
-    cosines = (first_rows * second_rows).sum(axis=1) / np.where(norms > 0, norms, 1)
-    # Equal rows have a cosine of exactly 1, so that a model agrees fully with itself; two zero
-    # vectors count as equal.
+    divisors = np.where(norms > 0, norms, 1)
+    cosines = (first_rows * second_rows).sum(axis=1) / divisors
+    # Equal rows have a cosine of exactly 1, where the quotient may be off by rounding, so that a
+    # model agrees fully with itself. Two zero vectors count as equal.
     are_equal = (first_rows == second_rows).all(axis=1)
-    return np.asarray(np.where(are_equal, 1, np.clip(cosines, -1, 1)))
+    cosines = np.clip(cosines, -1, 1)
+    return np.asarray(np.where(are_equal, 1, cosines))
 
 
 def _jaccard(first_ids: set[int], second_ids: set[int]) -> float:
@@ -201,8 +208,11 @@ def _largest_difference(first: FloatArray, second: FloatArray) -> float:
 
 
 def _largest_weight_difference(first: SparseVector, second: SparseVector) -> float:
-    differences = [abs(first.get(i, 0.0) - second.get(i, 0.0)) for i in {*first, *second}]
-    return max(differences, default=0.0)
+    largest = 0.0
+    for token_id in {*first, *second}:
+        difference = abs(first.get(token_id, 0.0) - second.get(token_id, 0.0))
+        largest = max(largest, difference)
+    return largest
 
 
 def _heaviest_ids(vector: SparseVector, k: int) -> set[int]:

@@ -139,6 +139,7 @@ def compare(
         raise UnifiedEmbeddingsError(
             f"the reference, {reference.name}, cannot be measured: {error}"
         ) from error
+    # The reference's own row shows what full agreement looks like.
     rows = [comparer.make_row(reference.name, comparer.reference)]
     for candidate in candidates:
         try:
@@ -215,6 +216,7 @@ def _choose_timed_queries(model: str, corpus: Corpus) -> list[str]:
     for query in corpus.queries.values():
         token_counts[query] = len(embedder.tokenise(query)) + _SPECIAL_TOKENS
     embedder.close()
+    # Queries of about the same length make the times comparable between corpora.
     by_distance = sorted(token_counts, key=lambda query: abs(token_counts[query] - _QUERY_TOKENS))
     repeated_queries = itertools.cycle(by_distance[:_TIMED_QUERIES])
     return list(itertools.islice(repeated_queries, _TIMED_QUERIES))
@@ -222,7 +224,8 @@ def _choose_timed_queries(model: str, corpus: Corpus) -> list[str]:
 
 def _describe_machine() -> dict[str, object]:
     """Return the hardware and the versions that a measurement depends on."""
-    versions = {package.name: package.version for package in importlib.metadata.distributions()}
+    packages = importlib.metadata.distributions()
+    versions = {package.name: package.version for package in packages}
     processor = cpu()
     return {
         "processor": processor.name,

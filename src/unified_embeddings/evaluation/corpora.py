@@ -73,7 +73,10 @@ def read_beir(folder: Path) -> Corpus:
     qrels = _read_judgements(folder / "qrels" / "test.tsv", queries)
     judged_queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
     return Corpus(
-        name=folder.name or str(folder), documents=documents, queries=judged_queries, qrels=qrels
+        name=folder.name or str(folder),  # The name of "." is empty.
+        documents=documents,
+        queries=judged_queries,
+        qrels=qrels,
     )
 
 
@@ -91,6 +94,7 @@ def read_python_reference() -> Corpus:
     passages = [all_passages[i] for i in spread_positions(len(all_passages), _PASSAGE_COUNT)]
     all_queries = []
     for passage in passages:
+        # A passage may be too short to have words in this range.
         query = " ".join(passage.split()[_QUERY_WORDS])
         if query:
             all_queries.append(query)
@@ -126,13 +130,15 @@ def _read_texts(path: Path) -> dict[str, _TitledText]:
         except ValueError as error:
             raise InputError(f"{place} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            row = {}
+            row = {}  # It lacks both keys, which the next check reports.
         text_id, text = row.get("_id"), row.get("text")
         if not isinstance(text_id, str) or not isinstance(text, str):
             raise InputError(f'{place} should be an object with the strings "_id" and "text"')
         if text_id in texts:
             raise InputError(f'{place} repeats the "_id" {text_id!r} of an earlier line')
-        texts[text_id] = _TitledText(title=str(row.get("title") or ""), text=text)
+        # The title may be missing or null.
+        title = str(row.get("title") or "")
+        texts[text_id] = _TitledText(title, text)
     if not texts:
         raise InputError(f"{path} is empty; expected one line per text")
     return texts

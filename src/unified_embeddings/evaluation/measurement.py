@@ -211,7 +211,7 @@ def _run_job(job: _Job, vectors_path: Path) -> dict[str, object]:
         job.model,
         engine=job.engine,
         precision=job.precision,
-        cache=None,
+        cache=None,  # A cached vector would cost no time and show no drift.
         local_files_only=True,
     )
     cost, documents = measure_cost(
@@ -238,6 +238,7 @@ def _sample(texts: list[str], count: int) -> list[str]:
 def _measure_drift(embedder: BGE_M3_Embedder, texts: list[str]) -> Drift:
     """Embed texts one by one and together, and compare."""
     colbert = "colbert" in embedder.heads
+    # One call per text, so that each is a batch of its own.
     alone = [embedder.encode_documents([text], colbert=colbert) for text in texts]
     together = embedder.encode_documents(texts, colbert=colbert)
     return batch_drift(_concatenate(alone), together)

@@ -25,8 +25,10 @@ def pack_embeddings(role: str, embeddings: Embeddings) -> dict[str, NDArray[np.g
     if embeddings.sparse is not None:
         lengths = [len(vector) for vector in embeddings.sparse]
         arrays[f"{role}_lengths"] = np.array(lengths, dtype=np.int64)
-        arrays[f"{role}_indices"] = np.concatenate([vector.indices for vector in embeddings.sparse])
-        arrays[f"{role}_values"] = np.concatenate([vector.values for vector in embeddings.sparse])
+        indices = [vector.indices for vector in embeddings.sparse]
+        values = [vector.values for vector in embeddings.sparse]
+        arrays[f"{role}_indices"] = np.concatenate(indices)
+        arrays[f"{role}_values"] = np.concatenate(values)
     return arrays
 
 
@@ -36,6 +38,7 @@ def unpack_embeddings(role: str, arrays: NpzFile) -> Embeddings:
     if f"{role}_dense" in arrays:
         dense = arrays[f"{role}_dense"]
     if f"{role}_lengths" in arrays:
+        # np.split takes the positions between the parts, so the last end is left out.
         ends = np.cumsum(arrays[f"{role}_lengths"])[:-1]
         indices_parts = np.split(arrays[f"{role}_indices"], ends)
         values_parts = np.split(arrays[f"{role}_values"], ends)

@@ -86,9 +86,11 @@ def sort_by_score(scores: Mapping[str, float]) -> list[str]:
 
     This is the order of trec_eval, which compares scores in single precision.
     """
-    return sorted(
-        scores, key=lambda document_id: (np.float32(scores[document_id]), document_id), reverse=True
-    )
+
+    def sort_key(document_id: str) -> tuple[np.float32, str]:
+        return np.float32(scores[document_id]), document_id
+
+    return sorted(scores, key=sort_key, reverse=True)
 
 
 def ndcg(run: Run, qrels: Qrels, k: int = TOP_DOCUMENTS) -> float:
@@ -102,6 +104,7 @@ def ndcg(run: Run, qrels: Qrels, k: int = TOP_DOCUMENTS) -> float:
     for query_id, grades in qrels.items():
         ranking = sort_by_score(run.get(query_id, {}))
         query_scores.append(_query_ndcg(ranking[:k], grades, k))
+    # fsum makes the mean independent of the order of the queries.
     return math.fsum(query_scores) / len(query_scores)
 
 
@@ -129,6 +132,7 @@ def compare_retrieval(reference: Run, candidate: Run, qrels: Qrels | None) -> Re
     reference_ndcg = ndcg(reference, qrels)
     candidate_ndcg = ndcg(candidate, qrels)
     ndcg_loss = None
+    # A share of 0 is undefined.
     if reference_ndcg:
         ndcg_loss = (reference_ndcg - candidate_ndcg) / reference_ndcg
     return Retrieval(overlap=common_share, ndcg=candidate_ndcg, ndcg_loss=ndcg_loss)
@@ -140,7 +144,8 @@ class _Postings:
     def __init__(self, documents: Sequence[SparseVector]) -> None:
         ids = np.concatenate([vector.indices for vector in documents])
         weights = np.concatenate([vector.values for vector in documents])
-        rows = np.repeat(np.arange(len(documents)), [len(vector) for vector in documents])
+        lengths = [len(vector) for vector in documents]
+        rows = np.repeat(np.arange(len(documents)), lengths)
         order = np.argsort(ids, kind="stable")
         self._size = len(documents)
         self._ids = ids[order]
@@ -150,6 +155,7 @@ class _Postings:
     def scores(self, query: SparseVector) -> FloatArray:
         """Return the query's dot product with each document, float32 (n,)."""
         scores = np.zeros(self._size, dtype=np.float32)
+        # The postings of an id are the slice in which the sorted ids equal it.
         starts = np.searchsorted(self._ids, query.indices, "left")
         ends = np.searchsorted(self._ids, query.indices, "right")
         for start, end, query_weight in zip(starts, ends, query.values, strict=True):
@@ -210,10 +216,12 @@ def _query_ndcg(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> fl
     ideal_dcg = _dcg(ideal_grades)
     if not ideal_dcg:
         return 0.0
-    return _dcg([grades.get(document_id, 0) for document_id in ranking]) / ideal_dcg
+    ranked_grades = [grades.get(document_id, 0) for document_id in ranking]
+    return _dcg(ranked_grades) / ideal_dcg
 
 
 def _dcg(grades: Sequence[int]) -> float:
-    return math.fsum(
-        max(grade, 0) / math.log2(rank + 1) for rank, grade in enumerate(grades, start=1)
-    )
+    gains = []
+    for rank, grade in enumerate(grades, start=1):
+        gains.append(max(grade, 0) / math.log2(rank + 1))
+    return math.fsum(gains)
