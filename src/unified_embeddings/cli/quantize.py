@@ -34,13 +34,12 @@ def quantize(
         Path | None,
         typer.Argument(
             help="Destination: a new or empty folder. With --compare, exports are kept in "
-            "FOLDER/fp32 and FOLDER/int8 and reused from there. "
-            "[default: with --compare a temporary folder]"
+            "FOLDER/fp32 and FOLDER/int8 and reused from there; without FOLDER they are temporary."
         ),
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Export precision. [default: int8; with --compare both]"),
+        typer.Option(help="Export precision (default: int8; with --compare both)."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure each precision on this machine.")
@@ -49,7 +48,7 @@ def quantize(
         Path | None,
         typer.Option(
             help="For --compare: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, "
-            "qrels/test.tsv). [default: the Python reference, without nDCG]"
+            "qrels/test.tsv). Default: the Python reference, without nDCG."
         ),
     ] = None,
     against: Annotated[
