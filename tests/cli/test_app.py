@@ -821,7 +821,8 @@ class TestQuantize:
             runtime = Runtime("torch", "cpu", pays, "so it is")
             monkeypatch.setattr("unified_embeddings.engines.registry.plan", lambda *_: runtime)
             embedder = BGE_M3_Embedder(xlmr, precision="fp32")
-            return [one.precision for one in quantize._other_precisions(embedder, every=every)]
+            candidates = quantize._other_precisions(embedder, every=every)
+            return [candidate.precision for candidate in candidates]
 
         assert planned(every=False, pays="fp32") == []
         assert planned(every=False, pays="bf16") == ["bf16"]
