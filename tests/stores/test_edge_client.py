@@ -32,6 +32,7 @@ from unified_embeddings import EdgeQdrantClient, InputError, StoreError
 from unified_embeddings.stores.edge import catalog as catalogs
 from unified_embeddings.stores.edge import shard as shards
 from unified_embeddings.stores.opening import open_folder
+from unified_embeddings.system import files
 
 DIMENSION = 8
 
@@ -446,7 +447,7 @@ def test_a_full_disk_is_an_error_and_what_was_stored_is_there(
     client.upsert("docs", [point(1)])
     usage = SimpleNamespace(free=10 * 2**20)
     with monkeypatch.context() as patched:
-        patched.setattr(shards.shutil, "disk_usage", lambda _: usage)
+        patched.setattr(shutil, "disk_usage", lambda _: usage)
         for write in (
             lambda: client.upsert("docs", [point(2)]),
             lambda: client.set_payload("docs", {"a": 1}, [1]),
@@ -933,11 +934,15 @@ def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
             time.sleep(0.05)
             return done
 
+        def interrupted_after(path: Path) -> None:
+            if path == folder:
+                signal.raise_signal(signal.SIGINT)
+
         with monkeypatch.context() as patched:
             if where == "replacing":
                 patched.setattr(Path, "replace", interrupted)
             else:
-                patched.setattr(catalogs, "_sync_folder", lambda _: signal.raise_signal(2))
+                patched.setattr(files, "sync_folder", interrupted_after)
             patched.setattr(shards.Shard, "_optimized", lambda *_: True)
             with pytest.raises(KeyboardInterrupt):
                 client.optimize("docs") if what == "optimize" else make(client, "another")
@@ -1016,7 +1021,7 @@ def test_payloads_count_towards_the_room_that_is_needed(
     free = SimpleNamespace(free=64 * 2**20 + 4 * len(text) - 1)
     everything = models.Filter(must=[])
     with monkeypatch.context() as patched:
-        patched.setattr(shards.shutil, "disk_usage", lambda _: free)
+        patched.setattr(shutil, "disk_usage", lambda _: free)
         for points in (list(range(20)), everything):
             for write in (client.set_payload, client.overwrite_payload):
                 with pytest.raises(StoreError, match="MiB are needed"):

@@ -31,8 +31,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import portalocker
-
 T = TypeVar("T")
 
 _SCRATCH_NAME = re.compile(r"\.unified-embeddings-(?P<machine>[0-9a-f]{8})-[0-9a-f]{16}")
@@ -84,6 +82,8 @@ class FileLock:
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
+        import portalocker  # Here, since it takes 20 ms and most processes lock nothing.
+
         self._file = path.open("a+" if create else "r+")
         try:
             portalocker.lock(self._file, portalocker.LOCK_EX | portalocker.LOCK_NB)
@@ -114,6 +114,8 @@ class FileLock:
 
     def release(self) -> None:
         """Release the lock. Idempotent."""
+        import portalocker
+
         if self._file.closed:
             return
         # Closing the file would not do: a forked child has a copy of the handle, and the lock

@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 import qdrant_edge as core
 
 from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
-from unified_embeddings.stores.edge.catalog import uninterrupted
+from unified_embeddings.system.files import (
+    NoSpaceError,
+    make_folder,
+    require_space,
+    sync_tree,
+    uninterrupted,
+)
 
 T = TypeVar("T")
 
@@ -99,9 +105,11 @@ class Shard:
         """
         with self.writing, core_errors(self.collection, "creating the collection"):
             self._require_space("creating the collection")
-            self.folder.mkdir(parents=True)
+            make_folder(self.folder)
             self._core = core.EdgeShard.create(str(self.folder), config)
             self._core.flush()
+            # The catalogue will name these files for good, so they must be on the disk before.
+            sync_tree(self.folder)
 
     def read(self, operation: str, call: Callable[[Any], T]) -> T:
         """Let `call` ask the core something.
@@ -199,6 +207,9 @@ class Shard:
                 shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
                 changed = self._optimized(folder)
                 if changed:
+                    # The core flushes what it has written, not what `copytree` has. The original
+                    # is deleted after `commit`, so by then the whole copy must be on the disk.
+                    sync_tree(folder)
                     new = core.EdgeShard.load(str(folder))
 
                     def swap() -> None:
@@ -269,16 +280,14 @@ class Shard:
         Raises:
             StoreError: If there are not `size` bytes free beside the reserve.
         """
-        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-        needed = _RESERVE + size
-        if free < needed:
+        try:
+            require_space(self.folder, _RESERVE + size)
+        except NoSpaceError as error:
             raise StoreError(
                 self.collection,
                 operation,
-                f"the disk of {existing} has {free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} "
-                "MiB are needed; make room and try again. What was stored before is safe",
-            )
+                f"{error}; make room and try again. What was stored before is safe",
+            ) from error
 
 
 def _allocated(folder: Path) -> int:
