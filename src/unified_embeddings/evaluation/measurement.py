@@ -11,15 +11,10 @@ numbers to be quoted.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +43,7 @@ from unified_embeddings.evaluation.rankings import rankings, retrieval
 from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.system.memory import peak_bytes, process_bytes
+from unified_embeddings.system.processes import ChildFailedError, run_in_child
 from unified_embeddings.types import Embeddings, FloatArray, SparseVector
 
 _QUERY_TOKENS = 16
@@ -62,7 +58,7 @@ _COLBERT_QUERIES, _COLBERT_DOCUMENTS = 32, 64
 _DRIFTING = 32
 """Documents embedded both alone and together."""
 
-_JOB, _OUTCOME, _VECTORS = "job.json", "outcome.json", "vectors.npz"
+_JOB, _VECTORS = "job.json", "vectors.npz"
 
 
 @dataclass(frozen=True)
@@ -189,10 +185,7 @@ def measure(
             "show_progress": show_progress,
         }
         (Path(scratch) / _JOB).write_text(json.dumps(job), "utf-8")
-        _run_child(scratch)
-        outcome = json.loads((Path(scratch) / _OUTCOME).read_text("utf-8"))
-        if "problem" in outcome:
-            raise UnifiedEmbeddingsError(outcome["problem"])
+        outcome = _run_child(scratch)
         with np.load(Path(scratch) / _VECTORS) as arrays:
             return Measured(
                 Runtime(**outcome["runtime"]),
@@ -277,49 +270,33 @@ def _machine() -> dict[str, Any]:
 # --- starting the process -----------------------------------------------------------------------
 
 
-def _run_child(scratch: str) -> None:
-    """Run `main` on a folder in a new process, and end it if the wait for it is given up."""
-    with subprocess.Popen(  # noqa: S603 — this interpreter, this module
-        [sys.executable, "-m", __name__, scratch],
-        # The child ends when this pipe does: even if this process is killed.
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        # Out of the current folder nothing is to be imported.
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-        # Ctrl-C comes here alone, and from here the child is ended without a word.
-        start_new_session=True,
-    ) as child:
-        try:
-            code = child.wait()
-        finally:
-            child.kill()
-    if code or not (Path(scratch) / _OUTCOME).is_file():
-        hint = "; the system may have run out of memory" if code == -9 else ""
-        raise UnifiedEmbeddingsError(f"its process ended with exit code {code}{hint}")
+def _run_child(scratch: str) -> dict[str, Any]:
+    """Run `measure_job` on a folder in a new process, and end it if the wait for it is given up.
+
+    Raises:
+        UnifiedEmbeddingsError: If the model cannot be loaded or run, or the process was killed.
+    """
+    try:
+        return run_in_child(measure_job, [scratch])
+    except ChildFailedError as error:
+        raise UnifiedEmbeddingsError(str(error)) from error
 
 
 # --- what the process does ----------------------------------------------------------------------
 
 
-def main() -> None:
-    """Measure the model described in the folder that the first argument names."""
-    folder = Path(sys.argv[1])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        outcome = _measured(json.loads((folder / _JOB).read_text("utf-8")), folder / _VECTORS)
-    except UnifiedEmbeddingsError as error:
-        outcome = {"problem": str(error)}
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:  # the parent tells the user, and goes on with the next model
-        outcome = {"problem": f"unexpected {type(error).__name__}: {error}"}
-    with contextlib.suppress(FileNotFoundError):  # Ctrl-C: whoever asked has tidied up and gone
-        (folder / _OUTCOME).write_text(json.dumps(outcome), "utf-8")
+def measure_job(scratch: str) -> dict[str, Any]:
+    """Measure the model that a folder describes, and write its vectors there.
 
+    Returns:
+        Everything else that was measured, as dictionaries.
 
-def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin, which would hold a lock the interpreter needs to end
-    os._exit(1)
+    Raises:
+        UnifiedEmbeddingsError: If the model cannot be loaded or run.
+    """
+    folder = Path(scratch)
+    job = json.loads((folder / _JOB).read_text("utf-8"))
+    return _measured(job, folder / _VECTORS)
 
 
 def _measured(job: dict[str, Any], vectors: Path) -> dict[str, Any]:
@@ -455,7 +432,3 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]], role: str) -> Embeddings:
         parts = (np.split(arrays[f"{role}_{part}"], ends) for part in ("indices", "values"))
         sparse = [SparseVector(*both) for both in zip(*parts, strict=True)]
     return Embeddings(dense=arrays.get(f"{role}_dense"), sparse=sparse)
-
-
-if __name__ == "__main__":
-    main()
