@@ -520,7 +520,7 @@ class TestOptimize:
             raise KeyboardInterrupt
 
         run("index", "docs", "--model", xlmr)
-        monkeypatch.setattr(shard.Shard, "_optimized", stopped)
+        monkeypatch.setattr(shard.Shard, "_optimize_copy", stopped)
         ended = run("optimize")
         assert (ended.code, ended.out) == (130, "")
         assert "as it was" in ended.err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,23 +53,6 @@ class TestMeasuring:
         monkeypatch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(UnifiedEmbeddingsError, match="exit code 1"):
             measure_candidate(Candidate("none", "model"), CORPUS, ["fox"])
-
-    @pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
-    def test_the_process_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
-        code = (
-            "import threading, time\n"
-            "from unified_embeddings.evaluation.measurement import _end_with_parent\n"
-            "threading.Thread(target=_end_with_parent).start()\nprint('up', flush=True)\n"
-            "time.sleep(60)"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as child:
-            assert child.stdout is not None
-            assert child.stdin is not None
-            child.stdout.readline()
-            child.stdin.close()
-            assert child.wait(30) == 1
 
     def test_peak_memory_is_no_less_than_now(self) -> None:
         peak = peak_bytes()

@@ -12,13 +12,8 @@ spread, and figures worth quoting need an idle machine.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +27,7 @@ from unified_embeddings.evaluation.agreement import Drift, batch_drift, colbert_
 from unified_embeddings.evaluation.corpora import Corpus, spread_positions
 from unified_embeddings.evaluation.cost import Cost, measure_cost
 from unified_embeddings.evaluation.packing import pack_embeddings, unpack_embeddings
+from unified_embeddings.system.processes import ChildFailedError, run_in_child
 from unified_embeddings.types import Embeddings, FloatArray, SparseVector
 
 _COLBERT_QUERIES, _COLBERT_DOCUMENTS = 32, 64
@@ -39,8 +35,12 @@ _COLBERT_QUERIES, _COLBERT_DOCUMENTS = 32, 64
 _DRIFT_DOCUMENTS = 32
 """Number of documents that are embedded both alone and together."""
 
-_JOB, _OUTCOME, _VECTORS = "job.json", "outcome.json", "vectors.npz"
-"""Files through which the two processes communicate."""
+_JOB_FILE, _VECTORS_FILE = "job.json", "vectors.npz"
+"""Names of the files through which the two processes pass texts and vectors.
+
+As arguments and results, which are pickled, they would be in memory several times, and the
+process's memory is measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class _Job:
     show_progress: bool
 
 
+@dataclass(frozen=True)
+class _JobResult:
+    """What the process returns besides the vectors; see `Measurement`."""
+
+    runtime: Runtime
+    fingerprint: str
+    cost: Cost
+    drift: Drift
+
+
 def measure_candidate(
     candidate: Candidate,
     corpus: Corpus,
@@ -129,84 +139,34 @@ def measure_candidate(
         show_progress=show_progress,
     )
     with tempfile.TemporaryDirectory(prefix="unified-embeddings-") as scratch:
-        (Path(scratch) / _JOB).write_text(json.dumps(asdict(job)), "utf-8")
-        _run_child(scratch)
-        return _read_measurement(Path(scratch))
-
-
-def _read_measurement(folder: Path) -> Measurement:
-    """Read what the process wrote.
-
-    Raises:
-        UnifiedEmbeddingsError: If it could not measure the model.
-    """
-    outcome = json.loads((folder / _OUTCOME).read_text("utf-8"))
-    if "problem" in outcome:
-        raise UnifiedEmbeddingsError(outcome["problem"])
-    with np.load(folder / _VECTORS) as arrays:
-        return Measurement(
-            runtime=Runtime(**outcome["runtime"]),
-            fingerprint=outcome["fingerprint"],
-            cost=Cost(**outcome["cost"]),
-            drift=Drift(**outcome["drift"]),
-            documents=unpack_embeddings("documents", arrays),
-            queries=unpack_embeddings("queries", arrays),
-            colbert_scores=arrays.get("colbert"),
-        )
-
-
-# --- starting the process -----------------------------------------------------------------------
-
-
-def _run_child(scratch: str) -> None:
-    """Run `main` on a folder in a new process, and end it if the wait for it is given up."""
-    with subprocess.Popen(  # noqa: S603 — this interpreter, this module
-        [sys.executable, "-m", __name__, scratch],
-        # The child ends when this pipe does: even if this process is killed.
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        # Out of the current folder nothing is to be imported.
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-        # Ctrl-C comes here alone, and from here the child is ended without a word.
-        start_new_session=True,
-    ) as child:
+        folder = Path(scratch)
+        (folder / _JOB_FILE).write_text(json.dumps(asdict(job)), "utf-8")
         try:
-            code = child.wait()
-        finally:
-            child.kill()
-    if code or not (Path(scratch) / _OUTCOME).is_file():
-        hint = "; the system may have run out of memory" if code == -9 else ""
-        raise UnifiedEmbeddingsError(f"its process ended with exit code {code}{hint}")
+            result = run_in_child(_measure_job, [folder])
+        except ChildFailedError as error:
+            raise UnifiedEmbeddingsError(str(error)) from error
+        with np.load(folder / _VECTORS_FILE) as arrays:
+            return Measurement(
+                runtime=result.runtime,
+                fingerprint=result.fingerprint,
+                cost=result.cost,
+                drift=result.drift,
+                documents=unpack_embeddings("documents", arrays),
+                queries=unpack_embeddings("queries", arrays),
+                colbert_scores=arrays.get("colbert"),
+            )
 
 
 # --- what the process does ----------------------------------------------------------------------
 
 
-def main() -> None:
-    """Measure the model described in the folder that the first argument names."""
-    folder = Path(sys.argv[1])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        outcome = _run_job(
-            _Job(**json.loads((folder / _JOB).read_text("utf-8"))), folder / _VECTORS
-        )
-    except UnifiedEmbeddingsError as error:
-        outcome = {"problem": str(error)}
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:  # the parent tells the user, and goes on with the next model
-        outcome = {"problem": f"unexpected {type(error).__name__}: {error}"}
-    with contextlib.suppress(FileNotFoundError):  # Ctrl-C: whoever asked has tidied up and gone
-        (folder / _OUTCOME).write_text(json.dumps(outcome), "utf-8")
+def _measure_job(folder: Path) -> _JobResult:
+    """Measure the model of the job in a folder, and write its vectors into the folder.
 
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin, which would hold a lock the interpreter needs to end
-    os._exit(1)
-
-
-def _run_job(job: _Job, vectors_path: Path) -> dict[str, object]:
-    """Measure a model, write its vectors, and return the rest, fit for JSON."""
+    Raises:
+        UnifiedEmbeddingsError: If the model cannot be loaded or run.
+    """
+    job = _Job(**json.loads((folder / _JOB_FILE).read_text("utf-8")))
     embedder = BGE_M3_Embedder(
         job.model,
         engine=job.engine,
@@ -221,13 +181,13 @@ def _run_job(job: _Job, vectors_path: Path) -> dict[str, object]:
     arrays = pack_embeddings("documents", documents) | pack_embeddings("queries", queries)
     if "colbert" in embedder.heads:
         arrays["colbert"] = _score_colbert_sample(embedder, job.queries, job.documents)
-    np.savez(vectors_path, **arrays)  # type: ignore[arg-type]  # mypy matches them to its options
-    return {
-        "runtime": asdict(embedder.runtime),
-        "fingerprint": embedder.fingerprint,
-        "cost": asdict(cost),
-        "drift": asdict(_measure_drift(embedder, _sample(job.documents, _DRIFT_DOCUMENTS))),
-    }
+    np.savez(folder / _VECTORS_FILE, **arrays)  # type: ignore[arg-type]  # mypy takes them for its options
+    return _JobResult(
+        runtime=embedder.runtime,
+        fingerprint=embedder.fingerprint,
+        cost=cost,
+        drift=_measure_drift(embedder, _sample(job.documents, _DRIFT_DOCUMENTS)),
+    )
 
 
 def _sample(texts: list[str], count: int) -> list[str]:
@@ -272,7 +232,3 @@ def _score_colbert_sample(
         _sample(documents, _COLBERT_DOCUMENTS), dense=False, sparse=False, colbert=True
     )
     return colbert_scores(query_vectors.colbert or [], document_vectors.colbert or [])
-
-
-if __name__ == "__main__":
-    main()
