@@ -59,7 +59,7 @@ class Picture:
     def decode(self, max_pixels: int) -> Image.Image:
         """Return a new RGB image, upright, with 8 bits per channel.
 
-        Of an animation, the first frame is used; of a Pillow image, its current frame.
+        Only the first frame of an animation is used, and the current frame of a Pillow image.
         Transparency is flattened onto white. 16-bit grey is scaled, so that 65535 becomes 255. The
         white level of floats and 32-bit integers is guessed from their largest value: it is 65535
         for integers, and for floats the first of 1, 255 and 65535 that no value exceeds.
@@ -204,7 +204,7 @@ def _read_nested_size(data: bytes) -> tuple[int, int] | None:
         inner_image = _open(data[offset:], ("PNG", "DIB"))
         if inner_image.format == "PNG":
             return inner_image.size
-        # A BMP in an icon is stored twice as high: its mask lies below the image.
+        # A BMP in an icon is stored twice as high, with its mask below the image.
         return inner_image.width, max(1, inner_image.height // 2)
     return None
 

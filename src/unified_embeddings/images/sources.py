@@ -102,7 +102,7 @@ def read_picture(
     """Find an image's bytes, without decoding them.
 
     A text is tried as a data: URI, as a URL, as the path of an existing file, and as base64, in
-    this order. Of a LlamaIndex node, the first of image, image_path and image_url that is set
+    this order. In a LlamaIndex node, the first of image, image_path and image_url that is set
     counts, or data, path and url of its image_resource.
 
     Args:
