@@ -183,7 +183,7 @@ class _Layer:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All weights of the layer."""
+        """Return all weights of the layer."""
         return [
             *self.attention_inputs.tensors,
             *self.attention_output.tensors,

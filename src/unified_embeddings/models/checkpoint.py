@@ -89,39 +89,39 @@ class Checkpoint(ModelFiles):
 
     @cached_property
     def config(self) -> dict[str, object]:
-        """The content of `config.json`, which describes the backbone's architecture."""
+        """Return the content of `config.json`, which describes the backbone's architecture."""
         return self.read_json("config.json")
 
     @property
     def hidden_size(self) -> int:
-        """Width of the backbone."""
+        """Return the width of the backbone."""
         return self.integer("hidden_size")
 
     @property
     def dimension(self) -> int:
-        """Width of the dense vector: the spec's, or else the backbone's."""
+        """Return the width of the dense vector: the spec's, or else the backbone's."""
         return self.spec.dimension or self.hidden_size
 
     @property
     def model_type(self) -> str:
-        """Transformers' name of the architecture: "xlm-roberta", "bert", ..."""
+        """Return transformers' name of the architecture: "xlm-roberta", "bert", ..."""
         return str(self._setting("model_type"))
 
     @cached_property
     def pad_id(self) -> int:
-        """Id of the padding token; 0 if `config.json` names none."""
+        """Return the id of the padding token; 0 if `config.json` names none."""
         if self.config.get("pad_token_id") is None:
             return 0
         return self.integer("pad_token_id")
 
     @cached_property
     def positions_start_at_zero(self) -> bool:
-        """Whether a text's positions start at 0, rather than after the padding's position."""
+        """Tell whether a text's positions start at 0, rather than after the padding's position."""
         return self.model_type in _POSITIONS_FROM_ZERO
 
     @cached_property
     def max_length(self) -> int:
-        """Maximum tokens of a text, special tokens included.
+        """Return the maximum tokens of a text, special tokens included.
 
         The smallest of three limits: the number of positions (less those that RoBERTa-type models
         reserve), sentence-transformers' `max_seq_length`, and the spec's.
@@ -169,27 +169,27 @@ class Checkpoint(ModelFiles):
 
     @property
     def tokenizer_file(self) -> Path:
-        """Path of `tokenizer.json`."""
+        """Return the path of `tokenizer.json`."""
         return self.require("tokenizer.json")
 
     @property
     def lower_case(self) -> bool:
-        """Whether sentence-transformers lower-cases texts for this model's tokenizer."""
+        """Tell whether sentence-transformers lower-cases texts for this model's tokenizer."""
         return self._sentence_settings.get("do_lower_case") is True
 
     @cached_property
     def modules(self) -> list[str] | None:
-        """Class names of sentence-transformers' modules; None without `modules.json`."""
+        """Return the class names of sentence-transformers' modules; None without `modules.json`."""
         return read_modules(self, allow_own_code=self.spec.remote_code)
 
     @property
     def further_modules(self) -> list[str]:
-        """Names of the modules that only the engine 'sentence' runs, sorted."""
+        """Return the names of the modules that only the engine 'sentence' runs, sorted."""
         return sorted(set(self.modules or ()) - STANDARD_MODULES)
 
     @cached_property
     def pooling(self) -> Pooling:
-        """How hidden states become the dense vector, or logits the sparse one.
+        """Return how hidden states become the dense vector, or logits the sparse one.
 
         The spec's pooling, or else the one in `1_Pooling/config.json`; the two must not differ.
         Without either it is "cls", which is BGE-M3's.
@@ -225,7 +225,7 @@ class Checkpoint(ModelFiles):
 
     @property
     def code_options(self) -> dict[str, bool | str]:
-        """Keyword arguments about remote code, for transformers' models and configurations.
+        """Return the keyword arguments about remote code, for transformers' models and configurations.
 
         Raises:
             ModelLoadError: If the code is in another repository and no commit of it is named.
@@ -245,7 +245,7 @@ class Checkpoint(ModelFiles):
 
     @property
     def code_repository(self) -> str | None:
-        """The other repository that has the model's code; None if the code is in its own.
+        """Return the other repository that has the model's code; None if the code is in its own.
 
         Raises:
             ModelLoadError: If the files ask for code of several repositories, or for another
@@ -275,7 +275,7 @@ class Checkpoint(ModelFiles):
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The files with the backbone's tensors: safetensors before pickles, shards in order."""
+        """Return the files with the backbone's tensors: safetensors before pickles, shards in order."""
         # Every safetensors file can be mapped; a pickle may have to be read whole.
         for name in (*WEIGHTS, *PICKLED_WEIGHTS):
             if not self.has(name):
@@ -299,12 +299,12 @@ class Checkpoint(ModelFiles):
 
     @property
     def is_exported(self) -> bool:
-        """Whether the folder holds an ONNX file made by `export`, in place of weights."""
+        """Tell whether the folder holds an ONNX file made by `export`, in place of weights."""
         return self.has(EXPORT)
 
     @cached_property
     def export_notes(self) -> ExportNotes:
-        """What an exported model says of itself, after its files were found to be whole.
+        """Return what an exported model says of itself, after checking that its files are whole.
 
         Raises:
             ModelLoadError: If the model was not exported, its notes are of another version, or its
@@ -334,7 +334,7 @@ class Checkpoint(ModelFiles):
 
     @cached_property
     def digest(self) -> str:
-        """24 hex digits that tell this model's content from any other's.
+        """Return 24 hex digits that tell this model's content from any other's.
 
         A BLAKE2b digest over the whole of the configuration, tokenizer and head files, and over
         samples of each weight file. Two fine-tunings of one architecture have different digests; a

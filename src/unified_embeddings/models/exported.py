@@ -69,7 +69,7 @@ class ExportNotes:
 
     @property
     def weights_file(self) -> str:
-        """Name of the file with the graph's weights."""
+        """Return the name of the file with the graph's weights."""
         return f"{self.graph_file}.data"
 
 

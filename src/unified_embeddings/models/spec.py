@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import HEAD_NAMES, HeadName, Role
+from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
 Pooling: TypeAlias = Literal["cls", "mean", "splade"]
 EngineName: TypeAlias = Literal["torch", "sentence", "onnx"]
@@ -130,7 +130,7 @@ class ModelSpec:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The subfolders of LoRA weights that are named, each once."""
+        """Return the subfolders of LoRA weights that are named, each once."""
         names = dict.fromkeys((self.query_adapter, self.document_adapter))
         return tuple(name for name in names if name)
 
@@ -158,7 +158,7 @@ class ModelSpec:
         if "model_id" not in fields:
             raise InputError(f"{where} needs model_id, a hub id or a folder")
         # The values come from a file and may be anything: __post_init__ checks their types.
-        values: dict[str, Any] = {"choice": fields["model_id"], **fields}
+        values: Options = {"choice": fields["model_id"], **fields}
         try:
             return cls(**values)
         except InputError as error:
