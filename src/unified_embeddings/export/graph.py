@@ -141,7 +141,7 @@ def _write_packing(writer: GraphWriter, width: int) -> None:
     tokens = writer.add_node("NonZero", [mask], "real")
     writer.add_node("Squeeze", [tokens, _FIRST_AXIS], _ROWS)
     # The token at a position is the number of tokens up to it, less one. Padding at the very start
-    # would have -1, which is no row.
+    # would have -1, which is not a row.
     count = writer.add_node("CumSum", [mask, _ZERO], "count")
     row = writer.add_node("Sub", [count, _ONE], "packed")
     slot = writer.add_node("Max", [row, _ZERO], "slot")

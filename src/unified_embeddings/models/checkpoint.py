@@ -225,7 +225,7 @@ class Checkpoint(ModelFiles):
 
     @property
     def code_options(self) -> dict[str, bool | str]:
-        """Return the keyword arguments about remote code, for transformers' models and configurations.
+        """Return transformers' keyword arguments about remote code.
 
         Raises:
             ModelLoadError: If the code is in another repository and no commit of it is named.
@@ -275,7 +275,7 @@ class Checkpoint(ModelFiles):
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """Return the files with the backbone's tensors: safetensors before pickles, shards in order."""
+        """Return the files with the backbone's tensors, the shards in order."""
         # Every safetensors file can be mapped; a pickle may have to be read whole.
         for name in (*WEIGHTS, *PICKLED_WEIGHTS):
             if not self.has(name):
