@@ -507,7 +507,7 @@ def test_a_lost_or_damaged_shard_is_an_error_of_its_collection_alone(folder: Pat
         make(client, "broken")
         make(client, "whole")
         client.upsert("whole", [point(1)])
-        entries = dict(client._catalog.state.collections)
+        entries = dict(client._store.state().collections)
     shutil.rmtree(folder / "shards" / entries["lost"].shard)
     segments = folder / "shards" / entries["broken"].shard / "segments"
     for file in segments.rglob("segment.json"):
@@ -1155,7 +1155,7 @@ async def test_writes_that_wait_for_an_optimizing_keep_no_read_waiting(
     client: EdgeQdrantClient,
 ) -> None:
     make(client)
-    shard, _ = client._collection("docs")
+    shard, _ = client._store.collection("docs")
     release = threading.Event()
 
     def hold() -> None:
@@ -1222,7 +1222,7 @@ def test_an_alias_switched_while_a_write_waits_takes_the_write_along(
     make(client, "old")
     make(client, "new")
     point_at("old")
-    shard, _ = client._collection("old")
+    shard, _ = client._store.collection("old")
     with ThreadPoolExecutor(2) as pool:
         with shard.writing:
             work = [
@@ -1254,7 +1254,7 @@ def test_closing_ends_an_optimizing(client: EdgeQdrantClient, folder: Path) -> N
     fill(client, 5000)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(client.optimize, "docs")
-        shard, _ = client._collection("docs")
+        shard, _ = client._store.collection("docs")
         while shard._optimizer is None and not work.done():
             time.sleep(0.001)
         client.close()
