@@ -25,7 +25,7 @@ from unified_embeddings.cli import app as cli
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.copying import CopyReport, check_copy, copy_collection
 from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-from unified_embeddings.stores.opening import open_folder, open_old_folder
+from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
 
 Distance = models.Distance
 OURS = {"fingerprint": "bge-m3:0123", "model": "BAAI/bge-m3", "revision": "abc"}
@@ -495,7 +495,7 @@ class TestSettings:
                 return super().create_collection(name, **options)
 
         target = Old()
-        with pytest.raises(StoreError, match="model: bge-m3:0123 in the source, not said"):
+        with pytest.raises(StoreError, match="model: bge-m3:0123 in the source, not recorded"):
             copied(memory(points=1), target)
         assert target.upserts == []
 
@@ -546,7 +546,7 @@ class TestFit:
                 {"model": OURS | {"fingerprint": "other:9"}},
                 "model: bge-m3:0123 in the source, other:9 in the target",
             ),
-            ({"model": None}, "model: bge-m3:0123 in the source, not said in the target"),
+            ({"model": None}, "model: bge-m3:0123 in the source, not recorded in the target"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -695,7 +695,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stored(path: Path, name: str = "docs") -> dict[Any, tuple[Any, Any]]:
     """Id → payload and vectors of every point in a folder, whoever made it."""
     with closing(
-        open_old_folder(path) if is_local_mode_folder(path) else open_folder(path)
+        open_local_mode_folder(path) if is_local_mode_folder(path) else open_folder(path)
     ) as client:
         return everything(client, name)
 
@@ -860,20 +860,20 @@ SLOWLY = """
 import sys, time
 from pathlib import Path
 from unified_embeddings.cli import app as cli
-from unified_embeddings.stores import copying
+from unified_embeddings.stores import copy_points
 
-fitting, requests = copying._Reader._fitting, []
+split_by_size, requests = copy_points.PointReader._split_by_size, []
 
 def slowly(self, records):
-    for request in fitting(self, records):
+    for request in split_by_size(self, records):
         requests.append(request)
         if len(requests) == 5:  # four are stored
             Path("some-are-there").touch()
         time.sleep(0.3)
         yield request
 
-copying._IDS_A_PAGE = 100
-copying._Reader._fitting = slowly
+copy_points._IDS_PER_PAGE = 100
+copy_points.PointReader._split_by_size = slowly
 cli.main()
 """
 
