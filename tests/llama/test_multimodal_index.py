@@ -394,7 +394,7 @@ class TestRetriever:
         with pytest.raises(InputError, match="text must be a str"):
             stores.retriever().retrieve(QueryBundle(None))  # type: ignore[arg-type]
         with pytest.raises(
-            InputError, match=r"the question's image: 'missing\.png' is no such file"
+            InputError, match=r"the question's image: 'missing\.png' is neither an existing file"
         ):
             stores.retriever().retrieve(QueryBundle("", image_path="missing.png"))
 

@@ -188,4 +188,4 @@ def _create_collection(
 
 def _model_names(embedder: TextEmbedder) -> str:
     """Return the name of the embedder's model, or the names of its models."""
-    return " + ".join(part.model_name for part in embedder.parts) or embedder.model_name
+    return " + ".join(model.model_name for model in embedder.models) or embedder.model_name
