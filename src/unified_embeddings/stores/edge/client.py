@@ -83,14 +83,14 @@ Query: TypeAlias = (
 class EdgeQdrantClient:
     """QdrantClient over a folder, on Qdrant's own core, in this process.
 
-    Thread-safe. One process, and one client in it, has a folder at a time. A write that has
-    returned survives a killed process; `flush` makes it survive a loss of power. Searches read
+    Thread-safe. Only one process, and one client in it, can open a folder at a time. A write that
+    has returned survives a killed process; `flush` makes it survive a loss of power. Searches read
     every vector until `optimize` has built an index. The core holds Python's interpreter during a
     call: some milliseconds for a search over 10,000 points, about 20 over 50,000.
 
-    What a server has beyond one process (shards, replicas, snapshots, timeouts) raises InputError
-    by its name. `wait`, `ordering` and `consistency` are accepted and change nothing: each write
-    returns when it is done, and reads see all completed writes.
+    Methods and options that only a server has (shards, replicas, snapshots, timeouts) raise an
+    InputError that names them. `wait`, `ordering` and `consistency` are accepted and change
+    nothing: each write returns when it is done, and reads see all completed writes.
 
     Args:
         path: The folder; created if it does not exist.
@@ -186,9 +186,9 @@ class EdgeQdrantClient:
     def optimize(self, collection_name: str) -> bool:
         """Merge a collection's points and index them (HNSW), for fast searches over many points.
 
-        Worth it from some 20,000 points. The index is approximate, so measure recall. It takes
-        minutes on big collections, in a process of its own; reads go on meanwhile, writes wait.
-        Points that are added later are searched one by one, beside the index, until the next call.
+        It pays from about 20,000 points. The index is approximate, so measure recall. On large
+        collections it takes minutes, in a separate process; reads go on meanwhile, writes wait.
+        Points that are added later are searched one by one until the next call.
 
         Returns:
             Whether there was something to do.

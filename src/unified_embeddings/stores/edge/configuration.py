@@ -248,8 +248,8 @@ def to_core_payload_index(schema: qm.PayloadFieldSchema | str) -> CoreConfig:
         stopwords=_to_stopwords,
         stemmer=_to_stemmer,
     )
-    index_params = _CORE_INDEX_PARAMS[options.pop("type")]
-    return index_params(**options)
+    params_class = _CORE_INDEX_PARAMS[options.pop("type")]
+    return params_class(**options)
 
 
 def _to_stopwords(stopwords: qm.StopwordsInterface) -> CoreConfig:
@@ -272,13 +272,13 @@ def from_core_payload_schema(schema: Mapping[str, Any]) -> dict[str, qm.PayloadI
         index_type = _member_value(info.data_type)
         params = None
         if info.params is not None:
-            model = _INDEX_PARAMS[index_type]
+            params_class = _INDEX_PARAMS[index_type]
             options = {
                 name: _from_core_option(getattr(info.params, name, None))
-                for name in model.model_fields
+                for name in params_class.model_fields
             }
             options["type"] = index_type
-            params = model(**options)
+            params = params_class(**options)
         indexes[field] = qm.PayloadIndexInfo(
             data_type=qm.PayloadSchemaType(index_type), params=params, points=info.points
         )

@@ -148,7 +148,7 @@ class EmbeddedStore:
         """Return the core's answer to a question about a collection.
 
         If `name` is an alias that is switched while this runs, and its old collection is dropped,
-        the question is put to the new collection.
+        the new collection is asked instead.
 
         Args:
             name: The collection's name or an alias.
@@ -213,7 +213,7 @@ class EmbeddedStore:
                 self._catalog.drop_shard(old_folder)
 
     def _replace_shard_folder(self, shard: Shard, new_folder: str) -> str:
-        """Make another folder a collection's in the catalogue; return the one before.
+        """Record another folder as a collection's in the catalogue; return the previous one.
 
         Raises:
             StoreError: If the collection was deleted in the meantime, or the catalogue cannot be
@@ -289,7 +289,7 @@ class EmbeddedStore:
         return True
 
     def update_metadata(self, name: str, metadata: dict[str, Any] | None) -> bool:
-        """Merge metadata into a collection's, key by key; a key whose new value is None goes.
+        """Merge metadata into a collection's, key by key; a key whose value is None is removed.
 
         Returns:
             Whether there was metadata to merge.
@@ -333,7 +333,7 @@ class EmbeddedStore:
             check_vectors(changed)
             with argument_errors("the vector"):
                 update = vector_creation(vector_name, params)
-            # The shard first, then the catalogue: `_repair_vector_names` tells a crash in between.
+            # The shard first, then the catalogue: `_repair_vector_names` relies on this order.
             shard.write_alone("adding a vector", update)
             self._save_settings(shard.collection, changed)
 
@@ -352,7 +352,7 @@ class EmbeddedStore:
                 raise InputError(f"the collection has no vector named {vector_name!r}")
             changed = settings_with(settings, vectors=dense, sparse_vectors=sparse)
             update = core.UpdateOperation.delete_vector_name(vector_name)
-            # The shard first, then the catalogue: `_repair_vector_names` tells a crash in between.
+            # The shard first, then the catalogue: `_repair_vector_names` relies on this order.
             shard.write_alone("removing a vector", update)
             self._save_settings(shard.collection, changed)
 
@@ -417,7 +417,7 @@ class EmbeddedStore:
             return entry
         for added_name in stored_names - known_names:
             update = core.UpdateOperation.delete_vector_name(added_name)
-            shard.write_alone("undoing a stopped addition", update)
+            shard.write_alone("rolling back an interrupted addition", update)
         if known_names <= stored_names:
             return entry
         dense = {name: params for name, params in settings.vectors.items() if name in stored_names}

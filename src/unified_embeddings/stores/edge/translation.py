@@ -1,4 +1,4 @@
-"""What the modules beside this one share to speak with Qdrant's core.
+"""Helpers shared by the modules that convert objects for Qdrant's core and back.
 
 What lives here: errors, enums, fields, ids, selectors, and the points that the core found as
 qdrant-client's models. Filters, queries, vectors and settings have modules of their own.
@@ -138,26 +138,26 @@ def from_core_id(value: object) -> PointId:
 # --- what comes back ----------------------------------------------------------------------------
 
 
-def to_record(found: CorePoint) -> qm.Record:
+def to_record(core_point: CorePoint) -> qm.Record:
     """Return a point that was retrieved or scrolled over."""
     # Not validated: the core's answer is well-formed, and validation costs more than the read.
     return qm.Record.model_construct(
-        id=from_core_id(found.id),
-        payload=found.payload,
-        vector=_from_core_vector(found.vector),
-        order_value=found.order_value,
+        id=from_core_id(core_point.id),
+        payload=core_point.payload,
+        vector=_from_core_vector(core_point.vector),
+        order_value=core_point.order_value,
     )
 
 
-def to_scored_point(found: CorePoint) -> qm.ScoredPoint:
-    """Return a point that a query found."""
+def to_scored_point(core_point: CorePoint) -> qm.ScoredPoint:
+    """Return a point that a query core_point."""
     return qm.ScoredPoint.model_construct(
-        id=from_core_id(found.id),
-        version=found.version,
-        score=found.score,
-        payload=found.payload,
-        vector=_from_core_vector(found.vector),
-        order_value=found.order_value,
+        id=from_core_id(core_point.id),
+        version=core_point.version,
+        score=core_point.score,
+        payload=core_point.payload,
+        vector=_from_core_vector(core_point.vector),
+        order_value=core_point.order_value,
     )
 
 

@@ -142,8 +142,8 @@ def _to_float32(numbers: Any) -> FloatArray:
 def _unknown_name_error(name: str, vector_type: str, settings: Settings) -> InputError:
     dense_names = ", ".join(map(repr, settings.vectors)) or "none"
     sparse_names = ", ".join(map(repr, settings.sparse_vectors)) or "none"
-    wanted = f"named {name!r}" if name else "without a name"
+    shown_name = f"named {name!r}" if name else "without a name"
     return InputError(
-        f"the collection has no {vector_type} vector {wanted}; its dense vectors: {dense_names}; "
-        f"its sparse vectors: {sparse_names}"
+        f"the collection has no {vector_type} vector {shown_name}; its dense vectors: "
+        f"{dense_names}; its sparse vectors: {sparse_names}"
     )
