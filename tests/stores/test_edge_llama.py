@@ -1,4 +1,4 @@
-"""LlamaIndex's stock QdrantVectorStore over the embedded store."""
+"""LlamaIndex's QdrantVectorStore over the embedded store. Neither was written for the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dense(text: str) -> list[float]:
 
 
 def sparse(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-    """Return each known word's number, and its count as the weight."""
+    """Return each known word's number, weighted by its count."""
     rows = [
         {number: text.split().count(word) for number, word in enumerate(WORDS)} for text in texts
     ]
