@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A test file stays in one process, which makes its checkpoints and stores once.
+IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check bench
 
@@ -14,13 +16,13 @@ demo: $(INSTALLED)
 	$(BIN)/unified-embeddings demo
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest $(IN_PARALLEL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest $(IN_PARALLEL)
 
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,plot]'
