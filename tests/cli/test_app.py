@@ -363,7 +363,7 @@ class TestWhatIsMissing:
             ended = search("fox", "--collection", "other")
             assert (ended.code, ended.out) == (1, "")
             assert "'other'" in ended.err
-            assert "collections there: 'documents'" in ended.err
+            assert "existing collections: 'documents'" in ended.err
 
     def test_a_server(self, search: Run) -> None:
         ended = search("fox", "--url", "http://127.0.0.1:9")
@@ -712,6 +712,15 @@ class TestUsage:
             "doctor",
         ):
             assert name in ended.out
+
+    @pytest.mark.parametrize(
+        ("command", "default"), [("search", "bge-m3"), ("copy", "all collections")]
+    )
+    def test_help_states_defaults_in_words(
+        self, run: Run, command: str, default: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        assert f"[default: ({default})]" in run(command, "--help").out
 
     @pytest.mark.parametrize(
         "arguments",

@@ -901,7 +901,7 @@ def test_a_stopped_copy_goes_on_by_the_same_command(
     assert first.out == "", first.err
     if signal_number == signal.SIGINT:
         assert first.code == 130
-        assert first.err == "error: stopped; run the same command again to go on\n"
+        assert first.err == "error: interrupted; run the same command again to resume\n"
 
     second = run(*arguments).json[0]
     assert second["already_there"] >= 1 + 2 + 4 + 8, "what the first run stored was not kept"
