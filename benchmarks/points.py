@@ -1,7 +1,7 @@
 """Synthetic points for the stores: dense and sparse vectors, and payloads like LlamaIndex's.
 
 What lives here: the recipe, which gives the same numbers in every run, a block at a time so that
-only one block is in memory; and an embedder that looks vectors up instead of running a model.
+only one block is in memory; and an embedder that looks vectors up.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import string
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
@@ -22,9 +20,7 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import models as qm
 
 from unified_embeddings.cache.keys import Value
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-from unified_embeddings.engines.base import Runtime
-from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import FloatArray, HeadName, Role, SparseVector
 
@@ -173,43 +169,27 @@ def make_structs(
     ]
 
 
-class Prepared(BGE_M3_Embedder):
+class Prepared(FakeEmbedder):
     """An embedder without a model, which looks up the vectors of texts in `known`.
-
-    Everything else is BGE_M3_Embedder's, cache included.
 
     Attributes:
         known: Text → its dense and its sparse vector.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(dimension=DIMENSION, heads=("dense", "sparse"), model_name="prepared")
         self.known: dict[str, tuple[FloatArray, SparseVector]] = {}
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The few facts that are read from a model's files."""
-        facts = SimpleNamespace(
-            dimension=DIMENSION, max_length=8192, pooling="cls", digest="made up", revision="none"
-        )
-        return cast("Checkpoint", facts)
-
-    @property
-    def runtime(self) -> Runtime:
-        """A runtime to show; nothing runs on it."""
-        return Runtime("torch", "cpu", "fp32", "there is no model")
 
     def _run(
         self,
-        texts: list[str],
-        rows: list[int],
+        texts: Sequence[str],
         role: Role,  # noqa: ARG002 — the model's signature
-        needed: frozenset[HeadName],
-    ) -> Iterator[tuple[int, dict[HeadName, Value]]]:
-        for row in rows:
-            dense, sparse = self.known[texts[row]]
-            values: dict[HeadName, Value] = {"dense": dense, "sparse": sparse}
-            yield row, {head: values[head] for head in needed}
+        heads: frozenset[HeadName],
+    ) -> Iterator[tuple[str, dict[HeadName, Value]]]:
+        for text in texts:
+            dense, sparse = self.known[text]
+            vectors: dict[HeadName, Value] = {"dense": dense, "sparse": sparse}
+            yield text, {head: vectors[head] for head in heads}
 
 
 def _sparse(rng: np.random.Generator, tokens: int) -> SparseVector:

@@ -51,7 +51,7 @@ HOMES = {
     "matplotlib": {"cli.precision_report"},
     "onnx": {"export.graph"},
     "onnxruntime": {"engines.onnx"},
-    "portalocker": {"stores.edge.catalog"},
+    "portalocker": {"system.files"},
     "psutil": {"system.memory"},
     "qdrant_client": {"stores", "llama", "retrievers", "cli"},
     "qdrant_edge": {"stores.edge"},

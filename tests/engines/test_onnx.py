@@ -32,6 +32,7 @@ from unified_embeddings import (
 from unified_embeddings.export.folder import export_onnx
 from unified_embeddings.export.graph import quantised
 from unified_embeddings.models.catalogue import MODELS
+from unified_embeddings.system.files import scratch_folder
 from unified_embeddings.system.hardware import Cpu
 
 needs_mini = pytest.mark.skipif(
@@ -291,13 +292,15 @@ class TestOnFirstUse:
     ) -> None:
         BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
         (folder,) = cache_home.iterdir()
-        left, fresh = (cache_home / f".{folder.name}-{name}" for name in ("old", "new"))
-        for scratch in (left, fresh):
-            shutil.copytree(folder, scratch)
-        os.utime(left, (0, 0))
-        shutil.rmtree(folder)
-        BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
-        assert sorted(cache_home.iterdir()) == sorted([folder, fresh])
+        with scratch_folder(cache_home) as scratch:
+            fresh = scratch.parent
+            left = fresh.with_name(f"{fresh.name[:-16]}{'0' * 16}")  # locked by nobody
+            shutil.copytree(fresh, left)
+            for work in (left / scratch.name, scratch):
+                shutil.copytree(folder, work, dirs_exist_ok=True)
+            shutil.rmtree(folder)
+            BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
+            assert sorted(cache_home.iterdir()) == sorted([folder, fresh])
 
     def test_a_model_that_cannot_be_exported_says_so_before_it_is_loaded(
         self, tmp_path: Path
@@ -310,11 +313,11 @@ class TestOnFirstUse:
     def test_by_the_variable_of_the_documents(self, xlmr: Path, cache_home: Path) -> None:
         environ = {"UNIFIED_EMBEDDINGS_MODEL": str(xlmr), "QUANTIZATION": "INT8"}
         config = UnifiedEmbeddingConfig.from_env(environ)
-        (part,) = config.embedder.parts
+        (part,) = config.embedder.models
         assert part.runtime.precision == "int8"
         assert config.clip.runtime.precision != "int8"  # images have no int8
         environ["UNIFIED_EMBEDDINGS_PRECISION"] = "fp32"
-        (part,) = UnifiedEmbeddingConfig.from_env(environ).embedder.parts
+        (part,) = UnifiedEmbeddingConfig.from_env(environ).embedder.models
         assert part.runtime.precision == "fp32"
         with pytest.raises(InputError, match=r"QUANTIZATION='int4'.*fp32, fp16 or int8"):
             UnifiedEmbeddingConfig.from_env({"QUANTIZATION": "int4"})

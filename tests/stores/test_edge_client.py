@@ -32,6 +32,7 @@ from unified_embeddings import EdgeQdrantClient, InputError, StoreError
 from unified_embeddings.stores.edge import catalog as catalogs
 from unified_embeddings.stores.edge import shard as shards
 from unified_embeddings.stores.opening import open_folder
+from unified_embeddings.system import files
 
 DIMENSION = 8
 
@@ -446,7 +447,7 @@ def test_a_full_disk_is_an_error_and_what_was_stored_is_there(
     client.upsert("docs", [point(1)])
     usage = SimpleNamespace(free=10 * 2**20)
     with monkeypatch.context() as patched:
-        patched.setattr(shards.shutil, "disk_usage", lambda _: usage)
+        patched.setattr(shutil, "disk_usage", lambda _: usage)
         for write in (
             lambda: client.upsert("docs", [point(2)]),
             lambda: client.set_payload("docs", {"a": 1}, [1]),
@@ -612,14 +613,14 @@ def test_reads_go_on_and_writes_wait_while_a_collection_is_optimized(
     client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(client, 2000)
-    optimized, going_on, go_on = shards.Shard._optimized, threading.Event(), threading.Event()
+    optimized, going_on, go_on = shards.Shard._optimize_copy, threading.Event(), threading.Event()
 
     def slow(shard: shards.Shard, folder: Path) -> bool:
         going_on.set()
         assert go_on.wait(30)
         return optimized(shard, folder)
 
-    monkeypatch.setattr(shards.Shard, "_optimized", slow)
+    monkeypatch.setattr(shards.Shard, "_optimize_copy", slow)
     with ThreadPoolExecutor(2) as pool:
         work = pool.submit(client.optimize, "docs")
         assert going_on.wait(30)
@@ -658,7 +659,7 @@ def test_optimizing_that_is_stopped_changes_nothing(
             return True
         raise kinds.get(how, RuntimeError)("stopped")
 
-    monkeypatch.setattr(shards.Shard, "_optimized", stopped)
+    monkeypatch.setattr(shards.Shard, "_optimize_copy", stopped)
     with pytest.raises(kinds.get(how, StoreError)):
         client.optimize("docs")
     if how == "deleted":
@@ -681,12 +682,12 @@ def test_killed_while_it_optimizes_it_leaves_no_process_and_the_points_as_they_w
     with EdgeQdrantClient(folder) as client:
         fill(client, 20_000)
     code = """
-        import subprocess, unified_embeddings.stores.edge.shard as shards
-        class Told(subprocess.Popen):
-            def communicate(self, *args, **kwargs):
-                print(self.pid, flush=True)
-                return super().communicate(*args, **kwargs)
-        shards.subprocess.Popen = Told
+        from unified_embeddings.system.processes import ChildProcess
+        result = ChildProcess.result
+        def told(self):
+            print(self.pid, flush=True)
+            return result(self)
+        ChildProcess.result = told
         EdgeQdrantClient(sys.argv[1]).optimize("docs")
     """
     process = run(code, folder)
@@ -713,7 +714,7 @@ def status(process: int) -> str:
 
 def test_the_process_that_optimizes_tells_what_went_wrong(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="does not exist"):
-        shards.Shard("docs", tmp_path)._optimized(tmp_path / "nothing")
+        shards.Shard("docs", tmp_path)._optimize_copy(tmp_path / "nothing")
 
 
 # --- what is not there --------------------------------------------------------------------------
@@ -933,12 +934,16 @@ def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
             time.sleep(0.05)
             return done
 
+        def interrupted_after(path: Path) -> None:
+            if path == folder:
+                signal.raise_signal(signal.SIGINT)
+
         with monkeypatch.context() as patched:
             if where == "replacing":
                 patched.setattr(Path, "replace", interrupted)
             else:
-                patched.setattr(catalogs, "_sync_folder", lambda _: signal.raise_signal(2))
-            patched.setattr(shards.Shard, "_optimized", lambda *_: True)
+                patched.setattr(files, "sync_folder", interrupted_after)
+            patched.setattr(shards.Shard, "_optimize_copy", lambda *_: True)
             with pytest.raises(KeyboardInterrupt):
                 client.optimize("docs") if what == "optimize" else make(client, "another")
         client.upsert("docs", [models.PointStruct(id=9000, vector=[1.0] * 64)])
@@ -1016,7 +1021,7 @@ def test_payloads_count_towards_the_room_that_is_needed(
     free = SimpleNamespace(free=64 * 2**20 + 4 * len(text) - 1)
     everything = models.Filter(must=[])
     with monkeypatch.context() as patched:
-        patched.setattr(shards.shutil, "disk_usage", lambda _: free)
+        patched.setattr(shutil, "disk_usage", lambda _: free)
         for points in (list(range(20)), everything):
             for write in (client.set_payload, client.overwrite_payload):
                 with pytest.raises(StoreError, match="MiB are needed"):

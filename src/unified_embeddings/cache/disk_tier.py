@@ -13,6 +13,7 @@ import numpy as np
 
 from unified_embeddings.cache.keys import Value
 from unified_embeddings.errors import InputError
+from unified_embeddings.system.files import make_folder
 from unified_embeddings.types import SparseVector
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class DiskTier:
         self.errors = 0
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, check_same_thread=False)
             self._prepare()
         except (sqlite3.Error, OSError) as error:

@@ -96,7 +96,7 @@ def _index_reference(config: UnifiedEmbeddingConfig, store: QdrantVectorStore) -
     )
     seconds = _insert(nodes, index)
     tokens = embedder.stats().tokens
-    runtime = (embedder.parts or (config.clip,))[0].runtime
+    runtime = embedder.models[0].runtime
     shared.out.print(
         f"Embedded by {embedder.model_name} ({runtime.engine}, "
         f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "

@@ -90,12 +90,12 @@ def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
 
     The engine can depend on the model's files. If they are missing, that is the finding.
     """
-    parts = config.embedder.parts or (config.clip,)
+    models = config.embedder.models
     choices: dict[str, Section] = {}
-    for part in parts:
-        title = "Chosen" if len(parts) == 1 else f"Chosen for {part.model_name}"
+    for model in models:
+        title = "Chosen" if len(models) == 1 else f"Chosen for {model.model_name}"
         try:
-            choices[title] = asdict(part.runtime)
+            choices[title] = asdict(model.runtime)
         except ModelLoadError as error:
             choices[title] = {"engine": f"depends on the model's files: {error}"}
     return choices

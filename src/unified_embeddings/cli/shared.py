@@ -16,6 +16,7 @@ from rich.console import Console
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -95,13 +96,12 @@ def open_store(
     # `client` stays referenced while the store opens. The embedded client of a folder is shared
     # through a weak reference: without an owner it would be closed, and the folder read twice.
     client = None if create else require_collection(collection, path, url)
-    store = config.vector_store(
-        collection,
-        url=url or None,
-        path=None if url else path,
-        api_key=None,
-        **settings,
-    )
+    options: Options = {**settings}
+    if url:
+        options["url"] = url
+    else:
+        options["path"] = path
+    store = config.vector_store(collection, **options)
     del client
     return store
 

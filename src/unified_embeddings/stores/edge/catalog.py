@@ -15,24 +15,28 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import portalocker
 from pydantic import TypeAdapter, ValidationError
 
 from unified_embeddings.errors import StoreError
 from unified_embeddings.stores.edge.settings import Settings
-
-T = TypeVar("T")
+from unified_embeddings.system.files import (
+    FileLock,
+    LockHeldError,
+    LockUnsupportedError,
+    make_folder,
+    remove_litter,
+    replace_file,
+    uninterrupted,
+)
 
 _FORMAT = 1
 _CATALOG = "catalog.json"
@@ -95,8 +99,8 @@ class Catalog:
                     "it was made by qdrant-client's local mode. Copy it into a new folder with: "
                     f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
                 )
-            (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
+            make_folder(folder / _SHARDS)
+            self._lock = self._acquire_lock()
         except (OSError, ValueError) as error:  # ValueError: a path that cannot be
             reason = getattr(error, "strerror", None) or error
             raise self._error(f"it cannot be written: {reason}") from error
@@ -111,10 +115,7 @@ class Catalog:
 
     def close(self) -> None:
         """Let another process open the folder."""
-        # Unlocked, not only closed: a forked child holds the same lock for as long as it lives.
-        with contextlib.suppress(OSError, portalocker.LockException):
-            portalocker.unlock(self._lock)
-        self._lock.close()
+        self._lock.release()
 
     def shard_path(self, shard: str) -> Path:
         """The folder of one collection's points."""
@@ -152,41 +153,32 @@ class Catalog:
             },
             "aliases": dict(state.aliases),
         }
-        new = self.folder / f"{_CATALOG}.new"
+        text = json.dumps(content, indent=1, ensure_ascii=False)
 
-        def replace() -> None:
-            new.replace(self.folder / _CATALOG)
+        def replace_catalogue() -> None:
+            replace_file(self.folder / _CATALOG, text.encode())
             self.state = state
 
         try:
-            with new.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
-            uninterrupted(replace)
+            # Disk and memory change together: an interrupt between the two would make the caller
+            # undo, in memory, what is on disk.
+            uninterrupted(replace_catalogue)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
             raise StoreError(
                 str(self.folder), "writing its catalogue", error.strerror or str(error)
             ) from error
-        _sync_folder(self.folder)
 
-    def _locked(self) -> Any:
-        handle = (self.folder / ".lock").open("a+")
+    def _acquire_lock(self) -> FileLock:
         try:
-            portalocker.lock(handle, portalocker.LOCK_EX | portalocker.LOCK_NB)
-        except portalocker.AlreadyLocked as error:
-            handle.close()
+            return FileLock(self.folder / ".lock")
+        except LockHeldError as error:
             raise self._error(
                 "it is open already, in another process or by another client in this one. A "
                 "folder serves one process at a time, through one client: close the other one, "
                 "share its client, or run a Qdrant server and use url="
             ) from error
-        except portalocker.LockException as error:
-            handle.close()
-            raise self._error(f"its file system gives no lock: {error}") from error
-        return handle
+        except LockUnsupportedError as error:
+            raise self._error(f"its file system does not support locks: {error}") from error
 
     def _read(self) -> bool:
         """Read the catalogue; False if this is a new store, which has none."""
@@ -240,7 +232,7 @@ class Catalog:
         Only where every collection has its folder: a catalogue from before the last `optimize`, put
         back by hand, would otherwise cost the points it does not know of.
         """
-        (self.folder / f"{_CATALOG}.new").unlink(missing_ok=True)
+        remove_litter(self.folder)
         known = {entry.shard for entry in self.state.collections.values()}
         there = self._shard_folders()
         if known - there:
@@ -257,15 +249,6 @@ class Catalog:
         return StoreError(str(self.folder), "opening", problem)
 
 
-def uninterrupted(call: Callable[[], T]) -> T:
-    """Run something to its end, whatever signal arrives: Python gives those to the main thread.
-
-    `call` must not need a lock that its caller holds.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(call).result()
-
-
 def is_local_mode_folder(folder: Path) -> bool:
     """Whether qdrant-client's local mode keeps collections there."""
     with contextlib.suppress(OSError, ValueError):
@@ -277,13 +260,3 @@ def _newer(one: str, other: str) -> bool:
     """Whether a version is above another in its major or minor part, which set what is on disk."""
     numbers = [[int(part) for part in re.findall(r"\d+", text)[:2]] for text in (one, other)]
     return numbers[0] > numbers[1]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the folder's list of files to disk, where the file system can be asked to."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

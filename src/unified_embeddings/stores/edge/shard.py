@@ -12,8 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,15 @@ from typing import Any, TypeVar
 import qdrant_edge as core
 
 from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
-from unified_embeddings.stores.edge.catalog import uninterrupted
+from unified_embeddings.stores.edge.optimizer import optimize_folder
+from unified_embeddings.system.files import (
+    NoSpaceError,
+    make_folder,
+    require_space,
+    sync_tree,
+    uninterrupted,
+)
+from unified_embeddings.system.processes import ChildFailedError, ChildProcess
 
 T = TypeVar("T")
 
@@ -33,20 +39,6 @@ _LEAST = 1024
 _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is brought home, so that it stays short."""
 _BLOCK = 64 * 2**10
-_OPTIMIZE = (
-    "import sys\n"
-    "sys.path[:] = filter(None, sys.path)\n"  # not the current folder, whatever lies there
-    "import ctypes, os, qdrant_edge\n"
-    "if sys.platform == 'linux':\n"
-    "    ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG: killed with the thread that waits
-    "    if os.getppid() != int(sys.argv[2]):\n"
-    "        sys.exit('the process that asked is gone')\n"
-    "shard = qdrant_edge.EdgeShard.load(sys.argv[1])\n"
-    "changed = shard.optimize()\n"
-    "shard.flush()\n"
-    "shard.close()\n"
-    "print('changed' if changed else 'same')\n"
-)
 
 
 @contextlib.contextmanager
@@ -89,7 +81,7 @@ class Shard:
         self.writing = threading.RLock()
         self._core: Any = None
         self._unflushed = 0
-        self._optimizer: subprocess.Popen[str] | None = None
+        self._optimizer: ChildProcess[bool] | None = None
 
     def create(self, config: Any) -> None:
         """Make it, empty.
@@ -99,9 +91,11 @@ class Shard:
         """
         with self.writing, core_errors(self.collection, "creating the collection"):
             self._require_space("creating the collection")
-            self.folder.mkdir(parents=True)
+            make_folder(self.folder)
             self._core = core.EdgeShard.create(str(self.folder), config)
             self._core.flush()
+            # The catalogue will name these files for good, so they must be on the disk before.
+            sync_tree(self.folder)
 
     def read(self, operation: str, call: Callable[[Any], T]) -> T:
         """Let `call` ask the core something.
@@ -197,8 +191,11 @@ class Shard:
             self._require_space("optimizing", 3 * _allocated(self.folder))
             try:
                 shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
-                changed = self._optimized(folder)
+                changed = self._optimize_copy(folder)
                 if changed:
+                    # The core flushes what it has written, not what `copytree` has. The original
+                    # is deleted after `commit`, so by then the whole copy must be on the disk.
+                    sync_tree(folder)
                     new = core.EdgeShard.load(str(folder))
 
                     def swap() -> None:
@@ -212,37 +209,27 @@ class Shard:
                     shutil.rmtree(folder, ignore_errors=True)
             return changed
 
-    def _optimized(self, folder: Path) -> bool:
-        """Optimize the shard in a folder, in a process of its own that ends with the wait for it.
+    def _optimize_copy(self, folder: Path) -> bool:
+        """Optimize the shard in a folder, in a process that ends with the wait for it.
 
         Raises:
             RuntimeError: If that process fails.
         """
-        if getattr(sys, "frozen", False) or not sys.executable:
-            raise RuntimeError("it needs a Python interpreter to run, which a frozen program lacks")
-        self._optimizer = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-            [sys.executable, "-c", _OPTIMIZE, str(folder), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with self._optimizer as process:
+        has_changed = False
+        with ChildProcess(optimize_folder, [str(folder)], show_stderr=False) as process:
+            self._optimizer = process
             try:
-                if self.closed:
+                if self.closed:  # `close` may have come before there was a process to kill.
                     process.kill()
-                out, err = process.communicate()
-            except BaseException:
-                process.kill()
-                raise
+                has_changed = process.result()
+            except ChildFailedError:
+                if not self.closed:
+                    raise
             finally:
                 self._optimizer = None
         if self.closed:
             raise RuntimeError("the store was closed meanwhile")
-        if process.returncode != 0:
-            last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-            raise RuntimeError(last)
-        return out.strip() == "changed"
+        return has_changed
 
     def _loaded(self) -> Any:
         shard = self._core
@@ -269,16 +256,14 @@ class Shard:
         Raises:
             StoreError: If there are not `size` bytes free beside the reserve.
         """
-        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-        needed = _RESERVE + size
-        if free < needed:
+        try:
+            require_space(self.folder, _RESERVE + size)
+        except NoSpaceError as error:
             raise StoreError(
                 self.collection,
                 operation,
-                f"the disk of {existing} has {free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} "
-                "MiB are needed; make room and try again. What was stored before is safe",
-            )
+                f"{error}; make room and try again. What was stored before is safe",
+            ) from error
 
 
 def _allocated(folder: Path) -> int:
