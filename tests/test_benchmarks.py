@@ -1,4 +1,4 @@
-"""The benchmarks run through on a tiny checkpoint, and their arithmetic is right; no time is."""
+"""The benchmarks run on a tiny checkpoint, and their arithmetic is right; times mean nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TORCH, ONNX, FLAG = "ours-torch-fp32", "ours-onnx-fp32", "FlagEmbedding-fp32"
 
 @pytest.fixture(scope="module")
 def measured(xlmr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a quick run of all parts wrote to, in two goes: the second keeps the first's part."""
+    """The folder of a quick run of all parts, in two calls: the second keeps the first's part."""
     for module in ("matplotlib", "onnxruntime"):
         pytest.importorskip(module, reason=f"{module} is of an extra that is not installed")
     out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("work")
@@ -130,7 +130,7 @@ def test_a_round_that_would_take_too_long_is_left_out(xlmr: Path, tmp_path: Path
     assert results["rows"][TORCH]["queries"]["8"]["number"] == 4
 
 
-def test_the_other_parts_have_what_they_are_for(measured: Path) -> None:
+def test_the_other_parts_have_their_figures(measured: Path) -> None:
     for row in part(measured, "cold")["results"]["rows"].values():
         assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"])
         assert row["stages"]["imports"] > 0
@@ -219,7 +219,7 @@ def command_for_stores(out: Path, work: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def measured_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """Where a run at 200 points wrote to, where its collections are, and what it printed."""
+    """The output folder of a run at 200 points, its collections, and what it printed."""
     pytest.importorskip("matplotlib", reason="matplotlib is of an extra that is not installed")
     out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("collections")
     done = subprocess.run(
@@ -386,7 +386,7 @@ def test_bounds_hold_on_their_own_side() -> None:
     assert report.bound("", None, 3)["holds"] is None
 
 
-def test_texts_have_the_tokens_they_are_said_to_have(xlmr: Path) -> None:
+def test_texts_have_the_requested_number_of_tokens(xlmr: Path) -> None:
     words, rng = Words(xlmr, limit=512), random.Random(1)
     tokenizer = Tokenizer.from_file(str(xlmr / "tokenizer.json"))
     for asked, made in ((8, 8), (128, 128), (2000, 512)):
