@@ -34,7 +34,7 @@ def test_examples_give_what_they_show(
 
 
 PENDING = {
-    "EdgeQdrantClient", "MemoryReport", "ModelMemory", "ModelSpec",
+    "MemoryReport", "ModelMemory", "ModelSpec",
 }  # fmt: skip
 
 

@@ -686,7 +686,7 @@ class TestModels:
         path.write_text("like =")
         ended = run("models", path)
         assert (ended.code, ended.out) == (1, "")
-        assert "no readable TOML" in ended.err
+        assert "not a readable TOML" in ended.err
 
     def test_nothing_is_claimed_about_a_missing_model(self, run: Run) -> None:
         assert run("models", "some/model", "--json").json["gives"] == []
@@ -873,7 +873,7 @@ class TestQuantize:
         kept = tmp_path / "kept"
         shutil.copytree(compared[0] / "kept" / "int8", kept / "int8")
         monkeypatch.setitem(sys.modules, "onnx", None)
-        for name in ("export.folder", "export.graph"):
+        for name in ("export.folder", "export.graph", "export.graph_writer", "export.layer_writer"):
             monkeypatch.delitem(sys.modules, f"unified_embeddings.{name}", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGE_COUNT", 12)

@@ -1,4 +1,4 @@
-"""What the store's contract is tested with: layouts, random data, and comparing with the oracle.
+"""Tools of the store's contract tests: layouts, random data, and comparing with the oracle.
 
 The oracle is qdrant-client's own in-process mode. Scores may differ by rounding; where scores are
 equal the order is free, and so is the choice among them at the limit.
@@ -17,47 +17,46 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 TOLERANCE = 1e-5
 EVERYTHING = 1000
-"""More than any collection here holds."""
+"""A limit above the size of every collection here."""
 
 INTS = [0, 1, 2, 7, 2**53 + 1, 2**64 - 1]
 UUIDS = [str(uuid.UUID(int=n << 64 | 7)) for n in (0, 1, 0xABCDEF, 2**63)]
 IDS: list[int | str] = [*INTS, *UUIDS]
 
-MAX_SIM = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-NAMED: dict[str, models.VectorParams] = {
-    "cosine": models.VectorParams(size=4, distance=models.Distance.COSINE),
-    "dot": models.VectorParams(size=3, distance=models.Distance.DOT),
-    "euclid": models.VectorParams(size=3, distance=models.Distance.EUCLID),
-    "manhattan": models.VectorParams(size=2, distance=models.Distance.MANHATTAN),
-    "tokens": models.VectorParams(
-        size=3, distance=models.Distance.COSINE, multivector_config=MAX_SIM
-    ),
-    "rows": models.VectorParams(size=2, distance=models.Distance.DOT, multivector_config=MAX_SIM),
+MAX_SIM = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
+NAMED: dict[str, qm.VectorParams] = {
+    "cosine": qm.VectorParams(size=4, distance=qm.Distance.COSINE),
+    "dot": qm.VectorParams(size=3, distance=qm.Distance.DOT),
+    "euclid": qm.VectorParams(size=3, distance=qm.Distance.EUCLID),
+    "manhattan": qm.VectorParams(size=2, distance=qm.Distance.MANHATTAN),
+    "tokens": qm.VectorParams(size=3, distance=qm.Distance.COSINE, multivector_config=MAX_SIM),
+    "rows": qm.VectorParams(size=2, distance=qm.Distance.DOT, multivector_config=MAX_SIM),
 }
 SPARSE = "words"
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "named": {
         "vectors_config": NAMED,
-        "sparse_vectors_config": {SPARSE: models.SparseVectorParams()},
+        "sparse_vectors_config": {SPARSE: qm.SparseVectorParams()},
     },
     "unnamed": {
         "vectors_config": NAMED["cosine"],
-        "sparse_vectors_config": {SPARSE: models.SparseVectorParams()},
+        "sparse_vectors_config": {SPARSE: qm.SparseVectorParams()},
     },
     "unnamed multi-vector": {"vectors_config": NAMED["rows"]},
-    "only sparse": {"sparse_vectors_config": {SPARSE: models.SparseVectorParams()}},
+    "only sparse": {"sparse_vectors_config": {SPARSE: qm.SparseVectorParams()}},
 }
 
 
-def dense_of(layout: str) -> dict[str, models.VectorParams]:
-    """A layout's dense vectors and multi-vectors by name, the unnamed one under ""."""
+def dense_of(layout: str) -> dict[str, qm.VectorParams]:
+    """Return a layout's dense vectors and multi-vectors by name, the unnamed one under ""."""
     config = LAYOUTS[layout].get("vectors_config", {})
     return dict(config) if isinstance(config, dict) else {"": config}
 
@@ -67,12 +66,12 @@ def has_sparse(layout: str) -> bool:
 
 
 def open_client(path: Path) -> Any:
-    """The client under test, on this folder."""
+    """Open the client under test on a folder."""
     return EdgeQdrantClient(str(path))
 
 
 class Pair:
-    """The client under test and the oracle, told the same."""
+    """The client under test and the oracle, which get the same calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +79,7 @@ class Pair:
         self.ours = open_client(folder)
 
     def both(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """What each of the two gives; copies go in, so that neither sees what the other changes."""
+        """Call both; arguments are copied, so that neither sees what the other changes in them."""
         results = []
         for client in (self.ours, self.oracle):
             mine, named = copy.deepcopy((args, kwargs))
@@ -98,7 +97,7 @@ class Pair:
         self.oracle.close()
 
     def assert_same_points(self, collection: str) -> None:
-        """Every point, with its payload and vectors, in the order of ids."""
+        """Compare every point, with its payload and vectors, in the order of ids."""
         ours, theirs = self.both(
             "scroll", collection, limit=EVERYTHING, with_payload=True, with_vectors=True
         )
@@ -116,7 +115,7 @@ def close_to(ours: float, theirs: float) -> bool:
 
 
 def assert_same_json(ours: Any, theirs: Any) -> None:
-    """Equal as JSON: 1, 1.0 and True are three things."""
+    """Compare as JSON, where 1, 1.0 and True are three different values."""
     assert json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
 
@@ -126,8 +125,8 @@ def assert_same_vector(ours: Any, theirs: Any) -> None:
         assert set(ours) == set(theirs)
         for name, vector in theirs.items():
             assert_same_vector(ours[name], vector)
-    elif isinstance(theirs, models.SparseVector):
-        assert isinstance(ours, models.SparseVector)
+    elif isinstance(theirs, qm.SparseVector):
+        assert isinstance(ours, qm.SparseVector)
         assert ours.indices == theirs.indices
         np.testing.assert_allclose(ours.values, theirs.values, rtol=TOLERANCE, atol=TOLERANCE)
     elif theirs is None:
@@ -147,7 +146,7 @@ def assert_same_record(ours: Any, theirs: Any) -> None:
 def assert_same_records(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
     assert [record.id for record in ours] == [record.id for record in theirs]
     for mine, other in zip(ours, theirs, strict=True):
-        assert isinstance(mine, models.Record)
+        assert isinstance(mine, qm.Record)
         assert_same_record(mine, other)
 
 
@@ -160,11 +159,11 @@ def assert_ranked(
     threshold: float | None = None,
     larger_is_better: bool = True,
 ) -> None:
-    """These are the places offset to offset + limit of the oracle's whole ranking.
+    """Check that these are the places offset to offset + limit of the oracle's whole ranking.
 
-    The scores agree place by place. An id may stand wherever its own score stands, and once, which
-    leaves free just the order among equals. A score as near to the threshold as rounding reaches
-    may pass it or not.
+    The scores must agree place by place. An id may take any place that has its score, but only one,
+    so only the order among equal scores is free. A score within rounding of the threshold may pass
+    it or not.
     """
     sign = 1 if larger_is_better else -1
     passing = sure = len(whole)
@@ -182,7 +181,7 @@ def assert_ranked(
     assert len(set(ids)) == len(ids), f"an id twice: {got}"
     by_id = {hit.id: hit for hit in whole}
     for place, hit in enumerate(ours):
-        assert isinstance(hit, models.ScoredPoint)
+        assert isinstance(hit, qm.ScoredPoint)
         assert hit.id in by_id, f"{hit.id} does not belong: got {got}, expected {expected}"
         assert close_to(hit.score, whole[offset + place].score), f"{got}, expected {expected}"
         assert close_to(hit.score, by_id[hit.id].score), f"{got}, expected {expected}"
@@ -190,13 +189,13 @@ def assert_ranked(
 
 
 def ties(hits: Sequence[Any], limit: int) -> bool:
-    """Whether two scores among the first `limit`, or at that limit, are as good as equal."""
+    """Tell whether two scores among the first `limit`, or at that limit, are almost equal."""
     scores = [hit.score for hit in hits[: limit + 1]]
     return any(abs(a - b) < 20 * TOLERANCE * max(1, abs(a)) for a, b in itertools.pairwise(scores))
 
 
 def places(hits: Sequence[Any], limit: int) -> dict[Any, tuple[int, int, bool]]:
-    """By id: the first and the last place it may take among its equals, and whether it may miss.
+    """Return by id: the first and last place it may take among its equals, and whether it may miss.
 
     Ids whose first place is beyond the limit are left out.
     """
@@ -221,21 +220,21 @@ weights = st.one_of(
     st.sampled_from([0.25, 0.5, 1.0, 2.0]),
     st.floats(0.125, 2, width=32).map(lambda value: float(np.float32(round(value, 3)))),
 )
-"""Of sparse vectors: above zero, as every lexical model gives them."""
+"""Values of sparse vectors: above zero, as every lexical model gives them."""
 
 tokens = st.one_of(st.integers(0, 6), st.sampled_from([2**31, 2**32 - 1]))
 
 
 @st.composite
 def sparse_vectors(draw: st.DrawFn, *, of: st.SearchStrategy[float] = weights) -> Any:
-    """In any order of indices, at times empty."""
+    """Draw a sparse vector with its indices in any order; sometimes it is empty."""
     indices = draw(st.lists(tokens, unique=True, max_size=5))
     values = draw(st.lists(of, min_size=len(indices), max_size=len(indices)))
-    return models.SparseVector(indices=indices, values=values)
+    return qm.SparseVector(indices=indices, values=values)
 
 
 @st.composite
-def dense_vectors(draw: st.DrawFn, params: models.VectorParams) -> Any:
+def dense_vectors(draw: st.DrawFn, params: qm.VectorParams) -> Any:
     values = draw(st.sampled_from([grid, numbers]))
     row = st.lists(values, min_size=params.size, max_size=params.size)
     if params.multivector_config is None:
@@ -243,10 +242,8 @@ def dense_vectors(draw: st.DrawFn, params: models.VectorParams) -> Any:
     return draw(st.lists(row, min_size=1, max_size=3))
 
 
-def vectors_of(
-    dense: dict[str, models.VectorParams], sparse: Sequence[str]
-) -> st.SearchStrategy[Any]:
-    """Any of the vectors, named; missing ones among them."""
+def vectors_of(dense: dict[str, qm.VectorParams], sparse: Sequence[str]) -> st.SearchStrategy[Any]:
+    """Draw some of the vectors, by name."""
     optional: dict[str, st.SearchStrategy[Any]] = {
         name: dense_vectors(params) for name, params in dense.items()
     }
@@ -320,15 +317,15 @@ instants = st.sampled_from(
     ["2024-01-01T00:00:00Z", "2024-06-15T10:30:00Z", "2024-06-15T00:00:00", "2023-12-31T23:59:59Z"]
 )
 matches = st.one_of(
-    st.one_of(words, whole_numbers, st.booleans()).map(lambda v: models.MatchValue(value=v)),
+    st.one_of(words, whole_numbers, st.booleans()).map(lambda v: qm.MatchValue(value=v)),
     st.sampled_from(["fox", "quick fox", "FOX brown", "größe", "日本", "fo", "", "über", "!"])
-    .map(lambda text: models.MatchText(text=text)),
+    .map(lambda text: qm.MatchText(text=text)),
     *(
         st.lists(values, max_size=3).map(make)
         for values in (words, whole_numbers)
         for make in (
-            lambda given: models.MatchAny(any=given),
-            lambda given: models.MatchExcept(**{"except": given}),
+            lambda given: qm.MatchAny(any=given),
+            lambda given: qm.MatchExcept(**{"except": given}),
         )
     ),
 )  # fmt: skip
@@ -336,7 +333,7 @@ matches = st.one_of(
 
 def has_ids() -> st.SearchStrategy[Any]:
     return st.lists(st.sampled_from([*IDS, 99]), max_size=4, unique=True).map(
-        lambda ids: models.HasIdCondition(has_id=ids)
+        lambda ids: qm.HasIdCondition(has_id=ids)
     )
 
 
@@ -347,22 +344,22 @@ def field_conditions(draw: st.DrawFn, *, where: st.SearchStrategy[str] = paths) 
     if key == "b":  # inside a nested filter an index answers emptiness for the whole point
         kind = max(kind, 3)
     if kind == 0:
-        return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+        return qm.IsEmptyCondition(is_empty=qm.PayloadField(key=key))
     if kind == 1:
-        return models.IsNullCondition(is_null=models.PayloadField(key=key))
+        return qm.IsNullCondition(is_null=qm.PayloadField(key=key))
     if kind == 2 and "[]" not in key:  # the core: is any empty; local mode: are all
         field = draw(st.sampled_from(["is_empty", "is_null"]))
-        return models.FieldCondition(key=key, **{field: draw(st.booleans())})
+        return qm.FieldCondition(key=key, **{field: draw(st.booleans())})
     if kind == 3:
-        counts = draw(_range(models.ValuesCount, st.integers(0, 3)))
-        return models.FieldCondition(key=key, values_count=counts)
+        counts = draw(_range(qm.ValuesCount, st.integers(0, 3)))
+        return qm.FieldCondition(key=key, values_count=counts)
     if kind in (4, 5) and key != "when":  # an index of dates takes numbers for microseconds
         numbers = st.one_of(floats, whole_numbers.filter(lambda n: abs(n) < 100))
-        return models.FieldCondition(key=key, range=draw(_range(models.Range, numbers)))
+        return qm.FieldCondition(key=key, range=draw(_range(qm.Range, numbers)))
     if kind == 6:
         key = "when" if key in ("n", "x", "nest.a") else draw(st.sampled_from(["when", key]))
-        return models.FieldCondition(key=key, range=draw(_range(models.DatetimeRange, instants)))
-    return models.FieldCondition(key=key, match=draw(matches))
+        return qm.FieldCondition(key=key, range=draw(_range(qm.DatetimeRange, instants)))
+    return qm.FieldCondition(key=key, match=draw(matches))
 
 
 @st.composite
@@ -371,25 +368,23 @@ def nested_conditions(draw: st.DrawFn) -> Any:
     conditions = draw(st.lists(field_conditions(where=inside), min_size=1, max_size=2))
     clause = draw(st.sampled_from(["must", "should", "must_not"]))
     key = draw(st.sampled_from(["items", "items[]"]))
-    return models.NestedCondition(
-        nested=models.Nested(key=key, filter=models.Filter(**{clause: conditions}))
-    )
+    return qm.NestedCondition(nested=qm.Nested(key=key, filter=qm.Filter(**{clause: conditions})))
 
 
 def _filters_of(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     some = st.lists(conditions, min_size=1, max_size=3)
     at_least = st.builds(
-        lambda given, count: models.MinShould(conditions=given, min_count=count),
+        lambda given, count: qm.MinShould(conditions=given, min_count=count),
         some,
         st.integers(1, 3),
     )
     return st.one_of(
-        some.map(lambda given: models.Filter(must=given)),
-        some.map(lambda given: models.Filter(should=given)),
-        some.map(lambda given: models.Filter(must_not=given)),
-        at_least.map(lambda given: models.Filter(min_should=given)),
+        some.map(lambda given: qm.Filter(must=given)),
+        some.map(lambda given: qm.Filter(should=given)),
+        some.map(lambda given: qm.Filter(must_not=given)),
+        at_least.map(lambda given: qm.Filter(min_should=given)),
         st.builds(
-            lambda one, two, three: models.Filter(must=one, should=two, must_not=three),
+            lambda one, two, three: qm.Filter(must=one, should=two, must_not=three),
             *[some] * 3,
         ),
     )
@@ -403,9 +398,7 @@ filters = _filters_of(
             field_conditions(),
             has_ids(),
             nested_conditions(),
-            st.sampled_from([*NAMED, SPARSE]).map(
-                lambda v: models.HasVectorCondition(has_vector=v)
-            ),
+            st.sampled_from([*NAMED, SPARSE]).map(lambda v: qm.HasVectorCondition(has_vector=v)),
         ),
         _filters_of,
         max_leaves=4,
@@ -415,8 +408,8 @@ filters = _filters_of(
 with_payloads = st.one_of(
     st.booleans(),
     st.lists(paths, max_size=3),
-    st.lists(paths, max_size=3).map(lambda keys: models.PayloadSelectorInclude(include=keys)),
-    st.lists(paths, max_size=3).map(lambda keys: models.PayloadSelectorExclude(exclude=keys)),
+    st.lists(paths, max_size=3).map(lambda keys: qm.PayloadSelectorInclude(include=keys)),
+    st.lists(paths, max_size=3).map(lambda keys: qm.PayloadSelectorExclude(exclude=keys)),
 )
 
 
@@ -426,14 +419,14 @@ def with_vectors(names: Sequence[str]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def queries(
-    draw: st.DrawFn, dense: dict[str, models.VectorParams], sparse: Sequence[str]
+    draw: st.DrawFn, dense: dict[str, qm.VectorParams], sparse: Sequence[str]
 ) -> tuple[str | None, Any, bool]:
-    """A vector's name (None the unnamed), a query for it, and whether larger scores are better."""
+    """Draw a vector's name (None: unnamed), a query for it, and whether larger is better."""
     name = draw(st.sampled_from([*dense, *sparse]))
     if name in sparse:
         return name, draw(sparse_vectors()), True
     params = dense[name]
-    nearer = params.distance in (models.Distance.EUCLID, models.Distance.MANHATTAN)
+    nearer = params.distance in (qm.Distance.EUCLID, qm.Distance.MANHATTAN)
     return name or None, draw(dense_vectors(params)), not nearer
 
 
@@ -441,7 +434,7 @@ def queries(
 
 
 def corpus(layout: str, *, size: int = 40, seed: int = 3, gridded: bool = False) -> list[Any]:
-    """Seeded points of a layout: ids of both kinds, vectors missing, payloads of every shape."""
+    """Return seeded points: ids of both types, some vectors missing, payloads of every shape."""
     rng = np.random.default_rng(seed)
 
     def values(*shape: int) -> Any:
@@ -460,11 +453,11 @@ def corpus(layout: str, *, size: int = 40, seed: int = 3, gridded: bool = False)
         if has_sparse(layout) and rng.random() > 0.1:
             indices = rng.choice(12, int(rng.integers(0, 6)), replace=False).tolist()
             drawn = rng.choice([0.5, 1.0], len(indices)) if gridded else rng.random(len(indices))
-            vector[SPARSE] = models.SparseVector(
+            vector[SPARSE] = qm.SparseVector(
                 indices=indices, values=np.float32(drawn + 0.1 * (not gridded)).tolist()
             )
         at = number if number % 3 else str(uuid.UUID(int=int(rng.integers(1, 2**60))))
-        points.append(models.PointStruct(id=at, vector=vector, payload=_payload(rng)))
+        points.append(qm.PointStruct(id=at, vector=vector, payload=_payload(rng)))
     return points
 
 
@@ -502,5 +495,5 @@ def _payload(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def rrf_score(place: int, k: int, weight: float) -> float:
-    """What a list of this weight gives the point at this place, by Qdrant's definition."""
+    """Return what a list of this weight adds to the point at this place, as Qdrant defines it."""
     return 0.0 if weight <= 0 else 1 / ((place + 1) / weight + k - 1)

@@ -1,7 +1,7 @@
 """Every model choice gives sentence-transformers' vectors, with the prefixes of its model card.
 
-On tiny random checkpoints of the real architectures. nomic-embed-text-v2-moe and jina-clip are
-remote code that transformers does not have: nomic's prefixes, pooling and normalisation are tried
+On tiny random checkpoints of the real architectures. nomic-embed-text-v2-moe and jina-clip need
+remote code that transformers does not have. Nomic's prefixes, pooling and normalisation are tested
 on transformers' own NomicBert (version 1's architecture, without experts).
 """
 
@@ -48,17 +48,17 @@ CARDS: dict[str, dict[str, Any]] = {
     },
 }
 LIMIT = 120
-"""Tokens the tiny checkpoints take, so that truncation is part of what is compared.
+"""Maximum tokens of the tiny checkpoints, so that truncation is part of the comparison.
 
-More than the prefixes, of which their small vocabularies make up to 60 tokens.
+It is more than the prefixes take, which their small vocabularies split into up to 60 tokens.
 """
 
 
 def texts() -> list[str]:
     rng = random.Random(5)
     words = " ".join(checkpoints.CORPUS).split()
-    made = [" ".join(rng.choices(words, k=rng.choice([1, 3, 9, 30]))) for _ in range(14)]
-    return [*made, "", " \n ", "fox " * 200, made[0]]
+    mixed = [" ".join(rng.choices(words, k=rng.choice([1, 3, 9, 30]))) for _ in range(14)]
+    return [*mixed, "", " \n ", "fox " * 200, mixed[0]]
 
 
 Make = Callable[[str], tuple[Path, ModelSpec]]
@@ -66,7 +66,7 @@ Make = Callable[[str], tuple[Path, ModelSpec]]
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    def one(choice: str) -> tuple[Path, ModelSpec]:
+    def make_model(choice: str) -> tuple[Path, ModelSpec]:
         card = CARDS[choice]
         folder = checkpoints.sentence_model(
             tmp_path_factory.mktemp("model") / "it",
@@ -80,7 +80,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         )
         return folder, spec
 
-    return one
+    return make_model
 
 
 @pytest.mark.parametrize("choice", CARDS)
@@ -172,15 +172,18 @@ def test_a_wide_batch_of_splade_goes_through_in_parts(
     parts = BGE_M3_Embedder(spec, cache=None).encode_documents(texts()).sparse
     assert whole is not None
     assert parts is not None
-    for one, other in zip(whole, parts, strict=True):
-        dense_one, dense_other = (
-            np.bincount(vector.indices, vector.values, minlength=500) for vector in (one, other)
+    for whole_vector, part_vector in zip(whole, parts, strict=True):
+        whole_row, part_row = (
+            np.bincount(vector.indices, vector.values, minlength=500)
+            for vector in (whole_vector, part_vector)
         )
-        np.testing.assert_allclose(dense_one, dense_other, atol=1e-5)
+        np.testing.assert_allclose(whole_row, part_row, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "engine"), [("bert", "torch"), ("mpnet", "sentence")])
-def test_a_spec_without_engine_takes_what_runs_it(kind: str, engine: str, tmp_path: Path) -> None:
+def test_a_spec_without_an_engine_gets_one_that_runs_it(
+    kind: str, engine: str, tmp_path: Path
+) -> None:
     folder = checkpoints.sentence_model(tmp_path / kind, kind)
     embedder = BGE_M3_Embedder(ModelSpec("mine", str(folder)))
     assert embedder.runtime.engine == engine
@@ -189,11 +192,11 @@ def test_a_spec_without_engine_takes_what_runs_it(kind: str, engine: str, tmp_pa
 
 def test_both_engines_agree(tmp_path: Path) -> None:
     spec = ModelSpec("mine", str(checkpoints.sentence_model(tmp_path / "bert", "bert")))
-    one, other = (
+    packed, padded = (
         BGE_M3_Embedder(spec, engine=engine, precision="fp32").encode_documents(texts()).dense
         for engine in ("torch", "sentence")
     )
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
 
 
 def test_a_model_with_a_dense_layer_keeps_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder, EmbeddingCache, Embeddings
-from unified_embeddings.engines.registry import ENGINES
+from unified_embeddings.engines.registry import ENGINE_NAMES
 
 DENSE, SPARSE, COLBERT = 1e-5, 1e-4, 1e-4
 SPECIALS = {"xlmr": "<s> <pad> </s> <unk> <mask>", "bert": "[CLS] [PAD] [SEP] [UNK] [MASK]"}
 SEP_OF_BERT = 3
-"""FlagEmbedding drops a token as eos only where the tokenizer names one; BERT calls it sep."""
+"""FlagEmbedding drops a token as eos only if the tokenizer names one; BERT calls it sep."""
 
 
 def batch(seed: int) -> list[str]:
@@ -51,7 +52,7 @@ def oracle(folder: Path) -> Iterator[Any]:
     model.stop_self_pool()
 
 
-@pytest.fixture(scope="module", params=sorted({*ENGINES} - {"sentence"}))
+@pytest.fixture(scope="module", params=sorted({*ENGINE_NAMES} - {"sentence"}))
 def embedder(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> BGE_M3_Embedder:
@@ -158,6 +159,25 @@ def test_packed_attention_chunks_long_texts_without_changing_them(
     np.testing.assert_allclose(whole.dense, chunked.dense, rtol=0, atol=1e-6)
     for a, b in zip(whole.colbert, chunked.colbert, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_six_calls_lead_from_a_text_to_a_matrix_product(
+    xlmr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader and a debugger reach the arithmetic without going through callbacks."""
+    from unified_embeddings.engines import encoder
+
+    stacks: list[list[str]] = []
+    for product in (encoder.Product, encoder.OneDnnProduct):
+
+        def watch(self: Any, *arguments: Any, compute: Any = product.__call__, **more: Any) -> Any:
+            stacks.append([frame.name for frame in traceback.extract_stack()])
+            return compute(self, *arguments, **more)
+
+        monkeypatch.setattr(product, "__call__", watch)
+    BGE_M3_Embedder(xlmr, precision="fp32", device="cpu").encode_documents(["fox"])
+    calls = stacks[0][stacks[0].index("encode_documents") :]
+    assert calls == ["encode_documents", "_encode", "_run", "run", "__call__", "watch"]
 
 
 def test_mean_pooling_is_sentence_transformers(bert: Path) -> None:

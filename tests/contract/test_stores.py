@@ -1,4 +1,4 @@
-"""The store in a folder gives what qdrant-client's own in-process mode gives."""
+"""The embedded store gives the same answers as qdrant-client's own local mode, the oracle."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models
+from qdrant_client import models as qm
 
 import compared
 from compared import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
 from unified_embeddings.errors import InputError
 
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-INDEXES: dict[str, models.PayloadSchemaType] = {
-    "word": models.PayloadSchemaType.KEYWORD,
-    "n": models.PayloadSchemaType.INTEGER,
-    "x": models.PayloadSchemaType.FLOAT,
-    "flag": models.PayloadSchemaType.BOOL,
-    "text": models.PayloadSchemaType.TEXT,
-    "when": models.PayloadSchemaType.DATETIME,
-    "nest.a": models.PayloadSchemaType.INTEGER,
-    "items[].b": models.PayloadSchemaType.KEYWORD,
+INDEXES: dict[str, qm.PayloadSchemaType] = {
+    "word": qm.PayloadSchemaType.KEYWORD,
+    "n": qm.PayloadSchemaType.INTEGER,
+    "x": qm.PayloadSchemaType.FLOAT,
+    "flag": qm.PayloadSchemaType.BOOL,
+    "text": qm.PayloadSchemaType.TEXT,
+    "when": qm.PayloadSchemaType.DATETIME,
+    "nest.a": qm.PayloadSchemaType.INTEGER,
+    "items[].b": qm.PayloadSchemaType.KEYWORD,
 }
-"""A field of each kind of index, and two inside objects and lists."""
+"""A field for each type of index, and two inside objects and lists."""
 
 
-def sparse(indices: list[int], values: list[float]) -> models.SparseVector:
-    return models.SparseVector(indices=indices, values=values)
+def sparse(indices: list[int], values: list[float]) -> qm.SparseVector:
+    return qm.SparseVector(indices=indices, values=values)
 
 
 def point(number: int, *, payload: dict[str, Any] | None = None, **vectors: Any) -> Any:
-    return models.PointStruct(id=number, vector=vectors, payload=payload)
+    return qm.PointStruct(id=number, vector=vectors, payload=payload)
 
 
 def index_of(pair: Pair, collection: str) -> None:
@@ -62,7 +62,7 @@ def index_of(pair: Pair, collection: str) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    """Two empty compared."""
+    """The two clients, empty."""
     made = Pair(tmp_path / "store")
     yield made
     made.close()
@@ -70,7 +70,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Every layout on generic floats and on a grid, and one with indexes made first or last."""
+    """Every layout on generic floats and on a grid, and one with indexes created first or last."""
     made = Pair(tmp_path_factory.mktemp("filled"))
     for layout, config in LAYOUTS.items():
         for gridded in (False, True):
@@ -92,7 +92,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 class TestByHand:
-    """A few points whose ranks and scores are plain to see."""
+    """A few points whose ranks and scores are worked out by hand."""
 
     @pytest.fixture
     def few(self, pair: Pair) -> Any:
@@ -107,43 +107,43 @@ class TestByHand:
         return pair.ours
 
     def fuse(self, few: Any, query: Any, **kwargs: Any) -> list[tuple[Any, float]]:
-        by_dense = models.Prefetch(query=[1.0, 0, 0], using="dot", limit=10)
-        by_sparse = models.Prefetch(query=sparse([1], [1.0]), using=SPARSE, limit=10)
+        by_dense = qm.Prefetch(query=[1.0, 0, 0], using="dot", limit=10)
+        by_sparse = qm.Prefetch(query=sparse([1], [1.0]), using=SPARSE, limit=10)
         hits = few.query_points("few", prefetch=[by_dense, by_sparse], query=query, **kwargs).points
         return [(hit.id, hit.score) for hit in hits]
 
     def test_first_in_both_lists_scores_two_sixty_firsts(self, few: Any) -> None:
         few.delete("few", [2])
-        fused = self.fuse(few, models.RrfQuery(rrf=models.Rrf(k=61)))
+        fused = self.fuse(few, qm.RrfQuery(rrf=qm.Rrf(k=61)))
         assert fused == [(1, pytest.approx(2 / 61)), (3, pytest.approx(1 / 62))]
 
     def test_second_then_first_and_first_then_second_are_equal(self, few: Any) -> None:
-        fused = self.fuse(few, models.RrfQuery(rrf=models.Rrf(k=61)))
+        fused = self.fuse(few, qm.RrfQuery(rrf=qm.Rrf(k=61)))
         both = pytest.approx(1 / 61 + 1 / 62)
         assert sorted(fused) == [(1, both), (2, both), (3, pytest.approx(1 / 63))]
 
     def test_weights_belong_to_the_lists_in_their_order(self, few: Any) -> None:
-        fused = self.fuse(few, models.RrfQuery(rrf=models.Rrf(k=61, weights=[3.0, 1.0])))
+        fused = self.fuse(few, qm.RrfQuery(rrf=qm.Rrf(k=61, weights=[3.0, 1.0])))
         assert fused == [
             (2, pytest.approx(1 / (2 / 3 + 60) + 1 / 61)),
             (1, pytest.approx(1 / (1 / 3 + 60) + 1 / 62)),
             (3, pytest.approx(1 / (3 / 3 + 60))),
         ]
-        fused = self.fuse(few, models.RrfQuery(rrf=models.Rrf(k=61, weights=[1.0, 3.0])))
+        fused = self.fuse(few, qm.RrfQuery(rrf=qm.Rrf(k=61, weights=[1.0, 3.0])))
         assert [hit for hit, _ in fused] == [1, 2, 3]
 
     def test_a_list_of_weight_zero_adds_nothing(self, few: Any) -> None:
-        fused = self.fuse(few, models.RrfQuery(rrf=models.Rrf(k=61, weights=[1.0, 0.0])))
+        fused = self.fuse(few, qm.RrfQuery(rrf=qm.Rrf(k=61, weights=[1.0, 0.0])))
         assert fused == [(n, pytest.approx(1 / (60 + n))) for n in (1, 2, 3)]
 
     def test_k_of_fusion_by_rank_is_two_by_default(self, few: Any) -> None:
-        fused = self.fuse(few, models.FusionQuery(fusion=models.Fusion.RRF))
+        fused = self.fuse(few, qm.FusionQuery(fusion=qm.Fusion.RRF))
         assert sorted(fused) == [
             (n, pytest.approx(s)) for n, s in [(1, 5 / 6), (2, 5 / 6), (3, 1 / 4)]
         ]
 
     def test_fusion_by_distribution(self, few: Any) -> None:
-        fused = self.fuse(few, models.FusionQuery(fusion=models.Fusion.DBSF))
+        fused = self.fuse(few, qm.FusionQuery(fusion=qm.Fusion.DBSF))
         # Scores 3, 2, 1 lie a deviation apart: 4/6, 3/6, 2/6 of the six. 3 and 1 lie √2 from 2.
         above, below = (3 + 0.5**0.5) / 6, (3 - 0.5**0.5) / 6
         assert fused == [
@@ -153,7 +153,7 @@ class TestByHand:
         ]
 
     def test_limit_and_offset_of_fused_hits(self, few: Any) -> None:
-        query = models.RrfQuery(rrf=models.Rrf(k=61, weights=[3.0, 1.0]))
+        query = qm.RrfQuery(rrf=qm.Rrf(k=61, weights=[3.0, 1.0]))
         assert [hit for hit, _ in self.fuse(few, query, limit=1, offset=1)] == [1]
         assert self.fuse(few, query, offset=3) == []
 
@@ -196,7 +196,7 @@ class TestByHand:
     def test_unsorted_sparse_indices_come_back_sorted_with_their_values(self, few: Any) -> None:
         given = sparse([2**32 - 1, 3, 700, 0], [1.0, 2.0, 3.0, 4.0])
         few.upsert("few", [point(9, words=given)])
-        few.update_vectors("few", [models.PointVectors(id=3, vector={SPARSE: given})])
+        few.update_vectors("few", [qm.PointVectors(id=3, vector={SPARSE: given})])
         for record in few.retrieve("few", [9, 3], with_vectors=[SPARSE]):
             assert record.vector[SPARSE] == sparse([0, 3, 700, 2**32 - 1], [4.0, 2.0, 3.0, 1.0])
         assert given.indices[0] == 2**32 - 1, "the caller's own vector was changed"
@@ -208,11 +208,11 @@ class TestByHand:
     def test_a_uuid_is_one_id_however_it_is_written(self, few: Any) -> None:
         known = uuid.UUID("1234abcd-0000-4000-8000-00000000abcd")
         for way in (known, str(known), str(known).upper(), known.hex):
-            few.upsert("few", [models.PointStruct(id=way, vector={"dot": [0.0, 0, 9]})])
+            few.upsert("few", [qm.PointStruct(id=way, vector={"dot": [0.0, 0, 9]})])
             assert [record.id for record in few.retrieve("few", [way])] == [str(known)]
         assert few.count("few").count == 5
 
-    def test_points_not_held_are_left_out_of_what_is_retrieved(self, few: Any) -> None:
+    def test_unknown_ids_are_left_out_of_what_is_retrieved(self, few: Any) -> None:
         found = few.retrieve("few", [4, 99, UUIDS[0], 1])
         assert [record.id for record in found] == [4, 1]
 
@@ -222,10 +222,10 @@ class TestByHand:
             "deep",
             [point(n, dot=[float(n), 0, 0], rows=[[0.0, 1.0], [float(-n), 1.0]]) for n in range(9)],
         )
-        first = models.Prefetch(query=[1.0, 0, 0], using="dot", limit=5)
-        second = models.Prefetch(prefetch=first, query=[[-1.0, 0], [0, 2]], using="rows", limit=2)
+        first = qm.Prefetch(query=[1.0, 0, 0], using="dot", limit=5)
+        second = qm.Prefetch(prefetch=first, query=[[-1.0, 0], [0, 2]], using="rows", limit=2)
         hits = pair.ours.query_points(
-            "deep", prefetch=second, query=models.FusionQuery(fusion=models.Fusion.RRF)
+            "deep", prefetch=second, query=qm.FusionQuery(fusion=qm.Fusion.RRF)
         ).points
         assert [hit.id for hit in hits] == [8, 7]
 
@@ -234,13 +234,13 @@ class TestByHand:
 
 
 class Asked:
-    """A single-vector query drawn for a collection, put to both."""
+    """A single-vector query drawn for a collection, asked of both clients."""
 
     def __init__(self, pair: Pair, collection: str, **options: Any) -> None:
         self.pair, self.collection, self.options = pair, collection, options
 
     def whole(self) -> list[Any]:
-        """The oracle's ranking of everything."""
+        """Return the oracle's ranking of all points."""
         options = self.options | {"limit": EVERYTHING, "offset": 0, "score_threshold": None}
         return list(self.pair.oracle.query_points(self.collection, **options).points)
 
@@ -337,20 +337,20 @@ def test_without_a_query_points_come_in_the_order_of_their_ids(
     assert [hit.id for hit in ours.points] == [hit.id for hit in theirs.points]
 
 
-def joined(condition: models.Filter | None) -> models.Filter | None:
-    """A filter as the one condition of another.
+def joined(condition: qm.Filter | None) -> qm.Filter | None:
+    """Return a filter as the only condition of another.
 
     A prefetch's filters are merged clause by clause with those around it, and the two differ on
     whether points that pass a merged `should`, but not the outer one, are scored again.
     """
-    return None if condition is None else models.Filter(must=[condition])
+    return None if condition is None else qm.Filter(must=[condition])
 
 
 @st.composite
-def leaves(draw: st.DrawFn) -> tuple[models.Prefetch, bool]:
-    """A prefetch by one vector, and whether larger scores are better."""
+def leaves(draw: st.DrawFn) -> tuple[qm.Prefetch, bool]:
+    """Draw a prefetch by one vector, and whether larger scores are better."""
     using, query, larger = draw(compared.queries(compared.dense_of("named"), [SPARSE]))
-    leaf = models.Prefetch(
+    leaf = qm.Prefetch(
         query=query,
         using=using,
         limit=draw(st.sampled_from([1, 3, 8, 15, 100])),
@@ -361,26 +361,26 @@ def leaves(draw: st.DrawFn) -> tuple[models.Prefetch, bool]:
 
 
 fusions = st.one_of(
-    st.builds(lambda k: models.RrfQuery(rrf=models.Rrf(k=k)), st.sampled_from([1, 2, 60, 61])),
-    st.just(models.RrfQuery(rrf=models.Rrf())),
-    st.sampled_from(models.Fusion).map(lambda fusion: models.FusionQuery(fusion=fusion)),
+    st.builds(lambda k: qm.RrfQuery(rrf=qm.Rrf(k=k)), st.sampled_from([1, 2, 60, 61])),
+    st.just(qm.RrfQuery(rrf=qm.Rrf())),
+    st.sampled_from(qm.Fusion).map(lambda fusion: qm.FusionQuery(fusion=fusion)),
 )
 
 
 def weighted(data: st.DataObject, fusion: Any, lists: int) -> Any:
-    """At times with weights: of two places in a ranking, the weights say whose counts."""
-    if not isinstance(fusion, models.RrfQuery) or data.draw(st.booleans()):
+    """Sometimes add weights, one for each list."""
+    if not isinstance(fusion, qm.RrfQuery) or data.draw(st.booleans()):
         return fusion
     values = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.7])
     drawn = data.draw(st.lists(values, min_size=lists, max_size=lists))
-    return models.RrfQuery(rrf=models.Rrf(k=fusion.rrf.k, weights=drawn))
+    return qm.RrfQuery(rrf=qm.Rrf(k=fusion.rrf.k, weights=drawn))
 
 
-def assume_no_ties(pair: Pair, leaf: models.Prefetch, outer: Any = None) -> None:
-    """Equal scores may be ranked either way, and fusing ranks makes that visible."""
+def assume_no_ties(pair: Pair, leaf: qm.Prefetch, outer: Any = None) -> None:
+    """Skip queries with ties: equal scores may be ranked either way, which changes fused ranks."""
     conditions = [each for each in (outer, leaf.filter) if each is not None]
     options: dict[str, Any] = {"query": leaf.query, "using": leaf.using, "limit": EVERYTHING}
-    options["query_filter"] = models.Filter(must=conditions) if conditions else None
+    options["query_filter"] = qm.Filter(must=conditions) if conditions else None
     hits = pair.oracle.query_points("named", **options, with_payload=False).points
     assume(not compared.ties(hits, leaf.limit or 10))
     if leaf.score_threshold is not None:
@@ -421,7 +421,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
         using, query, _ = drawn_query(
             data, "named", using=data.draw(st.sampled_from(sorted(NAMED)))
         )
-        branch = models.Prefetch(
+        branch = qm.Prefetch(
             prefetch=inner if len(inner) > 1 else inner[0],
             query=query,
             using=using,
@@ -478,7 +478,7 @@ def test_equal_scores_are_fused_in_one_of_their_orders(
     fused = filled.ours.query_points(
         "named gridded",
         prefetch=drawn,
-        query=models.RrfQuery(rrf=models.Rrf(k=k, weights=shares)),
+        query=qm.RrfQuery(rrf=qm.Rrf(k=k, weights=shares)),
         limit=EVERYTHING,
     ).points
     scores = [hit.score for hit in fused]
@@ -505,7 +505,7 @@ def test_a_batch_of_queries_is_the_queries_one_by_one(filled: Pair, data: st.Dat
         using, query, more = drawn_query(data, "named")
         larger.append(more)
         requests.append(
-            models.QueryRequest(
+            qm.QueryRequest(
                 query=query,
                 using=using,
                 limit=data.draw(limits),
@@ -538,9 +538,9 @@ def test_a_batch_of_queries_is_the_queries_one_by_one(filled: Pair, data: st.Dat
         )
 
 
-def test_ten_points_come_where_no_limit_is_given(filled: Pair) -> None:
-    leaf = models.Prefetch(query=[1.0, 0.2, 0.1], using="dot")
-    query = models.FusionQuery(fusion=models.Fusion.RRF)
+def test_the_default_limit_is_ten(filled: Pair) -> None:
+    leaf = qm.Prefetch(query=[1.0, 0.2, 0.1], using="dot")
+    query = qm.FusionQuery(fusion=qm.Fusion.RRF)
     fused, theirs = filled.both("query_points", "named", prefetch=leaf, query=query, limit=50)
     assert len(fused.points) == 10
     assert [hit.id for hit in fused.points] == [hit.id for hit in theirs.points]
@@ -555,7 +555,7 @@ collections_of_filters = st.sampled_from(["named", "indexed first", "indexed las
 @settings(quick, max_examples=100)
 @given(collection=collections_of_filters, condition=compared.filters)
 def test_filters_select_the_oracles_points(
-    filled: Pair, collection: str, condition: models.Filter
+    filled: Pair, collection: str, condition: qm.Filter
 ) -> None:
     ours, theirs = filled.both("scroll", collection, scroll_filter=condition, limit=EVERYTHING)
     compared.assert_same_records(ours[0], theirs[0])
@@ -563,23 +563,23 @@ def test_filters_select_the_oracles_points(
     assert ours.count == theirs.count == len(ours_ids(filled, collection, condition))
 
 
-def ours_ids(pair: Pair, collection: str, condition: models.Filter) -> list[Any]:
+def ours_ids(pair: Pair, collection: str, condition: qm.Filter) -> list[Any]:
     hits = pair.ours.query_points(collection, query_filter=condition, limit=EVERYTHING).points
     return [hit.id for hit in hits]
 
 
 MATCHES: list[Any] = [
-    *(models.MatchValue(value=v) for v in ("red", "größe", "", "1", 0, 1, 5, 2**53 + 1)),
-    *(models.MatchValue(value=v) for v in (True, False)),
-    *(models.MatchAny(any=v) for v in (["red", "größe"], ["1"], [1, 2], [])),
-    *(models.MatchExcept(**{"except": v}) for v in (["red", "größe"], ["1"], [1, 2], [])),
-    *(models.MatchText(text=v) for v in ("quick FOX", "größe", "日本", "fo", "")),
+    *(qm.MatchValue(value=v) for v in ("red", "größe", "", "1", 0, 1, 5, 2**53 + 1)),
+    *(qm.MatchValue(value=v) for v in (True, False)),
+    *(qm.MatchAny(any=v) for v in (["red", "größe"], ["1"], [1, 2], [])),
+    *(qm.MatchExcept(**{"except": v}) for v in (["red", "größe"], ["1"], [1, 2], [])),
+    *(qm.MatchText(text=v) for v in ("quick FOX", "größe", "日本", "fo", "")),
 ]
 SINGLE: list[dict[str, Any]] = [
     *({"match": match} for match in MATCHES),
-    *({"range": models.Range(**v)} for v in ({"gt": 0}, {"gte": 1, "lte": 1}, {"lt": 2.0})),
-    *({"range": models.DatetimeRange(**{v: "2024-01-01T00:00:00Z"})} for v in ("gt", "lte")),
-    *({"values_count": models.ValuesCount(**v)} for v in ({"gte": 2}, {"lt": 1}, {"gte": 1})),
+    *({"range": qm.Range(**v)} for v in ({"gt": 0}, {"gte": 1, "lte": 1}, {"lt": 2.0})),
+    *({"range": qm.DatetimeRange(**{v: "2024-01-01T00:00:00Z"})} for v in ("gt", "lte")),
+    *({"values_count": qm.ValuesCount(**v)} for v in ({"gte": 2}, {"lt": 1}, {"gte": 1})),
 ]
 
 
@@ -588,19 +588,19 @@ SINGLE: list[dict[str, Any]] = [
 def test_every_single_condition_selects_the_oracles_points(
     filled: Pair, collection: str, path: str
 ) -> None:
-    field = models.PayloadField(key=path)
+    field = qm.PayloadField(key=path)
     conditions: list[Any] = [
-        models.IsEmptyCondition(is_empty=field),
-        models.IsNullCondition(is_null=field),
+        qm.IsEmptyCondition(is_empty=field),
+        qm.IsNullCondition(is_null=field),
     ]
     for options in SINGLE:
-        dates = isinstance(options.get("range"), models.DatetimeRange)
-        numbers = isinstance(options.get("range"), models.Range)
+        dates = isinstance(options.get("range"), qm.DatetimeRange)
+        numbers = isinstance(options.get("range"), qm.Range)
         if (numbers and path == "when") or (dates and path in ("n", "x", "nest.a")):
             continue  # an index of dates takes numbers for microseconds, and the reverse
-        conditions.append(models.FieldCondition(key=path, **options))
+        conditions.append(qm.FieldCondition(key=path, **options))
     for condition in conditions:
-        kept = models.Filter(must=[condition])
+        kept = qm.Filter(must=[condition])
         ours, theirs = filled.both(
             "scroll", collection, scroll_filter=kept, limit=EVERYTHING, with_payload=False
         )
@@ -609,7 +609,7 @@ def test_every_single_condition_selects_the_oracles_points(
 
 @st.composite
 def metadata_filters(draw: st.DrawFn, *, depth: int = 2) -> MetadataFilters:
-    """What LlamaIndex can ask of its Qdrant store."""
+    """Draw filters that LlamaIndex can ask its Qdrant store for."""
     made: list[Any] = []
     for _ in range(draw(st.integers(1, 3))):
         if depth and draw(st.integers(0, 3)) == 0:
@@ -654,19 +654,19 @@ def test_filters_of_llamaindex_select_the_oracles_points(
 
 @pytest.mark.parametrize("kept", [0, 9, 40])
 def test_the_corpus_tells_filters_apart(filled: Pair, kept: int) -> None:
-    """Were every filter to select all or nothing, the tests above would pass by chance."""
+    """If every filter selected all or nothing, the tests above would pass by chance."""
     condition = {
-        0: models.FieldCondition(key="missing", match=models.MatchValue(value="red")),
-        9: models.HasIdCondition(has_id=[1, 2, 4, 5, 7, 8, 10, 11, 13]),
-        40: models.IsEmptyCondition(is_empty=models.PayloadField(key="missing")),
+        0: qm.FieldCondition(key="missing", match=qm.MatchValue(value="red")),
+        9: qm.HasIdCondition(has_id=[1, 2, 4, 5, 7, 8, 10, 11, 13]),
+        40: qm.IsEmptyCondition(is_empty=qm.PayloadField(key="missing")),
     }[kept]
-    assert len(ours_ids(filled, "named", models.Filter(must=[condition]))) == kept
+    assert len(ours_ids(filled, "named", qm.Filter(must=[condition]))) == kept
 
 
 @quick
 @given(data=st.data(), limit=st.integers(1, 7), kept=st.one_of(st.none(), compared.filters))
 def test_pages_are_the_whole_in_order(
-    filled: Pair, data: st.DataObject, limit: int, kept: models.Filter | None
+    filled: Pair, data: st.DataObject, limit: int, kept: qm.Filter | None
 ) -> None:
     options: dict[str, Any] = {
         "scroll_filter": kept,
@@ -691,7 +691,7 @@ def test_pages_are_the_whole_in_order(
 @quick
 @given(
     key=st.sampled_from(["n", "x", "when"]),
-    direction=st.sampled_from(models.Direction),
+    direction=st.sampled_from(qm.Direction),
     limit=limits,
     collection=st.sampled_from(["indexed first", "indexed last"]),
     kept=st.one_of(st.none(), compared.filters),
@@ -699,12 +699,12 @@ def test_pages_are_the_whole_in_order(
 def test_pages_in_the_order_of_a_field_are_the_oracles(
     filled: Pair,
     key: str,
-    direction: models.Direction,
+    direction: qm.Direction,
     limit: int,
     collection: str,
-    kept: models.Filter | None,
+    kept: qm.Filter | None,
 ) -> None:
-    options = {"order_by": models.OrderBy(key=key, direction=direction), "scroll_filter": kept}
+    options = {"order_by": qm.OrderBy(key=key, direction=direction), "scroll_filter": kept}
     ours, _ = filled.ours.scroll(collection, limit=limit, **options)
     whole, _ = filled.oracle.scroll(collection, limit=EVERYTHING, **options)
     assert [record.order_value for record in ours] == [
@@ -719,13 +719,13 @@ def test_pages_in_the_order_of_a_field_are_the_oracles(
 
 
 class Points(RuleBasedStateMachine):
-    """Operations on the points of one collection; after each the two hold the same."""
+    """Operations on the points of one collection; both clients hold the same after each."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
         self.pair = Pair(Path(self.folder.name))
-        self.dense: dict[str, models.VectorParams] = {}
+        self.dense: dict[str, qm.VectorParams] = {}
         self.sparse: list[str] = []
 
     @initialize(layout=layouts, indexed=st.booleans())
@@ -744,27 +744,25 @@ class Points(RuleBasedStateMachine):
         ids = data.draw(st.lists(st.sampled_from(IDS), min_size=1, max_size=6, unique=True))
         vectors = compared.vectors_of(self.dense, self.sparse)
         return [
-            models.PointStruct(
-                id=at, vector=data.draw(vectors), payload=data.draw(compared.payloads)
-            )
+            qm.PointStruct(id=at, vector=data.draw(vectors), payload=data.draw(compared.payloads))
             for at in ids
         ]
 
     def selector(self, data: st.DataObject, *, wrapped: bool = True) -> Any:
-        """Points held, by their ids in a list or a PointIdsList, or by a filter in either form."""
+        """Select points by ids in a list or a PointIdsList, or by a filter in either form."""
         kinds = ["filter", "selector"]
         if held := self.held():
             kinds += ["list", "ids", "list"]
         kind = data.draw(st.sampled_from(kinds))
         if kind in ("list", "ids"):
             ids = data.draw(st.lists(st.sampled_from(held), min_size=1, max_size=3, unique=True))
-            return ids if kind == "list" else models.PointIdsList(points=ids)
+            return ids if kind == "list" else qm.PointIdsList(points=ids)
         condition = data.draw(compared.filters)
-        return condition if kind == "filter" else models.FilterSelector(filter=condition)
+        return condition if kind == "filter" else qm.FilterSelector(filter=condition)
 
     @rule(
         data=st.data(),
-        mode=st.sampled_from([None, None, *models.UpdateMode]),
+        mode=st.sampled_from([None, None, *qm.UpdateMode]),
         way=st.sampled_from(["upsert", "batch", "upload_points"]),
     )
     def upsert(self, data: st.DataObject, mode: Any, way: str) -> None:
@@ -784,7 +782,7 @@ class Points(RuleBasedStateMachine):
             columns: Any = {name: [each[name] for each in rows] for name in row}
             if set(columns) == {""}:
                 columns = columns[""]
-            batch = models.Batch(
+            batch = qm.Batch(
                 ids=[each.id for each in points],
                 vectors=columns,
                 payloads=[each.payload for each in points],
@@ -823,7 +821,7 @@ class Points(RuleBasedStateMachine):
         held = st.sampled_from(self.held())
         vectors = compared.vectors_of(self.dense, self.sparse)
         points = [
-            models.PointVectors(id=at, vector=data.draw(vectors))
+            qm.PointVectors(id=at, vector=data.draw(vectors))
             for at in data.draw(st.lists(held, min_size=1, max_size=3, unique=True))
         ]
         condition = data.draw(st.one_of(st.none(), st.none(), compared.filters))
@@ -844,24 +842,22 @@ class Points(RuleBasedStateMachine):
             self.pair.both("create_payload_index", "c", field, field_schema=INDEXES[field])
 
     @precondition(lambda self: self.named)
-    @rule(size=st.integers(1, 3), multiple=st.booleans(), distance=st.sampled_from(models.Distance))
-    def add_dense_name(self, size: int, multiple: bool, distance: models.Distance) -> None:
+    @rule(size=st.integers(1, 3), multiple=st.booleans(), distance=st.sampled_from(qm.Distance))
+    def add_dense_name(self, size: int, multiple: bool, distance: qm.Distance) -> None:
         if "added" in self.dense:
             return
         multi = compared.MAX_SIM if multiple else None
-        distance = models.Distance.DOT if multiple else distance
-        config = models.DenseVectorConfig(size=size, distance=distance, multivector_config=multi)
-        self.pair.both(
-            "create_vector_name", "c", "added", models.DenseVectorNameConfig(dense=config)
-        )
-        self.dense["added"] = models.VectorParams(
+        distance = qm.Distance.DOT if multiple else distance
+        config = qm.DenseVectorConfig(size=size, distance=distance, multivector_config=multi)
+        self.pair.both("create_vector_name", "c", "added", qm.DenseVectorNameConfig(dense=config))
+        self.dense["added"] = qm.VectorParams(
             size=size, distance=distance, multivector_config=multi
         )
 
     @rule(name=st.sampled_from([SPARSE, "more words"]))
     def add_sparse_name(self, name: str) -> None:
         if name not in self.sparse:
-            config = models.SparseVectorNameConfig(sparse=models.SparseVectorConfig())
+            config = qm.SparseVectorNameConfig(sparse=qm.SparseVectorConfig())
             self.pair.both("create_vector_name", "c", name, config)
             self.sparse.append(name)
 
@@ -889,7 +885,7 @@ class Points(RuleBasedStateMachine):
         )
 
     @rule(condition=compared.filters)
-    def count(self, condition: models.Filter) -> None:
+    def count(self, condition: qm.Filter) -> None:
         ours, theirs = self.pair.both("count", "c", count_filter=condition, exact=True)
         assert ours.count == theirs.count
 
@@ -899,21 +895,21 @@ class Points(RuleBasedStateMachine):
         compared.assert_same_records(ours, theirs)
 
     @invariant()
-    def the_two_hold_the_same(self) -> None:
+    def both_hold_the_same(self) -> None:
         if self.pair.oracle.collection_exists("c"):
             self.pair.assert_same_points("c")
 
     def teardown(self) -> None:
         try:
             self.pair.reopen()
-            self.the_two_hold_the_same()
+            self.both_hold_the_same()
         finally:
             self.pair.close()
             self.folder.cleanup()
 
 
 class Collections(RuleBasedStateMachine):
-    """Collections and their aliases made, changed and deleted."""
+    """Collections and their aliases created, changed and deleted."""
 
     names = st.sampled_from(["one", "two", "größe"])
     aliases = st.sampled_from(["live", "old", "next", "one"])
@@ -925,7 +921,7 @@ class Collections(RuleBasedStateMachine):
         self.pair = Pair(Path(self.folder.name))
 
     def either(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Both do it, or both refuse it."""
+        """Do it with both clients, or see both refuse it."""
         try:
             getattr(self.pair.oracle, method)(*args, **kwargs)
         except ValueError:
@@ -948,27 +944,27 @@ class Collections(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def change_aliases(self, data: st.DataObject) -> None:
-        """One call, which changes everything or nothing."""
+        """Change several aliases in one call; atomic."""
         operations: list[Any] = []
         for _ in range(data.draw(st.integers(1, 3))):
             kind = data.draw(st.sampled_from(["create", "create", "delete", "rename"]))
             alias = data.draw(self.aliases)
             if kind == "create":
                 operations.append(
-                    models.CreateAliasOperation(
-                        create_alias=models.CreateAlias(
+                    qm.CreateAliasOperation(
+                        create_alias=qm.CreateAlias(
                             collection_name=data.draw(self.names), alias_name=alias
                         )
                     )
                 )
             elif kind == "delete":
                 operations.append(
-                    models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+                    qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias))
                 )
             else:
                 operations.append(
-                    models.RenameAliasOperation(
-                        rename_alias=models.RenameAlias(
+                    qm.RenameAliasOperation(
+                        rename_alias=qm.RenameAlias(
                             old_alias_name=alias, new_alias_name=data.draw(self.aliases)
                         )
                     )
@@ -977,13 +973,13 @@ class Collections(RuleBasedStateMachine):
 
     @rule(name=st.one_of(names, aliases), at=st.sampled_from(IDS), payload=compared.payloads)
     def write(self, name: str, at: Any, payload: dict[str, Any]) -> None:
-        """By the collection's own name or through an alias."""
-        record = models.PointStruct(id=at, vector={}, payload=payload)
+        """Write by the collection's own name or through an alias."""
+        record = qm.PointStruct(id=at, vector={}, payload=payload)
         self.either("upsert", name, [record])
 
     @rule(name=st.one_of(names, aliases))
     def set_payload(self, name: str) -> None:
-        everything = models.Filter(must_not=[models.HasIdCondition(has_id=[99])])
+        everything = qm.Filter(must_not=[qm.HasIdCondition(has_id=[99])])
         self.either("set_payload", name, {"set": name}, points=everything)
 
     @rule()
@@ -991,7 +987,7 @@ class Collections(RuleBasedStateMachine):
         self.pair.reopen()
 
     @invariant()
-    def the_two_say_the_same(self) -> None:
+    def both_report_the_same(self) -> None:
         ours, theirs = self.pair.both("get_collections")
         existing = {each.name for each in theirs.collections}
         assert {each.name for each in ours.collections} == existing
@@ -1016,9 +1012,9 @@ class Collections(RuleBasedStateMachine):
 
 
 def assert_same_collection(ours: Any, theirs: Any) -> None:
-    assert isinstance(ours, models.CollectionInfo)
+    assert isinstance(ours, qm.CollectionInfo)
     assert ours.points_count == theirs.points_count
-    assert ours.status == theirs.status == models.CollectionStatus.GREEN
+    assert ours.status == theirs.status == qm.CollectionStatus.GREEN
     compared.assert_same_json(ours.config.metadata, theirs.config.metadata)
     for mine, other in [
         (ours.config.params.vectors, theirs.config.params.vectors),
@@ -1035,7 +1031,7 @@ def assert_same_collection(ours: Any, theirs: Any) -> None:
                 assert getattr(shown[0][name], field, None) == getattr(params, field, None)
 
 
-def test_any_operations_on_points_leave_what_the_oracle_holds() -> None:
+def test_after_any_operations_on_points_both_hold_the_same() -> None:
     run_state_machine_as_test(
         Points,
         settings=settings(
@@ -1044,7 +1040,7 @@ def test_any_operations_on_points_leave_what_the_oracle_holds() -> None:
     )
 
 
-def test_any_operations_on_collections_leave_what_the_oracle_holds() -> None:
+def test_after_any_operations_on_collections_both_hold_the_same() -> None:
     run_state_machine_as_test(
         Collections,
         settings=settings(
@@ -1058,8 +1054,8 @@ def test_everything_is_there_after_the_folder_is_opened_again(tmp_path: Path) ->
     for layout, config in LAYOUTS.items():
         pair.both("create_collection", layout, **config, metadata={"of": layout})
         pair.both("upsert", layout, compared.corpus(layout))
-    alias = models.CreateAlias(collection_name="named", alias_name="live")
-    pair.both("update_collection_aliases", [models.CreateAliasOperation(create_alias=alias)])
+    alias = qm.CreateAlias(collection_name="named", alias_name="live")
+    pair.both("update_collection_aliases", [qm.CreateAliasOperation(create_alias=alias)])
     index_of(pair, "named")
     for _ in range(2):
         pair.reopen()
@@ -1085,7 +1081,7 @@ def test_everything_is_there_after_the_folder_is_opened_again(tmp_path: Path) ->
         ("clear_payload", {"points_selector": [99, 1]}, {}),
     ],
 )
-def test_a_point_not_held_is_an_error_once_the_others_are_changed(
+def test_an_unknown_id_is_an_error_after_the_others_are_changed(
     pair: Pair, method: str, arguments: dict[str, Any], left: dict[str, Any]
 ) -> None:
     pair.both("create_collection", "c", **LAYOUTS["named"])
@@ -1102,15 +1098,15 @@ def test_modes_and_a_condition_of_an_update(pair: Pair) -> None:
         pair.ours.upsert("c", [point(n, payload={"word": word}) for n in (1, 2)], **options)
         return {record.id: record.payload["word"] for record in pair.ours.scroll("c")[0]}
 
-    assert payloads_after("no", update_mode=models.UpdateMode.UPDATE_ONLY) == {}
+    assert payloads_after("no", update_mode=qm.UpdateMode.UPDATE_ONLY) == {}
     pair.ours.upsert("c", [point(1, payload={"word": "first"})])
-    inserted = payloads_after("second", update_mode=models.UpdateMode.INSERT_ONLY)
+    inserted = payloads_after("second", update_mode=qm.UpdateMode.INSERT_ONLY)
     assert inserted == {1: "first", 2: "second"}
-    updated = payloads_after("third", update_mode=models.UpdateMode.UPDATE_ONLY)
+    updated = payloads_after("third", update_mode=qm.UpdateMode.UPDATE_ONLY)
     assert updated == {1: "third", 2: "third"}
     pair.ours.delete("c", [2])
-    only = models.FieldCondition(key="word", match=models.MatchValue(value="else"))
-    kept = payloads_after("fourth", update_filter=models.Filter(must=[only]))
+    only = qm.FieldCondition(key="word", match=qm.MatchValue(value="else"))
+    kept = payloads_after("fourth", update_filter=qm.Filter(must=[only]))
     assert kept == {1: "third", 2: "fourth"}, "a condition holds for points that are there"
 
 
@@ -1126,16 +1122,16 @@ def test_aliases_switch_in_one_call(pair: Pair) -> None:
     for name in ("one", "two"):
         pair.both("create_collection", name, **LAYOUTS["unnamed"])
     vector = {"": [1.0, 0, 0, 0]}
-    pair.ours.upsert("two", [models.PointStruct(id=2, vector=vector)])
+    pair.ours.upsert("two", [qm.PointStruct(id=2, vector=vector)])
 
-    def create(name: str) -> models.CreateAliasOperation:
-        alias = models.CreateAlias(collection_name=name, alias_name="live")
-        return models.CreateAliasOperation(create_alias=alias)
+    def create(name: str) -> qm.CreateAliasOperation:
+        alias = qm.CreateAlias(collection_name=name, alias_name="live")
+        return qm.CreateAliasOperation(create_alias=alias)
 
-    drop = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="live"))
+    drop = qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name="live"))
     pair.ours.update_collection_aliases(change_aliases_operations=[create("one")])
     assert pair.ours.count("live").count == 0
-    pair.ours.upsert("live", [models.PointStruct(id=1, vector=vector)])
+    pair.ours.upsert("live", [qm.PointStruct(id=1, vector=vector)])
     assert [r.id for r in pair.ours.scroll("one")[0]] == [1]
     pair.ours.update_collection_aliases(change_aliases_operations=[drop, create("two")])
     assert [r.id for r in pair.ours.scroll("live")[0]] == [2]
@@ -1193,7 +1189,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @pytest.fixture
 def kept(shelf: Pair) -> Iterator[Pair]:
-    """A few points in every layout, made anew where a test has changed them."""
+    """A few points in every layout, stored again where a test has changed them."""
     yield shelf
     for layout in LAYOUTS:
         try:
@@ -1206,7 +1202,7 @@ def kept(shelf: Pair) -> Iterator[Pair]:
 
 
 def refused(kept: Pair, call: Callable[[Any], Any], *, collection: str = "named") -> None:
-    """A ValueError, and the collection as it was."""
+    """Check that a call raises a ValueError and leaves the collection unchanged."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         call(kept.ours)
     assert str(caught.value), "an error without a message"
@@ -1218,15 +1214,15 @@ def good(number: int) -> Any:
 
 
 def writes(client: Any, bad: Any, way: str) -> None:
-    """The bad point between good ones, in each way that points are written."""
+    """Write the bad point between good ones, in one of the ways that points are written."""
     points = [good(100), bad, good(101)]
     if way == "upsert":
         client.upsert("named", points)
     elif way == "upload":
         client.upload_points("named", points, wait=True)
     else:
-        vectors = [models.PointVectors(id=1, vector={"dot": [5.0, 5.0, 5.0]})]
-        vectors.append(models.PointVectors(id=2, vector=bad.vector))
+        vectors = [qm.PointVectors(id=1, vector={"dot": [5.0, 5.0, 5.0]})]
+        vectors.append(qm.PointVectors(id=2, vector=bad.vector))
         client.update_vectors("named", vectors)
 
 
@@ -1235,9 +1231,7 @@ WAYS = ["upsert", "upload", "update vectors"]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("what", BAD_VECTORS)
-def test_a_bad_vector_is_refused_with_all_that_came_with_it(
-    kept: Pair, what: str, way: str
-) -> None:
+def test_a_bad_vector_is_refused_with_its_whole_request(kept: Pair, what: str, way: str) -> None:
     bad = BAD_VECTORS[what]
     refused(kept, lambda client: writes(client, point(102, **bad), way))
 
@@ -1245,7 +1239,7 @@ def test_a_bad_vector_is_refused_with_all_that_came_with_it(
 @pytest.mark.parametrize("what", BAD_VECTORS)
 def test_a_bad_vector_in_a_batch_by_columns_is_refused(kept: Pair, what: str) -> None:
     ((name, bad),) = BAD_VECTORS[what].items()
-    fine: Any = sparse([1], [1.0]) if isinstance(bad, models.SparseVector) else [1.0, 2.0, 3.0]
+    fine: Any = sparse([1], [1.0]) if isinstance(bad, qm.SparseVector) else [1.0, 2.0, 3.0]
     if name in ("tokens", "rows"):
         fine = [[1.0] * NAMED[name].size]
     elif name == "cosine":
@@ -1253,12 +1247,12 @@ def test_a_bad_vector_in_a_batch_by_columns_is_refused(kept: Pair, what: str) ->
     refused(
         kept,
         lambda client: client.upsert(
-            "named", models.Batch(ids=[100, 101], vectors={name: [fine, bad]})
+            "named", qm.Batch(ids=[100, 101], vectors={name: [fine, bad]})
         ),
     )
 
 
-def test_the_bad_vectors_are_refused_for_what_they_say(kept: Pair) -> None:
+def test_the_bad_vectors_are_refused_for_their_defect(kept: Pair) -> None:
     """The same call without the defect passes."""
     fine = point(1, dot=[1.0, 2.0, 3.0], tokens=[[1.0, 2.0, 3.0]], words=sparse([2, 1], [1.0, 2.0]))
     for way in WAYS:
@@ -1278,7 +1272,7 @@ def test_an_id_that_is_neither_unsigned_nor_a_uuid_is_refused(
 ) -> None:
     refused(
         kept,
-        lambda client: writes(client, models.PointStruct(id=bad, vector={"dot": [1.0, 0, 0]}), way),
+        lambda client: writes(client, qm.PointStruct(id=bad, vector={"dot": [1.0, 0, 0]}), way),
     )
 
 
@@ -1301,9 +1295,7 @@ def test_a_bad_id_is_refused_wherever_an_id_goes(
 
 @pytest.mark.parametrize("bad", BAD_PAYLOADS, ids=repr)
 @pytest.mark.parametrize("way", [*WAYS[:2], "set", "overwrite"])
-def test_a_number_that_json_does_not_have_is_refused(
-    kept: Pair, bad: dict[str, Any], way: str
-) -> None:
+def test_a_number_that_json_lacks_is_refused(kept: Pair, bad: dict[str, Any], way: str) -> None:
     def call(client: Any) -> None:
         if way == "set":
             client.set_payload("named", bad, points=[1, 2])
@@ -1322,8 +1314,8 @@ def test_a_bad_query_is_refused(kept: Pair, what: str, batched: bool) -> None:
 
     def call(client: Any) -> None:
         if batched:
-            nearest = models.NearestQuery(nearest=bad)
-            client.query_batch_points("named", [models.QueryRequest(query=nearest, using=name)])
+            nearest = qm.NearestQuery(nearest=bad)
+            client.query_batch_points("named", [qm.QueryRequest(query=nearest, using=name)])
         else:
             client.query_points("named", bad, using=name)
 
@@ -1333,9 +1325,9 @@ def test_a_bad_query_is_refused(kept: Pair, what: str, batched: bool) -> None:
 @pytest.mark.parametrize("what", BAD_VECTORS)
 def test_a_bad_query_of_a_prefetch_is_refused(kept: Pair, what: str) -> None:
     ((name, bad),) = BAD_VECTORS[what].items()
-    inner = models.Prefetch(query=bad, using=name, limit=5)
-    outer = models.Prefetch(prefetch=inner, query=[1.0, 0, 0], using="dot", limit=5)
-    fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+    inner = qm.Prefetch(query=bad, using=name, limit=5)
+    outer = qm.Prefetch(prefetch=inner, query=[1.0, 0, 0], using="dot", limit=5)
+    fusion = qm.FusionQuery(fusion=qm.Fusion.RRF)
     for prefetch in (inner, outer):
         refused(
             kept,
@@ -1353,16 +1345,16 @@ def test_a_bad_query_of_a_prefetch_is_refused(kept: Pair, what: str) -> None:
         lambda client: client.query_points("named", [1.0, 0, 0]),
         lambda client: client.query_points(
             "named",
-            prefetch=[models.Prefetch(query=[1.0, 0, 0], using="dot")],
-            query=models.RrfQuery(rrf=models.Rrf(k=2, weights=[1.0, 2.0])),
+            prefetch=[qm.Prefetch(query=[1.0, 0, 0], using="dot")],
+            query=qm.RrfQuery(rrf=qm.Rrf(k=2, weights=[1.0, 2.0])),
         ),
         lambda client: client.query_points(
             "named",
-            prefetch=[models.Prefetch(query=[1.0, 0, 0], using="dot")],
-            query=models.RrfQuery(rrf=models.Rrf(k=0)),
+            prefetch=[qm.Prefetch(query=[1.0, 0, 0], using="dot")],
+            query=qm.RrfQuery(rrf=qm.Rrf(k=0)),
         ),
         lambda client: client.query_points(
-            "named", query=models.FusionQuery(fusion=models.Fusion.RRF)
+            "named", query=qm.FusionQuery(fusion=qm.Fusion.RRF)
         ),
         lambda client: client.query_points("named", 12345, using="dot"),
         lambda client: client.scroll("named", limit=0),
@@ -1371,7 +1363,7 @@ def test_a_bad_query_of_a_prefetch_is_refused(kept: Pair, what: str) -> None:
     ],
     ids=[
         "no limit", "negative offset", "a name forgotten", "too many weights", "k of zero",
-        "fusion of nothing", "an id not held", "an empty page", "no points", "a name not there",
+        "fusion of nothing", "an unknown id", "an empty page", "no points", "an unknown name",
     ],
 )  # fmt: skip
 def test_a_request_that_makes_no_sense_is_refused(kept: Pair, call: Callable[[Any], Any]) -> None:
@@ -1391,7 +1383,7 @@ UNKNOWN: dict[str, Callable[[Any], Any]] = {
     "index": lambda client: client.create_payload_index("none", "a", field_schema="keyword"),
     "metadata": lambda client: client.update_collection("none", metadata={}),
     "update vectors": lambda client: client.update_vectors(
-        "none", [models.PointVectors(id=1, vector={"dot": [1.0, 0, 0]})]
+        "none", [qm.PointVectors(id=1, vector={"dot": [1.0, 0, 0]})]
     ),
 }
 
@@ -1402,21 +1394,21 @@ def test_an_unknown_collection_is_refused(kept: Pair, what: str) -> None:
     assert not kept.ours.collection_exists("none")
 
 
-def test_a_collection_is_not_made_twice(kept: Pair) -> None:
+def test_a_collection_is_not_created_twice(kept: Pair) -> None:
     refused(kept, lambda client: client.create_collection("named", **LAYOUTS["unnamed"]))
     assert_same_collection(*kept.both("get_collection", "named"))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".", "a\\b", "x" * 300, "nul\0"])
-def test_a_collection_gets_no_name_that_is_no_name(kept: Pair, name: str) -> None:
+def test_an_invalid_name_of_a_collection_is_refused(kept: Pair, name: str) -> None:
     refused(kept, lambda client: client.create_collection(name, **LAYOUTS["unnamed"]))
     assert {each.name for each in kept.ours.get_collections().collections} == set(LAYOUTS)
 
 
 def test_vectors_without_a_name_need_a_collection_without_names(kept: Pair) -> None:
-    bad = models.PointStruct(id=7, vector=[1.0, 0, 0])
+    bad = qm.PointStruct(id=7, vector=[1.0, 0, 0])
     refused(kept, lambda client: client.upsert("named", [bad]))
-    bad = models.PointStruct(id=7, vector={"cosine": [1.0, 0, 0, 0]})
+    bad = qm.PointStruct(id=7, vector={"cosine": [1.0, 0, 0, 0]})
     refused(kept, lambda client: client.upsert("unnamed", [bad]), collection="unnamed")
 
 
@@ -1427,7 +1419,7 @@ def test_a_refusal_of_ours_is_an_input_error(kept: Pair) -> None:
 
 
 def test_the_last_of_many_points_may_be_the_bad_one(kept: Pair) -> None:
-    """Also where they are more than would be stored at once."""
+    """Also if there are more points than one piece to the core."""
     many = [point(n, payload={"text": "fox " * 9}) for n in range(1000, 1200)]
     bad = point(1200, dot=[math.nan, 0.0, 0.0])
     refused(kept, lambda client: client.upsert("named", [*many, bad]))

@@ -33,7 +33,7 @@ def with_settings(folder: Path, target: Path, **settings: Any) -> Path:
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
-def test_every_activation_is_as_transformers_has_it(
+def test_every_activation_is_transformers(
     activation: str, engine: str, xlmr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
@@ -73,7 +73,7 @@ def test_what_the_layers_do_not_compute_is_refused(
         ({"num_attention_heads": 0}, "0 attention heads"),
     ],
 )
-def test_a_configuration_of_no_model_is_named(
+def test_an_impossible_configuration_is_named(
     settings: dict[str, Any], message: str, xlmr: Path, tmp_path: Path
 ) -> None:
     folder = with_settings(xlmr, tmp_path / "model", **settings)
@@ -101,15 +101,15 @@ def each_alone(
 def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -> None:
     packed = torch.randn(
         (sum(lengths), 3, 2, 4), generator=torch.Generator().manual_seed(seed)
-    )  # queries, keys and values as the encoder has them: parts of one product
+    )  # queries, keys and values are parts of one product, like in the encoder
     parts = packed.unbind(1)
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
     expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
-    for found in (
-        encoder.attention_by_length(*parts, lengths),
+    for context in (
+        encoder.attention_by_length(lengths)(*parts),
         encoder.attention_varlen(each_alone, torch.device("cpu"), lengths)(*parts),
     ):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,17 +121,17 @@ def test_onednns_products_are_pytorchs(
     if not encoder._has_onednn(dtype):
         pytest.skip(f"this PyTorch on this processor has no oneDNN products in {dtype}")
     weight, bias = torch.randn(24, 40), torch.randn(24)
-    x, plus = torch.randn(rows, 40), torch.randn(rows, 24)
+    x, residual = torch.randn(rows, 40), torch.randn(rows, 24)
     plain = encoder.Product(weight, bias, activation)
     packed = encoder.OneDnnProduct(weight.to(dtype), bias.to(dtype), activation)
     near = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
-    x, plus = x.to(dtype), plus.to(dtype)
+    x, residual = x.to(dtype), residual.to(dtype)
     torch.testing.assert_close(packed(x).float(), plain(x.float()), **near)
     if activation is None:
-        before = plus.clone()
-        expected = plain(x.float(), plus=plus.float())
-        torch.testing.assert_close(packed(x, plus=plus).float(), expected, **near)
-        torch.testing.assert_close(plus, before)  # the residual is read, not written
+        before = residual.clone()
+        expected = plain(x.float(), residual=residual.float())
+        torch.testing.assert_close(packed(x, residual=residual).float(), expected, **near)
+        torch.testing.assert_close(residual, before)  # the residual is read, not written
 
 
 class TestThreadsThatSleep:
@@ -148,7 +148,7 @@ class TestThreadsThatSleep:
             assert os.environ["OMP_WAIT_POLICY"] == "active"
         assert os.environ["OMP_WAIT_POLICY"] == "active"
 
-    def test_loading_an_engine_is_within(self, xlmr: Path) -> None:
+    def test_loading_an_engine_is_inside(self, xlmr: Path) -> None:
         code = (
             "import builtins, os, sys\n"
             "plain, seen = builtins.__import__, []\n"

@@ -1,4 +1,4 @@
-"""Exporting, and the engine that runs what was exported without torch."""
+"""The export, and the engine that runs an exported model without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from unified_embeddings import (
     UnifiedEmbeddingConfig,
 )
 from unified_embeddings.export.folder import export_onnx
-from unified_embeddings.export.graph import quantised
+from unified_embeddings.export.quantisation import quantise_blocks
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.system.files import scratch_folder
 from unified_embeddings.system.hardware import Cpu
@@ -61,12 +61,14 @@ class TestExport:
         assert ours.runtime.precision == "fp32"
         assert ours.fingerprint == source.fingerprint
         assert (ours.dimension, ours.max_length) == (source.dimension, source.max_length)
-        one, other = (e.encode_documents(TEXTS, colbert=True) for e in (ours, source))
-        np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
-        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+        exported_vectors, source_vectors = (
+            e.encode_documents(TEXTS, colbert=True) for e in (ours, source)
+        )
+        np.testing.assert_allclose(exported_vectors.dense, source_vectors.dense, atol=1e-5)
+        for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
             np.testing.assert_array_equal(mine.indices, theirs.indices)
             np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
-        for rows, others in zip(one.colbert, other.colbert, strict=True):
+        for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
             np.testing.assert_allclose(rows, others, atol=1e-4)
 
     def test_a_dense_model_keeps_its_prefixes_and_heads(self, tmp_path: Path) -> None:
@@ -124,12 +126,14 @@ class TestExport:
 def test_real_weights(tmp_path: Path) -> None:
     ours = BGE_M3_Embedder(export_onnx("mini-m3", tmp_path / "mini"))
     source = BGE_M3_Embedder("mini-m3", precision="fp32")
-    one, other = (e.encode_documents(checkpoints.CORPUS, colbert=True) for e in (ours, source))
-    np.testing.assert_allclose(one.dense, other.dense, atol=1e-5)
-    for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+    exported_vectors, source_vectors = (
+        e.encode_documents(checkpoints.CORPUS, colbert=True) for e in (ours, source)
+    )
+    np.testing.assert_allclose(exported_vectors.dense, source_vectors.dense, atol=1e-5)
+    for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
         np.testing.assert_array_equal(mine.indices, theirs.indices)
         np.testing.assert_allclose(mine.values, theirs.values, atol=1e-4)
-    for rows, others in zip(one.colbert, other.colbert, strict=True):
+    for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
         np.testing.assert_allclose(rows, others, atol=1e-4)
 
 
@@ -156,11 +160,13 @@ class TestInt8:
         ours, source = BGE_M3_Embedder(mini_int8), BGE_M3_Embedder("mini-m3", precision="fp32")
         assert ours.runtime.precision == "int8"
         assert ours.fingerprint == source.fingerprint
-        one, other = (e.encode_documents(PASSAGES, colbert=True) for e in (ours, source))
-        assert np.sum(one.dense * other.dense, axis=1).min() > 0.99
-        for rows, others in zip(one.colbert, other.colbert, strict=True):
+        exported_vectors, source_vectors = (
+            e.encode_documents(PASSAGES, colbert=True) for e in (ours, source)
+        )
+        assert np.sum(exported_vectors.dense * source_vectors.dense, axis=1).min() > 0.99
+        for rows, others in zip(exported_vectors.colbert, source_vectors.colbert, strict=True):
             assert np.sum(rows * others, axis=1).mean() > 0.98
-        for mine, theirs in zip(one.sparse, other.sparse, strict=True):
+        for mine, theirs in zip(exported_vectors.sparse, source_vectors.sparse, strict=True):
             shared = set(mine) & set(theirs)
             assert len(shared) >= 0.9 * max(len(mine), len(theirs))
 
@@ -184,12 +190,12 @@ class TestInt8:
         other = BGE_M3_Embedder(mini_int8, cache=cache)
         assert np.abs(one.encode_query("fox").dense - other.encode_query("fox").dense).max() > 0
 
-    def test_columns_that_fill_no_block(self, xlmr: Path, tmp_path: Path) -> None:
-        """32 columns where blocks are of 64: the rest is filled with zeros, and changes nothing."""
+    def test_columns_that_do_not_fill_a_block(self, xlmr: Path, tmp_path: Path) -> None:
+        """32 columns in blocks of 64: the rest is filled with zeros, and changes nothing."""
         ours = BGE_M3_Embedder(export_onnx(xlmr, tmp_path / "int8", precision="int8"))
         source = BGE_M3_Embedder(xlmr, precision="fp32")
-        one, other = (e.encode_documents(TEXTS).dense for e in (ours, source))
-        assert np.sum(one * other, axis=1).min() > 0.99
+        exported_vectors, source_vectors = (e.encode_documents(TEXTS).dense for e in (ours, source))
+        assert np.sum(exported_vectors * source_vectors, axis=1).min() > 0.99
 
     def test_an_unknown_precision_is_refused(self, xlmr: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="fp32 or int8"):
@@ -199,7 +205,7 @@ class TestInt8:
     def test_a_large_value_spoils_its_own_block_only(self) -> None:
         weight = np.full((2, 40), 0.5, dtype=np.float32)
         weight[1, 3] = 127.0
-        values, scales = quantised(weight, 16)
+        values, scales = quantise_blocks(weight, 16)
         assert values.shape == (2, 3, 16)  # 40 columns in three blocks, the last one filled up
         assert values.dtype == np.uint8
         np.testing.assert_allclose(scales[:, :2], [[0.5 / 127, 0.5 / 127], [1.0, 0.5 / 127]])
@@ -211,7 +217,7 @@ class TestInt8:
 
     @given(hnp.arrays(np.float32, (3, 50), elements=st.floats(-1e3, 1e3, width=32)))
     def test_no_weight_is_off_by_more_than_half_a_step(self, weight: Any) -> None:
-        values, scales = quantised(weight, 32)
+        values, scales = quantise_blocks(weight, 32)
         restored = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(3, -1)[:, :50]
         steps = np.repeat(scales, 32, axis=1)[:, :50]
         assert (np.abs(restored - weight) <= steps * 0.5001 + 1e-9).all()
@@ -263,7 +269,7 @@ class TestOnFirstUse:
             assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("name", ["export.json", "model.onnx", "model.onnx.data"])
-    def test_a_damaged_export_is_written_anew(
+    def test_a_damaged_export_is_written_again(
         self, name: str, xlmr: Path, cache_home: Path
     ) -> None:
         query = BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox").dense
@@ -276,7 +282,7 @@ class TestOnFirstUse:
         np.testing.assert_array_equal(again.encode_query("fox").dense, query)
         assert list(cache_home.iterdir()) == [folder]
 
-    def test_specs_of_one_folder_with_other_heads_have_their_own(
+    def test_specs_of_one_folder_with_other_heads_have_their_own_export(
         self, xlmr: Path, cache_home: Path
     ) -> None:
         spec = ModelSpec(
@@ -287,7 +293,7 @@ class TestOnFirstUse:
         np.testing.assert_array_equal(dense.dense, whole.dense)
         assert whole.sparse is not None
 
-    def test_what_a_killed_export_left_is_swept(
+    def test_leftovers_of_a_killed_export_are_removed(
         self, xlmr: Path, cache_home: Path, tmp_path: Path
     ) -> None:
         BGE_M3_Embedder(xlmr, precision="int8").encode_query("fox")
@@ -310,7 +316,7 @@ class TestOnFirstUse:
         with pytest.raises(ModelLoadError, match=r"'onnx' cannot run it.*mpnet"):
             _ = BGE_M3_Embedder(spec, precision="int8").runtime
 
-    def test_by_the_variable_of_the_documents(self, xlmr: Path, cache_home: Path) -> None:
+    def test_by_environment_variable(self, xlmr: Path, cache_home: Path) -> None:
         environ = {"UNIFIED_EMBEDDINGS_MODEL": str(xlmr), "QUANTIZATION": "INT8"}
         config = UnifiedEmbeddingConfig.from_env(environ)
         (part,) = config.embedder.models
@@ -371,7 +377,7 @@ class TestHardware:
         assert BGE_M3_Embedder(exported).runtime.precision == "fp32"
 
 
-def test_another_runtime_may_hand_over_padded_texts(exported: Path, xlmr: Path) -> None:
+def test_another_runtime_may_pass_padded_texts(exported: Path, xlmr: Path) -> None:
     import onnxruntime
 
     source = BGE_M3_Embedder(xlmr, precision="fp32")
@@ -462,13 +468,13 @@ class TestEngine:
             BGE_M3_Embedder(twin).encode_query("fox")
 
     def test_notes_of_another_version(self, exported: Path, tmp_path: Path) -> None:
-        with pytest.raises(ModelLoadError, match="not one this version reads"):
+        with pytest.raises(ModelLoadError, match="this version does not read"):
             BGE_M3_Embedder(edited(exported, tmp_path / "twin", format=1)).encode_query("fox")
 
     def test_a_graph_without_heads(self, exported: Path, tmp_path: Path) -> None:
         import onnx
 
-        from unified_embeddings.models.checkpoint import content_digest
+        from unified_embeddings.models.digests import content_digest
 
         twin = edited(exported, tmp_path / "twin")
         model = onnx.load(twin / "model.onnx", load_external_data=False)

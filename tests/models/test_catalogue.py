@@ -1,4 +1,4 @@
-"""Model choices: specs of one's own, consent to remote code, two models as one, LlamaIndex."""
+"""Model choices: the user's own specs, consent to remote code, two models as one, LlamaIndex."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TestSpec:
             ({"normalise": 1}, "normalise must be bool"),
         ],
     )
-    def test_what_no_model_is(self, fields: dict[str, Any], message: str) -> None:
+    def test_invalid_fields(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
             ModelSpec("mine", "some/model", **fields)
 
@@ -115,7 +115,7 @@ class TestSpec:
             by_file.encode_query("fox").dense, by_spec.encode_query("fox").dense
         )
 
-    def test_a_toml_of_ones_own_is_dense_unless_said(self, tmp_path: Path) -> None:
+    def test_a_users_toml_is_dense_unless_it_says_otherwise(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_text('model_id = "some/model"\nquery_prefix = "q: "\nheads = ["dense"]\n')
         assert spec_for(path) == ModelSpec("some/model", "some/model", query_prefix="q: ")
@@ -136,17 +136,15 @@ class TestSpec:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("model_id = ", "no readable TOML"),
+            ("model_id = ", "not a readable TOML"),
             ("dimension = 5", "needs model_id"),
             ('model_id = "a/b"\ncolour = "red"', "unknown .*colour"),
             ('like = "e6"\nmodel_id = "a/b"', "like must be one of"),
             ('model_id = "a/b"\nmax_length = "long"', r"mine\.toml: .*max_length must be int"),
-            ("\x00", "no readable TOML"),
+            ("\x00", "not a readable TOML"),
         ],
     )
-    def test_a_toml_that_says_what_no_spec_can(
-        self, content: str, message: str, tmp_path: Path
-    ) -> None:
+    def test_a_toml_with_an_invalid_spec(self, content: str, message: str, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_text(content)
         with pytest.raises(InputError, match=message):
@@ -280,9 +278,9 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("name", "change", "message"),
         [
-            ("modules.json", [{"type": "custom.Transformer", "path": ""}], "code of the model's"),
+            ("modules.json", [{"type": "custom.Transformer", "path": ""}], "the model's own code"),
             ("modules.json", [], "lists no modules"),
-            ("modules.json", {"a": 1}, "no list of modules"),
+            ("modules.json", {"a": 1}, "not a list of modules"),
             (
                 "modules.json",
                 [{"type": "sentence_transformers.models.Transformer", "path": "0_T"}],
@@ -294,6 +292,7 @@ class TestCheckpoint:
             ("sentence_bert_config.json", {"max_seq_length": 0}, "texts of 0 tokens"),
             ("adapter_config.json", {"base_model_name_or_path": "x"}, "an adapter of another"),
             ("config.json", {"vocab_size": None}, "vocab_size = None"),
+            ("config.json", {"type_vocab_size": "two"}, "type_vocab_size = 'two'"),
             ("config.json", {"num_attention_heads": 0}, "no usable model"),
             (
                 "config_sentence_transformers.json",
@@ -302,7 +301,7 @@ class TestCheckpoint:
             ),
         ],
     )
-    def test_files_that_ask_for_what_is_not_done(
+    def test_files_that_ask_for_what_is_not_supported(
         self, name: str, change: Any, message: str, tmp_path: Path
     ) -> None:
         folder = checkpoints.sentence_model(tmp_path / "bert", "bert")
@@ -328,7 +327,7 @@ class TestCheckpoint:
         with pytest.raises(ModelLoadError, match="adds no special tokens"):
             BGE_M3_Embedder(dataclasses.replace(dense, model_id=str(twin))).encode_query("fox")
 
-    def test_lower_case_is_done_where_it_is_asked_for(
+    def test_text_is_lower_cased_if_the_files_ask_for_it(
         self, dense: ModelSpec, tmp_path: Path
     ) -> None:
         import shutil
@@ -359,7 +358,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 class TestNames:
     @pytest.mark.parametrize("name", [5, None, b"bge-m3", ["bge-m3"]])
-    def test_what_is_no_name(self, name: Any) -> None:
+    def test_what_is_not_a_name(self, name: Any) -> None:
         for make in (BGE_M3_Embedder, make_embedder, UnifiedEmbeddingConfig):
             with pytest.raises(InputError, match="a model is a name"):
                 make(name)
@@ -370,12 +369,12 @@ class TestNames:
                 make_embedder("arctic", sparse_model=name)
 
     @pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 5000, "a\x00b", "~nosuchuser/x.toml"])
-    def test_names_no_folder_can_have(self, name: str) -> None:
+    def test_names_that_no_folder_can_have(self, name: str) -> None:
         with pytest.raises((ModelLoadError, InputError)):
             BGE_M3_Embedder(name, local_files_only=True).encode_query("fox")
 
     @pytest.mark.parametrize("adapter", ["/etc", "../outside", "a/../../b"])
-    def test_adapters_lie_within_the_model(self, adapter: str) -> None:
+    def test_adapters_are_within_the_model(self, adapter: str) -> None:
         with pytest.raises(InputError, match="a folder within the model's"):
             ModelSpec("mine", "some/model", query_adapter=adapter)
 
@@ -408,13 +407,13 @@ class TestRemoteCode:
             BGE_M3_Embedder("nomic", trust_remote_code=True).encode_query("fox")
 
     @pytest.mark.parametrize("revision", ["main", "v1.5", "1066b65", "A" * 40])
-    def test_a_name_that_can_move_is_no_pin(self, revision: str) -> None:
+    def test_a_name_that_can_move_is_not_a_pin(self, revision: str) -> None:
         with pytest.raises(ModelLoadError, match="has to be pinned"):
             BGE_M3_Embedder("nomic", trust_remote_code=True, revision=revision).encode_query("x")
 
     @pytest.fixture
     def custom(self, tmp_path: Path) -> Path:
-        """A BERT that says that it needs code of its own, which tells when it is run."""
+        """A BERT that needs code of its own, which leaves a trace when it is run."""
         folder = checkpoints.sentence_model(tmp_path / "custom", "bert")
         config = json.loads((folder / "config.json").read_text())
         config |= {
@@ -460,7 +459,7 @@ class TestRemoteCode:
         else:
             edit(custom / name, auto_map={"AutoTokenizer": [None, "owner/code--tk.T"]})
         spec = ModelSpec("mine", str(custom), remote_code=True)
-        with pytest.raises(ModelLoadError, match="asks for code of another repository"):
+        with pytest.raises(ModelLoadError, match="asks for code from another repository"):
             BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
         assert not (tmp_path / "was run").exists()
 
@@ -482,7 +481,7 @@ class TestRemoteCode:
         config["auto_map"]["AutoModel"] = "owner/code--custom_code.CustomModel"
         (custom / "config.json").write_text(json.dumps(config))
         spec = ModelSpec("mine", str(custom), remote_code=True)
-        with pytest.raises(ModelLoadError, match=r"lies in owner/code.*code_revision"):
+        with pytest.raises(ModelLoadError, match=r"is in owner/code.*code_revision"):
             BGE_M3_Embedder(spec, trust_remote_code=True).encode_query("fox")
 
 

@@ -1,4 +1,4 @@
-"""Finding a model's files: folders, the hub's cache, the hub, and what is said when it fails."""
+"""Finding a model's files in folders, in the hub's cache and on the hub; errors if that fails."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class TestSettings:
         with pytest.raises(ModelLoadError, match=r"config\.json is not readable JSON"):
             resolve(xlmr).hidden_size  # noqa: B018
 
-    def test_json_that_is_no_object_is_named(self, xlmr: Path) -> None:
+    def test_json_that_is_not_an_object_is_named(self, xlmr: Path) -> None:
         (xlmr / "config.json").write_text("[1]")
         with pytest.raises(ModelLoadError, match=r"config\.json should hold a JSON object"):
             resolve(xlmr).hidden_size  # noqa: B018
@@ -246,7 +246,7 @@ class TestMaxLength:
         (bert / "sentence_bert_config.json").unlink()
         assert resolve(bert).max_length == 300
 
-    def test_sentence_transformers_limit_holds_where_it_is_smaller(self, bert: Path) -> None:
+    def test_sentence_transformers_limit_applies_if_it_is_smaller(self, bert: Path) -> None:
         assert resolve(bert).max_length == 256
 
     def test_sentence_transformers_limit_does_not_raise_the_models(self, bert: Path) -> None:
@@ -300,7 +300,7 @@ class TestDigest:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's, and the hub not known to be off."""
+    """An empty cache of the hub's, with downloads not switched off."""
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
@@ -309,7 +309,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def snapshot(hub_cache: Path, source: Path, commit: str = OLD, ref: str = "main") -> Path:
-    """Lay a model out as huggingface_hub's cache has it."""
+    """Lay out a model like in huggingface_hub's cache."""
     repository = hub_cache / "models--BAAI--bge-m3"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / ref).write_text(commit)
@@ -330,7 +330,7 @@ class TestNotFound:
             " ",
         ],
     )
-    def test_what_can_be_no_hub_id_is_refused_without_asking_the_hub(
+    def test_a_name_that_cannot_be_a_hub_id_is_refused_without_asking_the_hub(
         self, hub_cache: Path, connections: list[Any], name: str
     ) -> None:
         with pytest.raises(ModelLoadError, match="no such folder"):
@@ -516,7 +516,7 @@ class TestDownload:
         assert [path.name for path in found.weight_files] == ["model.safetensors"]
         assert "pytorch_model.bin" not in names_in(found.folder)
 
-    def test_fetches_the_pickle_where_there_are_no_safetensors(self, hub: Hub) -> None:
+    def test_fetches_the_pickle_if_there_are_no_safetensors(self, hub: Hub) -> None:
         (hub.source / "model.safetensors").unlink()
         torch.save({"a": torch.zeros(1)}, hub.source / "pytorch_model.bin")
         assert [path.name for path in resolve(NAME).weight_files] == ["pytorch_model.bin"]

@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from command import Ended, environment, finish
 from unified_embeddings.cli import app as cli
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.copying import CopyReport, check_copy, copy_collection
 from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-from unified_embeddings.stores.opening import open_folder, open_old_folder
+from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
 
-Distance = models.Distance
+Distance = qm.Distance
 OURS = {"fingerprint": "bge-m3:0123", "model": "BAAI/bge-m3", "revision": "abc"}
 SIZE = 4
 
@@ -35,17 +36,16 @@ SIZE = 4
 class Server:
     """A Qdrant core behind the interface of a client that is not in this process.
 
-    It keeps what was asked of it, and can report settings that the core in process knows nothing
-    of.
+    It records its requests, and can report settings that the core in this process lacks.
     """
 
-    _client = None  # by this local clients are told from others
+    _client = None  # local clients are recognised by this attribute
 
-    def __init__(self, info: Callable[[models.CollectionInfo], None] = lambda _: None) -> None:
+    def __init__(self, info: Callable[[qm.CollectionInfo], None] = lambda _: None) -> None:
         self.core = QdrantClient(":memory:")
         self.created: dict[str, Any] = {}
         self.indexes: dict[str, Any] = {}
-        self.upserts: list[list[models.PointStruct]] = []
+        self.upserts: list[list[qm.PointStruct]] = []
         self.read_with_vectors: list[Any] = []
         self._info = info
 
@@ -56,13 +56,13 @@ class Server:
         self.created = options
         return self.core.create_collection(name, **options)
 
-    def get_collection(self, name: str) -> models.CollectionInfo:
+    def get_collection(self, name: str) -> qm.CollectionInfo:
         info = self.core.get_collection(name)
         self._info(info)
         info.payload_schema |= {
-            field: models.PayloadIndexInfo(
+            field: qm.PayloadIndexInfo(
                 data_type=getattr(schema, "type", schema),
-                params=None if isinstance(schema, models.PayloadSchemaType) else schema,
+                params=None if isinstance(schema, qm.PayloadSchemaType) else schema,
                 points=0,
             )
             for field, schema in self.indexes.items()
@@ -72,7 +72,7 @@ class Server:
     def create_payload_index(self, name: str, field: str, field_schema: Any) -> None:
         self.indexes[field] = field_schema
 
-    def upsert(self, name: str, points: list[models.PointStruct]) -> None:
+    def upsert(self, name: str, points: list[qm.PointStruct]) -> None:
         self.upserts.append(points)
         self.core.upsert(name, points)
 
@@ -87,13 +87,13 @@ def copied(source: Any, target: Any, name: str = "docs", **options: Any) -> Copy
 
 
 def everything(client: Any, name: str = "docs") -> dict[Any, tuple[Any, Any]]:
-    """Id → payload and vectors, of every point."""
+    """Return id → payload and vectors of every point."""
     records, _ = client.scroll(name, limit=100_000, with_vectors=True)
     return {record.id: (record.payload, record.vector) for record in records}
 
 
 def memory(name: str = "docs", points: int = 0, **options: Any) -> QdrantClient:
-    """A core with a collection as ours are, of `points` points with ids from 1 up."""
+    """Return a core with a collection like ours, holding `points` points with ids from 1."""
     client = QdrantClient(":memory:")
     fill(client, name, points, **options)
     return client
@@ -101,18 +101,18 @@ def memory(name: str = "docs", points: int = 0, **options: Any) -> QdrantClient:
 
 def fill(client: Any, name: str, points: int, *, model: Any = OURS, **options: Any) -> None:
     defaults: dict[str, Any] = {
-        "vectors_config": {"text-dense": models.VectorParams(size=SIZE, distance=Distance.COSINE)},
-        "sparse_vectors_config": {"text-sparse-new": models.SparseVectorParams()},
+        "vectors_config": {"text-dense": qm.VectorParams(size=SIZE, distance=Distance.COSINE)},
+        "sparse_vectors_config": {"text-sparse-new": qm.SparseVectorParams()},
         "metadata": None if model is None else {"unified_embeddings": model},
     }
     client.create_collection(name, **(defaults | options))
     rng = np.random.default_rng(0)
     made = [
-        models.PointStruct(
+        qm.PointStruct(
             id=i,
             vector={
                 "text-dense": rng.normal(size=SIZE).astype(np.float32).tolist(),
-                "text-sparse-new": models.SparseVector(indices=[i, i + 5], values=[0.5, 1.25]),
+                "text-sparse-new": qm.SparseVector(indices=[i, i + 5], values=[0.5, 1.25]),
             },
             payload={"text": f"Foxes number {i}.", "page": i},
         )
@@ -158,28 +158,28 @@ class TestPoints:
         assert everything(target.core).keys() == set(range(1, 2_301))
         assert max(len(points) for points in target.upserts) == 256
 
-    def test_an_unnamed_vector_beside_a_sparse_one(self) -> None:
+    def test_an_unnamed_vector_along_with_a_sparse_one(self) -> None:
         source, target = QdrantClient(":memory:"), QdrantClient(":memory:")
         source.create_collection(
             "docs",
-            vectors_config=models.VectorParams(size=2, distance=Distance.DOT),
-            sparse_vectors_config={"words": models.SparseVectorParams()},
+            vectors_config=qm.VectorParams(size=2, distance=Distance.DOT),
+            sparse_vectors_config={"words": qm.SparseVectorParams()},
         )
-        words = models.SparseVector(indices=[3], values=[0.5])
+        words = qm.SparseVector(indices=[3], values=[0.5])
         source.upsert(
             "docs",
             [
-                models.PointStruct(id=1, vector=[3.0, 4.0], payload={}),
-                models.PointStruct(id=2, vector={"": [5.0, 6.0], "words": words}, payload={}),
-                models.PointStruct(id=3, vector={"words": words}, payload={}),
-                models.PointStruct(id=4, vector={}, payload={"only": "payload"}),
+                qm.PointStruct(id=1, vector=[3.0, 4.0], payload={}),
+                qm.PointStruct(id=2, vector={"": [5.0, 6.0], "words": words}, payload={}),
+                qm.PointStruct(id=3, vector={"words": words}, payload={}),
+                qm.PointStruct(id=4, vector={}, payload={"only": "payload"}),
             ],
         )
         copied(source, target)
         assert everything(target) == everything(source)
         assert everything(target)[1][1] == [3.0, 4.0]
 
-    def test_a_collection_can_be_copied_under_another_name_in_its_own_place(self) -> None:
+    def test_a_collection_can_be_copied_within_one_place_under_another_name(self) -> None:
         client = memory(points=5)
         report = copied(client, client, target_name="again")
         assert (report.target, report.total) == ("again", 5)
@@ -196,13 +196,11 @@ def floats(size: int) -> st.SearchStrategy[list[float]]:
     return st.lists(number, min_size=size, max_size=size)
 
 
-def sparse() -> st.SearchStrategy[models.SparseVector]:
+def sparse() -> st.SearchStrategy[qm.SparseVector]:
     weights = st.dictionaries(
         st.integers(0, 2**32 - 1), st.floats(-1e6, 1e6, width=32, allow_subnormal=False), max_size=6
     )
-    return weights.map(
-        lambda one: models.SparseVector(indices=list(one), values=list(one.values()))
-    )
+    return weights.map(lambda one: qm.SparseVector(indices=list(one), values=list(one.values())))
 
 
 IDS = st.one_of(st.integers(0, 2**64 - 1), st.uuids().map(str))
@@ -242,20 +240,20 @@ def test_whatever_the_points_are_they_arrive_bit_for_bit(
     source.create_collection(
         "docs",
         vectors_config={
-            "dense": models.VectorParams(size=3, distance=Distance.DOT),
-            "euclid": models.VectorParams(size=2, distance=Distance.EUCLID),
-            "tokens": models.VectorParams(
+            "dense": qm.VectorParams(size=3, distance=Distance.DOT),
+            "euclid": qm.VectorParams(size=2, distance=Distance.EUCLID),
+            "tokens": qm.VectorParams(
                 size=2,
                 distance=Distance.DOT,
-                multivector_config=models.MultiVectorConfig(
-                    comparator=models.MultiVectorComparator.MAX_SIM
+                multivector_config=qm.MultiVectorConfig(
+                    comparator=qm.MultiVectorComparator.MAX_SIM
                 ),
             ),
         },
-        sparse_vectors_config={"words": models.SparseVectorParams()},
+        sparse_vectors_config={"words": qm.SparseVectorParams()},
     )
     made = [
-        models.PointStruct(id=point_id, vector=vectors, payload=payload)
+        qm.PointStruct(id=point_id, vector=vectors, payload=payload)
         for point_id, (vectors, payload) in points.items()
     ]
     if made:
@@ -275,7 +273,7 @@ class QdrantClientOf:
 
     def __init__(self, client: QdrantClient, ids: list[Any]) -> None:
         self._core = client
-        self._only = models.Filter(must=[models.HasIdCondition(has_id=ids)])
+        self._only = qm.Filter(must=[qm.HasIdCondition(has_id=ids)])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
@@ -284,8 +282,8 @@ class QdrantClientOf:
         return self._core.scroll(name, scroll_filter=self._only, **options)
 
 
-class TestGoingOn:
-    def test_points_that_are_there_are_left_alone_and_not_read(self) -> None:
+class TestResuming:
+    def test_points_that_the_target_has_are_skipped_and_not_read(self) -> None:
         source, target = Server(), memory(points=2)
         fill(source, "docs", 5)
         target.set_payload("docs", {"text": "changed there"}, points=[1])
@@ -303,15 +301,15 @@ class TestGoingOn:
         payloads = {key: payload for key, (payload, _) in everything(target).items()}
         assert payloads == {key: payload for key, (payload, _) in everything(source).items()}
 
-    def test_other_points_of_the_target_stay(self) -> None:
+    def test_other_points_of_the_target_are_kept(self) -> None:
         source, target = memory(points=2), memory(points=4)
         report = copied(source, target)
         assert (report.already_there, report.total) == (2, 2)
         assert len(everything(target)) == 4
 
-    def test_a_copy_that_failed_midway_is_gone_on_with(self) -> None:
+    def test_a_copy_that_failed_midway_is_resumed(self) -> None:
         class Failing(Server):
-            def upsert(self, name: str, points: list[models.PointStruct]) -> None:
+            def upsert(self, name: str, points: list[qm.PointStruct]) -> None:
                 if len(self.upserts) == 3:
                     raise ConnectionError("the line went dead")
                 super().upsert(name, points)
@@ -327,9 +325,9 @@ class TestGoingOn:
         assert (report.copied, report.already_there) == (100 - before, before)
         assert everything(target.core).keys() == everything(source).keys()
 
-    def test_points_the_target_lost_are_no_success(self) -> None:
+    def test_points_that_the_target_lost_are_an_error(self) -> None:
         class Losing(Server):
-            def upsert(self, name: str, points: list[models.PointStruct]) -> None:
+            def upsert(self, name: str, points: list[qm.PointStruct]) -> None:
                 super().upsert(name, [point for point in points if point.id != 3])
 
         with pytest.raises(
@@ -342,7 +340,7 @@ class TestGoingOn:
 
         def change(_: int) -> None:
             source.delete("docs", points_selector=[49, 50])
-            source.upsert("docs", [models.PointStruct(id=1_000, vector={}, payload={})])
+            source.upsert("docs", [qm.PointStruct(id=1_000, vector={}, payload={})])
 
         report = copied(source, target, batch=4, on_points=change)
         assert report.total == 48
@@ -352,11 +350,11 @@ class TestGoingOn:
 class TestRequests:
     def test_no_request_is_above_its_size_unless_one_point_alone_is(self) -> None:
         source, target = QdrantClient(":memory:"), Server()
-        multi = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        multi = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
         source.create_collection(
             "docs",
             vectors_config={
-                "colbert": models.VectorParams(
+                "colbert": qm.VectorParams(
                     size=32, distance=Distance.COSINE, multivector_config=multi
                 )
             },
@@ -366,7 +364,7 @@ class TestRequests:
         source.upsert(
             "docs",
             [
-                models.PointStruct(id=i, vector={"colbert": rng.normal(size=(n, 32)).tolist()})
+                qm.PointStruct(id=i, vector={"colbert": rng.normal(size=(n, 32)).tolist()})
                 for i, n in enumerate(rows)
             ],
         )
@@ -390,34 +388,34 @@ class TestRequests:
 
 
 class TestSettings:
-    def test_vectors_sparse_vectors_and_metadata_go_along(self) -> None:
+    def test_vectors_sparse_vectors_and_metadata_are_copied(self) -> None:
         source, target = QdrantClient(":memory:"), QdrantClient(":memory:")
         source.create_collection(
             "docs",
             vectors_config={
-                "dense": models.VectorParams(
+                "dense": qm.VectorParams(
                     size=8,
                     distance=Distance.EUCLID,
-                    datatype=models.Datatype.FLOAT16,
+                    datatype=qm.Datatype.FLOAT16,
                     on_disk=True,
-                    hnsw_config=models.HnswConfigDiff(m=7),
-                    quantization_config=models.ScalarQuantization(
-                        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+                    hnsw_config=qm.HnswConfigDiff(m=7),
+                    quantization_config=qm.ScalarQuantization(
+                        scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8)
                     ),
                 ),
-                "colbert": models.VectorParams(
+                "colbert": qm.VectorParams(
                     size=2,
                     distance=Distance.DOT,
-                    hnsw_config=models.HnswConfigDiff(m=0),
-                    multivector_config=models.MultiVectorConfig(
-                        comparator=models.MultiVectorComparator.MAX_SIM
+                    hnsw_config=qm.HnswConfigDiff(m=0),
+                    multivector_config=qm.MultiVectorConfig(
+                        comparator=qm.MultiVectorComparator.MAX_SIM
                     ),
                 ),
             },
             sparse_vectors_config={
-                "words": models.SparseVectorParams(
-                    modifier=models.Modifier.IDF,
-                    index=models.SparseIndexParams(on_disk=True, full_scan_threshold=99),
+                "words": qm.SparseVectorParams(
+                    modifier=qm.Modifier.IDF,
+                    index=qm.SparseIndexParams(on_disk=True, full_scan_threshold=99),
                 )
             },
             metadata={"unified_embeddings": OURS, "owner": "library"},
@@ -428,22 +426,20 @@ class TestSettings:
         assert after.params.sparse_vectors == before.params.sparse_vectors
         assert after.metadata == {"unified_embeddings": OURS, "owner": "library"}
 
-    def test_what_a_server_keeps_of_a_collection_goes_to_another_server(self) -> None:
-        def info(info: models.CollectionInfo) -> None:
+    def test_settings_of_a_server_are_copied_to_another_server(self) -> None:
+        def info(info: qm.CollectionInfo) -> None:
             info.config.hnsw_config.m = 48
             info.config.hnsw_config.on_disk = True
             info.config.params.on_disk_payload = True
             info.config.params.shard_number = 6
-            info.config.quantization_config = models.BinaryQuantization(
-                binary=models.BinaryQuantizationConfig(always_ram=True)
+            info.config.quantization_config = qm.BinaryQuantization(
+                binary=qm.BinaryQuantizationConfig(always_ram=True)
             )
 
-        text = models.TextIndexParams(
-            type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD
-        )
+        text = qm.TextIndexParams(type=qm.TextIndexType.TEXT, tokenizer=qm.TokenizerType.WORD)
         source, target = Server(info), Server()
         fill(source, "docs", 3)
-        source.indexes = {"page": models.PayloadSchemaType.INTEGER, "text": text}
+        source.indexes = {"page": qm.PayloadSchemaType.INTEGER, "text": text}
         copied(source, target, replication_factor=2)
         assert target.created["hnsw_config"].m == 48
         assert target.created["hnsw_config"].on_disk is True
@@ -456,9 +452,9 @@ class TestSettings:
             key.removesuffix("_config") if "vectors" in key else key: value
             for key, value in target.created.items()
         }
-        assert models.CreateCollection(**request), "a server would know every one of them"
+        assert qm.CreateCollection(**request), "a server would know every one of them"
 
-    def test_a_folders_own_settings_are_left_to_the_server(self) -> None:
+    def test_settings_that_a_folder_lacks_are_left_to_the_server(self) -> None:
         target = Server()
         copied(memory(points=1), target)
         assert target.created.keys() == {"vectors_config", "sparse_vectors_config", "metadata"}
@@ -466,20 +462,20 @@ class TestSettings:
     def test_a_folder_of_ours_gets_the_index_our_collections_have_on_a_server(self) -> None:
         target, foreign = Server(), Server()
         copied(memory(points=1), target)
-        assert target.indexes == {"doc_id": models.PayloadSchemaType.KEYWORD}
+        assert target.indexes == {"doc_id": qm.PayloadSchemaType.KEYWORD}
         copied(memory(points=1, model=None), foreign)
         assert foreign.indexes == {}
 
-    def test_indexes_that_a_stopped_copy_left_out_are_made(self) -> None:
+    def test_indexes_that_an_interrupted_copy_left_out_are_created(self) -> None:
         source, target = Server(), Server()
         fill(source, "docs", 3)
         fill(target, "docs", 3)
-        source.indexes = dict.fromkeys(("page", "text"), models.PayloadSchemaType.KEYWORD)
-        target.indexes = {"page": models.PayloadSchemaType.INTEGER}  # its owner's own choice
+        source.indexes = dict.fromkeys(("page", "text"), qm.PayloadSchemaType.KEYWORD)
+        target.indexes = {"page": qm.PayloadSchemaType.INTEGER}  # its owner's own choice
         copied(source, target)
         assert target.indexes == {
-            "page": models.PayloadSchemaType.INTEGER,
-            "text": models.PayloadSchemaType.KEYWORD,
+            "page": qm.PayloadSchemaType.INTEGER,
+            "text": qm.PayloadSchemaType.KEYWORD,
         }
 
     def test_a_servers_settings_are_refused_for_a_folder(self) -> None:
@@ -488,20 +484,20 @@ class TestSettings:
             copied(memory(points=1), target, shard_number=2)
         assert target.get_collections().collections == []
 
-    def test_a_target_that_keeps_no_metadata_is_found_out_before_the_points(self) -> None:
+    def test_a_target_that_keeps_no_metadata_is_refused_before_any_point_is_sent(self) -> None:
         class Old(Server):
             def create_collection(self, name: str, **options: Any) -> bool:
                 options.pop("metadata")
                 return super().create_collection(name, **options)
 
         target = Old()
-        with pytest.raises(StoreError, match="model: bge-m3:0123 in the source, not said"):
+        with pytest.raises(StoreError, match="model: bge-m3:0123 in the source, not recorded"):
             copied(memory(points=1), target)
         assert target.upserts == []
 
     def test_shards_by_key_are_refused(self) -> None:
-        def info(info: models.CollectionInfo) -> None:
-            info.config.params.sharding_method = models.ShardingMethod.CUSTOM
+        def info(info: qm.CollectionInfo) -> None:
+            info.config.params.sharding_method = qm.ShardingMethod.CUSTOM
 
         source = Server(info)
         fill(source, "docs", 1)
@@ -511,7 +507,7 @@ class TestSettings:
 
 def dense(**options: Any) -> dict[str, Any]:
     given = {"size": SIZE, "distance": Distance.COSINE} | options
-    return {"vectors_config": {"text-dense": models.VectorParams(**given)}}
+    return {"vectors_config": {"text-dense": qm.VectorParams(**given)}}
 
 
 class TestFit:
@@ -520,24 +516,24 @@ class TestFit:
         [
             (dense(size=5), "vector 'text-dense': 4 x Cosine, float32 in the source, 5 x Cosine"),
             (dense(distance=Distance.DOT), "4 x Dot, float32 in the target"),
-            (dense(datatype=models.Datatype.UINT8), "4 x Cosine, uint8 in the target"),
+            (dense(datatype=qm.Datatype.UINT8), "4 x Cosine, uint8 in the target"),
             (
                 dense(
-                    multivector_config=models.MultiVectorConfig(
-                        comparator=models.MultiVectorComparator.MAX_SIM
+                    multivector_config=qm.MultiVectorConfig(
+                        comparator=qm.MultiVectorComparator.MAX_SIM
                     )
                 ),
                 "multi-vector max_sim in the target",
             ),
             (
-                {"vectors_config": models.VectorParams(size=SIZE, distance=Distance.COSINE)},
+                {"vectors_config": qm.VectorParams(size=SIZE, distance=Distance.COSINE)},
                 "vector '': none in the source, 4 x Cosine, float32 in the target",
             ),
             ({"sparse_vectors_config": None}, "'text-sparse-new': modifier none in the source"),
             (
                 {
                     "sparse_vectors_config": {
-                        "text-sparse-new": models.SparseVectorParams(modifier=models.Modifier.IDF)
+                        "text-sparse-new": qm.SparseVectorParams(modifier=qm.Modifier.IDF)
                     }
                 },
                 "modifier idf in the target",
@@ -546,11 +542,11 @@ class TestFit:
                 {"model": OURS | {"fingerprint": "other:9"}},
                 "model: bge-m3:0123 in the source, other:9 in the target",
             ),
-            ({"model": None}, "model: bge-m3:0123 in the source, not said in the target"),
+            ({"model": None}, "model: bge-m3:0123 in the source, not recorded in the target"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_a_collection_of_another_kind_is_refused_and_nothing_written(
+    def test_a_collection_of_another_shape_is_refused_and_nothing_written(
         self, options: dict[str, Any], said: str
     ) -> None:
         target = memory(**options)
@@ -564,15 +560,15 @@ class TestFit:
         target = memory(model=OURS | {"model": "/models/bge-m3", "revision": None})
         assert copied(memory(points=3), target).copied == 3
 
-    def test_what_is_spelled_out_in_one_place_only_fits(self) -> None:
+    def test_a_default_equals_the_same_value_spelled_out(self) -> None:
         target = memory(
             vectors_config={
-                "text-dense": models.VectorParams(
-                    size=SIZE, distance=Distance.COSINE, datatype=models.Datatype.FLOAT32
+                "text-dense": qm.VectorParams(
+                    size=SIZE, distance=Distance.COSINE, datatype=qm.Datatype.FLOAT32
                 )
             },
             sparse_vectors_config={
-                "text-sparse-new": models.SparseVectorParams(modifier=models.Modifier.NONE)
+                "text-sparse-new": qm.SparseVectorParams(modifier=qm.Modifier.NONE)
             },
         )
         assert copied(memory(points=3), target).copied == 3
@@ -582,7 +578,7 @@ class TestFit:
         check_copy(memory(points=3), target, "docs")
         assert target.get_collections().collections == []
 
-    def test_a_name_that_is_not_there(self) -> None:
+    def test_an_unknown_name_is_an_error(self) -> None:
         source = memory(points=1)
         fill(source, "letters", 1)
         with pytest.raises(StoreError, match=r"'dosc'.*not exist.*'docs', 'letters'"):
@@ -590,8 +586,8 @@ class TestFit:
 
 
 def alias(client: Any, name: str, collection: str = "docs") -> None:
-    made = models.CreateAlias(collection_name=collection, alias_name=name)
-    client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
+    made = qm.CreateAlias(collection_name=collection, alias_name=name)
+    client.update_collection_aliases([qm.CreateAliasOperation(create_alias=made)])
 
 
 def aliases_of(client: Any) -> dict[str, str]:
@@ -626,9 +622,7 @@ class TestAliases:
         report = copied(memory(points=2), QdrantClient(":memory:"), aliases=True)
         assert (report.aliases, report.aliases_copied) == ((), False)
 
-    def test_one_that_means_something_else_in_the_target_is_not_taken_away(
-        self, source: QdrantClient
-    ) -> None:
+    def test_one_that_is_in_use_in_the_target_is_not_taken_over(self, source: QdrantClient) -> None:
         target = memory("mine", points=1)
         alias(target, "live", "mine")
         with pytest.raises(StoreError, match=r"'live'.*an alias of 'mine'"):
@@ -663,7 +657,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`unified-embeddings copy` in this process; it must never print a traceback."""
+    """Run `unified-embeddings copy` in this process; it must never print a traceback."""
 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["unified-embeddings", "copy", *map(str, arguments)])
@@ -678,7 +672,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def folder(path: Path, **collections: int) -> Path:
-    """A store made by qdrant-client's local mode."""
+    """Make a store with qdrant-client's local mode."""
     client = QdrantClient(path=str(path))
     for name, points in collections.items():
         fill(client, name, points)
@@ -693,9 +687,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stored(path: Path, name: str = "docs") -> dict[Any, tuple[Any, Any]]:
-    """Id → payload and vectors of every point in a folder, whoever made it."""
+    """Return id → payload and vectors of every point in a folder, local mode's or ours."""
     with closing(
-        open_old_folder(path) if is_local_mode_folder(path) else open_folder(path)
+        open_local_mode_folder(path) if is_local_mode_folder(path) else open_folder(path)
     ) as client:
         return everything(client, name)
 
@@ -776,7 +770,7 @@ class TestCommand:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_what_cannot_be_is_refused_and_nothing_made(
+    def test_impossible_requests_are_refused_and_nothing_created(
         self, run: Run, old: Path, arguments: tuple[str, ...], said: str
     ) -> None:
         (old.parent / "papers").mkdir()
@@ -803,7 +797,7 @@ class TestCommand:
         assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize("end", ["--from", "--to"])
-    def test_a_server_that_is_not_there(self, run: Run, old: Path, end: str) -> None:
+    def test_an_unreachable_server_is_an_error(self, run: Run, old: Path, end: str) -> None:
         places = {"--from": str(old), "--to": str(old)} | {end: "http://127.0.0.1:9"}
         ended = run(*(part for pair in places.items() for part in pair), "--shard-number", "1")
         if end == "--from":
@@ -839,7 +833,7 @@ class TestCommand:
     def test_wrong_usage(self, run: Run, arguments: tuple[str, ...]) -> None:
         assert run(*arguments).code == 2
 
-    def test_a_folder_in_use_is_said(self, run: Run, old: Path) -> None:
+    def test_a_folder_in_use_is_an_error(self, run: Run, old: Path) -> None:
         code = (
             "import sys, time\nfrom qdrant_client import QdrantClient\n"
             "client = QdrantClient(path=sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
@@ -860,27 +854,27 @@ SLOWLY = """
 import sys, time
 from pathlib import Path
 from unified_embeddings.cli import app as cli
-from unified_embeddings.stores import copying
+from unified_embeddings.stores import copy_points
 
-fitting, requests = copying._Reader._fitting, []
+split_by_size, requests = copy_points.PointReader._split_by_size, []
 
 def slowly(self, records):
-    for request in fitting(self, records):
+    for request in split_by_size(self, records):
         requests.append(request)
         if len(requests) == 5:  # four are stored
             Path("some-are-there").touch()
         time.sleep(0.3)
         yield request
 
-copying._IDS_A_PAGE = 100
-copying._Reader._fitting = slowly
+copy_points._IDS_PER_PAGE = 100
+copy_points.PointReader._split_by_size = slowly
 cli.main()
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_copy_goes_on_by_the_same_command(
+def test_the_same_command_resumes_an_interrupted_copy(
     signal_number: int, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 600
@@ -925,24 +919,24 @@ def test_ids_of_both_kinds_in_a_folder(tmp_path: Path, run: Run) -> None:
     ids: list[Any] = [0, 2**64 - 1, str(uuid.UUID(int=0)), str(uuid.UUID(int=2**128 - 1))]
     client = QdrantClient(path=str(tmp_path / "old"))
     fill(client, "docs", 0)
-    client.upsert("docs", [models.PointStruct(id=one, vector={}, payload={}) for one in ids])
+    client.upsert("docs", [qm.PointStruct(id=one, vector={}, payload={}) for one in ids])
     client.close()
     assert run("--from", tmp_path / "old", "--to", tmp_path / "new", "--json").json[0]["total"] == 4
     assert stored(tmp_path / "new").keys() == set(ids)
 
 
-def test_how_an_embedded_collection_is_indexed_goes_along(tmp_path: Path) -> None:
+def test_index_settings_of_an_embedded_collection_are_copied(tmp_path: Path) -> None:
     with (
         closing(open_folder(tmp_path / "one")) as source,
         closing(open_folder(tmp_path / "two")) as target,
     ):
         source.create_collection(
             "docs",
-            vectors_config=models.VectorParams(size=2, distance=Distance.DOT),
-            hnsw_config=models.HnswConfigDiff(m=24, ef_construct=200),
+            vectors_config=qm.VectorParams(size=2, distance=Distance.DOT),
+            hnsw_config=qm.HnswConfigDiff(m=24, ef_construct=200),
         )
-        source.create_payload_index("docs", "year", models.PayloadSchemaType.INTEGER)
-        source.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+        source.create_payload_index("docs", "year", qm.PayloadSchemaType.INTEGER)
+        source.upsert("docs", [qm.PointStruct(id=1, vector=[1.0, 2.0])])
         copy_collection(source, target, "docs")
         info = target.get_collection("docs")
         assert info.config.hnsw_config == source.get_collection("docs").config.hnsw_config

@@ -1,4 +1,4 @@
-"""The embedded store: what holds when it is killed, shared, full, damaged or of another version.
+"""The embedded store when it is killed, shared, full, damaged or of another version.
 
 What it answers is compared with qdrant-client's local mode in tests/contract.
 """
@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qdrant_client import AsyncQdrantClient, QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings import EdgeQdrantClient, InputError, StoreError
 from unified_embeddings.stores.edge import catalog as catalogs
@@ -51,29 +52,29 @@ def client(folder: Path) -> Iterator[EdgeQdrantClient]:
 def make(client: EdgeQdrantClient, name: str = "docs", **options: Any) -> None:
     client.create_collection(
         name,
-        vectors_config={"d": models.VectorParams(size=DIMENSION, distance=models.Distance.DOT)},
-        sparse_vectors_config={"s": models.SparseVectorParams()},
+        vectors_config={"d": qm.VectorParams(size=DIMENSION, distance=qm.Distance.DOT)},
+        sparse_vectors_config={"s": qm.SparseVectorParams()},
         **options,
     )
 
 
 def vector(number: int) -> list[float]:
-    """A vector that tells its point: the number's digits in base 4."""
+    """Return a vector that identifies its point: the number's digits in base 4."""
     return [float(number // 4**place % 4) for place in range(DIMENSION)]
 
 
-def point(number: int) -> models.PointStruct:
-    sparse = models.SparseVector(indices=[number, number + 1], values=[1.0, 0.5])
-    return models.PointStruct(
+def point(number: int) -> qm.PointStruct:
+    sparse = qm.SparseVector(indices=[number, number + 1], values=[1.0, 0.5])
+    return qm.PointStruct(
         id=number, vector={"d": vector(number), "s": sparse}, payload={"number": number}
     )
 
 
 def run(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """A Python process of its own, with what the code needs imported."""
+    """Start another Python process, with what the code needs imported."""
     head = """
         import os, signal, sys
-        from qdrant_client import models
+        from qdrant_client import models as qm
         from unified_embeddings import EdgeQdrantClient
         from unified_embeddings.errors import UnifiedEmbeddingsError
     """
@@ -99,7 +100,7 @@ WRITER = """
     first, dimension = int(sys.argv[2]), int(sys.argv[3])
     for number in range(first, first + 100):
         points = [
-            models.PointStruct(
+            qm.PointStruct(
                 id=10 * number + one,
                 vector={"d": [float(number // 4**place % 4) for place in range(dimension)]},
                 payload={"number": number, "text": "x" * 500},
@@ -112,7 +113,7 @@ WRITER = """
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.endurance)])
-def test_what_was_acknowledged_is_there_after_kill_9(folder: Path, kills: int) -> None:
+def test_acknowledged_writes_survive_kill_9(folder: Path, kills: int) -> None:
     generator = random.Random(0)
     with EdgeQdrantClient(folder) as client:
         make(client)
@@ -141,11 +142,11 @@ def test_what_was_acknowledged_is_there_after_kill_9(folder: Path, kills: int) -
     print(f"\n{kills} kills, {10 * len(acknowledged)} points acknowledged, all of them there")
 
 
-def test_a_collection_that_was_half_made_is_gone_after_kill_9(folder: Path) -> None:
+def test_a_collection_whose_creation_was_interrupted_is_gone_after_kill_9(folder: Path) -> None:
     code = """
         from unified_embeddings.stores.edge.catalog import Catalog
         client = EdgeQdrantClient(sys.argv[1])
-        plain = models.VectorParams(size=2, distance="Dot")
+        plain = qm.VectorParams(size=2, distance="Dot")
         client.create_collection("whole", vectors_config=plain)
         def killed(self, *_): os.kill(os.getpid(), signal.SIGKILL)
         Catalog.save = killed
@@ -161,11 +162,11 @@ def test_a_collection_that_was_half_made_is_gone_after_kill_9(folder: Path) -> N
         make(client, "half")
 
 
-def test_a_collection_whose_deleting_was_stopped_stays_deleted(folder: Path) -> None:
+def test_a_collection_whose_deletion_was_interrupted_stays_deleted(folder: Path) -> None:
     code = """
         import shutil
         client = EdgeQdrantClient(sys.argv[1])
-        client.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
+        client.create_collection("docs", vectors_config=qm.VectorParams(size=2, distance="Dot"))
         shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         client.delete_collection("docs")
     """
@@ -178,19 +179,19 @@ def test_a_collection_whose_deleting_was_stopped_stays_deleted(folder: Path) -> 
         assert not list((folder / "shards").iterdir())
 
 
-def test_aliases_are_switched_wholly_or_not_at_all(
+def test_switching_aliases_is_atomic(
     client: EdgeQdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(client, "old")
     make(client, "new")
-    point_at = models.CreateAliasOperation(
-        create_alias=models.CreateAlias(collection_name="old", alias_name="live")
+    point_at = qm.CreateAliasOperation(
+        create_alias=qm.CreateAlias(collection_name="old", alias_name="live")
     )
     client.update_collection_aliases([point_at])
     switch: list[Any] = [
-        models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="live")),
-        models.CreateAliasOperation(
-            create_alias=models.CreateAlias(collection_name="new", alias_name="live")
+        qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name="live")),
+        qm.CreateAliasOperation(
+            create_alias=qm.CreateAlias(collection_name="new", alias_name="live")
         ),
     ]
 
@@ -234,14 +235,14 @@ def test_eight_threads_read_while_two_write(folder: Path, seconds: int) -> None:
         generator = random.Random(reader)
         while not done.is_set():
             known = generator.choice(sorted(written[reader % 2]) or [0])
-            sparse = models.SparseVector(indices=[known], values=[1.0])
+            sparse = qm.SparseVector(indices=[known], values=[1.0])
             fused = client.query_points(
                 "docs",
                 prefetch=[
-                    models.Prefetch(query=vector(known), using="d"),
-                    models.Prefetch(query=sparse, using="s"),
+                    qm.Prefetch(query=vector(known), using="d"),
+                    qm.Prefetch(query=sparse, using="s"),
                 ],
-                query=models.RrfQuery(rrf=models.Rrf(k=61)),
+                query=qm.RrfQuery(rrf=qm.Rrf(k=61)),
             )
             assert all(found.payload["number"] == found.id for found in fused.points)
             if known in written[reader % 2]:
@@ -281,7 +282,7 @@ def assert_holds(client: EdgeQdrantClient, numbers: set[int]) -> None:
     assert all(one.payload and one.payload["number"] == one.id for one in found)
 
 
-def test_a_second_process_is_told_at_once(client: EdgeQdrantClient, folder: Path) -> None:
+def test_a_second_process_is_refused_at_once(client: EdgeQdrantClient, folder: Path) -> None:
     make(client)
     code = """
         try:
@@ -298,7 +299,7 @@ def test_a_second_process_is_told_at_once(client: EdgeQdrantClient, folder: Path
     assert output(run("EdgeQdrantClient(sys.argv[1]); print('open')", folder)) == "open"
 
 
-def test_a_second_client_of_the_same_process_is_told_too(
+def test_a_second_client_in_the_same_process_is_refused(
     client: EdgeQdrantClient, folder: Path
 ) -> None:
     with pytest.raises(StoreError, match="open already"):
@@ -308,7 +309,7 @@ def test_a_second_client_of_the_same_process_is_told_too(
 
 
 def QdrantClientOf(folder: Path) -> QdrantClient:
-    """qdrant-client's own local mode over a folder of ours, its error as ours."""
+    """Open qdrant-client's local mode over a folder of ours; raise its error as ours."""
     try:
         return QdrantClient(path=str(folder))
     except RuntimeError as error:
@@ -344,11 +345,11 @@ def test_open_folder_shares_one_client_and_forgets_it_with_its_last_holder(folde
         assert alone.collection_exists("docs")
 
 
-def test_a_client_nobody_closed_leaves_everything_at_the_interpreters_end(folder: Path) -> None:
+def test_a_client_that_was_not_closed_keeps_everything_at_interpreter_exit(folder: Path) -> None:
     code = """
         client = EdgeQdrantClient(sys.argv[1])
-        client.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
-        client.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+        client.create_collection("docs", vectors_config=qm.VectorParams(size=2, distance="Dot"))
+        client.upsert("docs", [qm.PointStruct(id=1, vector=[1.0, 2.0])])
         print("done")
     """
     process = run(code, folder)
@@ -372,7 +373,7 @@ def test_a_closed_client_says_so(client: EdgeQdrantClient) -> None:
             call()
 
 
-def test_deleting_a_collection_under_its_readers_is_an_error_of_ours(
+def test_deleting_a_collection_under_its_readers_raises_our_errors_only(
     client: EdgeQdrantClient,
 ) -> None:
     failures: list[BaseException] = []
@@ -415,8 +416,8 @@ async def test_every_method_has_an_async_twin(client: EdgeQdrantClient) -> None:
     assert client.count("docs").count == 11
 
 
-async def test_the_event_loop_runs_on_beside_the_store(client: EdgeQdrantClient) -> None:
-    """Some twenty turns of the loop within the work, where a blocked one would have had none."""
+async def test_the_store_does_not_block_the_event_loop(client: EdgeQdrantClient) -> None:
+    """The loop turns some twenty times during the work; a blocked one would not turn at all."""
     make(client)
     turns = 0
 
@@ -502,13 +503,13 @@ def test_a_damaged_catalogue_is_an_error_and_the_points_are_left_alone(
     assert len(list((folder / "shards").iterdir())) == 1
 
 
-def test_a_lost_or_damaged_shard_is_an_error_of_its_collection_alone(folder: Path) -> None:
+def test_a_lost_or_damaged_shard_affects_its_collection_only(folder: Path) -> None:
     with EdgeQdrantClient(folder) as client:
         make(client, "lost")
         make(client, "broken")
         make(client, "whole")
         client.upsert("whole", [point(1)])
-        entries = dict(client._catalog.state.collections)
+        entries = dict(client._store.state().collections)
     shutil.rmtree(folder / "shards" / entries["lost"].shard)
     segments = folder / "shards" / entries["broken"].shard / "segments"
     for file in segments.rglob("segment.json"):
@@ -524,13 +525,13 @@ def test_a_lost_or_damaged_shard_is_an_error_of_its_collection_alone(folder: Pat
 
 def test_a_folder_of_local_mode_names_the_command_that_moves_it(folder: Path) -> None:
     theirs = QdrantClient(path=str(folder))
-    theirs.create_collection("docs", vectors_config=models.VectorParams(size=2, distance="Dot"))
+    theirs.create_collection("docs", vectors_config=qm.VectorParams(size=2, distance="Dot"))
     theirs.close()
     with pytest.raises(StoreError, match=r"unified-embeddings copy --from .*store --to"):
         EdgeQdrantClient(folder)
 
 
-def test_what_is_not_ours_under_the_folder_stays(folder: Path) -> None:
+def test_foreign_files_in_the_folder_are_kept(folder: Path) -> None:
     (folder / "shards" / "mine").mkdir(parents=True)
     (folder / "notes.txt").write_text("keep")
     with EdgeQdrantClient(folder) as client:
@@ -543,17 +544,17 @@ def test_what_is_not_ours_under_the_folder_stays(folder: Path) -> None:
 
 
 def fill(client: EdgeQdrantClient, count: int, name: str = "docs") -> np.ndarray:
-    """Points enough for an index: random vectors, returned (count, 64) float32."""
+    """Store enough points for an index; return their random vectors, (count, 64) float32."""
     client.create_collection(
         name,
-        vectors_config=models.VectorParams(size=64, distance=models.Distance.COSINE),
-        optimizers_config=models.OptimizersConfigDiff(indexing_threshold=100),
+        vectors_config=qm.VectorParams(size=64, distance=qm.Distance.COSINE),
+        optimizers_config=qm.OptimizersConfigDiff(indexing_threshold=100),
     )
     rows = np.random.default_rng(0).standard_normal((count, 64)).astype(np.float32)
     client.upload_points(
         name,
         (
-            models.PointStruct(id=number, vector=row.tolist(), payload={"number": number})
+            qm.PointStruct(id=number, vector=row.tolist(), payload={"number": number})
             for number, row in enumerate(rows)
         ),
         batch_size=500,
@@ -561,12 +562,12 @@ def fill(client: EdgeQdrantClient, count: int, name: str = "docs") -> np.ndarray
     return rows
 
 
-def test_optimizing_indexes_and_changes_no_answer_that_is_exact(
+def test_optimizing_indexes_and_changes_no_exact_answer(
     client: EdgeQdrantClient, folder: Path
 ) -> None:
     rows = fill(client, 3000)
-    client.create_payload_index("docs", "number", models.PayloadSchemaType.INTEGER)
-    exact = models.SearchParams(exact=True)
+    client.create_payload_index("docs", "number", qm.PayloadSchemaType.INTEGER)
+    exact = qm.SearchParams(exact=True)
 
     def answers(**options: Any) -> list[list[tuple[Any, float]]]:
         found = [client.query_points("docs", query=row.tolist(), **options) for row in rows[:20]]
@@ -580,13 +581,13 @@ def test_optimizing_indexes_and_changes_no_answer_that_is_exact(
     assert info.points_count == 3000
     assert list(info.payload_schema) == ["number"]
     assert answers(search_params=exact) == before
-    near = answers(search_params=models.SearchParams(hnsw_ef=512))
+    near = answers(search_params=qm.SearchParams(hnsw_ef=512))
     hits = sum(
         len({i for i, _ in a} & {i for i, _ in b}) for a, b in zip(near, before, strict=True)
     )
     assert hits >= 0.95 * 200
     assert len(list((folder / "shards").iterdir())) == 1
-    client.upsert("docs", [models.PointStruct(id=9999, vector=[2.0] * 64)])
+    client.upsert("docs", [qm.PointStruct(id=9999, vector=[2.0] * 64)])
     assert client.query_points("docs", query=[1.0] * 64, limit=1).points[0].id == 9999
     client.close()
     with EdgeQdrantClient(folder) as again:
@@ -596,7 +597,7 @@ def test_optimizing_indexes_and_changes_no_answer_that_is_exact(
         assert again.count("docs").count == 3001
 
 
-def test_with_nothing_to_do_optimizing_leaves_everything(
+def test_optimizing_with_nothing_to_do_changes_nothing(
     client: EdgeQdrantClient, folder: Path
 ) -> None:
     make(client)
@@ -626,9 +627,7 @@ def test_reads_go_on_and_writes_wait_while_a_collection_is_optimized(
         assert going_on.wait(30)
         assert client.count("docs").count == 2000
         assert client.query_points("docs", query=[1.0] * 64).points
-        written = pool.submit(
-            client.upsert, "docs", [models.PointStruct(id=5000, vector=[1.0] * 64)]
-        )
+        written = pool.submit(client.upsert, "docs", [qm.PointStruct(id=5000, vector=[1.0] * 64)])
         make(client, "another")
         assert not written.done()
         go_on.set()
@@ -638,7 +637,7 @@ def test_reads_go_on_and_writes_wait_while_a_collection_is_optimized(
 
 
 @pytest.mark.parametrize("how", ["interrupted", "failed", "deleted", "closed"])
-def test_optimizing_that_is_stopped_changes_nothing(
+def test_an_interrupted_optimization_changes_nothing(
     client: EdgeQdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     fill(client, 500)
@@ -712,12 +711,12 @@ def status(process: int) -> str:
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_the_process_that_optimizes_tells_what_went_wrong(tmp_path: Path) -> None:
+def test_the_optimizing_process_reports_what_went_wrong(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="does not exist"):
         shards.Shard("docs", tmp_path)._optimize_copy(tmp_path / "nothing")
 
 
-# --- what is not there --------------------------------------------------------------------------
+# --- what only a server has ---------------------------------------------------------------------
 
 
 def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> None:
@@ -729,25 +728,23 @@ def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> 
         "timeout": lambda: client.count("docs", timeout=3),
         "shard_key_selector": lambda: client.upsert("docs", [point(1)], shard_key_selector="a"),
         "lookup_from": lambda: client.query_points(
-            "docs", query=vector(1), using="d", lookup_from=models.LookupLocation(collection="x")
+            "docs", query=vector(1), using="d", lookup_from=qm.LookupLocation(collection="x")
         ),
         "shard_number=2": lambda: make(client, "other", shard_number=2),
         "replication_factor=3": lambda: make(client, "other", replication_factor=3),
-        "wal_config": lambda: make(client, "other", wal_config=models.WalConfigDiff()),
+        "wal_config": lambda: make(client, "other", wal_config=qm.WalConfigDiff()),
         "memmap_threshold": lambda: make(
-            client, "other", optimizers_config=models.OptimizersConfigDiff(memmap_threshold=1)
+            client, "other", optimizers_config=qm.OptimizersConfigDiff(memmap_threshold=1)
         ),
-        "hnsw_config": lambda: client.update_collection(
-            "docs", hnsw_config=models.HnswConfigDiff(m=4)
-        ),
+        "hnsw_config": lambda: client.update_collection("docs", hnsw_config=qm.HnswConfigDiff(m=4)),
         "SampleQuery": lambda: client.query_points(
-            "docs", query=models.SampleQuery(sample=models.Sample.RANDOM)
+            "docs", query=qm.SampleQuery(sample=qm.Sample.RANDOM)
         ),
         "RecommendQuery": lambda: client.query_points(
-            "docs", query=models.RecommendQuery(recommend=models.RecommendInput(positive=[1]))
+            "docs", query=qm.RecommendQuery(recommend=qm.RecommendInput(positive=[1]))
         ),
         r"NearestQuery\.mmr": lambda: client.query_points(
-            "docs", query=models.NearestQuery(nearest=vector(1), mmr=models.Mmr()), using="d"
+            "docs", query=qm.NearestQuery(nearest=vector(1), mmr=qm.Mmr()), using="d"
         ),
     }
     for name, call in calls.items():
@@ -760,7 +757,7 @@ def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> 
         client.count("docs", no_such_option=1)  # type: ignore[call-arg]
 
 
-def test_every_method_of_qdrant_client_is_there_or_refused(client: EdgeQdrantClient) -> None:
+def test_every_method_of_qdrant_client_exists_or_is_refused(client: EdgeQdrantClient) -> None:
     for name in dir(QdrantClient):
         if not name.startswith("_") and callable(getattr(QdrantClient, name)):
             assert callable(getattr(client, name)), name
@@ -797,24 +794,22 @@ def test_names_that_a_server_takes_are_taken(client: EdgeQdrantClient, name: str
 
 def test_settings_come_back_as_they_were_given(client: EdgeQdrantClient, folder: Path) -> None:
     vectors = {
-        "d": models.VectorParams(
+        "d": qm.VectorParams(
             size=4,
-            distance=models.Distance.EUCLID,
-            datatype=models.Datatype.FLOAT16,
-            hnsw_config=models.HnswConfigDiff(m=8),
+            distance=qm.Distance.EUCLID,
+            datatype=qm.Datatype.FLOAT16,
+            hnsw_config=qm.HnswConfigDiff(m=8),
             on_disk=True,
         ),
-        "m": models.VectorParams(
+        "m": qm.VectorParams(
             size=2,
-            distance=models.Distance.COSINE,
-            multivector_config=models.MultiVectorConfig(
-                comparator=models.MultiVectorComparator.MAX_SIM
-            ),
+            distance=qm.Distance.COSINE,
+            multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
         ),
     }
-    sparse = {"s": models.SparseVectorParams(modifier=models.Modifier.IDF)}
-    quantization = models.ScalarQuantization(
-        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99)
+    sparse = {"s": qm.SparseVectorParams(modifier=qm.Modifier.IDF)}
+    quantization = qm.ScalarQuantization(
+        scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8, quantile=0.99)
     )
     metadata = {"model": None, "nested": {"when": "now", "list": [1, None]}}
     client.create_collection(
@@ -822,15 +817,13 @@ def test_settings_come_back_as_they_were_given(client: EdgeQdrantClient, folder:
         vectors_config=vectors,
         sparse_vectors_config=sparse,
         quantization_config=quantization,
-        hnsw_config=models.HnswConfigDiff(m=24, ef_construct=200),
+        hnsw_config=qm.HnswConfigDiff(m=24, ef_construct=200),
         on_disk_payload=False,
-        payload=models.PayloadStorageParams(memory=models.Memory.CACHED),
-        id_tracker=models.IdTrackerParams(memory=models.Memory.COLD),
+        payload=qm.PayloadStorageParams(memory=qm.Memory.CACHED),
+        id_tracker=qm.IdTrackerParams(memory=qm.Memory.COLD),
         metadata=metadata,
     )
-    client.create_payload_index(
-        "docs", "a", models.KeywordIndexParams(type="keyword", is_tenant=True)
-    )
+    client.create_payload_index("docs", "a", qm.KeywordIndexParams(type="keyword", is_tenant=True))
     client.close()
     with EdgeQdrantClient(folder) as again:
         info = again.get_collection("docs")
@@ -840,23 +833,21 @@ def test_settings_come_back_as_they_were_given(client: EdgeQdrantClient, folder:
         assert info.config.hnsw_config.m == 24
         assert info.config.hnsw_config.ef_construct == 200
         assert info.config.params.on_disk_payload is False
-        assert info.config.params.payload == models.PayloadStorageParams(
-            memory=models.Memory.CACHED
-        )
+        assert info.config.params.payload == qm.PayloadStorageParams(memory=qm.Memory.CACHED)
         assert info.config.metadata == metadata
-        assert info.payload_schema["a"].data_type == models.PayloadSchemaType.KEYWORD
+        assert info.payload_schema["a"].data_type == qm.PayloadSchemaType.KEYWORD
         again.update_collection("docs", metadata={"model": "bge", "more": 1})
         merged = {**metadata, "model": "bge", "more": 1}
         assert again.get_collection("docs").config.metadata == merged
 
 
-def test_a_payload_is_stored_as_json_has_it(client: EdgeQdrantClient) -> None:
+def test_a_payload_is_stored_as_json(client: EdgeQdrantClient) -> None:
     from datetime import datetime, timezone
 
     make(client)
     when, name = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc), uuid.uuid4()
     payload = {"when": when, "id": name, "big": 2**63, "text": "a\0é😀", "none": None, "t": (1, 2)}
-    client.upsert("docs", [models.PointStruct(id=1, vector={}, payload=payload)])
+    client.upsert("docs", [qm.PointStruct(id=1, vector={}, payload=payload)])
     (found,) = client.retrieve("docs", [1])
     assert found.payload == {
         "when": "2026-01-02T03:04:00Z",
@@ -879,34 +870,32 @@ def test_a_payload_is_stored_as_json_has_it(client: EdgeQdrantClient) -> None:
         {"a": object()},
     ],
 )
-def test_a_payload_that_is_no_json_is_refused_by_its_point(
+def test_a_payload_that_is_not_json_is_refused_with_its_points_index(
     client: EdgeQdrantClient, payload: dict[str, Any]
 ) -> None:
     make(client)
-    bad = models.PointStruct(id=2, vector={"d": vector(2)}, payload=payload)
+    bad = qm.PointStruct(id=2, vector={"d": vector(2)}, payload=payload)
     with pytest.raises(InputError, match="item 1") as caught:
         client.upsert("docs", [point(1), bad])
     assert caught.value.index == 1
     assert client.count("docs").count == 0
 
 
-def test_big_upserts_and_points_come_through_whole(client: EdgeQdrantClient) -> None:
-    """Several pieces to the core; a ColBERT multi-vector of a long text is some megabytes."""
+def test_large_upserts_and_points_are_stored_whole(client: EdgeQdrantClient) -> None:
+    """They are split into several pieces; a long text's ColBERT vectors take some megabytes."""
     client.create_collection(
         "docs",
-        vectors_config=models.VectorParams(
+        vectors_config=qm.VectorParams(
             size=128,
-            distance=models.Distance.DOT,
-            multivector_config=models.MultiVectorConfig(
-                comparator=models.MultiVectorComparator.MAX_SIM
-            ),
+            distance=qm.Distance.DOT,
+            multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
         ),
     )
     rows = np.random.default_rng(0).standard_normal((3, 4000, 128)).astype(np.float32)
     client.upsert(
         "docs",
         [
-            models.PointStruct(id=number, vector=one.tolist(), payload={"text": "x" * 10**6})
+            qm.PointStruct(id=number, vector=one.tolist(), payload={"text": "x" * 10**6})
             for number, one in enumerate(rows)
         ],
     )
@@ -920,7 +909,7 @@ def test_big_upserts_and_points_come_through_whole(client: EdgeQdrantClient) -> 
 
 @pytest.mark.parametrize("where", ["replacing", "syncing"])
 @pytest.mark.parametrize("what", ["create", "optimize"])
-def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
+def test_ctrl_c_while_the_catalogue_is_replaced_loses_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str
 ) -> None:
     """The signal arrives in the main thread right after the file was replaced."""
@@ -946,7 +935,7 @@ def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
             patched.setattr(shards.Shard, "_optimize_copy", lambda *_: True)
             with pytest.raises(KeyboardInterrupt):
                 client.optimize("docs") if what == "optimize" else make(client, "another")
-        client.upsert("docs", [models.PointStruct(id=9000, vector=[1.0] * 64)])
+        client.upsert("docs", [qm.PointStruct(id=9000, vector=[1.0] * 64)])
         assert client.count("docs").count == 301
     with EdgeQdrantClient(folder) as again:
         assert again.count("docs").count == 301
@@ -955,15 +944,15 @@ def test_control_c_while_the_catalogue_is_replaced_loses_nothing(
         assert len(list((folder / "shards").iterdir())) == len(again.get_collections().collections)
 
 
-def test_a_vector_removed_and_made_anew_costs_no_point_after_kill_9(folder: Path) -> None:
+def test_a_vector_removed_and_added_again_loses_no_point_after_kill_9(folder: Path) -> None:
     code = """
         client = EdgeQdrantClient(sys.argv[1])
-        two = models.VectorParams(size=2, distance="Dot")
+        two = qm.VectorParams(size=2, distance="Dot")
         client.create_collection("docs", vectors_config={"a": two, "b": two})
-        point = lambda n, **vector: models.PointStruct(id=n, vector=vector, payload={"n": n})
+        point = lambda n, **vector: qm.PointStruct(id=n, vector=vector, payload={"n": n})
         client.upsert("docs", [point(1, a=[1.0, 2.0], b=[3.0, 4.0]), point(3, a=[1.0, 1.0])])
         client.delete_vector_name("docs", "b")
-        three = models.DenseVectorNameConfig(dense=models.DenseVectorConfig(size=3, distance="Dot"))
+        three = qm.DenseVectorNameConfig(dense=qm.DenseVectorConfig(size=3, distance="Dot"))
         client.create_vector_name("docs", "b", three)
         client.upsert("docs", [point(2, a=[5.0, 6.0], b=[7.0, 8.0, 9.0])])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -981,17 +970,15 @@ def test_a_vector_removed_and_made_anew_costs_no_point_after_kill_9(folder: Path
 
 
 @pytest.mark.parametrize("change", ["adding", "removing"])
-def test_a_change_of_vectors_that_was_stopped_is_finished_or_undone(
+def test_an_interrupted_change_of_vectors_is_completed_or_rolled_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """Between the shard, which is changed first, and the catalogue."""
+    """Interrupted between the shard, which is changed first, and the catalogue."""
 
     def stopped(*_: object) -> None:
         raise StoreError("docs", "saving", "stopped")
 
-    three = models.DenseVectorNameConfig(
-        dense=models.DenseVectorConfig(size=3, distance=models.Distance.DOT)
-    )
+    three = qm.DenseVectorNameConfig(dense=qm.DenseVectorConfig(size=3, distance=qm.Distance.DOT))
     with EdgeQdrantClient(folder) as client:
         make(client)
         client.upsert("docs", [point(1)])
@@ -1008,18 +995,18 @@ def test_a_change_of_vectors_that_was_stopped_is_finished_or_undone(
         assert list(params.vectors or ()) == ["d"]
         assert list(params.sparse_vectors or ()) == (["s"] if change == "adding" else [])
         client.create_vector_name("docs", "new", three)
-        client.upsert("docs", [models.PointStruct(id=2, vector={"new": [1.0, 2.0, 3.0]})])
+        client.upsert("docs", [qm.PointStruct(id=2, vector={"new": [1.0, 2.0, 3.0]})])
         assert client.count("docs").count == 2
 
 
-def test_payloads_count_towards_the_room_that_is_needed(
+def test_payloads_count_towards_the_disk_space_needed(
     client: EdgeQdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(client)
     client.upsert("docs", [point(number) for number in range(20)])
     text = "x" * 3_000_000
     free = SimpleNamespace(free=64 * 2**20 + 4 * len(text) - 1)
-    everything = models.Filter(must=[])
+    everything = qm.Filter(must=[])
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: free)
         for points in (list(range(20)), everything):
@@ -1037,12 +1024,12 @@ def test_payloads_count_towards_the_room_that_is_needed(
     client.set_payload("docs", {"text": text[:1_000_000]}, everything)
     assert len(sizes) == 20
     assert min(sizes) > 1_000_000
-    assert client.count("docs", count_filter=models.Filter(must=[has("text")])).count == 20
+    assert client.count("docs", count_filter=qm.Filter(must=[has("text")])).count == 20
 
 
-def has(key: str) -> models.Filter:
-    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
-    return models.Filter(must_not=[empty])
+def has(key: str) -> qm.Filter:
+    empty = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=key))
+    return qm.Filter(must_not=[empty])
 
 
 def test_a_lost_catalogue_is_an_error_and_the_points_are_left_alone(folder: Path) -> None:
@@ -1057,7 +1044,7 @@ def test_a_lost_catalogue_is_an_error_and_the_points_are_left_alone(folder: Path
         assert client.count("docs").count == 0
 
 
-def test_a_catalogue_from_before_an_optimizing_costs_no_points(folder: Path) -> None:
+def test_a_catalogue_from_before_an_optimization_loses_no_points(folder: Path) -> None:
     with EdgeQdrantClient(folder) as client:
         fill(client, 500)
         before = (folder / "catalog.json").read_text()
@@ -1071,7 +1058,7 @@ def test_a_catalogue_from_before_an_optimizing_costs_no_points(folder: Path) -> 
         assert client.count("docs").count == 500
 
 
-def test_a_newer_core_that_opens_a_store_says_so_in_it(
+def test_a_newer_core_that_opens_a_store_records_its_version(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with EdgeQdrantClient(folder) as client:
@@ -1086,7 +1073,7 @@ def test_a_newer_core_that_opens_a_store_says_so_in_it(
         EdgeQdrantClient(folder)
 
 
-def test_closing_waits_for_what_is_being_made_and_lets_nothing_follow(
+def test_closing_waits_for_a_creation_in_progress_and_allows_no_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = EdgeQdrantClient(folder)
@@ -1119,7 +1106,7 @@ def test_closing_waits_for_what_is_being_made_and_lets_nothing_follow(
         assert again.count("docs").count == 0
 
 
-def test_one_shard_that_does_not_close_keeps_no_other_open(
+def test_a_shard_that_fails_to_close_keeps_no_other_open(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = EdgeQdrantClient(folder)
@@ -1156,11 +1143,11 @@ def test_a_store_can_be_closed_and_opened_while_a_forked_child_lives(folder: Pat
         os.waitpid(child, 0)
 
 
-async def test_writes_that_wait_for_an_optimizing_keep_no_read_waiting(
+async def test_writes_that_wait_for_an_optimization_block_no_read(
     client: EdgeQdrantClient,
 ) -> None:
     make(client)
-    shard, _ = client._collection("docs")
+    shard, _ = client._store.collection("docs")
     release = threading.Event()
 
     def hold() -> None:
@@ -1180,12 +1167,12 @@ async def test_writes_that_wait_for_an_optimizing_keep_no_read_waiting(
     assert client.count("docs").count == 50
 
 
-def test_an_alias_switched_and_its_old_collection_dropped_costs_no_read(
+def test_switching_an_alias_and_dropping_its_old_collection_fails_no_read(
     client: EdgeQdrantClient,
 ) -> None:
     def alias(name: str) -> list[Any]:
-        made = models.CreateAlias(collection_name=name, alias_name="live")
-        return [models.CreateAliasOperation(create_alias=made)]
+        made = qm.CreateAlias(collection_name=name, alias_name="live")
+        return [qm.CreateAliasOperation(create_alias=made)]
 
     make(client, "live 0")
     client.upsert("live 0", [point(1)])
@@ -1215,19 +1202,19 @@ def test_an_alias_switched_and_its_old_collection_dropped_costs_no_read(
     assert not failures
 
 
-def test_an_alias_switched_while_a_write_waits_takes_the_write_along(
+def test_a_waiting_write_follows_a_switched_alias(
     client: EdgeQdrantClient,
 ) -> None:
     def point_at(name: str) -> None:
-        made = models.CreateAlias(collection_name=name, alias_name="live")
-        client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
+        made = qm.CreateAlias(collection_name=name, alias_name="live")
+        client.update_collection_aliases([qm.CreateAliasOperation(create_alias=made)])
 
-    dense = models.DenseVectorConfig(size=2, distance=models.Distance.DOT)
-    added = models.DenseVectorNameConfig(dense=dense)
+    dense = qm.DenseVectorConfig(size=2, distance=qm.Distance.DOT)
+    added = qm.DenseVectorNameConfig(dense=dense)
     make(client, "old")
     make(client, "new")
     point_at("old")
-    shard, _ = client._collection("old")
+    shard, _ = client._store.collection("old")
     with ThreadPoolExecutor(2) as pool:
         with shard.writing:
             work = [
@@ -1243,23 +1230,23 @@ def test_an_alias_switched_while_a_write_waits_takes_the_write_along(
         assert set(client.get_collection(name).config.params.vectors or ()) == names
 
 
-def test_a_data_type_that_an_added_vector_cannot_have_is_refused_by_name(
+def test_an_unsupported_data_type_of_an_added_vector_is_refused_by_name(
     client: EdgeQdrantClient,
 ) -> None:
     make(client)
-    dense = models.DenseVectorConfig.model_construct(
-        size=2, distance=models.Distance.DOT, datatype=SimpleNamespace(value="float7")
+    dense = qm.DenseVectorConfig.model_construct(
+        size=2, distance=qm.Distance.DOT, datatype=SimpleNamespace(value="float7")
     )
-    config = models.DenseVectorNameConfig.model_construct(dense=dense)
+    config = qm.DenseVectorNameConfig.model_construct(dense=dense)
     with pytest.raises(InputError, match="float7"):
         client.create_vector_name("docs", "more", config)
 
 
-def test_closing_ends_an_optimizing(client: EdgeQdrantClient, folder: Path) -> None:
+def test_closing_ends_an_optimization(client: EdgeQdrantClient, folder: Path) -> None:
     fill(client, 5000)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(client.optimize, "docs")
-        shard, _ = client._collection("docs")
+        shard, _ = client._store.collection("docs")
         while shard._optimizer is None and not work.done():
             time.sleep(0.001)
         client.close()
@@ -1270,7 +1257,7 @@ def test_closing_ends_an_optimizing(client: EdgeQdrantClient, folder: Path) -> N
         assert len(list((folder / "shards").iterdir())) == 1
 
 
-def test_what_lies_in_the_current_folder_is_not_run(
+def test_modules_in_the_current_folder_are_not_imported(
     client: EdgeQdrantClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ctypes.py").write_text("raise SystemExit('not ours')")
@@ -1295,9 +1282,9 @@ BAD_CALLS: dict[str, Any] = {
     "limit that is too big": lambda c: c.query_points("docs", query=vector(1), limit=2**70),
     "scroll limit that is too big": lambda c: c.scroll("docs", limit=2**70),
     "negative hnsw_ef": lambda c: c.query_points(
-        "docs", query=vector(1), using="d", search_params=models.SearchParams(hnsw_ef=-1)
+        "docs", query=vector(1), using="d", search_params=qm.SearchParams(hnsw_ef=-1)
     ),
-    "negative m": lambda c: make(c, "x", hnsw_config=models.HnswConfigDiff.model_construct(m=-1)),
+    "negative m": lambda c: make(c, "x", hnsw_config=qm.HnswConfigDiff.model_construct(m=-1)),
     "threshold that is no number": lambda c: c.query_points(
         "docs", query=vector(1), using="d", score_threshold="x"
     ),
@@ -1306,7 +1293,7 @@ BAD_CALLS: dict[str, Any] = {
     ),
     "payload path": lambda c: c.scroll("docs", with_payload=["a["]),
     "payload exclusion": lambda c: c.scroll(
-        "docs", with_payload=models.PayloadSelectorExclude(exclude=["a["])
+        "docs", with_payload=qm.PayloadSelectorExclude(exclude=["a["])
     ),
     "payload selector that is a text": lambda c: c.scroll("docs", with_payload="number"),
     "vector selector that is a text": lambda c: c.scroll("docs", with_vectors="d"),
@@ -1317,25 +1304,25 @@ BAD_CALLS: dict[str, Any] = {
         "docs", query=vector(1), using="d", search_params={}
     ),
     "dict for prefetch": lambda c: c.query_points(
-        "docs", query=models.RrfQuery(rrf=models.Rrf()), prefetch=[{}]
+        "docs", query=qm.RrfQuery(rrf=qm.Rrf()), prefetch=[{}]
     ),
     "request that is a dict": lambda c: c.query_batch_points("docs", [{}]),
     "vectors of nothing": lambda c: c.update_vectors("docs", [1]),
     "weights that are NaN": lambda c: c.query_points(
         "docs",
-        query=models.RrfQuery(rrf=models.Rrf(weights=[float("nan")])),
-        prefetch=[models.Prefetch(query=vector(1), using="d")],
+        query=qm.RrfQuery(rrf=qm.Rrf(weights=[float("nan")])),
+        prefetch=[qm.Prefetch(query=vector(1), using="d")],
     ),
     "too many weights": lambda c: c.query_points(
         "docs",
-        query=models.RrfQuery(rrf=models.Rrf(weights=[1.0, 2.0])),
-        prefetch=[models.Prefetch(query=vector(1), using="d")],
+        query=qm.RrfQuery(rrf=qm.Rrf(weights=[1.0, 2.0])),
+        prefetch=[qm.Prefetch(query=vector(1), using="d")],
     ),
     "half of a character in a name": lambda c: make(c, "a\ud800"),
     "half of a character in an alias": lambda c: c.update_collection_aliases(
         [
-            models.CreateAliasOperation(
-                create_alias=models.CreateAlias(collection_name="docs", alias_name="\ud800")
+            qm.CreateAliasOperation(
+                create_alias=qm.CreateAlias(collection_name="docs", alias_name="\ud800")
             )
         ]
     ),
@@ -1359,53 +1346,51 @@ def test_bad_arguments_are_input_errors_and_change_nothing(
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, None, 7])
-def test_a_path_that_cannot_be_is_a_store_error(path: Any, tmp_path: Path) -> None:
+def test_an_impossible_path_is_a_store_error(path: Any, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="opening"):
         EdgeQdrantClient(tmp_path / path if isinstance(path, str) else path)
 
 
-def test_the_bad_point_of_an_upload_is_named_by_its_place_in_all(client: EdgeQdrantClient) -> None:
+def test_the_index_of_a_bad_point_counts_all_points_of_an_upload(client: EdgeQdrantClient) -> None:
     make(client)
     points = [point(number) for number in range(71)]
-    points[70] = models.PointStruct(id=70, vector={"d": [1.0]})
+    points[70] = qm.PointStruct(id=70, vector={"d": [1.0]})
     with pytest.raises(InputError, match=r"^item 70: ") as caught:
         client.upload_points("docs", points)
     assert caught.value.index == 70
 
 
-def test_what_is_handed_out_is_the_callers_to_change(client: EdgeQdrantClient) -> None:
-    params = models.VectorParams(size=2, distance=models.Distance.DOT)
+def test_callers_may_change_what_they_gave_and_got(client: EdgeQdrantClient) -> None:
+    params = qm.VectorParams(size=2, distance=qm.Distance.DOT)
     metadata = {"nested": {"a": 1}}
     client.create_collection("docs", vectors_config=params, metadata=metadata)
     params.size = 99
     metadata["nested"]["a"] = 99
     info = client.get_collection("docs")
-    assert isinstance(info.config.params.vectors, models.VectorParams)
+    assert isinstance(info.config.params.vectors, qm.VectorParams)
     info.config.params.vectors.size = 77
     assert info.config.metadata == {"nested": {"a": 1}}
     info.config.metadata["nested"]["a"] = 77
-    client.upsert("docs", [models.PointStruct(id=1, vector=[1.0, 2.0])])
+    client.upsert("docs", [qm.PointStruct(id=1, vector=[1.0, 2.0])])
     assert client.get_collection("docs").config.metadata == {"nested": {"a": 1}}
 
 
-def test_a_text_index_has_its_stopwords_and_stemmer(client: EdgeQdrantClient) -> None:
+def test_a_text_index_keeps_its_stopwords_and_stemmer(client: EdgeQdrantClient) -> None:
     make(client)
-    index = models.TextIndexParams(
-        type=models.TextIndexType.TEXT,
-        tokenizer=models.TokenizerType.WORD,
+    index = qm.TextIndexParams(
+        type=qm.TextIndexType.TEXT,
+        tokenizer=qm.TokenizerType.WORD,
         lowercase=True,
-        stopwords=models.StopwordsSet(languages=[models.Language.ENGLISH], custom=["fox"]),
-        stemmer=models.SnowballParams(
-            type=models.Snowball.SNOWBALL, language=models.SnowballLanguage.ENGLISH
-        ),
+        stopwords=qm.StopwordsSet(languages=[qm.Language.ENGLISH], custom=["fox"]),
+        stemmer=qm.SnowballParams(type=qm.Snowball.SNOWBALL, language=qm.SnowballLanguage.ENGLISH),
     )
     client.create_payload_index("docs", "text", index)
     payload = {"text": "the foxes were running"}
-    client.upsert("docs", [models.PointStruct(id=1, vector={}, payload=payload)])
+    client.upsert("docs", [qm.PointStruct(id=1, vector={}, payload=payload)])
 
     def matching(text: str) -> int:
-        match = models.FieldCondition(key="text", match=models.MatchText(text=text))
-        return client.count("docs", count_filter=models.Filter(must=[match])).count
+        match = qm.FieldCondition(key="text", match=qm.MatchText(text=text))
+        return client.count("docs", count_filter=qm.Filter(must=[match])).count
 
     assert matching("runs") == 1
     assert matching("walks") == 0

@@ -19,7 +19,8 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings import EdgeQdrantClient
 
@@ -125,7 +126,9 @@ def test_nodes_are_added_and_come_back_whole(store: Caller, client: EdgeQdrantCl
 
 
 @pytest.mark.parametrize("mode", [*VectorStoreQueryMode][:3])
-def test_a_query_answers_as_over_local_mode(store: Caller, mode: VectorStoreQueryMode) -> None:
+def test_a_query_has_the_same_answer_as_over_local_mode(
+    store: Caller, mode: VectorStoreQueryMode
+) -> None:
     oracle = QdrantVectorStore(
         "docs",
         client=QdrantClient(":memory:"),
@@ -149,7 +152,7 @@ def test_a_query_answers_as_over_local_mode(store: Caller, mode: VectorStoreQuer
 
 
 @pytest.mark.parametrize("operator", FILTERS)
-def test_each_operator_of_a_filter_selects_what_it_says(store: Caller, operator: str) -> None:
+def test_each_filter_operator_selects_what_it_should(store: Caller, operator: str) -> None:
     value, holds = FILTERS[operator]
     filters = MetadataFilters(
         filters=[
@@ -219,13 +222,13 @@ def test_it_persists_and_reopens(tmp_path: Path, asynchronous: bool) -> None:
         assert client.count("docs").count == 24
 
 
-def test_a_collection_is_made_with_what_the_store_asks_for(client: EdgeQdrantClient) -> None:
+def test_a_collection_is_created_with_the_stores_options(client: EdgeQdrantClient) -> None:
     store = QdrantVectorStore(
         "docs",
         client=client,  # type: ignore[arg-type]
-        dense_config=models.VectorParams(size=6, distance=models.Distance.DOT, on_disk=True),
-        quantization_config=models.ScalarQuantization(
-            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+        dense_config=qm.VectorParams(size=6, distance=qm.Distance.DOT, on_disk=True),
+        quantization_config=qm.ScalarQuantization(
+            scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8)
         ),
         payload_indexes=[{"field_name": "kind", "field_schema": "keyword"}],  # type: ignore[dict-item]
     )

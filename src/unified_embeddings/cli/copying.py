@@ -161,14 +161,14 @@ class _Place:
         from qdrant_client import QdrantClient
 
         from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-        from unified_embeddings.stores.opening import open_folder, open_old_folder
+        from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
 
         if self.is_server:
             return QdrantClient(
                 url=self.name, api_key=self._api_key, timeout=_TIMEOUT, check_compatibility=False
             )
         if is_local_mode_folder(Path(self.name).expanduser()):
-            return open_old_folder(self.name)
+            return open_local_mode_folder(self.name)
         return open_folder(self.name)
 
 

@@ -176,7 +176,7 @@ def _open_reference(model: str) -> BGE_M3_Embedder:
     embedder = BGE_M3_Embedder(model, precision="fp32", cache=None)
     if embedder.checkpoint.is_exported:
         raise InputError(
-            f"{model} is an export of {embedder.checkpoint.exported.get('model')!r}; name that "
+            f"{model} is an export of {embedder.checkpoint.export_notes.source!r}; name that "
             f"model instead, and the export with --against {model}"
         )
     return embedder
@@ -238,7 +238,7 @@ def _is_export_of(embedder: BGE_M3_Embedder, folder: Path, precision: str) -> bo
         return (
             checkpoint.is_exported
             and checkpoint.digest == embedder.checkpoint.digest
-            and checkpoint.exported["precision"] == precision
+            and checkpoint.export_notes.precision == precision
         )
     except ModelLoadError:
         return False

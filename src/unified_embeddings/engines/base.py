@@ -1,16 +1,17 @@
-"""The engines: each turns token ids into a model's raw outputs.
+"""What an engine is: it turns token ids into a model's raw outputs.
 
-What lives here: the protocol, and the table of engines by name. What does not: tokenising, batching
-and the caller's order (`embedder`), normalising and collapsing (`heads`). Each heavy library has
-its own module, imported when the engine is loaded.
+What lives here: the protocol that every engine follows, and the values that go in and out. What
+does not: choosing and loading an engine (`registry`); tokenising, batching and the caller's order
+(`embedders`); normalising and collapsing the outputs (`heads`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 
@@ -19,10 +20,10 @@ class Runtime:
     """What a model will run on, decided before it is loaded.
 
     Attributes:
-        engine: A key of `ENGINES`.
-        device: As torch writes it: "cpu", "cuda:0", "mps".
+        engine: One of `ENGINE_NAMES`.
+        device: The device in torch's notation: "cpu", "cuda:0", "mps".
         precision: "fp32", "bf16", "fp16" or "int8".
-        reason: Why this precision, in a sentence for people.
+        reason: Why this precision was chosen, in words for the user.
     """
 
     engine: str
@@ -33,14 +34,14 @@ class Runtime:
 
 @dataclass(frozen=True)
 class RawHeads:
-    """One batch of n texts, straight from the model; what was not asked for is None.
+    """The raw outputs of one batch of n texts. Heads that were not requested are None.
 
     Attributes:
-        pooled: Pooled hidden states, float32 (n, d), of any length.
-        sparse: Finished sparse vectors, n of them, from a model that gives no weight per token.
-        token_weights: The sparse head after ReLU, n arrays float32 (t_i,).
-        token_vectors: The ColBERT head, n arrays float32 (t_i - 1, d), of any length: all tokens
-            but the leading special one.
+        pooled: Pooled hidden states, float32 (n, d), not normalised.
+        token_weights: Outputs of the sparse head after ReLU, n arrays float32 (t_i,).
+        token_vectors: Outputs of the ColBERT head, n arrays float32 (t_i - 1, d), not normalised:
+            all tokens but the leading special one.
+        sparse: Finished sparse vectors, n of them, from a model without a weight for each token.
     """
 
     pooled: FloatArray | None = None
@@ -50,11 +51,12 @@ class RawHeads:
 
 
 class Engine(Protocol):
-    """One loaded model. `run` may be called from several threads at once.
+    """One loaded model. Its methods may be called from several threads at once.
 
     Attributes:
-        runtime: What it runs on.
-        padded: Whether a batch costs its longest text times their number, not the sum of lengths.
+        runtime: What the model runs on.
+        padded: Whether texts are padded to the longest in their batch. A padded batch costs its
+            longest text times the number of texts; any other costs the sum of the lengths.
     """
 
     runtime: Runtime
@@ -63,16 +65,37 @@ class Engine(Protocol):
     def run(
         self, batch: Sequence[IntArray], heads: frozenset[HeadName], role: Role = "document"
     ) -> RawHeads:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            batch: Token ids of each text with its special tokens, n >= 1 arrays int32 (t_i,),
+            batch: Token ids of each text with its special tokens: n >= 1 arrays int32 (t_i,),
                 t_i >= 2.
             heads: What to compute, at least one.
-            role: What the texts are, for models with weights of their own for each role.
+            role: The role of the texts, for models with weights of their own for each role.
         """
         ...
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """Address and bytes of each stretch of weights in this process's memory."""
+        """Yield the address and the size in bytes of each region of weights in this process."""
+        ...
+
+
+class EngineClass(Protocol):
+    """An engine before a model is loaded."""
+
+    @staticmethod
+    def plan(precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime:
+        """Decide device and precision; see `registry.plan`."""
+        ...
+
+    def __call__(self, checkpoint: Checkpoint, runtime: Runtime) -> Engine:
+        """Load a model's weights.
+
+        Args:
+            checkpoint: The model's files.
+            runtime: The result of `plan`.
+
+        Raises:
+            ModelLoadError: If the files are broken, or the engine does not run this model.
+        """
         ...

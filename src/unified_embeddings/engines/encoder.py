@@ -1,11 +1,12 @@
 """The BERT family's encoder over packed batches, in PyTorch.
 
 What lives here: the forward pass from token ids to hidden states. What does not: reading files
-(`weights`), pooling and heads (`torch`).
+(`models.weights`), pooling and heads (`torch`).
 
-On a CPU a forward pass is as fast as its matrix products, so these run on oneDNN: weights lie in
-its own layout, arranged once when the model is loaded; queries, keys and values are one product;
-bias, activation and residual are added while a result is still in the processor's cache.
+On a CPU a forward pass is as fast as its matrix products, so these run on oneDNN. The weights are
+kept in oneDNN's own layout, into which they are reordered once, when the model is loaded. Queries,
+keys and values are one product. Bias, activation and residual are added while a result is still in
+the processor's cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch.nn.functional import (
@@ -25,75 +26,123 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from unified_embeddings.models.weights import PLACES, TABLE, TYPES, Backbone
+from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _VARLEN_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPUs that flash attention runs on, Ampere."""
 _VARLEN_HEAD = 256
-"""The oldest GPUs that flash attention runs on, Ampere, and its widest head."""
+"""The widest attention head of flash attention."""
 
-_ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[str, str]]] = {
-    "gelu": (gelu, ("gelu", "none")),
-    "gelu_tanh": (lambda x: gelu(x, approximate="tanh"), ("gelu", "tanh")),
-    "relu": (relu, ("relu", "")),
+Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From queries, keys and values to the context, all (T, heads, head_dim)."""
+
+
+class VarlenKernel(Protocol):
+    """Attention over texts of different lengths in one call, like PyTorch's `varlen_attn`."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        query_ends: torch.Tensor,
+        key_ends: torch.Tensor,
+        longest_query: int,
+        longest_key: int,
+        /,
+    ) -> torch.Tensor:
+        """Return the context, (T, heads, head_dim)."""
+        ...
+
+
+class _Activation(NamedTuple):
+    """An activation: PyTorch's function, and oneDNN's name and algorithm for it."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    onednn_name: str
+    onednn_algorithm: str
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS = {
+    "gelu": _Activation(gelu, "gelu", "none"),
+    "gelu_tanh": _Activation(_gelu_tanh, "gelu", "tanh"),
+    "relu": _Activation(relu, "relu", ""),
 }
-"""Name → the function, and oneDNN's name and algorithm for it."""
+"""A value of `architecture.ACTIVATIONS` → the activation."""
 
 
 class Encoder:
     """A backbone on one device.
 
     Args:
-        backbone: The weights; what is copied from their files is given back to the system.
-        dtype: What products and attention are computed in.
-        device: Where to.
+        backbone: The weights. The pages of what is copied from their files are released.
+        dtype: The dtype that products and attention are computed in.
+        device: Where the encoder runs.
     """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._heads = dtype, backbone.heads
-        self._on_cpu = device.type == "cpu"
-        # A text touches a few rows of the tables: on a CPU they stay in their file, as they are.
-        self._words, self._places, self._kinds = (
-            backbone.tensors[name] if self._on_cpu else backbone.tensors[name].to(device, dtype)
-            for name in (TABLE, PLACES, TYPES)
-        )
+        self._dtype = dtype
+        self._heads = backbone.heads
+
+        def load_table(name: str) -> torch.Tensor:
+            # A text touches a few rows of a table. On a CPU the tables stay mapped from their file,
+            # in the file's dtype, so that only those rows are ever read into memory.
+            table = backbone.tensors[name]
+            if device.type == "cpu":
+                return table
+            return table.to(device, dtype)
+
+        self._token_table = load_table(VOCABULARY_TABLE)
+        self._position_table = load_table(POSITION_TABLE)
+        self._type_table = load_table(TYPE_TABLE)
         self._norm = _Norm(backbone, "embeddings.LayerNorm", torch.float32, device)
         self._layers = []
         for number in range(backbone.layers):
-            self._layers.append(_Layer(backbone, f"encoder.layer.{number}.", dtype, device))
-            backbone.give_back(f"encoder.layer.{number}.")
-        self._attention = _attention_for(dtype, device, backbone.width // backbone.heads)
+            prefix = f"encoder.layer.{number}."
+            self._layers.append(_Layer(backbone, prefix, dtype, device))
+            backbone.release_pages(prefix)
+        head_dim = backbone.width // backbone.heads
+        self._attention_for = _choose_attention(dtype, device, head_dim)
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
     ) -> torch.Tensor:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            ids: Token ids of all texts, one text after another, int64 (T,).
+            token_ids: Token ids of all texts, one text after another, int64 (T,).
             positions: Their position ids, int64 (T,).
             lengths: Tokens of each text, in order; they sum to T.
 
         Returns:
             Hidden states (T, d) in the encoder's dtype.
         """
-        words, places = embedding(ids, self._words), embedding(positions, self._places)
-        hidden = self._norm(words.float() + places.float() + self._kinds[0].float())
+        token_rows = embedding(token_ids, self._token_table).float()
+        position_rows = embedding(positions, self._position_table).float()
+        hidden = self._norm(token_rows + position_rows + self._type_table[0].float())
         hidden = hidden.to(self._dtype)
-        attend = self._attention(lengths)
+        attend = self._attention_for(lengths)
         for layer in self._layers:
-            query, key, value = layer.inputs(hidden).view(len(ids), 3, self._heads, -1).unbind(1)
+            inputs = layer.attention_inputs(hidden).view(len(token_ids), 3, self._heads, -1)
+            query, key, value = inputs.unbind(1)
             context = attend(query, key, value).flatten(1)
-            hidden = layer.attention_norm(layer.context(context, plus=hidden))
-            hidden = layer.norm(layer.narrow(layer.wide(hidden), plus=hidden))
+            hidden = layer.attention_norm(layer.attention_output(context, residual=hidden))
+            hidden = layer.output_norm(layer.narrow(layer.wide(hidden), residual=hidden))
         return hidden
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """Address and bytes of each stretch of weights in the CPU's memory."""
-        tensors = [self._words, self._places, self._kinds, *self._norm.tensors]
-        for tensor in itertools.chain(tensors, *(layer.tensors for layer in self._layers)):
+        """Yield the address and bytes of each region of weights in the CPU's memory."""
+        tensors = [self._token_table, self._position_table, self._type_table, *self._norm.tensors]
+        for layer in self._layers:
+            tensors += layer.tensors
+        for tensor in tensors:
             if tensor.is_mkldnn:
                 yield torch.ops.mkldnn.data_ptr(tensor), torch.ops.mkldnn._nbytes(tensor)
             elif tensor.device.type == "cpu":
@@ -101,28 +150,48 @@ class Encoder:
 
 
 class _Layer:
-    """The products and normalisations of one layer."""
+    """The products and normalisations of one layer.
+
+    Args:
+        backbone: The weights.
+        prefix: Start of the layer's tensor names.
+        dtype: The dtype that the layer is computed in.
+        device: Where the layer runs.
+    """
 
     def __init__(
-        self, backbone: Backbone, stem: str, dtype: torch.dtype, device: torch.device
+        self, backbone: Backbone, prefix: str, dtype: torch.dtype, device: torch.device
     ) -> None:
-        make = OneDnnProduct if device.type == "cpu" and _has_onednn(dtype) else Product
-
         def product(*names: str, activation: str | None = None) -> _Product:
-            weight, bias = backbone.linear(*(f"{stem}{name}" for name in names))
-            return make(weight.to(device, dtype), bias.to(device, dtype), activation)
+            weight, bias = backbone.linear(*[f"{prefix}{name}" for name in names])
+            weight, bias = weight.to(device, dtype), bias.to(device, dtype)
+            if device.type == "cpu" and _has_onednn(dtype):
+                return OneDnnProduct(weight, bias, activation)
+            return Product(weight, bias, activation)
 
         def norm(name: str) -> _Norm:
-            return _Norm(backbone, f"{stem}{name}", dtype, device)
+            return _Norm(backbone, f"{prefix}{name}", dtype, device)
 
-        self.inputs = product(*(f"attention.self.{name}" for name in ("query", "key", "value")))
-        self.context = product("attention.output.dense")
+        self.attention_inputs = product(
+            "attention.self.query", "attention.self.key", "attention.self.value"
+        )
+        self.attention_output = product("attention.output.dense")
         self.attention_norm = norm("attention.output.LayerNorm")
         self.wide = product("intermediate.dense", activation=backbone.activation)
         self.narrow = product("output.dense")
-        self.norm = norm("output.LayerNorm")
-        parts = (self.inputs, self.context, self.wide, self.narrow, self.attention_norm, self.norm)
-        self.tensors = [tensor for part in parts for tensor in part.tensors]
+        self.output_norm = norm("output.LayerNorm")
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all weights of the layer."""
+        return [
+            *self.attention_inputs.tensors,
+            *self.attention_output.tensors,
+            *self.wide.tensors,
+            *self.narrow.tensors,
+            *self.attention_norm.tensors,
+            *self.output_norm.tensors,
+        ]
 
 
 class _Norm:
@@ -131,22 +200,21 @@ class _Norm:
     def __init__(
         self, backbone: Backbone, name: str, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.tensors = tuple(
-            backbone.tensors[f"{name}.{part}"].to(device, dtype) for part in ("weight", "bias")
-        )
+        self._weight = backbone.tensors[f"{name}.weight"].to(device, dtype)
+        self._bias = backbone.tensors[f"{name}.bias"].to(device, dtype)
         self._epsilon = backbone.epsilon
+        self.tensors = (self._weight, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.tensors
-        return layer_norm(x, weight.shape, weight, bias, self._epsilon)
+        return layer_norm(x, self._weight.shape, self._weight, self._bias, self._epsilon)
 
 
 class _Product(Protocol):
-    """x W' + b, then an activation or a residual."""
+    """Computes x W' + b, then an activation or a residual."""
 
     tensors: tuple[torch.Tensor, torch.Tensor]
 
-    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
 class Product:
@@ -155,126 +223,142 @@ class Product:
     Args:
         weight: (rows, columns).
         bias: (rows,).
-        activation: A value of `engines.ACTIVATIONS`, or None.
+        activation: A value of `architecture.ACTIVATIONS`, or None.
     """
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
     ) -> None:
-        self.tensors = weight, bias
-        self._activation = _ACTIVATIONS[activation][0] if activation else None
+        self.tensors = (weight, bias)
+        self._activation = _ACTIVATIONS[activation].function if activation else None
 
-    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """(T, columns) to (T, rows), `plus` (T, rows) added."""
-        result = linear(x, *self.tensors)
-        if plus is not None:
-            result += plus
-        return result if self._activation is None else self._activation(result)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x (T, columns) times the weight, plus a residual (T, rows): (T, rows)."""
+        weight, bias = self.tensors
+        result = linear(x, weight, bias)
+        if residual is not None:
+            result += residual
+        if self._activation is not None:
+            result = self._activation(result)
+        return result
 
 
 class OneDnnProduct:
-    """The same on oneDNN, from weights in its own layout; for a CPU. See `Product`."""
+    """The same product on oneDNN, for a CPU, with the weights in oneDNN's own layout.
+
+    See `Product`. The operators are those that torch.compile uses for the same purpose; they have
+    no public names.
+    """
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
     ) -> None:
-        self.tensors = torch.ops.mkldnn._reorder_linear_weight(weight), bias
-        self._after = _ACTIVATIONS[activation][1] if activation else ("none", "")
+        self.tensors = (torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+        self._activation_name, self._algorithm = "none", ""
+        if activation:
+            self._activation_name = _ACTIVATIONS[activation].onednn_name
+            self._algorithm = _ACTIVATIONS[activation].onednn_algorithm
 
-    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """(T, columns) to (T, rows), `plus` (T, rows) added."""
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x (T, columns) times the weight, plus a residual (T, rows): (T, rows)."""
         weight, bias = self.tensors
-        if plus is not None:
-            sum_: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-                x, plus, weight, bias, "add"
+        result: torch.Tensor
+        if residual is not None:
+            result = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+        else:
+            result = torch.ops.mkldnn._linear_pointwise(
+                x, weight, bias, self._activation_name, [], self._algorithm
             )
-            return sum_
-        name, algorithm = self._after
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, name, [], algorithm
-        )
         return result
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this build and this processor have the products of `OneDnnProduct` in a dtype."""
-    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Tell whether this build and this processor have the products of `OneDnnProduct`."""
+    is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not is_built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
 
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _attention_for(
+def _choose_attention(
     dtype: torch.dtype, device: torch.device, head_dim: int
 ) -> Callable[[Sequence[int]], Attention]:
-    """From the lengths of a batch's texts to attention among them: flash where there is such."""
+    """Return a function from the lengths of a batch's texts to attention within each text.
 
-    def by_length(lengths: Sequence[int]) -> Attention:
-        return functools.partial(attention_by_length, lengths=lengths)
+    It is flash attention if this GPU and this version of PyTorch have it.
+    """
+    if _has_varlen(dtype, device, head_dim):
+        try:
+            # Imported only here, because it takes two seconds.
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:  # before torch 2.10
+            return attention_by_length
+        return functools.partial(attention_varlen, cast("VarlenKernel", varlen_attn), device)
+    return attention_by_length
 
-    if (
-        device.type != "cuda"
-        or dtype not in _VARLEN_DTYPES
-        or head_dim % 8
-        or head_dim > _VARLEN_HEAD
-        or torch.version.hip is not None
-        or torch.cuda.get_device_capability(device) < _VARLEN_CAPABILITY
-        or not torch.backends.cuda.is_flash_attention_available()
-    ):
-        return by_length
-    try:  # only here: it takes two seconds to import
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # before torch 2.10
-        return by_length
-    return functools.partial(attention_varlen, varlen_attn, device)
+
+def _has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
+    """Tell whether flash attention runs on this device, for this dtype and width of a head."""
+    return (
+        device.type == "cuda"
+        and dtype in _VARLEN_DTYPES
+        and head_dim % 8 == 0
+        and head_dim <= _VARLEN_HEAD
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= _VARLEN_CAPABILITY
+        and torch.backends.cuda.is_flash_attention_available()
+    )
 
 
 def attention_varlen(
-    kernel: Callable[..., Any], device: torch.device, lengths: Sequence[int]
+    kernel: VarlenKernel, device: torch.device, lengths: Sequence[int]
 ) -> Attention:
-    """As `attention_by_length`, all texts in one call of a kernel like PyTorch's `varlen_attn`."""
+    """Return attention within each text, with all texts in one call of a kernel.
+
+    Args:
+        kernel: PyTorch's `varlen_attn`, or one like it.
+        device: Where the batch is.
+        lengths: Tokens of each text, in order; they sum to T.
+    """
     ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
     longest = max(lengths)
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = kernel(query, key, value, ends, ends, longest, longest)
-        return out
+        return kernel(query, key, value, ends, ends, longest, longest)
 
     return attend
 
 
-def attention_by_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int]
-) -> torch.Tensor:
-    """Attention within each text of a packed batch.
+def attention_by_length(lengths: Sequence[int]) -> Attention:
+    """Return attention within each text, with neighbours of one length computed together.
 
-    Neighbouring texts of one length are computed together; the queries of a long text in chunks.
+    The queries of a long text are computed in chunks, so that their scores fit into memory.
 
     Args:
-        query: (T, heads, head_dim).
-        key: As query.
-        value: As query.
         lengths: Tokens of each text, in order; they sum to T.
 
     Returns:
-        (T, heads, head_dim): softmax(q k' / sqrt(head_dim)) v.
+        A function from query, key and value, each (T, heads, head_dim), to
+        softmax(q k' / sqrt(head_dim)) v, (T, heads, head_dim).
     """
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    at = 0
-    for length, group in itertools.groupby(lengths):
-        count = len(list(group))
-        span = slice(at, at + count * length)
-        at = span.stop
-        q, k, v, o = (
-            tensor[span].view(count, length, *tensor.shape[1:]).transpose(1, 2)
-            for tensor in (query, key, value, out)
-        )  # (count, heads, length, head_dim) each, o a view into out
-        for start in range(0, length, _QUERY_ROWS):
-            rows = slice(start, start + _QUERY_ROWS)
-            o[:, :, rows] = scaled_dot_product_attention(q[:, :, rows], k, v)
-    return out
+    groups = [(length, len(list(texts))) for length, texts in itertools.groupby(lengths)]
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        context = torch.empty_like(query, memory_format=torch.contiguous_format)
+        start = 0
+        for length, texts in groups:
+            rows = slice(start, start + texts * length)
+            start = rows.stop
+            # Each (texts, heads, length, head_dim); the last one is a view into the result.
+            q, k, v, out = (
+                tensor[rows].view(texts, length, *tensor.shape[1:]).transpose(1, 2)
+                for tensor in (query, key, value, context)
+            )
+            for first in range(0, length, _QUERY_ROWS):
+                chunk = slice(first, first + _QUERY_ROWS)
+                out[:, :, chunk] = scaled_dot_product_attention(q[:, :, chunk], k, v)
+        return context
+
+    return attend

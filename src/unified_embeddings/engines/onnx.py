@@ -1,8 +1,8 @@
 """An exported model on ONNX Runtime: no torch, no transformers.
 
-What lives here: loading what `export.py` wrote, and the forward passes over a batch. What does
-not: making the file (`export`). Imports onnxruntime and NumPy alone, so that a small machine starts
-in a second.
+What lives here: loading an exported graph, exporting a model on first use, and the forward passes
+over a batch. What does not: how a graph is written (`export`). Only onnxruntime and NumPy are
+imported, so that a small machine starts in a second.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
-from unified_embeddings.models.architecture import unpackable
+from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.models.exported import EXPORT, EXPORTED_IN, INPUTS, OUTPUTS
+from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.system.hardware import cpu, threads_that_sleep
 from unified_embeddings.system.memory import give_back_file
@@ -33,55 +34,55 @@ except ImportError as error:
     ) from error
 
 _LOG = logging.getLogger(__name__)
+_ERRORS_ONLY = 3
+"""ONNX Runtime's log level, from 0 (verbose) to 4 (fatal)."""
 
 
 class OnnxEngine:
-    """An exported model on the CPU; see `engines.Engine`.
+    """An exported model on the CPU; see `Engine`.
+
+    A model that was not exported is exported into the user's cache folder, once.
+
+    Args:
+        checkpoint: The files of the export, or of the model to export.
+        runtime: The result of `plan`.
 
     Raises:
-        ModelLoadError: If ONNX Runtime cannot read the file, or it lacks an input or output.
+        ModelLoadError: If the model cannot be exported, ONNX Runtime cannot read the file, or the
+            graph lacks an input or output.
     """
 
     padded = False
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
         self.runtime = runtime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cpu().cores
-        options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest batch
-        options.log_severity_level = 3
-        # Spinning threads burn the cores of whatever else runs between two queries.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = {OUTPUTS[head] for head in checkpoint.spec.heads}
+        needed_outputs = {OUTPUTS[head] for head in checkpoint.spec.heads}
         if not checkpoint.is_exported:
-            checkpoint = _exported(checkpoint, runtime.precision)
-        path = checkpoint.require(checkpoint.exported["file"])
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
-            raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
-        # It keeps its own arrangement of the products' weights; their pages only count twice.
-        give_back_file(path.with_name(f"{path.name}.data").resolve())
-        found = {one.name for one in self._session.get_outputs()}
-        inputs = {one.name for one in self._session.get_inputs()}
-        if not wanted <= found or inputs != {*INPUTS}:
+            checkpoint = _find_or_publish_export(checkpoint, runtime.precision)
+        notes = checkpoint.export_notes
+        self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
+        # The session keeps its own arrangement of the weights, so the file's pages in memory are a
+        # second copy.
+        give_back_file(checkpoint.require(notes.weights_file).resolve())
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        if inputs != {*INPUTS} or not needed_outputs <= outputs:
             raise checkpoint.problem(
-                f"{path.name} has inputs {sorted(inputs)} and outputs {sorted(found)}, where "
-                f"{sorted(INPUTS)} and {sorted(wanted)} are needed; export the model again with "
-                "unified-embeddings export-onnx"
+                f"{notes.graph_file} has inputs {sorted(inputs)} and outputs {sorted(outputs)}, "
+                f"but {sorted(INPUTS)} and {sorted(needed_outputs)} are needed; export the model "
+                "again with unified-embeddings export-onnx"
             )
+        # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
 
     @staticmethod
     def plan(precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime:
-        """Take the precision the file was exported in, or will be; see `engines.plan`.
+        """Decide by the precision that the file was, or will be, exported in; see `registry.plan`.
 
         Raises:
-            InputError: If the file was exported in another precision, or precision, device or
-                processor are none that this engine runs on.
-            ModelLoadError: If the model's files cannot be read.
+            InputError: If the file was exported in another precision, or the precision, the device
+                or the processor is unsupported by this engine.
+            ModelLoadError: If the model's files cannot be read, or it cannot be exported.
         """
         if device not in ("auto", "cpu"):
             raise InputError(
@@ -93,31 +94,13 @@ class OnnxEngine:
                 f"the engine 'onnx' runs {' and '.join(EXPORTED_IN)}, not {precision!r}; take one "
                 "of these, or the engine 'torch'"
             )
-        found = checkpoint()
-        if found.is_exported:
-            made, reason = str(found.exported["precision"]), "the file was exported in it"
-        else:
-            if problem := unpackable(found):
-                raise found.problem(f"the engine 'onnx' cannot run it: {problem}")
-            made = "fp32" if precision == "auto" else precision
-            reason = "as asked" if precision == made else "the precision of the weights"
-        if precision not in ("auto", made):
-            raise InputError(
-                f"precision {precision} is asked for, but {found.name} was exported in {made}; "
-                "leave precision out, or export the model again"
-            )
-        if made == "int8" and cpu().lacks_int8:
-            raise InputError(
-                f"{cpu().name} has none of the instructions that int8 runs on (AVX2 or newer, or "
-                "ARM's asimd); take fp32"
-            )
-        if made == "int8" and cpu().flags and not cpu().has_int8_products:
-            reason += "; a quarter of the memory, but documents take longer than in fp32, since "
-            reason += "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
-        return Runtime("onnx", "cpu", made, reason)
+        precision, reason = _choose_precision(precision, checkpoint())
+        if precision == "int8":
+            reason += _require_int8()
+        return Runtime(engine="onnx", device="cpu", precision=precision, reason=reason)
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """None: ONNX Runtime does not say where it keeps them."""
+        """Yield nothing: ONNX Runtime does not tell where it keeps the weights."""
         return iter(())
 
     def run(
@@ -126,41 +109,117 @@ class OnnxEngine:
         heads: frozenset[HeadName],
         role: Role = "document",  # noqa: ARG002 — one set of weights for both
     ) -> RawHeads:
-        """A forward pass for each length in the batch; see `engines.Engine.run`.
+        """Run a forward pass for each length in the batch; see `Engine.run`.
 
-        Without padding a text's vectors are the same in any company: in int8 a difference of 1e-7,
-        as padding makes, would grow to 5e-3 where it tips a rounding.
+        Without padding, a text's vectors are the same whatever else is in the batch. Padding makes
+        a difference of 1e-7, which int8 would turn into 5e-3 where it tips a rounding.
         """
-        parts = [self._run(list(texts), heads) for _, texts in itertools.groupby(batch, key=len)]
-        return RawHeads(
-            pooled=np.concatenate([part["dense"] for part in parts]) if "dense" in heads else None,
-            token_weights=_rows(parts, "sparse") if "sparse" in heads else None,
-            token_vectors=_rows(parts, "colbert") if "colbert" in heads else None,
-        )
+        passes = []
+        for _, texts in itertools.groupby(batch, key=len):
+            passes.append(self._run_equal_lengths(list(texts), heads))
+        pooled = token_weights = token_vectors = None
+        if "dense" in heads:
+            pooled = np.concatenate([outputs["dense"] for outputs in passes])
+        if "sparse" in heads:
+            token_weights = [row for outputs in passes for row in outputs["sparse"]]
+        if "colbert" in heads:
+            token_vectors = [rows for outputs in passes for rows in outputs["colbert"]]
+        return RawHeads(pooled=pooled, token_weights=token_weights, token_vectors=token_vectors)
 
-    def _run(
+    def _run_equal_lengths(
         self, batch: Sequence[IntArray], heads: frozenset[HeadName]
     ) -> dict[HeadName, FloatArray]:
-        """Texts of one length."""
-        ids = np.stack(batch).astype(np.int64)
-        inputs = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+        """Run one forward pass over texts of one length; returns each head's output, (n, ...)."""
+        input_ids = np.stack(batch).astype(np.int64)
+        attention_mask = np.ones_like(input_ids)
+        inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
+        output_names = [OUTPUTS[head] for head in heads]
         with self._lock:
-            found = self._session.run([OUTPUTS[head] for head in heads], inputs)
-        return dict(zip(heads, found, strict=True))
+            outputs = self._session.run(output_names, inputs)
+        return dict(zip(heads, outputs, strict=True))
 
 
-def _exported(checkpoint: Checkpoint, precision: str) -> Checkpoint:
-    """The model's export in the user's cache folder; written if it is not there, or damaged."""
-    folder = checkpoint.export_folder(precision)
+def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu().cores
+    options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest batch
+    options.log_severity_level = _ERRORS_ONLY
+    # Spinning threads burn the cores of whatever else runs between two queries.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
+        raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
+
+
+def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Return the precision that a model runs in, and the reason.
+
+    Raises:
+        InputError: If the model was exported in another precision.
+        ModelLoadError: If the model cannot be exported.
+    """
+    if checkpoint.is_exported:
+        exported_in = checkpoint.export_notes.precision
+        if requested not in ("auto", exported_in):
+            raise InputError(
+                f"precision {requested} was requested, but {checkpoint.name} was exported in "
+                f"{exported_in}; leave precision out, or export the model again"
+            )
+        return exported_in, "the file was exported in it"
+    if problem := packing_problem(checkpoint):
+        raise checkpoint.problem(f"the engine 'onnx' cannot run it: {problem}")
+    if requested == "auto":
+        return "fp32", "the precision of the weights"
+    return requested, "as asked"
+
+
+def _require_int8() -> str:
+    """Refuse a processor without int8; return a warning for one that is slow at it, or "".
+
+    Raises:
+        InputError: If the processor is known to lack the instructions.
+    """
+    if cpu().lacks_int8:
+        raise InputError(
+            f"{cpu().name} has none of the instructions that int8 runs on (AVX2 or newer, or "
+            "ARM's asimd); take fp32"
+        )
+    if cpu().flags and not cpu().has_int8_products:
+        return (
+            "; a quarter of the memory, but documents take longer than in fp32, since the CPU has "
+            "no int8 products (avx512_vnni, avx_vnni, amx_int8)"
+        )
+    return ""
+
+
+def _find_or_publish_export(checkpoint: Checkpoint, precision: str) -> Checkpoint:
+    """Return a model's export in the user's cache folder, writing it if missing or damaged.
+
+    Writing it takes as much disk space as the weights: 2 GB for BGE-M3 in fp32.
+
+    Raises:
+        ModelLoadError: If the model cannot be exported, or the folder cannot be written.
+    """
+    folder = _cached_export_folder(checkpoint, precision)
     if (folder / EXPORT).is_file():
-        with contextlib.suppress(ModelLoadError):  # then it is damaged
+        with contextlib.suppress(ModelLoadError):  # then it is damaged, and is replaced below
             return resolve(folder, local_files_only=True)
     _LOG.warning("Writing %s in %s into %s, once.", checkpoint.name, precision, folder)
-    with threads_that_sleep():  # what reads weights needs torch, which running them does not
+    # Exporting reads the weights with torch, which running the export does not need.
+    with threads_that_sleep():
         from unified_embeddings.export.folder import replace_export
     replace_export(checkpoint, folder, precision)
     return resolve(folder, local_files_only=True)
 
 
-def _rows(parts: list[dict[HeadName, FloatArray]], head: HeadName) -> list[FloatArray]:
-    return [row for part in parts for row in part[head]]
+def _cached_export_folder(checkpoint: Checkpoint, precision: str) -> Path:
+    """Return where in the user's cache folder a model's export belongs.
+
+    Everything that decides the content of an export is in the name.
+    """
+    import platformdirs
+
+    heads = "-".join(checkpoint.spec.heads)
+    name = f"onnx-{EXPORT_FORMAT}-{checkpoint.digest}-{checkpoint.pooling}-{heads}-{precision}"
+    return platformdirs.user_cache_path("unified-embeddings") / name

@@ -1,72 +1,84 @@
-"""The engines by name: deciding on one, and loading it."""
+"""The engines by name: choosing one, and loading a model with it.
+
+What lives here: the names, and the late import of each engine. Every heavy library has an engine's
+module of its own, so that only the engine in use is imported.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import Protocol, cast
 
-from unified_embeddings.engines.base import Engine, Runtime
+from unified_embeddings.engines.base import Engine, EngineClass, Runtime
 from unified_embeddings.errors import InputError
-from unified_embeddings.models.architecture import unpackable
+from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.hardware import threads_that_sleep
 
-ENGINES = {
-    "torch": "unified_embeddings.engines.torch:TorchEngine",
-    "sentence": "unified_embeddings.engines.sentence:SentenceEngine",
-    "onnx": "unified_embeddings.engines.onnx:OnnxEngine",
-    "flag": "unified_embeddings.engines.flag:FlagEngine",
-}
-
-
-class _EngineClass(Protocol):
-    @staticmethod
-    def plan(precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime: ...
-
-    def __call__(self, checkpoint: Checkpoint, runtime: Runtime) -> Engine: ...
+ENGINE_NAMES = ("torch", "sentence", "onnx", "flag")
+"""What users may choose, besides "auto"."""
 
 
 def plan(engine: str, precision: str, device: str, checkpoint: Callable[[], Checkpoint]) -> Runtime:
-    """Decide device and precision for an engine; "auto" leaves the choice to the hardware.
+    """Decide device and precision for an engine. "auto" leaves the choice to the hardware.
 
     Args:
-        engine: A key of `ENGINES`.
-        precision: "auto", or what is wanted.
-        device: "auto", or as torch writes it.
-        checkpoint: Gives the model's files, for an engine whose choice depends on them.
+        engine: One of `ENGINE_NAMES`.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8".
+        device: "auto", or a device in torch's notation.
+        checkpoint: Returns the model's files, for an engine whose choice depends on them.
 
     Raises:
-        InputError: If a name is unknown, or the hardware cannot do what is asked.
+        InputError: If a name is unknown, or the hardware cannot do what is requested.
         MissingExtraError: If the engine's library is not installed.
     """
-    return _engine_class(engine).plan(precision, device, checkpoint)
+    return _import_engine(engine).plan(precision, device, checkpoint)
 
 
 def best_for(checkpoint: Checkpoint) -> str:
-    """The engine for a model whose spec names none: by its files and architecture.
+    """Return the engine for a model whose spec names none, judging by its files.
 
     Raises:
         ModelLoadError: If its files cannot be read.
     """
     if checkpoint.is_exported:
         return "onnx"
-    return "torch" if unpackable(checkpoint) is None else "sentence"
+    if packing_problem(checkpoint) is None:
+        return "torch"
+    return "sentence"
 
 
 def load(checkpoint: Checkpoint, runtime: Runtime) -> Engine:
-    """Load the weights.
+    """Load a model's weights into the engine that its runtime names.
 
     Raises:
-        ModelLoadError: If the checkpoint is broken or of an architecture the engine does not run.
+        ModelLoadError: If the checkpoint is broken, or the engine does not run its architecture.
     """
-    return _engine_class(runtime.engine)(checkpoint, runtime)
+    return _import_engine(runtime.engine)(checkpoint, runtime)
 
 
-def _engine_class(name: str) -> _EngineClass:
-    if name not in ENGINES:
-        raise InputError(f"engine must be auto, {', '.join(ENGINES)}, not {name!r}")
-    module, _, attribute = ENGINES[name].partition(":")
+def _import_engine(name: str) -> EngineClass:
+    """Import one engine, and with it its heavy library.
+
+    Raises:
+        InputError: If the name is unknown.
+        MissingExtraError: If the library is not installed.
+    """
+    # The first import of torch, in whichever engine, decides how its worker threads wait.
     with threads_that_sleep():
-        engine = getattr(importlib.import_module(module), attribute)
-    return cast("_EngineClass", engine)
+        if name == "torch":
+            from unified_embeddings.engines.torch import TorchEngine
+
+            return TorchEngine
+        if name == "sentence":
+            from unified_embeddings.engines.sentence import SentenceEngine
+
+            return SentenceEngine
+        if name == "onnx":
+            from unified_embeddings.engines.onnx import OnnxEngine
+
+            return OnnxEngine
+        if name == "flag":
+            from unified_embeddings.engines.flag import FlagEngine
+
+            return FlagEngine
+    raise InputError(f"engine must be auto, {', '.join(ENGINE_NAMES)}, not {name!r}")

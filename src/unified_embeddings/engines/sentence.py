@@ -1,44 +1,50 @@
-"""Models the packed engine does not run, through sentence-transformers.
+"""Models that the packed engine does not run, through sentence-transformers.
 
-What lives here: dense models with cls or mean pooling of any architecture (mpnet, mixtures of
-experts, LoRA tasks, extra dense layers, remote code) and SPLADE models, behind our protocol. The
-tokenizer and the batches are the embedder's; only the modules' forward pass is used. Padded, so
-slower than the default engine.
+What lives here: dense models of any architecture with cls or mean pooling (mpnet, mixtures of
+experts, LoRA tasks, extra dense layers, remote code), and SPLADE models. What does not: tokenising
+and batching, which are the embedder's; only the modules' forward pass is used. Batches are padded,
+so it is slower than the default engine.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.quiet import quiet_loading
-from unified_embeddings.engines.torch_device import DTYPES, host_weights, padded, plan_torch
+from unified_embeddings.engines.torch_device import DTYPES, host_weights, pad_batch, plan_torch
 from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.types import HeadName, IntArray, Role, SparseVector
+from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 _LOGIT_BYTES = 256 * 2**20
-"""SPLADE's logits held at once: one a token and vocabulary entry, 500 MB for 4,096 tokens."""
+"""SPLADE's logits held at once: one per token and vocabulary entry, 500 MB for 4,096 tokens."""
+_USUAL_VOCABULARY = 2**15
+"""Vocabulary size assumed for a SPLADE model whose configuration names none."""
 
 
 class SentenceEngine:
-    """A sentence-transformers model on one device; see `engines.Engine`.
+    """A sentence-transformers model on one device; see `Engine`.
 
-    Remote code is run where the checkpoint's spec says the model needs it; the embedder has asked
+    Remote code is run if the checkpoint's spec says that the model needs it. The embedder has asked
     for consent before.
 
+    Args:
+        checkpoint: The model's files.
+        runtime: The result of `plan`.
+
     Raises:
-        ModelLoadError: If sentence-transformers cannot load it, a tensor is missing from its files,
-            or its vectors have another width than its spec says.
+        ModelLoadError: If sentence-transformers cannot load the model, a tensor is missing from its
+            files, or its vectors have another width than its spec says.
     """
 
     padded = True
@@ -53,19 +59,20 @@ class SentenceEngine:
         self._checkpoint = checkpoint
         self._device = torch.device(runtime.device)
         self._is_sparse = checkpoint.pooling == "splade"
-        self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
+        self._pad_id = checkpoint.pad_id
+        # One pass at a time; it also guards the adapter in use.
         self._lock = threading.Lock()
-        self._role: Role | None = None
+        self._active_adapter: Role | None = None
         try:
             with quiet_loading():  # what it reports is checked here, and more strictly
                 self._check_tensors()
-                self._model = self._load().to(self._device).eval()
+                self._model = self._load_model().to(self._device).eval()
                 self._load_adapters()
-            # One text tells the width, and that the pieces fit together at all.
+            # One text shows the width, and that the parts fit together at all.
             probe = self._forward([np.array([self._pad_id, self._pad_id], dtype=np.int32)])
         except ModelLoadError:
             raise
-        except Exception as error:  # of whatever kind the libraries, or remote code, raise
+        except Exception as error:  # of whatever type the libraries, or remote code, raise
             raise checkpoint.problem(f"sentence-transformers cannot load it: {error}") from error
         width = probe.shape[-1]
         if not self._is_sparse and width != checkpoint.dimension:
@@ -80,11 +87,11 @@ class SentenceEngine:
         device: str,
         checkpoint: Callable[[], Checkpoint],  # noqa: ARG004 — the hardware decides
     ) -> Runtime:
-        """Read the hardware; see `engines.plan`."""
+        """Decide by the hardware; see `registry.plan`."""
         return plan_torch("sentence", precision, device)
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """Where the weights lie; see `engines.Engine.weights`."""
+        """Yield the regions of weights in this process's memory; see `Engine.weights`."""
         return host_weights(self._model)
 
     def run(
@@ -93,126 +100,131 @@ class SentenceEngine:
         heads: frozenset[HeadName],  # noqa: ARG002 — such a model has one
         role: Role = "document",
     ) -> RawHeads:
-        """One forward pass over the padded batch; see `engines.Engine.run`.
+        """Run one forward pass over the padded batch; see `Engine.run`.
 
-        SPLADE's logits are wide: a large batch goes through in several passes.
+        SPLADE's logits are wide, so a large batch goes through in several passes.
         """
         with self._lock, torch.inference_mode():
             self._use_adapter(role)
-            if not self._is_sparse:
-                return RawHeads(pooled=self._forward(batch).float().cpu().numpy())
-            return RawHeads(sparse=[vector for part in self._parts(batch) for vector in part])
+            if self._is_sparse:
+                return RawHeads(sparse=self._compute_sparse(batch))
+            return RawHeads(pooled=self._forward(batch).float().cpu().numpy())
 
     # --- loading --------------------------------------------------------------------------------
 
-    def _load(self) -> torch.nn.Module:
-        checkpoint, folder = self._checkpoint, str(self._checkpoint.folder)
-        options = self._options
-        if checkpoint.modules is not None:
-            kind = SparseEncoder if self._is_sparse else SentenceTransformer
-            return kind(
+    def _load_model(self) -> torch.nn.Sequential:
+        """Load the modules in `modules.json`, or else a backbone with the spec's pooling."""
+        folder = str(self._checkpoint.folder)
+        config_options = self._options
+        model_options = config_options | {"dtype": DTYPES[self.runtime.precision]}
+        if self._checkpoint.modules is not None:
+            model_class = SparseEncoder if self._is_sparse else SentenceTransformer
+            return model_class(
                 folder,
                 device="cpu",
                 local_files_only=True,
-                trust_remote_code=options["trust_remote_code"],
-                model_kwargs=options | {"dtype": self._dtype},
-                config_kwargs=options,
+                trust_remote_code=self._checkpoint.spec.remote_code,
+                model_kwargs=model_options,
+                config_kwargs=config_options,
             )
-        model_options = options | {"dtype": self._dtype}
         if self._is_sparse:
-            masked = Transformer(
+            backbone = Transformer(
                 folder,
                 transformer_task="fill-mask",
                 model_kwargs=model_options,
-                config_kwargs=options,
+                config_kwargs=config_options,
             )
-            return SparseEncoder(modules=[masked, SpladePooling("max")], device="cpu")
-        backbone = Transformer(folder, model_kwargs=model_options, config_kwargs=options)
-        width = backbone.get_embedding_dimension()
-        return SentenceTransformer(
-            modules=[backbone, Pooling(width, checkpoint.pooling)], device="cpu"
-        )
+            return SparseEncoder(modules=[backbone, SpladePooling("max")], device="cpu")
+        backbone = Transformer(folder, model_kwargs=model_options, config_kwargs=config_options)
+        pooling = Pooling(backbone.get_embedding_dimension(), self._checkpoint.pooling)
+        return SentenceTransformer(modules=[backbone, pooling], device="cpu")
 
     def _check_tensors(self) -> None:
-        """Refuse files that lack a tensor, which transformers would fill with noise."""
-        folder, kind = (
-            self._checkpoint.folder,
-            AutoModelForMaskedLM if self._is_sparse else AutoModel,
+        """Refuse files that lack a tensor, which transformers would fill with random numbers."""
+        folder, options = self._checkpoint.folder, self._options
+        config = AutoConfig.from_pretrained(folder, **options)
+        model_class = AutoModelForMaskedLM if self._is_sparse else AutoModel
+        # On "meta" no weights are allocated: only their names and shapes are compared.
+        _, report = model_class.from_pretrained(
+            folder, config=config, device_map="meta", output_loading_info=True, **options
         )
-        config = AutoConfig.from_pretrained(folder, **self._options)
-        _, report = kind.from_pretrained(
-            folder, config=config, device_map="meta", output_loading_info=True, **self._options
-        )
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-        missing += [str(key) for key in report["mismatched_keys"]]
-        if missing:
+        wrong_names = []
+        for name in sorted(report["missing_keys"]):
+            if not name.startswith("pooler."):  # BERT's own pooler, which is not used
+                wrong_names.append(name)
+        wrong_names += [str(name) for name in report["mismatched_keys"]]
+        if wrong_names:
             raise self._checkpoint.problem(
-                f"{len(missing)} tensors are missing from its files or of another shape, the first "
-                f"{missing[0]}"
+                f"{len(wrong_names)} tensors are missing from its files or have the wrong shape, "
+                f"the first {wrong_names[0]}"
             )
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return DTYPES[self.runtime.precision]
-
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, bool | str]:
         return {"local_files_only": True, **self._checkpoint.code_options}
 
     def _load_adapters(self) -> None:
         """Load the LoRA weights of each role, under the role's name.
 
         Raises:
-            ModelLoadError: If a tensor is missing from their files, or another stands there.
+            ModelLoadError: If a tensor of them is missing, unknown or of the wrong shape.
         """
-        spec = self._checkpoint.spec
-        for role in ("query", "document") if spec.adapters else ():
-            if not (adapter := spec.adapter(role)):
+        roles: tuple[Role, ...] = ("query", "document")
+        for role in roles:
+            adapter = self._checkpoint.spec.adapter(role)
+            if not adapter:
                 continue
             folder = str(self._checkpoint.folder / adapter)
             report = self._backbone.load_adapter(folder, adapter_name=role)
-            wrong = [key for key in report.missing_keys if f".{role}." in key]
-            wrong += [*report.unexpected_keys, *map(str, report.mismatched_keys)]
-            if wrong:
+            # The keys of adapters that were loaded before are reported as missing, too.
+            wrong_names = [name for name in report.missing_keys if f".{role}." in name]
+            wrong_names += report.unexpected_keys
+            wrong_names += [str(name) for name in report.mismatched_keys]
+            if wrong_names:
                 raise self._checkpoint.problem(
-                    f"{len(wrong)} tensors of the adapter {adapter} are missing, unknown or of "
-                    f"another shape, the first {min(wrong)}"
+                    f"{len(wrong_names)} tensors of the adapter {adapter} are missing, unknown or "
+                    f"of the wrong shape, the first {min(wrong_names)}"
                 )
-            self._role = role
+            self._active_adapter = role
 
     def _use_adapter(self, role: Role) -> None:
+        """Switch to the adapter of a role, or to none if the role has none."""
         spec = self._checkpoint.spec
-        wanted = role if spec.adapter(role) else None
-        if not spec.adapters or wanted == self._role:
+        adapter = role if spec.adapter(role) else None
+        if not spec.adapters or adapter == self._active_adapter:
             return
-        if wanted:
-            self._backbone.enable_adapters()
-            self._backbone.set_adapter(wanted)
-        else:
+        if adapter is None:
             self._backbone.disable_adapters()
-        self._role = wanted
+        else:
+            self._backbone.enable_adapters()
+            self._backbone.set_adapter(adapter)
+        self._active_adapter = adapter
 
     @property
-    def _backbone(self) -> Any:
-        return self._model[0].model  # type: ignore[index]
+    def _backbone(self) -> PreTrainedModel:
+        return cast("PreTrainedModel", self._model[0].model)
 
     # --- running --------------------------------------------------------------------------------
 
     def _forward(self, batch: Sequence[IntArray]) -> torch.Tensor:
-        """Vectors of a padded batch, (n, width)."""
-        features = padded(batch, self._pad_id, self._device)
+        """Return the vectors of a padded batch, (n, width)."""
+        features = pad_batch(batch, self._pad_id, self._device)
         vectors: torch.Tensor = self._model(features)["sentence_embedding"]
         return vectors.to_dense() if vectors.is_sparse else vectors
 
-    def _parts(self, batch: Sequence[IntArray]) -> Iterator[list[SparseVector]]:
-        vocabulary = int(self._checkpoint.config.get("vocab_size", 2**15))
-        longest = max(map(len, batch))
-        count = max(1, _LOGIT_BYTES // (4 * vocabulary * longest))
-        for start in range(0, len(batch), count):
-            rows = self._forward(batch[start : start + count]).float().cpu().numpy()
-            yield [_nonzero(row) for row in rows]
+    def _compute_sparse(self, batch: Sequence[IntArray]) -> list[SparseVector]:
+        """Run a batch in parts whose logits fit into `_LOGIT_BYTES`."""
+        vocabulary = self._checkpoint.integer("vocab_size", default=_USUAL_VOCABULARY)
+        longest = max(len(token_ids) for token_ids in batch)
+        texts_at_once = max(1, _LOGIT_BYTES // (4 * vocabulary * longest))
+        vectors = []
+        for start in range(0, len(batch), texts_at_once):
+            rows = self._forward(batch[start : start + texts_at_once]).float().cpu().numpy()
+            vectors += [_sparse_vector(row) for row in rows]
+        return vectors
 
 
-def _nonzero(row: np.ndarray[Any, np.dtype[np.float32]]) -> SparseVector:
+def _sparse_vector(row: FloatArray) -> SparseVector:
+    """Return the positive weights of one text, whose row has one for each vocabulary id."""
     (ids,) = np.nonzero(row > 0)
     return SparseVector(ids.astype(np.int32), row[ids])

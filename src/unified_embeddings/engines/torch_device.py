@@ -1,8 +1,7 @@
-"""What every engine on torch needs: device, precision, padded batches, weights in memory."""
+"""What every engine on torch needs: device and precision, padded batches, weights in memory."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,81 +13,92 @@ from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import IntArray
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision → torch's dtype."""
 
 
 def plan_torch(engine: str, precision: str, device: str) -> Runtime:
-    """Device and precision for an engine on torch.
+    """Decide device and precision for an engine on torch.
 
-    bf16 pays on a CPU only with AMX; without it it can be 100 times slower than fp32. fp16 on a CPU
-    is 6 to 9 times slower and rounds: refused. On a GPU fp16 is what BGE-M3 is published in and
-    keeps three bits more than bf16.
+    bf16 pays on a CPU only with AMX; without it, bf16 can be 100 times slower than fp32. fp16 on a
+    CPU is 6 to 9 times slower and rounds, so it is refused. On a GPU fp16 is the default: BGE-M3 is
+    published in it, and it keeps three bits more than bf16.
 
     Raises:
-        InputError: If the device does not exist, or fp16 is asked for on a CPU.
+        InputError: If the precision is unknown, the device does not exist, or fp16 is requested on
+            a CPU.
     """
     if precision not in ("auto", *DTYPES):
-        more = "; int8 runs on the engine 'onnx'"
-        raise InputError(
-            f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}"
-            f"{more if precision == 'int8' else ''}"
-        )
+        hint = "; int8 runs on the engine 'onnx'" if precision == "int8" else ""
+        raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}{hint}")
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    kind = _device_type(device)
-    if kind == "cpu":
-        if precision == "fp16":
-            raise InputError(
-                "precision fp16 does not run well on a CPU (6 to 9 times slower than fp32, and "
-                "rounded); use auto, fp32 or bf16"
-            )
-        if precision == "auto":
-            if cpu().has_amx_bf16:
-                return Runtime(engine, device, "bf16", "the CPU has amx_bf16 matrix units")
-            return Runtime(
-                engine, device, "fp32", "the CPU has no amx_bf16, without which bf16 is slower"
-            )
-    elif precision == "auto":
-        return Runtime(engine, device, "fp16", f"{kind} computes in half precision")
-    return Runtime(engine, device, precision, "as asked")
+    device_type = _require_device(device)
+    if precision == "fp16" and device_type == "cpu":
+        raise InputError(
+            "precision fp16 does not run well on a CPU (6 to 9 times slower than fp32, and "
+            "rounded); use auto, fp32 or bf16"
+        )
+    if precision != "auto":
+        return Runtime(engine=engine, device=device, precision=precision, reason="as asked")
+    if device_type != "cpu":
+        precision, reason = "fp16", f"{device_type} computes in half precision"
+    elif cpu().has_amx_bf16:
+        precision, reason = "bf16", "the CPU has amx_bf16 matrix units"
+    else:
+        precision, reason = "fp32", "the CPU has no amx_bf16, without which bf16 is slower"
+    return Runtime(engine=engine, device=device, precision=precision, reason=reason)
 
 
-def _device_type(device: str) -> str:
+def _require_device(device: str) -> str:
+    """Return the type of a device: "cpu", "cuda", "mps", ...
+
+    Raises:
+        InputError: If this machine does not have the device.
+    """
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"device {device!r} is not one torch knows: {error}") from error
+        raise InputError(f"torch does not know the device {device!r}: {error}") from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} is asked for, but torch sees no CUDA GPU; use 'cpu'")
+        raise InputError(f"device {device!r} was requested, but torch sees no CUDA GPU; use 'cpu'")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device!r} is asked for, of {torch.cuda.device_count()} GPUs")
+        raise InputError(
+            f"device {device!r} was requested, but torch sees {torch.cuda.device_count()} GPUs"
+        )
     if parsed.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"device {device!r} is asked for, but this machine has none; use 'cpu'")
+        raise InputError(f"device {device!r} was requested, but this machine has none; use 'cpu'")
     return str(parsed.type)
 
 
-def padded(batch: Sequence[IntArray], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Token ids of n texts as `input_ids` and `attention_mask`, int64 (n, longest text)."""
-    lengths = [len(ids) for ids in batch]
-    ids = np.full((len(batch), max(lengths)), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(batch):
-        ids[row, : len(text)] = text
-        mask[row, : len(text)] = 1
+def pad_batch(
+    batch: Sequence[IntArray], pad_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return n texts as `input_ids` and `attention_mask`, both int64 (n, longest text)."""
+    longest = max(len(token_ids) for token_ids in batch)
+    input_ids = np.full((len(batch), longest), pad_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, token_ids in enumerate(batch):
+        input_ids[row, : len(token_ids)] = token_ids
+        attention_mask[row, : len(token_ids)] = 1
     return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "attention_mask": torch.from_numpy(mask).to(device),
+        "input_ids": torch.from_numpy(input_ids).to(device),
+        "attention_mask": torch.from_numpy(attention_mask).to(device),
     }
 
 
 def host_weights(*modules: torch.nn.Module | None) -> Iterator[tuple[int, int]]:
-    """Address and bytes of the modules' parameters and buffers on the CPU, shared ones once.
+    """Yield the address and bytes of the modules' parameters and buffers in this process's memory.
 
-    A part of a larger tensor keeps all of that in memory, and counts as all of it.
+    Tensors that share their storage count once. A view of a larger tensor keeps the whole of it in
+    memory, and counts as the whole of it.
     """
-    seen = set()
+    seen_addresses = set()
     for module in modules:
-        for tensor in itertools.chain(module.parameters(), module.buffers()) if module else ():
+        if module is None:
+            continue
+        for tensor in [*module.parameters(), *module.buffers()]:
             storage = tensor.untyped_storage()
-            if tensor.device.type == "cpu" and storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                yield storage.data_ptr(), storage.nbytes()
+            address = storage.data_ptr()
+            if tensor.device.type == "cpu" and address not in seen_addresses:
+                seen_addresses.add(address)
+                yield address, storage.nbytes()

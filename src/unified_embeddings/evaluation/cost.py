@@ -133,9 +133,9 @@ def _time_documents(
 def _weights_size(checkpoint: Checkpoint) -> int:
     """Return the size in bytes of the files that hold the weights."""
     if checkpoint.is_exported:
-        graph_name = str(checkpoint.exported["file"])
         # The exporter writes the weights into a second file next to the graph.
-        paths = [checkpoint.folder / graph_name, checkpoint.folder / f"{graph_name}.data"]
+        notes = checkpoint.export_notes
+        paths = [checkpoint.folder / notes.graph_file, checkpoint.folder / notes.weights_file]
     else:
         paths = list(checkpoint.weight_files)
         for head_name in (SPARSE_HEAD, COLBERT_HEAD):

@@ -17,13 +17,9 @@ import numpy as np
 from unified_embeddings._version import __version__
 from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.export.graph import Linear, Model, write_graph
-from unified_embeddings.models.architecture import PACKED, unpackable
-from unified_embeddings.models.checkpoint import (
-    COLBERT_HEAD,
-    SPARSE_HEAD,
-    Checkpoint,
-    content_digest,
-)
+from unified_embeddings.models.architecture import packing_problem
+from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.digests import content_digest
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.models.spec import ModelSpec
@@ -117,14 +113,13 @@ def write_export(
         OSError: If it cannot be written; what was written stays.
         ModelLoadError: As `export_onnx`.
     """
-    if problem := unpackable(checkpoint):
+    if problem := packing_problem(checkpoint):
         raise checkpoint.problem(f"it cannot be exported: {problem}")
     heads = checkpoint.spec.heads
-    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
     model = Model(
         backbone=read_backbone(checkpoint),
         pooling=checkpoint.pooling,
-        padding=None if PACKED[checkpoint.model_type] else pad_id,
+        padding=None if checkpoint.positions_start_at_zero else checkpoint.pad_id,
         sparse=_head(checkpoint, SPARSE_HEAD, rows=1) if "sparse" in heads else None,
         colbert=_head(checkpoint, COLBERT_HEAD) if "colbert" in heads else None,
     )

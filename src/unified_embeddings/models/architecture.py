@@ -1,4 +1,8 @@
-"""Which architectures the packed engine runs, and how they number positions."""
+"""Which architectures the packed engine runs, and how they number positions.
+
+What lives here: what the engine 'torch' and the exporter, which compute the same layers, both need
+to know. What does not: the layers (`engines.encoder`, `export.graph`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,8 @@ from numpy.typing import NDArray
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import IntArray
 
-PACKED = {"bert": True, "xlm-roberta": False, "roberta": False, "camembert": False}
-"""Architectures the torch engine runs → whether positions start at 0 (else at padding_idx + 1)."""
-
+PACKED = ("bert", "xlm-roberta", "roberta", "camembert")
+"""Architectures that the engine 'torch' runs: one encoder under four names."""
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -18,11 +21,11 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-"""What `hidden_act` may be in `config.json` → the activation's name here."""
+"""Allowed values of `hidden_act` in `config.json` → the activation's name here."""
 
 
-def unpackable(checkpoint: Checkpoint) -> str | None:
-    """What keeps the torch engine from running a model; None if nothing does."""
+def packing_problem(checkpoint: Checkpoint) -> str | None:
+    """Return what keeps the engine 'torch' from running a model; None if nothing does."""
     if checkpoint.is_exported:
         return "it is an ONNX file, which the engine 'onnx' runs"
     if checkpoint.model_type not in PACKED:
@@ -32,23 +35,29 @@ def unpackable(checkpoint: Checkpoint) -> str | None:
     if checkpoint.spec.adapters or checkpoint.spec.remote_code:
         return "it runs neither adapters nor remote code"
     config = checkpoint.config
-    if str(config.get("hidden_act", "gelu")) not in ACTIVATIONS:
-        return f"it knows no activation {config['hidden_act']!r}, only {', '.join(ACTIVATIONS)}"
+    activation = str(config.get("hidden_act", "gelu"))
+    if activation not in ACTIVATIONS:
+        return f"it has no activation {activation!r}, only {', '.join(ACTIVATIONS)}"
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         return "config.json asks for relative positions or a decoder"
-    more = set(checkpoint.modules or ()) - {"Transformer", "Pooling", "Normalize"}
-    return f"modules.json asks for {', '.join(sorted(more))} besides" if more else None
+    if checkpoint.further_modules:
+        return f"modules.json also asks for {', '.join(checkpoint.further_modules)}"
+    return None
 
 
-def position_ids(ids: IntArray, checkpoint: Checkpoint) -> NDArray[np.int64]:
-    """Position ids of one text, int64 (t,), as its backbone would number them itself.
+def position_ids(token_ids: IntArray, checkpoint: Checkpoint) -> NDArray[np.int64]:
+    """Return the position ids of one text, int64 (t,), as its backbone would number them itself.
 
-    RoBERTa's numbering counts tokens that are not padding, so a literal `<pad>` in a text takes the
-    padding position and is not counted.
+    RoBERTa counts the tokens that are not padding, and starts after the padding's id. A literal
+    `<pad>` in a text therefore takes the padding's position and is not counted.
+
+    Args:
+        token_ids: The text's tokens, int32 (t,).
+        checkpoint: The model's files.
     """
-    if PACKED[checkpoint.model_type]:
-        return np.arange(len(ids), dtype=np.int64)
-    pad_id = int(checkpoint.config.get("pad_token_id") or 0)
-    real = (ids != pad_id).astype(np.int64)
-    positions: NDArray[np.int64] = np.cumsum(real) * real + pad_id
+    if checkpoint.positions_start_at_zero:
+        return np.arange(len(token_ids), dtype=np.int64)
+    pad_id = checkpoint.pad_id
+    is_counted = (token_ids != pad_id).astype(np.int64)
+    positions: NDArray[np.int64] = np.cumsum(is_counted) * is_counted + pad_id
     return positions

@@ -1,18 +1,22 @@
-"""The model choices by name: data from each model's card."""
+"""The known models by name, and the spec of any model that a user names.
+
+What lives here: `MODELS`, the data of each choice, and the way from a name, folder or TOML file to
+a `ModelSpec`. What does not: finding the model's files (`resolve`) and running them (`engines`).
+
+Each figure is from the model's card on the Hugging Face hub, as of November 2026.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.exported import read_exported_spec
-from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.models.spec import EngineName, ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
 if sys.version_info >= (3, 11):
@@ -21,117 +25,218 @@ else:
     import tomli as tomllib
 
 MINI_M3 = "mini-m3"
-
+"""The small offline model."""
 
 CLIP = "openai/clip-vit-base-patch32"
-"""The image model taken where none is named."""
-
+"""The default image model."""
 
 _NOT_INHERITED = ("choice", "licence", "parameters", "revision", "code_revision")
-"""What another model than the one inherited from has of its own."""
+"""Fields that belong to one model only; a spec that is `like` another does not inherit them."""
 
 
-_BGE_QUERY = "Represent this sentence for searching relevant passages: "
-
-
-def _bge(size: str, dimension: int, parameters: int) -> ModelSpec:
+def _bge_spec(size: str, *, dimension: int, parameters: int) -> ModelSpec:
     name = f"bge-{size}-en-v1.5"
     return ModelSpec(
-        name, f"BAAI/{name}", dimension, 512, "MIT", parameters,
-        pooling="cls", query_prefix=_BGE_QUERY, engine="torch",
-    )  # fmt: skip
+        choice=name,
+        model_id=f"BAAI/{name}",
+        dimension=dimension,
+        max_length=512,
+        licence="MIT",
+        parameters=parameters,
+        pooling="cls",
+        query_prefix="Represent this sentence for searching relevant passages: ",
+        engine="torch",
+    )
 
 
-def _e5(size: str, dimension: int, parameters: int) -> ModelSpec:
+def _e5_spec(size: str, *, dimension: int, parameters: int) -> ModelSpec:
     name = f"e5-{size}-v2"
     return ModelSpec(
-        name, f"intfloat/{name}", dimension, 512, "MIT", parameters,
-        pooling="mean", query_prefix="query: ", document_prefix="passage: ", engine="torch",
-    )  # fmt: skip
-
-
-def _sbert(name: str, dimension: int, max_length: int, parameters: int, **more: Any) -> ModelSpec:
-    return ModelSpec(
-        name, f"sentence-transformers/{name}", dimension, max_length, "Apache-2.0", parameters,
-        pooling="mean", **more,
-    )  # fmt: skip
-
-
-_BGE_LARGE = _bge("large", 1024, 335_141_888)
-
-
-MODELS: dict[str, ModelSpec] = {
-    spec.choice: spec
-    for spec in (
-        ModelSpec(
-            "bge-m3", "BAAI/bge-m3", 1024, 8192, "MIT", 568_805_377,
-            heads=HEAD_NAMES, engine="torch",
-        ),
-        # all-MiniLM-L6-v2 (Apache-2.0) with a fitted sparse head; see mini_m3.py.
-        ModelSpec(
-            MINI_M3, MINI_M3, 384, 256, "Apache-2.0", 22_861_441, heads=HEAD_NAMES, engine="torch"
-        ),
-        # Its code lies in nomic-ai/nomic-bert-2048.
-        ModelSpec(
-            "nomic", "nomic-ai/nomic-embed-text-v2-moe", 768, 512, "Apache-2.0", 475_292_928,
-            pooling="mean", query_prefix="search_query: ", document_prefix="search_document: ",
-            engine="sentence", remote_code=True,
-            revision="1066b6599d099fbb93dfcb64f9c37a7c9e503e85",
-            code_revision="7710840340a098cfb869c4f65e87cf2b1b70caca",
-        ),
-        ModelSpec(
-            "arctic", "Snowflake/snowflake-arctic-embed-l-v2.0", 1024, 8192, "Apache-2.0",
-            567_754_752, pooling="cls", query_prefix="query: ", engine="torch",
-        ),
-        # The checkpoint that transformers runs itself; the older jinaai/jina-embeddings-v3 needs
-        # remote code that transformers 5 cannot load. No commercial use without Jina's consent.
-        ModelSpec(
-            "jina-v3", "jinaai/jina-embeddings-v3-hf", 1024, 8192, "CC-BY-NC-4.0", 572_310_396,
-            pooling="mean", engine="sentence",
-            query_prefix="Represent the query for retrieving evidence documents: ",
-            document_prefix="Represent the document for retrieval: ",
-            query_adapter="retrieval_query", document_adapter="retrieval_passage",
-        ),
-        ModelSpec(
-            "clip", CLIP, 512, 77, "MIT", 151_277_313, images=True
-        ),
-        # No commit of its code (jinaai/jina-clip-implementation) is pinned here: name one.
-        ModelSpec(
-            "jina-clip", "jinaai/jina-clip-v1", 768, 8192, "Apache-2.0", 222_651_649,
-            pooling="mean", images=True, remote_code=True,
-        ),
-        dataclasses.replace(
-            _BGE_LARGE, choice="bge-large-splade", sparse_model="Splade_PP_en_v1",
-            parameters=335_141_888 + 109_514_298,
-        ),
-        ModelSpec(
-            "Splade_PP_en_v1", "prithivida/Splade_PP_en_v1", None, 512, "Apache-2.0", 109_514_298,
-            heads=("sparse",), pooling="splade", engine="sentence",
-        ),
-        _BGE_LARGE,
-        _bge("base", 768, 109_482_240),
-        _bge("small", 384, 33_360_000),
-        _e5("large", 1024, 335_141_888),
-        _e5("base", 768, 109_482_240),
-        _e5("small", 384, 33_360_000),
-        _sbert("all-MiniLM-L6-v2", 384, 256, 22_713_216, engine="torch"),
-        _sbert("all-mpnet-base-v2", 768, 384, 109_486_464, engine="sentence"),
-        # Its card has no normalisation.
-        _sbert(
-            "paraphrase-multilingual-MiniLM-L12-v2", 384, 128, 117_653_760,
-            engine="torch", normalise=False,
-        ),
+        choice=name,
+        model_id=f"intfloat/{name}",
+        dimension=dimension,
+        max_length=512,
+        licence="MIT",
+        parameters=parameters,
+        pooling="mean",
+        query_prefix="query: ",
+        document_prefix="passage: ",
+        engine="torch",
     )
-}  # fmt: skip
+
+
+def _sentence_transformers_spec(
+    name: str,
+    *,
+    dimension: int,
+    max_length: int,
+    parameters: int,
+    engine: EngineName,
+    normalise: bool = True,
+) -> ModelSpec:
+    return ModelSpec(
+        choice=name,
+        model_id=f"sentence-transformers/{name}",
+        dimension=dimension,
+        max_length=max_length,
+        licence="Apache-2.0",
+        parameters=parameters,
+        pooling="mean",
+        normalise=normalise,
+        engine=engine,
+    )
+
+
+_BGE_LARGE = _bge_spec("large", dimension=1024, parameters=335_141_888)
+
+_SPLADE = ModelSpec(
+    choice="Splade_PP_en_v1",
+    model_id="prithivida/Splade_PP_en_v1",
+    max_length=512,
+    licence="Apache-2.0",
+    parameters=109_514_298,
+    heads=("sparse",),
+    pooling="splade",
+    engine="sentence",
+)
+
+_KNOWN_SPECS = (
+    ModelSpec(
+        choice="bge-m3",
+        model_id="BAAI/bge-m3",
+        dimension=1024,
+        max_length=8192,
+        licence="MIT",
+        parameters=568_805_377,
+        heads=HEAD_NAMES,
+        engine="torch",
+    ),
+    # all-MiniLM-L6-v2 (Apache-2.0) with a fitted sparse head; see mini_m3.py.
+    ModelSpec(
+        choice=MINI_M3,
+        model_id=MINI_M3,
+        dimension=384,
+        max_length=256,
+        licence="Apache-2.0",
+        parameters=22_861_441,
+        heads=HEAD_NAMES,
+        engine="torch",
+    ),
+    # The code is in another repository, nomic-ai/nomic-bert-2048, and has a pin of its own.
+    ModelSpec(
+        choice="nomic",
+        model_id="nomic-ai/nomic-embed-text-v2-moe",
+        dimension=768,
+        max_length=512,
+        licence="Apache-2.0",
+        parameters=475_292_928,
+        pooling="mean",
+        query_prefix="search_query: ",
+        document_prefix="search_document: ",
+        engine="sentence",
+        remote_code=True,
+        revision="1066b6599d099fbb93dfcb64f9c37a7c9e503e85",
+        code_revision="7710840340a098cfb869c4f65e87cf2b1b70caca",
+    ),
+    ModelSpec(
+        choice="arctic",
+        model_id="Snowflake/snowflake-arctic-embed-l-v2.0",
+        dimension=1024,
+        max_length=8192,
+        licence="Apache-2.0",
+        parameters=567_754_752,
+        pooling="cls",
+        query_prefix="query: ",
+        engine="torch",
+    ),
+    # This checkpoint runs in transformers itself. The older jinaai/jina-embeddings-v3 needs remote
+    # code that transformers 5 cannot load. Commercial use needs Jina's consent.
+    ModelSpec(
+        choice="jina-v3",
+        model_id="jinaai/jina-embeddings-v3-hf",
+        dimension=1024,
+        max_length=8192,
+        licence="CC-BY-NC-4.0",
+        parameters=572_310_396,
+        pooling="mean",
+        query_prefix="Represent the query for retrieving evidence documents: ",
+        document_prefix="Represent the document for retrieval: ",
+        query_adapter="retrieval_query",
+        document_adapter="retrieval_passage",
+        engine="sentence",
+    ),
+    ModelSpec(
+        choice="clip",
+        model_id=CLIP,
+        dimension=512,
+        max_length=77,
+        licence="MIT",
+        parameters=151_277_313,
+        images=True,
+    ),
+    # No commit of its code (jinaai/jina-clip-implementation) is pinned here: users name one.
+    ModelSpec(
+        choice="jina-clip",
+        model_id="jinaai/jina-clip-v1",
+        dimension=768,
+        max_length=8192,
+        licence="Apache-2.0",
+        parameters=222_651_649,
+        pooling="mean",
+        images=True,
+        remote_code=True,
+    ),
+    # Two models: the sparse vectors come from Splade_PP_en_v1.
+    dataclasses.replace(
+        _BGE_LARGE,
+        choice="bge-large-splade",
+        sparse_model=_SPLADE.choice,
+        parameters=335_141_888 + 109_514_298,
+    ),
+    _SPLADE,
+    _BGE_LARGE,
+    _bge_spec("base", dimension=768, parameters=109_482_240),
+    _bge_spec("small", dimension=384, parameters=33_360_000),
+    _e5_spec("large", dimension=1024, parameters=335_141_888),
+    _e5_spec("base", dimension=768, parameters=109_482_240),
+    _e5_spec("small", dimension=384, parameters=33_360_000),
+    _sentence_transformers_spec(
+        "all-MiniLM-L6-v2", dimension=384, max_length=256, parameters=22_713_216, engine="torch"
+    ),
+    _sentence_transformers_spec(
+        "all-mpnet-base-v2",
+        dimension=768,
+        max_length=384,
+        parameters=109_486_464,
+        engine="sentence",
+    ),
+    # Its model card has no normalisation step.
+    _sentence_transformers_spec(
+        "paraphrase-multilingual-MiniLM-L12-v2",
+        dimension=384,
+        max_length=128,
+        parameters=117_653_760,
+        engine="torch",
+        normalise=False,
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.choice: spec for spec in _KNOWN_SPECS}
+"""Choice → its spec, in the order in which they are listed to users."""
 
 
 def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
-    """The spec of a choice, a known hub id, a TOML file, or one of your own as it is.
+    """Return the spec of a model.
 
-    Any other name is taken for a checkpoint in BGE-M3's layout, with all three heads.
+    A name that is none of the below is taken to be a checkpoint in BGE-M3's layout, with all three
+    heads.
+
+    Args:
+        model: A choice, the hub id of a choice, a TOML file, the folder of an exported model, or a
+            ModelSpec, which is returned unchanged.
 
     Raises:
-        InputError: If a TOML file cannot be read, or says what no spec can.
+        InputError: If a TOML file cannot be read or holds an invalid spec.
     """
     if isinstance(model, ModelSpec):
         return model
@@ -143,58 +248,51 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     if name in MODELS:
         return MODELS[name]
     for spec in MODELS.values():
+        # A hub id means the model alone, not the pair of models that it is part of.
         if name == spec.model_id and spec.sparse_model is None:
             return spec
     if name.endswith(".toml"):
         return _read_toml(Path(name))
-    if (exported := read_exported_spec(name)) is not None:
-        return exported
+    exported_spec = read_exported_spec(name)
+    if exported_spec is not None:
+        return exported_spec
     return ModelSpec(name, name, heads=HEAD_NAMES)
 
 
 def image_spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
-    """As `spec_for`, for image models: any other name is taken for a CLIP or SigLIP checkpoint.
+    """Return the spec of an image model.
+
+    Like `spec_for`, but any other name is taken to be a CLIP or SigLIP checkpoint.
 
     Raises:
-        InputError: If the choice embeds no images, or a TOML file cannot be read.
+        InputError: If the choice does not embed images, or a TOML file cannot be read.
     """
     spec = spec_for(model)
-    if not isinstance(model, ModelSpec) and spec.heads == HEAD_NAMES and spec.choice not in MODELS:
+    is_guess = spec.heads == HEAD_NAMES and spec.choice not in MODELS
+    if is_guess and not isinstance(model, ModelSpec):
         return ModelSpec(spec.choice, spec.model_id, images=True)
     if not spec.images:
-        able = [name for name, known in MODELS.items() if known.images]
+        image_choices = [name for name, known_spec in MODELS.items() if known_spec.images]
         raise InputError(
-            f"{spec.choice!r} embeds no images; {', '.join(able)} do, and any CLIP or SigLIP "
-            "checkpoint by its hub id, its folder or a spec with images = true"
+            f"{spec.choice!r} embeds no images; {', '.join(image_choices)} do, and so does any "
+            "CLIP or SigLIP checkpoint, by its hub id, its folder or a spec with images = true"
         )
     return spec
 
 
-def _read_toml(path: Path) -> ModelSpec:
-    try:
-        with path.expanduser().open("rb") as file:
-            fields = tomllib.load(file)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path.absolute()}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is no readable TOML file: {error}") from error
-    for name in ("model_id", "sparse_model"):
-        beside = path.expanduser().parent / str(fields.get(name, "") or "\0")
-        with contextlib.suppress(OSError, ValueError):
-            if beside.exists():  # as the file means it, wherever the program runs
-                fields[name] = str(beside.resolve())
-    return spec_from_dict(fields, where=str(path))
+def spec_from_dict(fields: Mapping[str, object], *, where: str = "the spec") -> ModelSpec:
+    """Build a spec from its fields; the choice named by `like` supplies those that are not given.
 
+    If `model_id` differs from that choice's, then its name, licence, size and pinned commits are
+    not inherited.
 
-def spec_from_dict(fields: Mapping[str, Any], *, where: str = "the spec") -> ModelSpec:
-    """Build a spec from its fields; those not given are inherited from the choice named `like`.
-
-    If `model_id` is another than that choice's, its name, licence, size and pinned commits are not
-    inherited.
+    Args:
+        fields: Values by field name, and optionally `like`.
+        where: Where the fields come from, for error messages.
 
     Raises:
-        InputError: If `like` names no choice, a field is unknown or of a wrong type, or `model_id`
-            is missing.
+        InputError: If `like` is not a choice, a field is unknown or has the wrong type, or
+            `model_id` is missing.
     """
     if not isinstance(fields, Mapping) or "like" not in fields:
         return ModelSpec.from_dict(fields, where=where)
@@ -202,8 +300,32 @@ def spec_from_dict(fields: Mapping[str, Any], *, where: str = "the spec") -> Mod
     like = given.pop("like")
     if not isinstance(like, str) or like not in MODELS:
         raise InputError(f"{where}: like must be one of {', '.join(MODELS)}, got {like!r}")
-    inherited = dataclasses.asdict(MODELS[like])
+    inherited: dict[str, object] = dataclasses.asdict(MODELS[like])
     if given.get("model_id", inherited["model_id"]) != inherited["model_id"]:
         for name in _NOT_INHERITED:
             del inherited[name]
     return ModelSpec.from_dict({**inherited, **given}, where=where)
+
+
+def _read_toml(path: Path) -> ModelSpec:
+    try:
+        with path.expanduser().open("rb") as file:
+            fields: dict[str, object] = tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path.absolute()}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is not a readable TOML file: {error}") from error
+    for name in ("model_id", "sparse_model"):
+        # A relative path is relative to the TOML file, whatever the working folder is.
+        model_path = path.expanduser().parent / str(fields.get(name) or "")
+        if fields.get(name) and _exists(model_path):
+            fields[name] = str(model_path.resolve())
+    return spec_from_dict(fields, where=str(path))
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether a path exists, also for a hub id that cannot be a path on this system."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -1,27 +1,37 @@
-"""From a model's name or folder to local files and a resolved revision.
+"""A model's local files, and what they say of the model.
 
-What lives here: finding the files, in the Hugging Face cache or a folder, and reading the small
-ones. What does not: tensors; weights and heads are read by the engines.
+What lives here: reading the small files, and holding them against the model's spec. What does not:
+finding the files (`resolve`), refusing incomplete ones (`completeness`), and tensors (`weights`).
 
 The layout is the Hugging Face hub's: `config.json`, `tokenizer.json`, `model.safetensors` or
-`pytorch_model.bin` (one file or shards with an index), sentence-transformers' `modules.json`,
-`1_Pooling/config.json` and `sentence_bert_config.json` where present, and BGE-M3's
-`sparse_linear.pt` and `colbert_linear.pt` for a model that gives sparse and ColBERT vectors.
+`pytorch_model.bin` (one file, or shards with an index), sentence-transformers' `modules.json`,
+`1_Pooling/config.json` and `sentence_bert_config.json` if present, and BGE-M3's `sparse_linear.pt`
+and `colbert_linear.pt` for a model with sparse and ColBERT vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT
+from unified_embeddings.models.digests import (
+    DIGEST_BYTES,
+    content_digest,
+    read_content,
+    sample_content,
+)
+from unified_embeddings.models.exported import EXPORT, ExportNotes
+from unified_embeddings.models.files import ModelFiles
+from unified_embeddings.models.sentence_files import (
+    POOLING_SETTINGS,
+    STANDARD_MODULES,
+    read_modules,
+    read_pooling_modes,
+    read_sentence_settings,
+)
 from unified_embeddings.models.spec import ModelSpec, Pooling
 from unified_embeddings.types import HEAD_NAMES
 
@@ -30,7 +40,9 @@ COLBERT_HEAD = "colbert_linear.pt"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
-IMAGE_TOKENIZERS = [("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",)]
+IMAGE_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+"""The sets of files that transformers can build an image model's tokenizer from."""
+COMMIT_HASH = re.compile("[0-9a-f]{40}")
 _POSITIONS_FROM_ZERO = (
     "bert",
     "distilbert",
@@ -40,384 +52,340 @@ _POSITIONS_FROM_ZERO = (
     "modernbert",
     "gte",
 )
-"""Architectures that use all their positions; others, like RoBERTa, start after the padding's."""
-_MORE_CODE = (
+"""Architectures that use all their positions. Others, like RoBERTa, start after the padding's."""
+_FILES_WITH_CODE = (
     "tokenizer_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "modules.json",
 )
-_NOT_READ = ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args")
-"""What sentence-transformers lets a file change about how the model is loaded."""
-COMMIT_HASH = re.compile("[0-9a-f]{40}")
-_SAMPLES = 256
-_SAMPLE_BYTES = 4096
+"""Files besides `config.json` that can name code in another repository."""
+_CODE_ELSEWHERE = re.compile(rb'"[^"/]+/[^"/]+--[^"]+"')
+"""A class in another repository, in transformers' notation: "owner/name--module.Class"."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(ModelFiles):
     """The local files of one model.
 
-    Attributes:
-        name: The name or folder it was asked for by.
-        folder: Where the files lie.
-        revision: The hub's commit hash, or `digest` for a folder that is no hub snapshot.
-        spec: What is known of the model besides; BGE-M3's layout where nothing else is said.
+    Every property that reads a file raises ModelLoadError if it is missing or unreadable; the error
+    names the file.
 
-    Every property that reads a file raises ModelLoadError naming it if it is missing or unreadable.
+    Attributes:
+        name: The name or folder that the user asked for.
+        folder: Path of the folder with the files.
+        revision: The hub's commit hash; the digest, if the folder is not a snapshot of the hub's.
+        spec: What else is known of the model. The default is BGE-M3's layout.
     """
 
-    name: str
-    folder: Path
-    revision: str = field(default="")
     spec: ModelSpec = field(default=ModelSpec("", "", heads=HEAD_NAMES))
 
     def __post_init__(self) -> None:
+        # A folder of the user's has no commit: its content identifies it.
         if not self.revision:
             object.__setattr__(self, "revision", self.digest)
 
+    # --- the backbone ---------------------------------------------------------------------------
+
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """`config.json`, the backbone's architecture."""
-        return self.json("config.json")
+    def config(self) -> dict[str, object]:
+        """Return the content of `config.json`, which describes the backbone's architecture."""
+        return self.read_json("config.json")
 
     @property
     def hidden_size(self) -> int:
-        """Width of the backbone."""
+        """Return the width of the backbone."""
         return self.integer("hidden_size")
 
     @property
     def dimension(self) -> int:
-        """Width of the dense vector: what the spec says, else the backbone's."""
+        """Return the width of the dense vector: the spec's, or else the backbone's."""
         return self.spec.dimension or self.hidden_size
 
     @property
     def model_type(self) -> str:
-        """Transformers' name of the architecture: "xlm-roberta", "bert", ..."""
+        """Return transformers' name of the architecture: "xlm-roberta", "bert", ..."""
         return str(self._setting("model_type"))
 
     @cached_property
-    def modules(self) -> list[str] | None:
-        """Class names of the parts sentence-transformers puts together; None where it is not said.
-
-        From `modules.json`: ["Transformer", "Pooling", "Normalize"] for most.
-        """
-        path = self.folder / "modules.json"
-        if not path.is_file():
-            return None
-        try:
-            parts = json.loads(path.read_bytes())
-            types = [str(part["type"]) for part in parts]
-            places = [str(part.get("path", "")) for part in parts]
-        except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
-            raise self.problem(f"{path} is no list of modules: {error!r}") from error
-        if not types:
-            raise self.problem(f"{path} lists no modules")
-        for kind, place in zip(types, places, strict=True):
-            if not kind.startswith("sentence_transformers.") and not self.spec.remote_code:
-                raise self.problem(
-                    f"modules.json asks for {kind}, code of the model's own; set remote_code in "
-                    "its spec if you trust it"
-                )
-            name = kind.rpartition(".")[2]
-            if place != {"Transformer": "", "Pooling": "1_Pooling"}.get(name, place):
-                raise self.problem(
-                    f"modules.json has {name} in {place!r}, which is not read; put it where "
-                    "sentence-transformers puts it"
-                )
-        return [kind.rpartition(".")[2] for kind in types]
+    def pad_id(self) -> int:
+        """Return the id of the padding token; 0 if `config.json` names none."""
+        if self.config.get("pad_token_id") is None:
+            return 0
+        return self.integer("pad_token_id")
 
     @cached_property
-    def pooling(self) -> Pooling:
-        """How the dense vector is taken from the hidden states, or the sparse one from the logits.
-
-        What the spec says; else what sentence-transformers' `1_Pooling/config.json` says (both its
-        older flags and its newer `pooling_mode`); without that file "cls", which is BGE-M3's.
-        """
-        said = self.spec.pooling
-        if said == "splade" or not (self.folder / "1_Pooling/config.json").is_file():
-            if said is None and self.spec.heads != HEAD_NAMES:
-                raise self.problem(
-                    "it has no 1_Pooling/config.json; name its pooling, cls or mean, in its spec"
-                )
-            return said or "cls"
-        settings = self.json("1_Pooling/config.json")
-        if settings.get("include_prompt", True) is not True:
-            raise self.problem("1_Pooling/config.json leaves prompts out of pooling: not done here")
-        chosen = {
-            key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
-            for key, on in settings.items()
-            if key.startswith("pooling_mode_") and on is True
-        }
-        named = settings.get("pooling_mode")
-        chosen |= (
-            set(map(str, named)) if isinstance(named, list) else {str(named)} if named else set()
-        )
-        if said is not None and chosen != {said}:
-            raise self.problem(
-                f"1_Pooling/config.json asks for pooling {sorted(chosen)}, but its spec for {said}"
-            )
-        if chosen == {"cls"}:
-            return "cls"
-        if chosen == {"mean"}:
-            return "mean"
-        raise self.problem(
-            f"1_Pooling/config.json asks for pooling {sorted(chosen)}, but only cls or mean "
-            "pooling, one at a time, can be computed"
-        )
+    def positions_start_at_zero(self) -> bool:
+        """Tell whether a text's positions start at 0, rather than after the padding's position."""
+        return self.model_type in _POSITIONS_FROM_ZERO
 
     @cached_property
     def max_length(self) -> int:
-        """The most tokens a text may have, special tokens included.
+        """Return the maximum tokens of a text, special tokens included.
 
-        The smallest of the number of positions (less those that RoBERTa-type models reserve),
-        sentence-transformers' `max_seq_length`, and what the spec says.
+        The smallest of three limits: the number of positions (less those that RoBERTa-type models
+        reserve), sentence-transformers' `max_seq_length`, and the spec's.
         """
-        limits = [] if self.spec.max_length is None else [self.spec.max_length]
+        # Some architectures compute positions and have no limit of their own; then the spec's is
+        # enough.
+        limits = []
+        if self.spec.max_length is not None:
+            limits.append(self.spec.max_length)
         if not limits or "max_position_embeddings" in self.config:
             positions = self.integer("max_position_embeddings")
-            if self.model_type not in _POSITIONS_FROM_ZERO:
+            if not self.positions_start_at_zero:
                 positions -= self.integer("pad_token_id") + 1
             limits.append(positions)
-        limit = self._sentence_settings.get("max_seq_length")
-        if isinstance(limit, int):
-            limits.append(limit)
+        sentence_limit = self._sentence_settings.get("max_seq_length")
+        if isinstance(sentence_limit, int):
+            limits.append(sentence_limit)
         if min(limits) < 1:
             raise self.problem(f"its files allow texts of {min(limits)} tokens")
         return min(limits)
 
-    @property
-    def code_options(self) -> dict[str, Any]:
-        """What transformers has to be told about remote code, for models and configurations.
+    def integer(self, key: str, *, default: int | None = None) -> int:
+        """Return a whole number from `config.json`.
+
+        Args:
+            key: Name of the setting.
+            default: The value if the setting is missing; None makes it required.
 
         Raises:
-            ModelLoadError: If the code lies in another repository and no commit of it is named.
+            ModelLoadError: If a required setting is missing, or the value is not a whole number.
+        """
+        if default is not None and key not in self.config:
+            return default
+        value = self._setting(key)
+        if not isinstance(value, int):
+            raise self.problem(f"config.json has {key} = {value!r}, where a number is needed")
+        return value
+
+    def _setting(self, key: str) -> object:
+        if key not in self.config:
+            raise self.problem(f"config.json in {self.folder} has no {key!r}")
+        return self.config[key]
+
+    # --- what comes before and after the backbone -----------------------------------------------
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Return the path of `tokenizer.json`."""
+        return self.require("tokenizer.json")
+
+    @property
+    def lower_case(self) -> bool:
+        """Tell whether sentence-transformers lower-cases texts for this model's tokenizer."""
+        return self._sentence_settings.get("do_lower_case") is True
+
+    @cached_property
+    def modules(self) -> list[str] | None:
+        """Return the class names of sentence-transformers' modules; None without `modules.json`."""
+        return read_modules(self, allow_own_code=self.spec.remote_code)
+
+    @property
+    def further_modules(self) -> list[str]:
+        """Return the names of the modules that only the engine 'sentence' runs, sorted."""
+        return sorted(set(self.modules or ()) - STANDARD_MODULES)
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """Return how hidden states become the dense vector, or logits the sparse one.
+
+        The spec's pooling, or else the one in `1_Pooling/config.json`; the two must not differ.
+        Without either it is "cls", which is BGE-M3's.
+        """
+        expected = self.spec.pooling
+        if expected == "splade":
+            return expected
+        if not self.has(POOLING_SETTINGS):
+            if expected is None and self.spec.heads != HEAD_NAMES:
+                raise self.problem(
+                    f"it has no {POOLING_SETTINGS}; name its pooling, cls or mean, in its spec"
+                )
+            return expected or "cls"
+        modes = read_pooling_modes(self)
+        if expected is not None and modes != {expected}:
+            raise self.problem(
+                f"{POOLING_SETTINGS} asks for pooling {sorted(modes)}, but its spec for {expected}"
+            )
+        if modes == {"cls"}:
+            return "cls"
+        if modes == {"mean"}:
+            return "mean"
+        raise self.problem(
+            f"{POOLING_SETTINGS} asks for pooling {sorted(modes)}, but only cls or mean pooling, "
+            "one at a time, can be computed"
+        )
+
+    @cached_property
+    def _sentence_settings(self) -> dict[str, object]:
+        return read_sentence_settings(self)
+
+    # --- code of the model's own ----------------------------------------------------------------
+
+    @property
+    def code_options(self) -> dict[str, bool | str]:
+        """Return transformers' keyword arguments about remote code.
+
+        Raises:
+            ModelLoadError: If the code is in another repository and no commit of it is named.
         """
         if not self.spec.remote_code:
             return {"trust_remote_code": False}
         repository = self.code_repository
-        pinned = self.spec.code_revision or ""
-        if repository and not COMMIT_HASH.fullmatch(pinned):
+        if repository is None:
+            return {"trust_remote_code": True}
+        pinned_commit = self.spec.code_revision or ""
+        if not COMMIT_HASH.fullmatch(pinned_commit):
             raise self.problem(
-                f"its code lies in {repository}, which has to be pinned: name the commit you have "
+                f"its code is in {repository}, which has to be pinned: name the commit you have "
                 "read (40 hex digits) as code_revision in its spec"
             )
-        return {"trust_remote_code": True, **({"code_revision": pinned} if repository else {})}
+        return {"trust_remote_code": True, "code_revision": pinned_commit}
 
     @property
     def code_repository(self) -> str | None:
-        """The other repository that the model's code lies in; None where it is in its own.
+        """Return the other repository that has the model's code; None if the code is in its own.
 
         Raises:
-            ModelLoadError: If code of several, or of another for anything but the model itself, is
-                asked for: only one can be pinned.
+            ModelLoadError: If the files ask for code of several repositories, or for another
+                repository's code in anything but the model itself. Only one can be pinned.
         """
-        auto_map = self.config.get("auto_map") or {}
-        named = [str(name) for name in auto_map.values()] if isinstance(auto_map, dict) else []
-        found = {name.partition("--")[0] for name in named if "--" in name}
-        for name in _MORE_CODE:
+        # Transformers would run code from each repository named here, whatever is pinned.
+        repositories = set()
+        auto_map = self.config.get("auto_map")
+        if isinstance(auto_map, dict):
+            for class_path in map(str, auto_map.values()):
+                repository, separator, _ = class_path.partition("--")
+                if separator:
+                    repositories.add(repository)
+        for name in _FILES_WITH_CODE:
             path = self.folder / name
-            if path.is_file() and re.search(rb'"[^"/]+/[^"/]+--[^"]+"', path.read_bytes()):
-                raise self.problem(f"{name} asks for code of another repository: not run here")
-        if len(found) > 1:
-            raise self.problem(f"its code lies in several repositories: {', '.join(sorted(found))}")
-        return found.pop() if found else None
+            if path.is_file() and _CODE_ELSEWHERE.search(path.read_bytes()):
+                raise self.problem(
+                    f"{name} asks for code from another repository, which is not run here"
+                )
+        if len(repositories) > 1:
+            raise self.problem(
+                f"its code is in several repositories: {', '.join(sorted(repositories))}"
+            )
+        return repositories.pop() if repositories else None
 
-    @property
-    def lower_case(self) -> bool:
-        """Whether sentence-transformers lowers the case of texts for this model's tokenizer."""
-        return self._sentence_settings.get("do_lower_case") is True
+    # --- weights --------------------------------------------------------------------------------
 
     @cached_property
-    def _sentence_settings(self) -> dict[str, Any]:
-        name = "sentence_bert_config.json"
-        settings = self.json(name) if (self.folder / name).is_file() else {}
-        if unread := [key for key in _NOT_READ if settings.get(key)]:
-            raise self.problem(f"{name} sets {', '.join(unread)}, which are not read here")
-        return settings
+    def weight_files(self) -> list[Path]:
+        """Return the files with the backbone's tensors, the shards in order."""
+        # Every safetensors file can be mapped; a pickle may have to be read whole.
+        for name in (*WEIGHTS, *PICKLED_WEIGHTS):
+            if not self.has(name):
+                continue
+            if name.endswith(".index.json"):
+                return self._find_shards(name)
+            return [self.folder / name]
+        raise self.problem(
+            f"no weights in {self.folder}: expected model.safetensors or pytorch_model.bin"
+        )
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """`tokenizer.json`."""
-        return self.require("tokenizer.json")
+    def _find_shards(self, index_name: str) -> list[Path]:
+        """Return the weight files that an index lists, each once."""
+        weight_map = self.read_json(index_name).get("weight_map")
+        shard_names: set[str] = set()
+        if isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values()):
+            shard_names.update(weight_map.values())
+        if not shard_names:
+            raise self.problem(f"{index_name} in {self.folder} lists no shards")
+        return [self.require(name) for name in sorted(shard_names)]
 
     @property
     def is_exported(self) -> bool:
-        """Whether the folder holds an ONNX file made by `export`, in place of weights."""
-        return (self.folder / EXPORT).is_file()
+        """Tell whether the folder holds an ONNX file made by `export`, in place of weights."""
+        return self.has(EXPORT)
 
     @cached_property
-    def exported(self) -> dict[str, Any]:
-        """What an export says of itself: file, precision, digest of its source, ...
+    def export_notes(self) -> ExportNotes:
+        """Return what an exported model says of itself, after checking that its files are whole.
 
         Raises:
-            ModelLoadError: If the model was not exported, or the notes or files are not whole.
+            ModelLoadError: If the model was not exported, its notes are of another version, or its
+                files are not those that were exported.
         """
         if not self.is_exported:
             raise self.problem(
                 "the engine 'onnx' runs exported models. Export it once with: unified-embeddings "
                 f"export-onnx {self.name} FOLDER; then use that folder as the model"
             )
-        notes = self.json(EXPORT)
-        if (
-            notes.get("format") != EXPORT_FORMAT
-            or {"file", "precision", "digest", "content"} - notes.keys()
-        ):
-            raise self.problem(f"{EXPORT} is not one this version reads; export the model again")
-        files = [self.require(str(notes["file"])), self.require(f"{notes['file']}.data")]
-        if content_digest(files) != notes["content"]:
+        notes = ExportNotes.from_json(self.read_json(EXPORT))
+        if notes is None:
             raise self.problem(
-                f"{files[0].name} is not the file that was exported with {EXPORT}; export the "
+                f"this version does not read the format of {EXPORT}; export the model again"
+            )
+        # A graph with the weights of another model of its architecture would load without an error,
+        # and give wrong vectors.
+        files = [self.require(notes.graph_file), self.require(notes.weights_file)]
+        if content_digest(files) != notes.content:
+            raise self.problem(
+                f"{notes.graph_file} is not the file that was exported with {EXPORT}; export the "
                 "model again"
             )
         return notes
 
-    def export_folder(self, precision: str) -> Path:
-        """Where in the user's cache folder this model's export in a precision belongs."""
-        import platformdirs
-
-        heads = "-".join(self.spec.heads)
-        name = f"onnx-{EXPORT_FORMAT}-{self.digest}-{self.pooling}-{heads}-{precision}"
-        return platformdirs.user_cache_path("unified-embeddings") / name
-
-    @cached_property
-    def weight_files(self) -> list[Path]:
-        """The files of the backbone's tensors: safetensors before pickles, shards in order."""
-        for name in (*WEIGHTS, *PICKLED_WEIGHTS):
-            if not (self.folder / name).is_file():
-                continue
-            if not name.endswith(".index.json"):
-                return [self.folder / name]
-            shards = self.json(name).get("weight_map")
-            named = shards.values() if isinstance(shards, dict) else ()
-            if not shards or not named or not all(isinstance(shard, str) for shard in named):
-                raise self.problem(f"{name} in {self.folder} lists no shards")
-            return [self.require(shard) for shard in sorted(set(named))]
-        raise self.problem(
-            f"no weights in {self.folder}: expected model.safetensors or pytorch_model.bin"
-        )
+    # --- identity -------------------------------------------------------------------------------
 
     @cached_property
     def digest(self) -> str:
-        """24 hex digits that tell this model's content from any other's.
+        """Return 24 hex digits that tell this model's content from any other's.
 
-        A BLAKE2b digest over the configuration, tokenizer and head files whole and over 256 blocks
-        of 4 KiB spread evenly through each weight file: two fine-tunings of one architecture
-        differ in it, a copy in another place does not, and 2 GB of weights cost milliseconds. An
-        exported model has its source's, since its vectors compare with the source's.
+        A BLAKE2b digest over the whole of the configuration, tokenizer and head files, and over
+        samples of each weight file. Two fine-tunings of one architecture have different digests; a
+        copy in another place has the same. An exported model has its source's digest, because its
+        vectors compare with the source's.
         """
         if self.is_exported:
-            return str(self.exported["digest"])
-        digest = hashlib.blake2b(digest_size=12)
+            return self.export_notes.digest
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
-            digest.update(_whole(self.folder / name))
+            digest.update(read_content(self.folder / name))
         if self.spec.images:
-            for name in (*IMAGE_SETTINGS, *sum(IMAGE_TOKENIZERS, ()), "tokenizer_config.json"):
-                digest.update(_whole(self.folder / name))
+            for name in _image_files():
+                digest.update(read_content(self.folder / name))
         else:
             digest.update(self.pooling.encode())
-        for path in [*self.weight_files, *self._other_weights]:
-            digest.update(_sampled(path))
-        # Only for models that have these, so that BGE-M3's digest stays what it was.
-        for path in self._other_settings:
-            digest.update(_whole(path))
+        for path in [*self.weight_files, *self._further_weights()]:
+            digest.update(sample_content(path))
+        # Only models with these files get them, so that BGE-M3's digest stays what it was.
+        for path in self._further_settings():
+            digest.update(read_content(path))
         if self.lower_case:
             digest.update(b"lower case")
         if self.spec.remote_code:
             digest.update((self.spec.code_revision or "").encode())
         return digest.hexdigest()
 
-    @property
-    def _other_weights(self) -> list[Path]:
-        """Weights beside the backbone's: sentence-transformers' dense layers, LoRA adapters."""
-        folders = [
-            *sorted(self.folder.glob("[1-9]_*")),
-            *map(self.folder.joinpath, self.spec.adapters),
-        ]
-        return [
-            path
-            for folder in folders
-            for path in sorted(folder.glob("*"))
-            if path.suffix in (".safetensors", ".bin")
-        ]
+    def _further_weights(self) -> list[Path]:
+        """Return weights besides the backbone's: sentence-transformers' dense layers, adapters."""
+        folders = sorted(self.folder.glob("[1-9]_*"))
+        folders += [self.folder / adapter for adapter in self.spec.adapters]
+        paths = []
+        for folder in folders:
+            for path in sorted(folder.glob("*")):
+                if path.suffix in (".safetensors", ".bin"):
+                    paths.append(path)
+        return paths
 
-    @property
-    def _other_settings(self) -> list[Path]:
-        """Files beside the weights that change vectors: of adapters, more modules, remote code."""
-        spec = self.spec
-        files = [self.folder / adapter / "adapter_config.json" for adapter in spec.adapters]
-        more = set(self.modules or ()) - {"Transformer", "Pooling", "Normalize"}
-        if more:
+    def _further_settings(self) -> list[Path]:
+        """Return files besides the weights that change vectors: adapters', modules' and code."""
+        files = [self.folder / name / "adapter_config.json" for name in self.spec.adapters]
+        if self.further_modules:
             files += sorted(self.folder.glob("[1-9]_*/config.json"))
-        if spec.remote_code:
+        if self.spec.remote_code:
             files += sorted(self.folder.glob("*.py"))
         return files
 
-    def require(self, name: str) -> Path:
-        """The path of a file that has to be there.
 
-        Raises:
-            ModelLoadError: If it is not.
-        """
-        path = self.folder / name
-        if not path.is_file():
-            raise self.problem(f"{name} is missing in {self.folder}")
-        return path
-
-    def problem(self, text: str) -> ModelLoadError:
-        """The error that says `text` of this checkpoint."""
-        return ModelLoadError(self.name, text, revision=self.__dict__.get("revision") or None)
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON object of the folder's.
-
-        Raises:
-            ModelLoadError: If the file is missing, unreadable or something else.
-        """
-        path = self.require(name)
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except (ValueError, OSError) as error:
-            raise self.problem(f"{path} is not readable JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise self.problem(f"{path} should hold a JSON object, not {type(content).__name__}")
-        return content
-
-    def integer(self, key: str) -> int:
-        """A whole number of `config.json`.
-
-        Raises:
-            ModelLoadError: If it is missing, or something else.
-        """
-        value = self._setting(key)
-        if not isinstance(value, int):
-            raise self.problem(f"config.json has {key} = {value!r}, where a number is needed")
-        return value
-
-    def _setting(self, key: str) -> Any:
-        if key not in self.config:
-            raise self.problem(f"config.json in {self.folder} has no {key!r}")
-        return self.config[key]
-
-
-def content_digest(files: Sequence[Path]) -> str:
-    """24 hex digits that tell the content of large files from any other, by sampling them."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in files:
-        digest.update(_sampled(path))
-    return digest.hexdigest()
-
-
-def _whole(path: Path) -> bytes:
-    content = path.read_bytes() if path.is_file() else b""
-    return len(content).to_bytes(8, "little") + content
-
-
-def _sampled(path: Path) -> bytes:
-    size = path.stat().st_size
-    parts = [size.to_bytes(8, "little")]
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(i * size // _SAMPLES)
-            parts.append(file.read(_SAMPLE_BYTES))
-    return b"".join(parts)
+def _image_files() -> list[str]:
+    """Return the names of the small files that an image model's vectors depend on."""
+    names = [*IMAGE_SETTINGS]
+    for tokenizer_files in IMAGE_TOKENIZERS:
+        names += tokenizer_files
+    return [*names, "tokenizer_config.json"]

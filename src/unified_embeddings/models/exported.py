@@ -1,40 +1,85 @@
-"""What an exported model's folder holds, and what its graph's inputs and outputs are called."""
+"""An exported model's folder: its notes, and the names of its graph's inputs and outputs.
+
+What lives here: what the exporter and the engine 'onnx' must agree on. What does not: writing the
+folder (`export`), running the graph (`engines.onnx`).
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName
 
 INPUTS = ("input_ids", "attention_mask")
-
+"""The inputs of an exported graph, both int64 (texts, tokens)."""
 
 OUTPUTS: dict[HeadName, str] = {
     "dense": "pooled",
     "sparse": "token_weights",
     "colbert": "token_vectors",
 }
-"""An exported graph's inputs, and head → the output that it is made of."""
-
+"""Head → the output of the graph that the head's vectors are made from."""
 
 EXPORTED_IN = ("fp32", "int8")
-"""The precisions there are of it."""
-
+"""The precisions that a model can be exported in."""
 
 EXPORT = "export.json"
-"""What an exported model's folder says of itself; see `export`."""
-
+"""Name of the file with an exported model's notes."""
 
 EXPORT_FORMAT = 2
-"""Of these notes and of the graph: raised with every change that makes older ones stale."""
+"""Version of the notes and of the graph. Raise it with every change that makes older exports stale:
+it is part of the name of the folder in the user's cache."""
+
+
+@dataclass(frozen=True)
+class ExportNotes:
+    """What `export.json` says of an exported model.
+
+    Attributes:
+        source: Name or folder of the model that was exported.
+        precision: One of `EXPORTED_IN`.
+        digest: The source's digest. Vectors of the two compare, so they share a fingerprint.
+        graph_file: Name of the ONNX file.
+        content: Digest of the ONNX file and its weights; see `digests.content_digest`.
+    """
+
+    source: str
+    precision: str
+    digest: str
+    graph_file: str
+    content: str
+
+    @classmethod
+    def from_json(cls, notes: Mapping[str, object]) -> ExportNotes | None:
+        """Build from the content of `export.json`; None if another version wrote it."""
+        required = {"file", "precision", "digest", "content"}
+        if notes.get("format") != EXPORT_FORMAT or required - notes.keys():
+            return None
+        return cls(
+            source=str(notes.get("model")),
+            precision=str(notes["precision"]),
+            digest=str(notes["digest"]),
+            graph_file=str(notes["file"]),
+            content=str(notes["content"]),
+        )
+
+    @property
+    def weights_file(self) -> str:
+        """Return the name of the file with the graph's weights."""
+        return f"{self.graph_file}.data"
 
 
 def read_exported_spec(folder: str) -> ModelSpec | None:
-    """The spec that an exported model's folder carries; None for any other name or folder."""
+    """Return the spec that an exported model's folder carries; None for any other name or folder.
+
+    A broken export gives None as well: `Checkpoint.export_notes` says what is wrong with it.
+    """
     try:
         notes = json.loads((Path(folder).expanduser() / EXPORT).read_bytes())
         return ModelSpec.from_dict({**notes["spec"], "model_id": folder})
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
-        return None  # no export, or a broken one, of which `checkpoints` says what is wrong
+        return None

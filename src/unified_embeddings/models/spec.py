@@ -1,61 +1,88 @@
-"""The model choices: what is known of each model before its files are opened.
+"""What is known of a model before its files are opened.
 
-What lives here: data about models, and reading a spec of one's own from TOML. What does not:
-finding their files (`checkpoints`) and running them (`engines`).
-
-Each figure is from the model's card on the Hugging Face hub, as of November 2026.
+What lives here: `ModelSpec`, and the checks on its fields. What does not: the specs of the known
+models (`catalogue`), finding a model's files (`resolve`) and reading them (`checkpoint`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import HEAD_NAMES, HeadName, Role
+from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+Pooling: TypeAlias = Literal["cls", "mean", "splade"]
+EngineName: TypeAlias = Literal["torch", "sentence", "onnx"]
 
-Pooling = Literal["cls", "mean", "splade"]
-EngineName = Literal["torch", "sentence", "onnx"]
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "choice": (str,),
+    "model_id": (str,),
+    "dimension": (int, type(None)),
+    "max_length": (int, type(None)),
+    "licence": (str,),
+    "parameters": (int, type(None)),
+    "heads": (tuple, list),
+    "pooling": (str, type(None)),
+    "normalise": (bool,),
+    "query_prefix": (str,),
+    "document_prefix": (str,),
+    "query_adapter": (str,),
+    "document_adapter": (str,),
+    "engine": (str, type(None)),
+    "sparse_model": (str, type(None)),
+    "images": (bool,),
+    "remote_code": (bool,),
+    "revision": (str, type(None)),
+    "code_revision": (str, type(None)),
+}
+"""Field of a spec → the types that its value may have."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is known of a model before its files are opened; one of your own, or one of `MODELS`.
+    """What is known of a model before its files are opened: one of `MODELS`, or one of your own.
 
     Attributes:
         choice: The short name.
-        model_id: Its hub id, or a folder.
-        dimension: Width of the dense vector; None takes the backbone's.
-        max_length: Most tokens of a text, special tokens included; None takes the backbone's.
+        model_id: A hub id, or a folder.
+        dimension: Width of the dense vector. None takes the backbone's.
+        max_length: Maximum tokens of a text, special tokens included. None takes the backbone's.
         licence: SPDX identifier.
-        parameters: How many its published weights have.
-        heads: What it can produce.
-        pooling: "cls" or "mean" make the dense vector, "splade" the sparse one (the largest
-            log(1 + relu(logit)) over a text's tokens); None takes what its files say.
-        normalise: Whether dense vectors are scaled to unit length, as its card has it.
-        query_prefix: Put before every query.
-        document_prefix: Put before every document.
-        query_adapter: Folder, within the model's, of the LoRA weights that queries go through.
+        parameters: Number of parameters in the published weights.
+        heads: The vectors that the model can produce.
+        pooling: "cls" or "mean" give the dense vector. "splade" gives the sparse one, the largest
+            log(1 + relu(logit)) over a text's tokens. None takes what the model's files say.
+        normalise: Whether dense vectors are scaled to unit length, as stated on the model card.
+        query_prefix: Text put before every query.
+        document_prefix: Text put before every document.
+        query_adapter: Subfolder of the model's folder with the LoRA weights for queries.
         document_adapter: The same for documents.
-        engine: The engine "auto" takes for it; None lets the architecture decide.
-        sparse_model: A choice that gives the sparse vectors beside it.
-        images: Whether it embeds images into the same space; see `images.ClipEmbedder`.
-        remote_code: Whether it runs code from its repository: only with trust_remote_code=True,
-            and pinned to a commit.
+        engine: The engine that "auto" chooses. None lets the architecture decide.
+        sparse_model: A choice that supplies the sparse vectors alongside this model.
+        images: Whether it embeds images into the same space; see `ClipEmbedder`.
+        remote_code: Whether it runs code from its repository. This needs trust_remote_code=True and
+            a pinned commit.
         revision: Commit of the hub repository that remote code is pinned to.
-        code_revision: Commit of the repository that holds the code, where that is another one.
+        code_revision: Commit of the repository with the code, if that is a different one.
 
     Raises:
-        InputError: If a field is of another type, or a value none of those above.
+        InputError: If a field has the wrong type, or a value that is not listed above.
+
+    Example:
+        >>> from unified_embeddings import ModelSpec
+        >>> spec = ModelSpec("mine", "me/fine-tuned-e5", dimension=384, query_prefix="query: ")
+        >>> spec.prefix("query")
+        'query: '
+        >>> spec.heads
+        ('dense',)
+        >>> ModelSpec("mine", "me/fine-tuned-e5", dimension=0)
+        Traceback (most recent call last):
+        ...
+        unified_embeddings.errors.InputError: mine: dimension must be above 0, got 0
     """
 
     choice: str
@@ -79,27 +106,93 @@ class ModelSpec:
     code_revision: str | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            allowed = _TYPES[field.name]
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                names = " or ".join(
-                    "none" if kind is type(None) else kind.__name__ for kind in allowed
-                )
-                raise InputError(f"{self.choice}: {field.name} must be {names}, got {value!r}")
+        self._check_types()
+        # JSON and TOML give a list, and a name twice means the same as once.
         object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
+        self._check_adapters()
+        self._check_names("heads", self.heads, HEAD_NAMES)
+        self._check_names("pooling", (self.pooling,), get_args(Pooling))
+        self._check_names("engine", (self.engine,), get_args(EngineName))
+        self._check_heads()
+        self._check_sizes()
+
+    def prefix(self, role: Role) -> str:
+        """Return the text put before texts of this role."""
+        if role == "query":
+            return self.query_prefix
+        return self.document_prefix
+
+    def adapter(self, role: Role) -> str:
+        """Return the subfolder of the LoRA weights for texts of this role; "" for none."""
+        if role == "query":
+            return self.query_adapter
+        return self.document_adapter
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Return the subfolders of LoRA weights that are named, each once."""
+        names = dict.fromkeys((self.query_adapter, self.document_adapter))
+        return tuple(name for name in names if name)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as plain values, fit for JSON; `from_dict` reads them."""
+        return {**dataclasses.asdict(self), "heads": list(self.heads)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object], *, where: str = "the spec") -> ModelSpec:
+        """Build a spec from its fields; `choice` defaults to `model_id`.
+
+        Args:
+            fields: Values by field name. Only `model_id` is required.
+            where: Where the fields come from, for error messages.
+
+        Raises:
+            InputError: If a field is unknown or has the wrong type, or `model_id` is missing.
+        """
+        if not isinstance(fields, Mapping):
+            raise InputError(f"{where} must be a mapping of fields, got {type(fields).__name__}")
+        if unknown_names := sorted(fields.keys() - _FIELD_TYPES.keys()):
+            raise InputError(
+                f"{where}: unknown {unknown_names}; the fields are like, {', '.join(_FIELD_TYPES)}"
+            )
+        if "model_id" not in fields:
+            raise InputError(f"{where} needs model_id, a hub id or a folder")
+        # The values come from a file and may be anything: __post_init__ checks their types.
+        values: Options = {"choice": fields["model_id"], **fields}
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    def _check_types(self) -> None:
+        for name, allowed_types in _FIELD_TYPES.items():
+            value = getattr(self, name)
+            # A bool is an int in Python, but `dimension = true` is a mistake.
+            is_stray_bool = isinstance(value, bool) and bool not in allowed_types
+            if is_stray_bool or not isinstance(value, allowed_types):
+                type_names = [allowed.__name__ for allowed in allowed_types]
+                expected = " or ".join(type_names).replace("NoneType", "none")
+                raise InputError(f"{self.choice}: {name} must be {expected}, got {value!r}")
+
+    def _check_adapters(self) -> None:
+        # A spec may come from a stranger's file: it must not make us read outside the model.
         for adapter in self.adapters:
             if Path(adapter).is_absolute() or ".." in Path(adapter).parts:
                 raise InputError(
-                    f"{self.choice}: an adapter is a folder within the model's, got {adapter!r}"
+                    f"{self.choice}: an adapter must be a folder within the model's, got "
+                    f"{adapter!r}"
                 )
-        for name, given, known in (
-            ("heads", self.heads, HEAD_NAMES),
-            ("pooling", filter(None, [self.pooling]), get_args(Pooling)),
-            ("engine", filter(None, [self.engine]), get_args(EngineName)),
-        ):
-            if unknown := [value for value in given if value not in known]:
-                raise InputError(f"{self.choice}: {name} can be {', '.join(known)}, not {unknown}")
+
+    def _check_names(
+        self, field: str, values: Iterable[str | None], known_names: tuple[str, ...]
+    ) -> None:
+        unknown = [value for value in values if value and value not in known_names]
+        if unknown:
+            raise InputError(
+                f"{self.choice}: {field} can be {', '.join(known_names)}, not {unknown}"
+            )
+
+    def _check_heads(self) -> None:
         if not self.heads:
             raise InputError(f"{self.choice}: a model must give at least one of {HEAD_NAMES}")
         if (self.pooling == "splade") != (self.heads == ("sparse",)):
@@ -107,66 +200,9 @@ class ModelSpec:
                 f"{self.choice}: pooling 'splade' and heads ['sparse'] go together, got "
                 f"{self.pooling!r} and {list(self.heads)}"
             )
+
+    def _check_sizes(self) -> None:
         for name in ("dimension", "max_length", "parameters"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{self.choice}: {name} must be above 0, got {value}")
-
-    def prefix(self, role: Role) -> str:
-        """What is put before a text of this role."""
-        return self.query_prefix if role == "query" else self.document_prefix
-
-    def adapter(self, role: Role) -> str:
-        """The folder of the LoRA weights a text of this role goes through; "" for none."""
-        return self.query_adapter if role == "query" else self.document_adapter
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The folders of LoRA weights named, each once."""
-        named = (self.query_adapter, self.document_adapter)
-        return tuple(name for name in dict.fromkeys(named) if name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, fit for JSON; `from_dict` reads them."""
-        return {**dataclasses.asdict(self), "heads": list(self.heads)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], *, where: str = "the spec") -> ModelSpec:
-        """Build from the names above; `choice` is `model_id` if it is not given.
-
-        Raises:
-            InputError: If a field is unknown, of a wrong type, or `model_id` is missing.
-        """
-        if not isinstance(fields, Mapping):
-            raise InputError(f"{where} must be a mapping of fields, got {type(fields).__name__}")
-        if unknown := sorted(fields.keys() - _TYPES.keys()):
-            raise InputError(f"{where}: unknown {unknown}; there are like, {', '.join(_TYPES)}")
-        if "model_id" not in fields:
-            raise InputError(f"{where} needs model_id, a hub id or a folder")
-        try:
-            return cls(**{"choice": fields["model_id"], **fields})
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "choice": (str,),
-    "model_id": (str,),
-    "dimension": (int, type(None)),
-    "max_length": (int, type(None)),
-    "licence": (str,),
-    "parameters": (int, type(None)),
-    "heads": (tuple, list),
-    "pooling": (str, type(None)),
-    "normalise": (bool,),
-    "query_prefix": (str,),
-    "document_prefix": (str,),
-    "query_adapter": (str,),
-    "document_adapter": (str,),
-    "engine": (str, type(None)),
-    "sparse_model": (str, type(None)),
-    "images": (bool,),
-    "remote_code": (bool,),
-    "revision": (str, type(None)),
-    "code_revision": (str, type(None)),
-}

@@ -1,4 +1,4 @@
-"""What qdrant-client raises, as a StoreError that names collection and operation."""
+"""Errors that qdrant-client raises, as StoreErrors that name the collection and the operation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 
-_FAILURES = (
+_CLIENT_ERRORS = (
+    # Raised for a server:
     ApiException,
     QdrantException,
     RpcError,
     OSError,
-    sqlite3.Error,  # a local mode's files: a full disk, a folder made read-only
+    # Raised by a store in this process; sqlite3's by local mode on a full or read-only disk:
+    sqlite3.Error,
     ValueError,
     RuntimeError,
 )
@@ -25,13 +27,19 @@ _FAILURES = (
 
 @contextlib.contextmanager
 def store_errors(collection: str, operation: str) -> Iterator[None]:
-    """Turn whatever the client raises into a StoreError that says where.
+    """Turn whatever a Qdrant client raises into a StoreError.
 
-    ValueError and RuntimeError are what a store in this process raises, the others a server's.
+    Args:
+        collection: The collection's name, or the place if no collection is concerned.
+        operation: What is being done.
+
+    Raises:
+        StoreError: If the client raises. A StoreError or a FingerprintMismatchError passes
+            unchanged.
     """
     try:
         yield
-    except _FAILURES as error:
+    except _CLIENT_ERRORS as error:
         if isinstance(error, FingerprintMismatchError | StoreError):
             raise
         reason = str(error).strip() or type(error).__name__

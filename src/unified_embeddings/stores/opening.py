@@ -1,9 +1,9 @@
-"""A store in this process: opened once a folder, and safe to share between threads.
+"""Clients of a Qdrant in this process: one per folder, and safe to share between threads.
 
 What lives here: which client a folder gets, and qdrant-client's own local mode, which users bring
-as `client=QdrantClient(":memory:")`. That mode is not thread-safe (qdrant-client issue 1193) and
-its async client neither shares data with the sync one nor yields to the event loop. Here: one lock
-around each such client, and an async view of it.
+as `client=QdrantClient(":memory:")`. Local mode is not thread-safe (qdrant-client issue 1193), and
+its async client neither shares data with the sync one nor yields to the event loop. So each such
+client gets a lock around it, and an async view of itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.local.qdrant_local import QdrantLocal
@@ -22,59 +22,65 @@ from unified_embeddings.errors import StoreError
 from unified_embeddings.stores.asynchronous import AsyncView
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
-Client = QdrantClient | EdgeQdrantClient
+Client: TypeAlias = QdrantClient | EdgeQdrantClient
+"""A client with qdrant-client's interface: a server's, local mode's or an embedded store's."""
 
+# Weak: a client that nobody holds is closed, and its folder is free for another process.
 _open_clients: weakref.WeakValueDictionary[Path, EdgeQdrantClient] = weakref.WeakValueDictionary()
 _open_lock = threading.Lock()
-_CLOSING = 60.0
-"""Seconds that closing a store may take: its log is brought home."""
+_CLOSING_SECONDS = 60.0
+"""How long to wait for another thread that is closing the store: its log is being flushed."""
 
 
-class _Locked:
+class _LockedLocalClient:
     """A QdrantLocal whose methods run one at a time."""
 
     def __init__(self, inner: QdrantLocal) -> None:
         self.inner = inner
         self._lock = threading.RLock()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         attribute = getattr(self.inner, name)
         if not callable(attribute):
             return attribute
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> object:
             with self._lock:
                 return attribute(*args, **kwargs)
 
         return call
 
 
-def is_local_mode(client: Any) -> bool:
-    """Whether this client is qdrant-client's local mode."""
-    return isinstance(getattr(client, "_client", None), QdrantLocal | _Locked)
+def is_local_mode(client: object) -> bool:
+    """Tell whether a client is qdrant-client's local mode."""
+    return isinstance(getattr(client, "_client", None), QdrantLocal | _LockedLocalClient)
 
 
-def is_in_process(client: Any) -> bool:
-    """Whether Qdrant runs in this process, not on a server."""
+def is_in_process(client: object) -> bool:
+    """Tell whether a client's Qdrant runs in this process, not on a server."""
     return isinstance(client, EdgeQdrantClient) or is_local_mode(client)
 
 
 def make_thread_safe(client: Client) -> Client:
-    """Put a lock around a client in local mode, in place; any other is left as it is."""
+    """Put a lock around a client in local mode, in place; any other is left unchanged."""
     if isinstance(client, QdrantClient) and isinstance(client._client, QdrantLocal):
-        client._client = _Locked(client._client)  # type: ignore[assignment]
+        client._client = _LockedLocalClient(client._client)  # type: ignore[assignment]  # acts as it
     return client
 
 
 def async_view(client: Client) -> AsyncQdrantClient | None:
-    """The async side of a client that runs in this process; None for a server's."""
+    """Return the async side of a client that runs in this process; None for a server's."""
     if isinstance(client, EdgeQdrantClient):
-        return client.aclient  # type: ignore[return-value]
-    return AsyncView(client) if is_local_mode(client) else None  # type: ignore[return-value]
+        view = client.aclient
+    elif is_local_mode(client):
+        view = AsyncView(client)
+    else:
+        return None
+    return cast("AsyncQdrantClient", view)  # it has the same methods
 
 
 def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
-    """The client of a folder, made with the first call and shared by all later ones.
+    """Return the client of a folder; all callers in this process share one.
 
     Raises:
         StoreError: If another process has the folder open, it cannot be written, or was made by
@@ -84,15 +90,17 @@ def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
     with _open_lock:
         client = _open_clients.get(folder)
         if client is not None and client.closed and not client.forked:
-            client.released.wait(_CLOSING)  # by another thread, which is not done with it
+            client.released.wait(_CLOSING_SECONDS)  # another thread may still be closing it
         if client is None or client.closed or client.forked:
             client = EdgeQdrantClient(folder)
             _open_clients[folder] = client
         return client
 
 
-def open_old_folder(path: str | os.PathLike[str]) -> QdrantClient:
-    """A folder of qdrant-client's local mode, which reads all of it into memory.
+def open_local_mode_folder(path: str | os.PathLike[str]) -> QdrantClient:
+    """Return a client of a folder that qdrant-client's local mode made.
+
+    Local mode reads the whole folder into memory.
 
     Raises:
         StoreError: If another client has it open, or its files cannot be read.

@@ -1,36 +1,77 @@
 """What a collection of ours looks like, and whether one fits an embedder.
 
-A collection holds one dense and one sparse vector a point, under the names LlamaIndex's
-QdrantVectorStore uses, and carries the fingerprint of the model that made them in its metadata.
+A collection holds a dense and a sparse vector per point, under the names that LlamaIndex's
+QdrantVectorStore uses. Its metadata records the model that made the vectors. This is the one place
+that knows the names, the payload indexes and where the model is recorded.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from grpc import RpcError
-from qdrant_client import models
+from qdrant_client import models as qm
 from qdrant_client.http.exceptions import ApiException
 
-from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
 
+if TYPE_CHECKING:  # copying needs this module, and embeds nothing
+    from unified_embeddings.embedders.base import TextEmbedder
+
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
+PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
+"""Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
 METADATA_KEY = "unified_embeddings"
+"""Key of the collection's metadata under which the model is recorded."""
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class RecordedModel:
+    """The model that made a collection's vectors, as the collection's metadata records it.
+
+    Attributes:
+        fingerprint: The embedder's fingerprint.
+        name: The model's name, for messages.
+    """
+
+    fingerprint: str
+    name: str
+
+
+def recorded_model(info: qm.CollectionInfo) -> RecordedModel | None:
+    """Return the model that made a collection's vectors; None if other software made it."""
+    record = (info.config.metadata or {}).get(METADATA_KEY)
+    if record is None:
+        return None
+    return RecordedModel(str(record.get("fingerprint")), str(record.get("model")))
+
+
+def dense_vectors(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
+    """Return a collection's dense vectors by name, the unnamed one under ""."""
+    vectors = info.config.params.vectors
+    if isinstance(vectors, qm.VectorParams):
+        return {"": vectors}
+    return dict(vectors or {})
+
+
+def sparse_vectors(info: qm.CollectionInfo) -> dict[str, qm.SparseVectorParams]:
+    """Return a collection's sparse vectors by name."""
+    return dict(info.config.params.sparse_vectors or {})
+
+
 def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **options: Any) -> None:
-    """Create the collection for this embedder's vectors, or check the one that is there.
+    """Create the collection for an embedder's vectors, or check the existing one.
 
     Args:
         client: Sync client.
         name: The collection's name.
-        embedder: Whose vectors it will hold.
+        embedder: The embedder whose vectors it will hold.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
 
@@ -40,7 +81,7 @@ def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **optio
     """
     with store_errors(name, "creating the collection"):
         if not client.collection_exists(name):
-            _create(client, name, embedder, options)
+            _create_collection(client, name, embedder, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
@@ -49,105 +90,102 @@ def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **optio
 
 def check_collection(
     name: str,
-    info: models.CollectionInfo,
+    info: qm.CollectionInfo,
     embedder: TextEmbedder,
     *,
     dense: str | None = DENSE_VECTOR,
     sparse: str | None = SPARSE_VECTOR,
 ) -> None:
-    """Refuse a collection whose vectors this embedder's queries cannot be compared with.
+    """Refuse a collection whose vectors cannot be compared with an embedder's queries.
 
-    A collection without our metadata (made by other software) is accepted with a warning where the
-    dimension fits, since nothing tells which model made it.
+    A collection without our metadata (made by other software) is accepted with a warning if its
+    dimension fits, since nothing records which model made it.
 
     Args:
         name: The collection's name, for messages.
-        info: What Qdrant says of it.
-        embedder: Whose queries it will get.
+        info: What Qdrant reports about it.
+        embedder: The embedder whose queries it will get.
         dense: Name of its dense vectors, "" for the unnamed one of LlamaIndex's older collections;
             None if they are not needed.
         sparse: Name of its sparse vectors; None if they are not needed.
 
     Raises:
-        FingerprintMismatchError: If its metadata names another model.
-        StoreError: If the vectors needed are not there or of another dimension.
+        FingerprintMismatchError: If its metadata records another model.
+        StoreError: If the vectors needed are missing or have another dimension.
     """
-    ours = (info.config.metadata or {}).get(METADATA_KEY)
-    if ours is not None and ours.get("fingerprint") != embedder.fingerprint:
+    model = recorded_model(info)
+    if model is not None and model.fingerprint != embedder.fingerprint:
         raise FingerprintMismatchError(
             name,
             expected=embedder.fingerprint,
-            found=str(ours.get("fingerprint")),
-            model=_name(embedder),
-            found_model=str(ours.get("model")),
+            found=model.fingerprint,
+            model=_model_names(embedder),
+            found_model=model.name,
         )
     if dense is not None:
-        _check_dense(name, info, embedder, dense)
-    if sparse is not None and sparse not in (info.config.params.sparse_vectors or {}):
+        _check_dense_vector(name, info, embedder, dense)
+    if sparse is not None and sparse not in sparse_vectors(info):
         raise StoreError(
             name,
             "checking",
             f"it has no sparse vector named {sparse!r}; search it with mode='dense', or "
             "index the documents again into a collection made by .vector_store()",
         )
-    if ours is None:
+    if model is None:
         _LOG.warning(
-            "Collection %r does not say which model made it; its dimension fits %r, and no more "
-            "than that is known.",
+            "Collection %r does not record which model made it. Its dimension fits %r; nothing "
+            "else is known.",
             name,
             embedder.model_name,
         )
 
 
-def _name(embedder: TextEmbedder) -> str:
-    """The embedder's model, or models."""
-    return " + ".join(model.model_name for model in embedder.models) or embedder.model_name
-
-
-def _check_dense(
-    name: str, info: models.CollectionInfo, embedder: TextEmbedder, dense: str
+def _check_dense_vector(
+    name: str, info: qm.CollectionInfo, embedder: TextEmbedder, vector_name: str
 ) -> None:
-    vectors = info.config.params.vectors
-    if isinstance(vectors, models.VectorParams):
-        vectors = {"": vectors}
-    named = (vectors or {}).get(dense)
-    if named is None:
-        raise StoreError(name, "checking", f"it has no dense vector named {dense!r}")
-    if named.size != embedder.dimension:
+    params = dense_vectors(info).get(vector_name)
+    if params is None:
+        raise StoreError(name, "checking", f"it has no dense vector named {vector_name!r}")
+    if params.size != embedder.dimension:
         raise StoreError(
             name,
             "checking",
-            f"its dense vectors have {named.size} dimensions, the model {embedder.model_name!r} "
+            f"its dense vectors have {params.size} dimensions, the model {embedder.model_name!r} "
             f"gives {embedder.dimension}; use the model it was made with",
         )
 
 
-def _create(client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]) -> None:
+def _create_collection(
+    client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
+) -> None:
+    sparse_params = None
+    if "sparse" in embedder.heads:
+        sparse_params = {SPARSE_VECTOR: qm.SparseVectorParams(index=qm.SparseIndexParams())}
+    record = {
+        "fingerprint": embedder.fingerprint,
+        "model": _model_names(embedder),
+        "revision": embedder.revision,
+    }
     try:
         client.create_collection(
             name,
             vectors_config={
-                DENSE_VECTOR: models.VectorParams(
-                    size=embedder.dimension, distance=models.Distance.COSINE
-                )
+                DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
-            sparse_vectors_config=(
-                {SPARSE_VECTOR: models.SparseVectorParams(index=models.SparseIndexParams())}
-                if "sparse" in embedder.heads
-                else None
-            ),
-            metadata={
-                METADATA_KEY: {
-                    "fingerprint": embedder.fingerprint,
-                    "model": _name(embedder),
-                    "revision": embedder.revision,
-                }
-            },
+            sparse_vectors_config=sparse_params,
+            metadata={METADATA_KEY: record},
             **options,
         )
     except (ApiException, RpcError, ValueError) as error:
         if "already exists" not in str(error):
             raise
-        return  # another process was first; the caller checks what it made
-    if not is_local_mode(client):  # local mode has no payload indexes and says so at every call
-        client.create_payload_index(name, "doc_id", models.PayloadSchemaType.KEYWORD)
+        return  # another process was first; the caller checks the collection it made
+    if is_local_mode(client):  # has no payload indexes and warns at every call
+        return
+    for field, index in PAYLOAD_INDEXES.items():
+        client.create_payload_index(name, field, index)
+
+
+def _model_names(embedder: TextEmbedder) -> str:
+    """Return the name of the embedder's model, or the names of its models."""
+    return " + ".join(model.model_name for model in embedder.models) or embedder.model_name

@@ -1,65 +1,99 @@
 """Qdrant in this process: qdrant-client's interface over Qdrant's own core, in a folder.
 
-What lives here: the client's methods and what they mean. What goes in and comes out is written by
-`points`, `queries`, `vectors` and `translation`; the points lie in `shard`, the list of collections
-in `catalog`. `EdgeQdrantClient` takes and returns qdrant-client's models, so that a program moves
-to a server by giving `QdrantClient(url=...)` in its place.
+What lives here: the client's methods, their arguments and their answers. What happens inside is in
+`store`; the modules beside it convert what goes in and comes out. `EdgeQdrantClient` takes and
+returns qdrant-client's models, so that a program moves to a server by putting
+`QdrantClient(url=...)` in its place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import os
-import threading
 import uuid
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import methodcaller
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import qdrant_edge as core
-from qdrant_client import QdrantClient, models
-from qdrant_client.http.models import QueryResponse  # models has FastEmbed's by that name
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
+from qdrant_client.http.models import QueryResponse  # qm has FastEmbed's by that name
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.asynchronous import AsyncView
-from unified_embeddings.stores.edge import configuration, queries, translation
-from unified_embeddings.stores.edge import points as points_
-from unified_embeddings.stores.edge.catalog import Catalog, Entry, State
-from unified_embeddings.stores.edge.settings import Settings, settings_with
-from unified_embeddings.stores.edge.shard import Shard
+from unified_embeddings.stores.edge.configuration import (
+    from_core_payload_schema,
+    params_of_new_vector,
+    to_collection_config,
+    to_core_payload_index,
+)
+from unified_embeddings.stores.edge.core_types import CorePoint, CoreShard, CoreUpdate
+from unified_embeddings.stores.edge.filters import to_core_filter
+from unified_embeddings.stores.edge.points import (
+    split_into_pieces,
+    to_core_point_vectors,
+    to_core_points,
+    to_json_payload,
+    to_names,
+)
+from unified_embeddings.stores.edge.queries import check_limit, to_core_query
+from unified_embeddings.stores.edge.selection import (
+    PointIds,
+    Selector,
+    find_existing,
+    find_matching,
+    parse_selector,
+    require_existing,
+)
+from unified_embeddings.stores.edge.settings import Settings
+from unified_embeddings.stores.edge.store import EmbeddedStore
+from unified_embeddings.stores.edge.translation import (
+    PointId,
+    argument_errors,
+    from_core_id,
+    to_core_id,
+    to_core_member,
+    to_core_order,
+    to_payload_selector,
+    to_record,
+    to_scored_point,
+    to_vector_selector,
+    unsupported,
+)
+from unified_embeddings.stores.edge.vectors import approximate_bytes, unwrap_unnamed
+from unified_embeddings.types import FloatArray
 
-Call = Callable[[Any], Any]
-"""A question to the core's shard."""
-
-_IDS_A_PAGE = 10_000
-_BAD_NAME = frozenset('<>:"/\\|?*\0\x1f')
-_LONGEST_NAME = 255
-_LONGEST_VECTOR_NAME = 200
-_LARGEST_SIZE = 65_536
-"""A server's rules for names and dimensions, so that what is made here can move there."""
-
-PointIds = Sequence[int | str | uuid.UUID]
-Selector = PointIds | models.Filter | models.PointIdsList | models.FilterSelector
+WithPayload: TypeAlias = bool | Sequence[str] | qm.PayloadSelector
+WithVectors: TypeAlias = bool | Sequence[str]
+Query: TypeAlias = (
+    int
+    | str
+    | uuid.UUID
+    | Sequence[float]
+    | Sequence[Sequence[float]]
+    | FloatArray
+    | qm.SparseVector
+    | qm.Query
+)
+"""A point's id, a vector or one of qdrant-client's queries."""
 
 
 class EdgeQdrantClient:
     """QdrantClient over a folder, on Qdrant's own core, in this process.
 
-    Thread-safe. One process, and one client in it, has a folder at a time. A write that has
-    returned outlives a killed process; `flush` makes it outlive a loss of power. Searches read
+    Thread-safe. Only one process, and one client in it, can open a folder at a time. A write that
+    has returned survives a killed process; `flush` makes it survive a loss of power. Searches read
     every vector until `optimize` has built an index. The core holds Python's interpreter during a
     call: some milliseconds for a search over 10,000 points, about 20 over 50,000.
 
-    What a server has beyond one process (shards, replicas, snapshots, timeouts) raises InputError
-    by its name. `wait`, `ordering` and `consistency` are taken: every write here is waited for and
-    seen by every read after it.
+    Methods and options that only a server has (shards, replicas, snapshots, timeouts) raise an
+    InputError that names them. `wait`, `ordering` and `consistency` are accepted and change
+    nothing: each write returns when it is done, and reads see all completed writes.
 
     Args:
-        path: The folder; made if it is not there.
+        path: The folder; created if it does not exist.
 
     Raises:
         StoreError: If the folder is in use, cannot be written, or was made by other or newer
@@ -67,24 +101,37 @@ class EdgeQdrantClient:
 
     Attributes:
         path: The folder, absolute.
-        released: Set once it is closed and another client may open the folder.
+        released: Set once the client is closed and another one may open the folder.
+
+    Example:
+        >>> from qdrant_client import models
+        >>> from unified_embeddings import EdgeQdrantClient
+        >>> with EdgeQdrantClient("my_store") as client:
+        ...     created = client.create_collection(
+        ...         "animals",
+        ...         vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT),
+        ...     )
+        ...     stored = client.upsert(
+        ...         "animals",
+        ...         [
+        ...             models.PointStruct(id=1, vector=[1.0, 0.0], payload={"name": "fox"}),
+        ...             models.PointStruct(id=2, vector=[0.0, 1.0], payload={"name": "owl"}),
+        ...         ],
+        ...     )
+        ...     response = client.query_points("animals", query=[0.2, 0.9], limit=1)
+        >>> response.points[0].payload
+        {'name': 'owl'}
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             self.path = Path(path).expanduser().resolve()
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise StoreError(str(path)[:200], "opening", f"no path of a folder: {error}") from error
-        self._catalog = Catalog(self.path)
-        self._shards: dict[str, Shard] = {}
-        self.released = threading.Event()
-        # Taken after a shard's own lock, never before it: optimizing holds that one for minutes.
-        self._changing = threading.RLock()
-        self._process = os.getpid()
-        self._operations = itertools.count()
-        self._release = weakref.finalize(
-            self, _release, self._catalog, self._shards, self._changing, self.released, os.getpid()
-        )
+            problem = f"it is not a usable path of a folder: {error}"
+            raise StoreError(str(path)[:200], "opening", problem) from error
+        self._store = EmbeddedStore(self.path)
+        self.released = self._store.released
+        self._operation_ids = itertools.count()
 
     def __enter__(self) -> EdgeQdrantClient:
         return self
@@ -92,183 +139,143 @@ class EdgeQdrantClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getattr__(self, name: str) -> Any:
-        """A method that only a server has, which says so when it is called."""
-        if name.startswith("_") or not callable(getattr(QdrantClient, name, None)):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # or a type checker would accept any misspelt attribute
 
-        def refuse(*_args: Any, **_kwargs: Any) -> Any:
-            raise translation.unsupported(f"{name}()")
+        def __getattr__(self, name: str) -> Any:
+            """Return a stand-in for a method that only a server has; calling it raises."""
+            if name.startswith("_") or not callable(getattr(QdrantClient, name, None)):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-        return refuse
+            def refuse(*_args: Any, **_kwargs: Any) -> Any:
+                raise unsupported(f"{name}()")
+
+            return refuse
 
     @property
     def aclient(self) -> AsyncView:
-        """AsyncQdrantClient's methods over this client, each run in a worker thread."""
+        """Return AsyncQdrantClient's methods over this client, each run in a worker thread."""
         return AsyncView(self)
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._release.alive
+        """Tell whether `close` was called."""
+        return self._store.closed
 
     @property
     def forked(self) -> bool:
-        """Whether it was opened by the process that this one was forked from."""
-        return os.getpid() != self._process
+        """Tell whether it was opened by the process that this one was forked from."""
+        return self._store.forked
 
     def close(self) -> None:
-        """Bring everything to disk and let another process open the folder.
+        """Flush everything and let another process open the folder. Idempotent.
 
         Raises:
             StoreError: If the disk is full; what was acknowledged is in the log all the same.
         """
-        self._release()
+        self._store.close()
 
     def flush(self, collection_name: str | None = None) -> None:
-        """Force one collection, or all, to the disk itself.
+        """Force one collection, or all of them, to the disk.
 
         Raises:
             InputError: If there is no such collection.
             StoreError: If it cannot be written.
         """
-        names = [collection_name] if collection_name else list(self._state().collections)
-        for name in names:
-            self._collection(name)[0].flush()
+        self._store.flush(collection_name)
 
     def optimize(self, collection_name: str) -> bool:
-        """Merge a collection's points and index them (HNSW), for quick searches over many.
+        """Merge a collection's points and index them (HNSW), for fast searches over many points.
 
-        Worth it from some 20,000 points; the index is approximate, so measure recall. Takes minutes
-        on big collections, in a process of its own; reads go on meanwhile, writes wait. Points that
-        come later are searched one by one beside the index until the next call.
+        It pays from about 20,000 points. The index is approximate, so measure recall. On large
+        collections it takes minutes, in a separate process; reads go on meanwhile, writes wait.
+        Points that are added later are searched one by one until the next call.
 
         Returns:
             Whether there was something to do.
 
         Raises:
             InputError: If there is no such collection.
-            StoreError: If the disk has not three times the collection's room, or the core fails.
+            StoreError: If the disk lacks space for three copies, or the core fails.
         """
-        shard, _ = self._collection(collection_name)
-        name = shard.collection
-        new = self._catalog.new_shard()
-        old = ""
-
-        def commit() -> None:
-            nonlocal old
-            with self._changing:
-                state = self._state()
-                entry = state.collections.get(name)
-                if entry is None or self._shards.get(name) is not shard:
-                    raise StoreError(name, "optimizing", "the collection was deleted meanwhile")
-                old = entry.shard
-                changed = {**state.collections, name: Entry(new, entry.settings)}
-                self._catalog.save(State(changed, state.aliases))
-
-        try:
-            return shard.optimize(self._catalog.shard_path(new), commit)
-        finally:
-            if old and shard.folder.name == new:
-                self._catalog.drop_shard(old)
+        return self._store.optimize(collection_name)
 
     # --- collections ----------------------------------------------------------------------------
 
-    def get_collections(self) -> models.CollectionsResponse:
-        """The names of all collections."""
-        return models.CollectionsResponse(
-            collections=[
-                models.CollectionDescription(name=name) for name in self._state().collections
-            ]
+    def get_collections(self) -> qm.CollectionsResponse:
+        """Return the names of all collections."""
+        names = self._store.state().collections
+        return qm.CollectionsResponse(
+            collections=[qm.CollectionDescription(name=name) for name in names]
         )
 
     def collection_exists(self, collection_name: str) -> bool:
-        """Whether there is a collection, or an alias, of this name."""
-        return self._state().entry(collection_name) is not None
+        """Tell whether there is a collection, or an alias, of this name."""
+        return self._store.state().entry(collection_name) is not None
 
-    def get_collection(self, collection_name: str) -> models.CollectionInfo:
-        """A collection's settings, its metadata and how many points it has.
+    def get_collection(self, collection_name: str) -> qm.CollectionInfo:
+        """Return a collection's settings, its metadata and how many points it has.
 
         Raises:
-            InputError: If there is none of this name.
+            InputError: If there is no such collection.
         """
-        settings, info = self._reading(
-            collection_name, "reading it", lambda settings: lambda it: (settings, it.info())
-        )
-        settings = copy.deepcopy(settings)  # the caller's to change
-        unnamed = set(settings.vectors) == {""}
-        return models.CollectionInfo(
-            status=models.CollectionStatus.GREEN,
-            optimizer_status=models.OptimizersStatusOneOf.OK,
+
+        def ask(settings: Settings, core_shard: CoreShard) -> tuple[Settings, Any]:
+            return settings, core_shard.info()
+
+        settings, info = self._store.read(collection_name, "reading it", ask)
+        settings = copy.deepcopy(settings)  # the caller may change what it gets
+        return qm.CollectionInfo(
+            status=qm.CollectionStatus.GREEN,
+            optimizer_status=qm.OptimizersStatusOneOf.OK,
             indexed_vectors_count=info.indexed_vectors_count,
             points_count=info.points_count,
             segments_count=info.segments_count,
-            payload_schema=configuration.payload_schema(info.payload_schema),
-            config=models.CollectionConfig(
-                params=models.CollectionParams(
-                    vectors=settings.vectors[""] if unnamed else dict(settings.vectors),
-                    sparse_vectors=dict(settings.sparse_vectors) or None,
-                    shard_number=1,
-                    replication_factor=1,
-                    write_consistency_factor=1,
-                    on_disk_payload=settings.on_disk_payload,
-                    payload=settings.payload,
-                    id_tracker=settings.id_tracker,
-                ),
-                hnsw_config=models.HnswConfig(**configuration.hnsw_options(settings.hnsw_config)),
-                optimizer_config=models.OptimizersConfig(
-                    **{
-                        "default_segment_number": 0,
-                        "flush_interval_sec": 0,
-                        **_set_fields(settings.optimizers_config),
-                    }
-                ),
-                quantization_config=settings.quantization_config,
-                metadata=settings.metadata,
-            ),
+            payload_schema=from_core_payload_schema(info.payload_schema),
+            config=to_collection_config(settings),
         )
 
     def create_collection(
         self,
         collection_name: str,
-        vectors_config: models.VectorParams | Mapping[str, models.VectorParams] | None = None,
-        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        vectors_config: qm.VectorParams | Mapping[str, qm.VectorParams] | None = None,
+        sparse_vectors_config: Mapping[str, qm.SparseVectorParams] | None = None,
         shard_number: int | None = None,
-        sharding_method: models.ShardingMethod | None = None,
+        sharding_method: qm.ShardingMethod | None = None,
         replication_factor: int | None = None,
         write_consistency_factor: int | None = None,
         on_disk_payload: bool | None = None,
-        hnsw_config: models.HnswConfigDiff | None = None,
-        optimizers_config: models.OptimizersConfigDiff | None = None,
-        wal_config: models.WalConfigDiff | None = None,
-        quantization_config: models.QuantizationConfig | None = None,
+        hnsw_config: qm.HnswConfigDiff | None = None,
+        optimizers_config: qm.OptimizersConfigDiff | None = None,
+        wal_config: qm.WalConfigDiff | None = None,
+        quantization_config: qm.QuantizationConfig | None = None,
         timeout: int | None = None,
-        strict_mode_config: models.StrictModeConfig | None = None,
+        strict_mode_config: qm.StrictModeConfig | None = None,
         metadata: dict[str, Any] | None = None,
-        payload: models.PayloadStorageParams | None = None,
-        id_tracker: models.IdTrackerParams | None = None,
+        payload: qm.PayloadStorageParams | None = None,
+        id_tracker: qm.IdTrackerParams | None = None,
     ) -> bool:
-        """Make a collection, wholly or not at all.
+        """Create a collection; atomic.
 
         Raises:
-            InputError: If the name is taken or no good, or an option is a server's.
+            InputError: If the name is taken or invalid, or an option is a server's.
             StoreError: If it cannot be written.
         """
-        _server_only(
+        _refuse_server_options(
             "create_collection",
             sharding_method=sharding_method,
             wal_config=wal_config,
             timeout=timeout,
             strict_mode_config=strict_mode_config,
         )
-        _one_of_each(
+        _refuse_several(
             shard_number=shard_number,
             replication_factor=replication_factor,
             write_consistency_factor=write_consistency_factor,
         )
-        _check_name(collection_name)
-        if isinstance(vectors_config, models.VectorParams):
+        if isinstance(vectors_config, qm.VectorParams):
             vectors_config = {"": vectors_config}
+        if metadata is not None:
+            metadata, _ = to_json_payload(metadata)
         settings = Settings(
             vectors=dict(vectors_config or {}),
             sparse_vectors=dict(sparse_vectors_config or {}),
@@ -278,73 +285,41 @@ class EdgeQdrantClient:
             on_disk_payload=on_disk_payload,
             payload=payload,
             id_tracker=id_tracker,
-            metadata=None if metadata is None else points_.payload(metadata)[0],
+            metadata=metadata,
         )
-        _check_vectors(settings)
-        settings = copy.deepcopy(settings)  # not what the caller may change
-        with translation.arguments("the settings"):
-            config = configuration.config(settings)
-        with self._changing:
-            state = self._state()
-            if collection_name in state.collections:
-                raise InputError(f"collection {collection_name!r} already exists")
-            if collection_name in state.aliases:
-                raise InputError(f"alias {collection_name!r} already exists")
-            entry = Entry(self._catalog.new_shard(), settings)
-            shard = Shard(collection_name, self._catalog.shard_path(entry.shard))
-            try:
-                shard.create(config)
-                changed = {**state.collections, collection_name: entry}
-                self._catalog.save(State(changed, state.aliases))
-            finally:
-                if self._catalog.state.collections.get(collection_name) is entry:
-                    self._shards[collection_name] = shard
-                else:
-                    shard.close(keep=False)
-                    self._catalog.drop_shard(entry.shard)
+        self._store.create_collection(collection_name, settings)
         return True
 
     def delete_collection(self, collection_name: str, timeout: int | None = None) -> bool:
-        """Drop a collection, its points and its aliases; False if there is none of this name."""
-        _server_only("delete_collection", timeout=timeout)
-        with self._changing:
-            state = self._state()
-            collections = dict(state.collections)
-            entry = collections.pop(collection_name, None)
-            if entry is None:
-                return False
-            aliases = {a: name for a, name in state.aliases.items() if name != collection_name}
-            self._catalog.save(State(collections, aliases))
-            shard = self._shards.pop(collection_name, None)
-        try:
-            if shard is not None:
-                shard.close(keep=False)
-        finally:
-            self._catalog.drop_shard(entry.shard)
-        return True
+        """Delete a collection, its points and its aliases; False if there is none of this name."""
+        _refuse_server_options("delete_collection", timeout=timeout)
+        return self._store.delete_collection(collection_name)
 
     def update_collection(
         self,
         collection_name: str,
-        optimizers_config: models.OptimizersConfigDiff | None = None,
-        collection_params: models.CollectionParamsDiff | None = None,
-        vectors_config: Mapping[str, models.VectorParamsDiff] | None = None,
-        hnsw_config: models.HnswConfigDiff | None = None,
-        quantization_config: models.QuantizationConfigDiff | None = None,
+        optimizers_config: qm.OptimizersConfigDiff | None = None,
+        collection_params: qm.CollectionParamsDiff | None = None,
+        vectors_config: Mapping[str, qm.VectorParamsDiff] | None = None,
+        hnsw_config: qm.HnswConfigDiff | None = None,
+        quantization_config: qm.QuantizationConfigDiff | None = None,
         timeout: int | None = None,
-        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
-        strict_mode_config: models.StrictModeConfig | None = None,
+        sparse_vectors_config: Mapping[str, qm.SparseVectorParams] | None = None,
+        strict_mode_config: qm.StrictModeConfig | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> bool:
         """Merge metadata into the collection's, key by key; nothing else can be changed here.
 
-        A key whose new value is None goes.
+        A key whose new value is None is removed.
+
+        Returns:
+            Whether there was metadata to merge.
 
         Raises:
-            InputError: If there is no such collection, or something else is to be changed.
+            InputError: If there is no such collection, or another option is given.
             StoreError: If it cannot be written.
         """
-        _server_only(
+        _refuse_server_options(
             "update_collection",
             optimizers_config=optimizers_config,
             collection_params=collection_params,
@@ -355,169 +330,114 @@ class EdgeQdrantClient:
             sparse_vectors_config=sparse_vectors_config,
             strict_mode_config=strict_mode_config,
         )
-        with self._changing:
-            _, settings = self._collection(collection_name)
-            if metadata is None:
-                return False
-            merged = _merged(settings.metadata, points_.payload(metadata)[0])
-            self._save_settings(collection_name, settings_with(settings, metadata=merged))
-        return True
+        return self._store.update_metadata(collection_name, metadata)
 
     def create_vector_name(
         self,
         collection_name: str,
         vector_name: str,
-        vector_name_config: models.DenseVectorNameConfig | models.SparseVectorNameConfig,
+        vector_name_config: qm.DenseVectorNameConfig | qm.SparseVectorNameConfig,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
+        ordering: qm.WriteOrdering | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Add a vector to a collection; its points have none under this name yet.
+    ) -> qm.UpdateResult:
+        """Add a vector to a collection; its points have no vector of this name yet.
 
         Raises:
-            InputError: If the name is taken by another vector or no good.
+            InputError: If the name is invalid or taken by a different vector.
             StoreError: If it cannot be written.
         """
-        _server_only("create_vector_name", timeout=timeout)
-        with self._writing(collection_name) as (shard, _), self._changing:
-            _, settings = self._collection(shard.collection)  # metadata may have changed
-            params: models.VectorParams | models.SparseVectorParams
-            if isinstance(vector_name_config, models.DenseVectorNameConfig):
-                dense = vector_name_config.dense
-                params = models.VectorParams(
-                    size=dense.size,
-                    distance=dense.distance,
-                    multivector_config=dense.multivector_config,
-                    datatype=_datatype(dense.datatype),
-                )
-                changed = settings_with(settings, vectors={**settings.vectors, vector_name: params})
-            else:
-                sparse = vector_name_config.sparse
-                index = models.SparseIndexParams(datatype=_datatype(sparse.datatype))
-                params = models.SparseVectorParams(
-                    index=index if sparse.datatype else None, modifier=sparse.modifier
-                )
-                changed = settings_with(
-                    settings, sparse_vectors={**settings.sparse_vectors, vector_name: params}
-                )
-            there = settings.vectors.get(vector_name) or settings.sparse_vectors.get(vector_name)
-            if there is not None and there != params:
-                raise InputError(f"the collection has another vector named {vector_name!r} already")
-            _check_vectors(changed)
-            with translation.arguments("the vector"):
-                update = configuration.new_vector(vector_name, params)
-            shard.write_alone("adding a vector", update)
-            self._save_settings(shard.collection, changed)
-        return self._done()
+        _refuse_server_options("create_vector_name", timeout=timeout)
+        params = params_of_new_vector(vector_name_config)
+        self._store.add_vector(collection_name, vector_name, params)
+        return self._completed()
 
     def delete_vector_name(
         self,
         collection_name: str,
         vector_name: str,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
+        ordering: qm.WriteOrdering | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Remove a vector from a collection and all its points.
+    ) -> qm.UpdateResult:
+        """Remove a vector from a collection and from all its points.
 
         Raises:
             InputError: If the collection has no such vector.
             StoreError: If it cannot be written.
         """
-        _server_only("delete_vector_name", timeout=timeout)
-        with self._writing(collection_name) as (shard, _), self._changing:
-            _, settings = self._collection(shard.collection)  # metadata may have changed
-            dense, sparse = dict(settings.vectors), dict(settings.sparse_vectors)
-            if dense.pop(vector_name, None) is None and sparse.pop(vector_name, None) is None:
-                raise InputError(f"the collection has no vector named {vector_name!r}")
-            update = core.UpdateOperation.delete_vector_name(vector_name)
-            shard.write_alone("removing a vector", update)
-            self._save_settings(
-                shard.collection, settings_with(settings, vectors=dense, sparse_vectors=sparse)
-            )
-        return self._done()
+        _refuse_server_options("delete_vector_name", timeout=timeout)
+        self._store.remove_vector(collection_name, vector_name)
+        return self._completed()
 
     def create_payload_index(
         self,
         collection_name: str,
         field_name: str,
-        field_schema: Any = None,
-        field_type: Any = None,
+        field_schema: qm.PayloadFieldSchema | str | None = None,
+        field_type: qm.PayloadFieldSchema | str | None = None,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
+        ordering: qm.WriteOrdering | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Index a payload field, for quick filters; `order_by` needs it.
+    ) -> qm.UpdateResult:
+        """Index a payload field, for fast filters; `order_by` needs it.
 
         Raises:
-            InputError: If there is no such collection, or no such kind of index.
+            InputError: If there is no such collection, or no such type of index.
             StoreError: If it cannot be written.
         """
-        _server_only("create_payload_index", timeout=timeout)
+        _refuse_server_options("create_payload_index", timeout=timeout)
         schema = field_type if field_schema is None else field_schema
         if schema is None:
             raise InputError("field_schema is needed, such as models.PayloadSchemaType.KEYWORD")
-        with translation.arguments("the index"):
-            made = configuration.payload_index(schema)
-            update = core.UpdateOperation.create_field_index(field_name, made)
-        return self._write(collection_name, "indexing a payload field", update)
+        with argument_errors("the index"):
+            index = to_core_payload_index(schema)
+            update = core.UpdateOperation.create_field_index(field_name, index)
+        self._store.write(collection_name, "indexing a payload field", update)
+        return self._completed()
 
     def delete_payload_index(
         self,
         collection_name: str,
         field_name: str,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
+        ordering: qm.WriteOrdering | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Drop a payload field's index."""
-        _server_only("delete_payload_index", timeout=timeout)
-        with translation.arguments("the index"):
+        _refuse_server_options("delete_payload_index", timeout=timeout)
+        with argument_errors("the index"):
             update = core.UpdateOperation.delete_field_index(field_name)
-        return self._write(collection_name, "dropping a payload index", update)
+        self._store.write(collection_name, "dropping a payload index", update)
+        return self._completed()
 
     # --- aliases --------------------------------------------------------------------------------
 
-    def get_aliases(self) -> models.CollectionsAliasesResponse:
-        """All aliases."""
-        return _aliases(self._state().aliases)
+    def get_aliases(self) -> qm.CollectionsAliasesResponse:
+        """Return all aliases."""
+        return _to_aliases_response(self._store.state().aliases)
 
-    def get_collection_aliases(self, collection_name: str) -> models.CollectionsAliasesResponse:
-        """The aliases of one collection."""
-        aliases = self._state().aliases
-        return _aliases({a: name for a, name in aliases.items() if name == collection_name})
+    def get_collection_aliases(self, collection_name: str) -> qm.CollectionsAliasesResponse:
+        """Return the aliases of one collection."""
+        aliases = self._store.state().aliases
+        return _to_aliases_response(
+            {alias: name for alias, name in aliases.items() if name == collection_name}
+        )
 
     def update_collection_aliases(
-        self, change_aliases_operations: Sequence[Any], timeout: int | None = None
+        self,
+        change_aliases_operations: Sequence[qm.AliasOperations],
+        timeout: int | None = None,
     ) -> bool:
-        """Change aliases, all of them or, on an error or a crash, none.
+        """Change aliases; atomic: all of them or, after an error or a crash, none.
 
         Raises:
-            InputError: If an alias is to point at no collection or take a collection's name, or one
-                that is to be renamed does not exist.
+            InputError: If an alias would point at no collection or take a collection's name, or an
+                alias to rename does not exist.
             StoreError: If it cannot be written.
         """
-        _server_only("update_collection_aliases", timeout=timeout)
-        with self._changing:
-            state = self._state()
-            aliases = dict(state.aliases)
-            for operation in change_aliases_operations:
-                match operation:
-                    case models.CreateAliasOperation(create_alias=change):
-                        if change.collection_name not in state.collections:
-                            raise self._unknown(change.collection_name)
-                        self._require_free(change.alias_name)
-                        aliases[change.alias_name] = change.collection_name
-                    case models.DeleteAliasOperation(delete_alias=gone):
-                        aliases.pop(gone.alias_name, None)
-                    case models.RenameAliasOperation(rename_alias=renamed):
-                        self._require_free(renamed.new_alias_name)
-                        if renamed.old_alias_name not in aliases:
-                            raise InputError(f"alias {renamed.old_alias_name!r} does not exist")
-                        aliases[renamed.new_alias_name] = aliases.pop(renamed.old_alias_name)
-                    case _:
-                        raise InputError(f"not an operation on aliases: {type(operation).__name__}")
-            self._catalog.save(State(state.collections, aliases))
+        _refuse_server_options("update_collection_aliases", timeout=timeout)
+        self._store.change_aliases(change_aliases_operations)
         return True
 
     # --- writing points -------------------------------------------------------------------------
@@ -525,58 +445,65 @@ class EdgeQdrantClient:
     def upsert(
         self,
         collection_name: str,
-        points: models.Batch | Sequence[models.PointStruct],
+        points: qm.Batch | Sequence[qm.PointStruct],
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
-        update_filter: models.Filter | None = None,
-        update_mode: models.UpdateMode | None = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
+        update_filter: qm.Filter | None = None,
+        update_mode: qm.UpdateMode | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Store points; one whose id is there is replaced.
+    ) -> qm.UpdateResult:
+        """Store points; a point with the same id is replaced.
 
         Args:
-            collection_name: Where to.
+            collection_name: Where to store them.
             points: The points; none is stored if one of them cannot be.
             wait: Every write is waited for.
             ordering: Every write is ordered.
-            shard_key_selector: A server's.
-            update_filter: Replace only what matches.
-            update_mode: Only new points, or only those that are there.
-            timeout: A server's.
+            shard_key_selector: Only for a server.
+            update_filter: Replace only points that match.
+            update_mode: Store only new points, or only those that exist.
+            timeout: Only for a server.
 
         Raises:
             InputError: If a point cannot be stored; its `index` says which.
             StoreError: If it cannot be written.
         """
-        _server_only("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
-        condition = translation.to_filter(update_filter)
-        mode = None if update_mode is None else translation.member(core.UpdateMode, update_mode)
-        with self._writing(collection_name) as (shard, settings):
-            for piece, size in points_.pieces(points_.to_core(points, settings)):
+        _refuse_server_options("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
+        condition = to_core_filter(update_filter)
+        mode = None
+        if update_mode is not None:
+            mode = to_core_member(core.UpdateMode, update_mode)
+        with self._store.writing(collection_name) as (shard, settings):
+            for piece, size in split_into_pieces(to_core_points(points, settings)):
                 update = core.UpdateOperation.upsert_points(piece, condition, mode)
                 shard.write("storing points", update, size=size)
-        return self._done()
+        return self._completed()
 
     def upload_points(
         self,
         collection_name: str,
-        points: Iterable[models.PointStruct],
+        points: Iterable[qm.PointStruct],
         batch_size: int = 64,
         parallel: int = 1,
         method: str | None = None,
         max_retries: int = 3,
         wait: bool = False,
-        shard_key_selector: Any = None,
-        update_filter: models.Filter | None = None,
-        update_mode: models.UpdateMode | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
+        update_filter: qm.Filter | None = None,
+        update_mode: qm.UpdateMode | None = None,
     ) -> None:
         """Store points from an iterable, `batch_size` at a time; see `upsert`.
 
-        `parallel`, `method` and `max_retries` are about a connection that is not here.
+        `parallel`, `method` and `max_retries` configure a connection, and there is none here.
+
+        Raises:
+            InputError: If a point cannot be stored; its `index` counts all points given, and the
+                batches before it are stored.
+            StoreError: If it cannot be written.
         """
         remaining = iter(points)
-        stored = 0
+        stored_count = 0
         while batch := list(itertools.islice(remaining, max(1, batch_size))):
             try:
                 self.upsert(
@@ -589,40 +516,43 @@ class EdgeQdrantClient:
             except InputError as error:
                 if error.index is None:
                     raise
-                raise InputError(error.problem, index=stored + error.index) from error
-            stored += len(batch)
+                raise InputError(error.problem, index=stored_count + error.index) from error
+            stored_count += len(batch)
 
     def update_vectors(
         self,
         collection_name: str,
-        points: Sequence[models.PointVectors],
+        points: Sequence[qm.PointVectors],
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
-        update_filter: models.Filter | None = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
+        update_filter: qm.Filter | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Replace the vectors given; the others of a point stay, and its payload.
+    ) -> qm.UpdateResult:
+        """Replace the vectors given; a point keeps its other vectors and its payload.
 
         Raises:
-            InputError: If a vector cannot be stored or a point is not there; those there have
-                theirs then.
+            InputError: If a vector cannot be stored, and nothing is. If a point does not exist; the
+                others are updated by then.
             StoreError: If it cannot be written.
         """
-        _server_only("update_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
-        condition = translation.to_filter(update_filter)
-        with self._writing(collection_name) as (shard, settings):
-            ready = points_.vectors_to_core(points, settings)
-            there, missing = _present(shard, list(ready))
-            sized = (
-                (core.PointVectors(one, points_.unnamed(ready[one])), points_.size_of(ready[one]))
-                for one in there
-            )
-            for piece, size in points_.pieces(sized):
+        _refuse_server_options(
+            "update_vectors", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        condition = to_core_filter(update_filter)
+        with self._store.writing(collection_name) as (shard, settings):
+            new_vectors = to_core_point_vectors(points, settings)
+            existing = find_existing(shard, list(new_vectors))
+            sized_points: list[tuple[CorePoint, int]] = []
+            for point_id, vectors in new_vectors.items():
+                if point_id in existing:
+                    core_point = core.PointVectors(point_id, unwrap_unnamed(vectors))
+                    sized_points.append((core_point, approximate_bytes(vectors)))
+            for piece, size in split_into_pieces(sized_points):
                 update = core.UpdateOperation.update_vectors(piece, condition)
                 shard.write("updating vectors", update, size=size)
-        _require_all(missing)
-        return self._done()
+        require_existing(new_vectors, existing)
+        return self._completed()
 
     def delete_vectors(
         self,
@@ -630,45 +560,54 @@ class EdgeQdrantClient:
         vectors: Sequence[str],
         points: Selector,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Remove vectors from points by name.
 
         Raises:
-            InputError: If there is no such vector, or a point is not there.
+            InputError: If there is no such vector. If a point does not exist; the others are
+                changed by then.
             StoreError: If it cannot be written.
         """
-        _server_only("delete_vectors", shard_key_selector=shard_key_selector, timeout=timeout)
-        _, settings = self._collection(collection_name)
-        names = translation.with_vectors(points_.texts(vectors, "vectors"), settings)
+        _refuse_server_options(
+            "delete_vectors", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        _, settings = self._store.collection(collection_name)
+        names = to_vector_selector(to_names(vectors, "vectors"), settings)
         if not names:
             raise InputError("there are no vectors to delete")
-        return self._on(collection_name, "deleting vectors", points, "delete_vectors", names)
+        return self._update_selected(
+            collection_name,
+            "deleting vectors",
+            points,
+            lambda point_ids: core.UpdateOperation.delete_vectors(point_ids, names),
+        )
 
     def delete(
         self,
         collection_name: str,
         points_selector: Selector,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
-        """Delete points by ids or by a filter; ids that are not there are no error.
+    ) -> qm.UpdateResult:
+        """Delete points by ids or by a filter; ids that do not exist are no error.
 
         Raises:
             InputError: If the list of ids is empty.
             StoreError: If it cannot be written.
         """
-        _server_only("delete", shard_key_selector=shard_key_selector, timeout=timeout)
-        ids, condition = points_.selected(points_selector)
-        if ids is None:
+        _refuse_server_options("delete", shard_key_selector=shard_key_selector, timeout=timeout)
+        point_ids, condition = parse_selector(points_selector)
+        if point_ids is None:
             update = core.UpdateOperation.delete_points_by_filter(condition)
         else:
-            update = core.UpdateOperation.delete_points(ids)
-        return self._write(collection_name, "deleting points", update)
+            update = core.UpdateOperation.delete_points(point_ids)
+        self._store.write(collection_name, "deleting points", update)
+        return self._completed()
 
     def set_payload(
         self,
@@ -677,20 +616,27 @@ class EdgeQdrantClient:
         points: Selector,
         key: str | None = None,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Merge fields into the payload of points, at `key` if it is given.
 
         Raises:
-            InputError: If the payload is no JSON, or an id is not there; the others have it then.
+            InputError: If the payload is not valid JSON. If an id does not exist; the others are
+                changed by then.
             StoreError: If it cannot be written.
         """
-        _server_only("set_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value, size = points_.payload(payload)
-        return self._on(
-            collection_name, "setting payload", points, "set_payload", value, key, size=size
+        _refuse_server_options(
+            "set_payload", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        content, size = to_json_payload(payload)
+        return self._update_selected(
+            collection_name,
+            "setting payload",
+            points,
+            lambda point_ids: core.UpdateOperation.set_payload(point_ids, content, key),
+            size=size,
         )
 
     def overwrite_payload(
@@ -699,15 +645,21 @@ class EdgeQdrantClient:
         payload: dict[str, Any],
         points: Selector,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Replace the whole payload of points; see `set_payload`."""
-        _server_only("overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        value, size = points_.payload(payload)
-        return self._on(
-            collection_name, "overwriting payload", points, "overwrite_payload", value, size=size
+        _refuse_server_options(
+            "overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        content, size = to_json_payload(payload)
+        return self._update_selected(
+            collection_name,
+            "overwriting payload",
+            points,
+            lambda point_ids: core.UpdateOperation.overwrite_payload(point_ids, content),
+            size=size,
         )
 
     def delete_payload(
@@ -716,27 +668,41 @@ class EdgeQdrantClient:
         keys: Sequence[str],
         points: Selector,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Remove fields from the payload of points; see `set_payload`."""
-        _server_only("delete_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        names = points_.texts(keys, "keys")
-        return self._on(collection_name, "deleting payload", points, "delete_payload", names)
+        _refuse_server_options(
+            "delete_payload", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        names = to_names(keys, "keys")
+        return self._update_selected(
+            collection_name,
+            "deleting payload",
+            points,
+            lambda point_ids: core.UpdateOperation.delete_payload(point_ids, names),
+        )
 
     def clear_payload(
         self,
         collection_name: str,
         points_selector: Selector,
         wait: bool = True,
-        ordering: models.WriteOrdering | None = None,
-        shard_key_selector: Any = None,
+        ordering: qm.WriteOrdering | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Remove the whole payload of points; see `set_payload`."""
-        _server_only("clear_payload", shard_key_selector=shard_key_selector, timeout=timeout)
-        return self._on(collection_name, "clearing payload", points_selector, "clear_payload")
+        _refuse_server_options(
+            "clear_payload", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        return self._update_selected(
+            collection_name,
+            "clearing payload",
+            points_selector,
+            core.UpdateOperation.clear_payload,
+        )
 
     # --- reading points -------------------------------------------------------------------------
 
@@ -744,125 +710,137 @@ class EdgeQdrantClient:
         self,
         collection_name: str,
         ids: PointIds,
-        with_payload: Any = True,
-        with_vectors: Any = False,
-        consistency: Any = None,
-        shard_key_selector: Any = None,
+        with_payload: WithPayload = True,
+        with_vectors: WithVectors = False,
+        consistency: qm.ReadConsistency | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> list[models.Record]:
-        """Points by their ids, in the order of the ids; those not there are left out."""
-        _server_only("retrieve", shard_key_selector=shard_key_selector, timeout=timeout)
-        wanted = [translation.point_id(one) for one in ids]
+    ) -> list[qm.Record]:
+        """Return points by their ids, in the order of the ids; unknown ids are left out."""
+        _refuse_server_options("retrieve", shard_key_selector=shard_key_selector, timeout=timeout)
+        point_ids = [to_core_id(point_id) for point_id in ids]
 
-        def ask(settings: Settings) -> Call:
-            with translation.arguments("the request"):
-                payload = translation.with_payload(with_payload)
-                names = translation.with_vectors(with_vectors, settings)
-            return lambda it: it.retrieve(wanted, payload, names)
+        def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
+            with argument_errors("the request"):
+                payload_selector = to_payload_selector(with_payload)
+                vector_selector = to_vector_selector(with_vectors, settings)
+            points: list[CorePoint] = core_shard.retrieve(
+                point_ids, payload_selector, vector_selector
+            )
+            return points
 
-        found = self._reading(collection_name, "retrieving", ask)
-        records = {record.id: record for record in map(translation.record, found)}
-        return [records[one] for one in wanted if one in records]
+        points = self._store.read(collection_name, "retrieving", ask)
+        records = {from_core_id(point.id): to_record(point) for point in points}
+        return [records[point_id] for point_id in point_ids if point_id in records]
 
     def scroll(
         self,
         collection_name: str,
-        scroll_filter: models.Filter | None = None,
+        scroll_filter: qm.Filter | None = None,
         limit: int = 10,
-        order_by: str | models.OrderBy | None = None,
+        order_by: str | qm.OrderBy | None = None,
         offset: int | str | uuid.UUID | None = None,
-        with_payload: Any = True,
-        with_vectors: Any = False,
-        consistency: Any = None,
-        shard_key_selector: Any = None,
+        with_payload: WithPayload = True,
+        with_vectors: WithVectors = False,
+        consistency: qm.ReadConsistency | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> tuple[list[models.Record], int | str | None]:
-        """One page of points in the order of their ids, and where the next one begins.
+    ) -> tuple[list[qm.Record], int | str | None]:
+        """Return one page of points in the order of their ids, and where the next one begins.
 
         Raises:
             InputError: If limit < 1, or `order_by` comes with an offset.
             StoreError: If `order_by` names a field that has no payload index, or the core fails.
         """
-        _server_only("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
-        queries.check_limit(limit)
+        _refuse_server_options("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
+        check_limit(limit)
         if order_by is not None and offset is not None:
             raise InputError("order_by takes no offset; start from a value instead")
 
-        def ask(settings: Settings) -> Call:
-            with translation.arguments("the request"):
+        def ask(settings: Settings, core_shard: CoreShard) -> tuple[list[CorePoint], Any]:
+            with argument_errors("the request"):
                 request = core.ScrollRequest(
-                    offset=None if offset is None else translation.point_id(offset),
+                    offset=None if offset is None else to_core_id(offset),
                     limit=limit,
-                    filter=translation.to_filter(scroll_filter),
-                    with_payload=translation.with_payload(with_payload),
-                    with_vector=translation.with_vectors(with_vectors, settings),
-                    order_by=translation.order_by(order_by),
+                    filter=to_core_filter(scroll_filter),
+                    with_payload=to_payload_selector(with_payload),
+                    with_vector=to_vector_selector(with_vectors, settings),
+                    order_by=to_core_order(order_by),
                 )
-            return lambda it: it.scroll(request)
+            points, next_id = core_shard.scroll(request)
+            return points, next_id
 
-        found, following = self._reading(collection_name, "scrolling", ask)
-        return [translation.record(one) for one in found], translation.next_offset(following)
+        points, next_id = self._store.read(collection_name, "scrolling", ask)
+        next_offset = None if next_id is None else from_core_id(next_id)
+        return [to_record(point) for point in points], next_offset
 
     def count(
         self,
         collection_name: str,
-        count_filter: models.Filter | None = None,
+        count_filter: qm.Filter | None = None,
         exact: bool = True,
-        shard_key_selector: Any = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
-    ) -> models.CountResult:
-        """How many points there are, or match a filter."""
-        _server_only("count", shard_key_selector=shard_key_selector, timeout=timeout)
-        with translation.arguments("the request"):
-            request = core.CountRequest(exact=exact, filter=translation.to_filter(count_filter))
-        count = self._reading(collection_name, "counting", lambda _: lambda it: it.count(request))
-        return models.CountResult(count=count)
+    ) -> qm.CountResult:
+        """Count the points, or those that match a filter."""
+        _refuse_server_options("count", shard_key_selector=shard_key_selector, timeout=timeout)
+        with argument_errors("the request"):
+            request = core.CountRequest(exact=exact, filter=to_core_filter(count_filter))
+
+        def ask(_: Settings, core_shard: CoreShard) -> int:
+            return int(core_shard.count(request))
+
+        return qm.CountResult(count=self._store.read(collection_name, "counting", ask))
 
     def query_points(
         self,
         collection_name: str,
-        query: Any = None,
+        query: Query | None = None,
         using: str | None = None,
-        prefetch: models.Prefetch | Sequence[models.Prefetch] | None = None,
-        query_filter: models.Filter | None = None,
-        search_params: models.SearchParams | None = None,
+        prefetch: qm.Prefetch | Sequence[qm.Prefetch] | None = None,
+        query_filter: qm.Filter | None = None,
+        search_params: qm.SearchParams | None = None,
         limit: int = 10,
         offset: int | None = None,
-        with_payload: Any = True,
-        with_vectors: Any = False,
+        with_payload: WithPayload = True,
+        with_vectors: WithVectors = False,
         score_threshold: float | None = None,
-        lookup_from: models.LookupLocation | None = None,
-        consistency: Any = None,
-        shard_key_selector: Any = None,
+        lookup_from: qm.LookupLocation | None = None,
+        consistency: qm.ReadConsistency | None = None,
+        shard_key_selector: qm.ShardKeySelector | None = None,
         timeout: int | None = None,
     ) -> QueryResponse:
-        """The points that answer a query best, best first.
+        """Return the points that answer a query best, best first.
 
         Args:
-            collection_name: Where to look.
-            query: A vector (dense, sparse, multi), a point's id (the points nearest to it, without
-                itself), NearestQuery, FusionQuery or RrfQuery; None for points in no order.
+            collection_name: Where to search.
+            query: A vector (dense, sparse, multi), a point's id (returns the points nearest to it,
+                without itself), NearestQuery, FusionQuery or RrfQuery; None returns points in no
+                order.
             using: Which of the collection's vectors to compare; None for the unnamed one.
-            prefetch: Queries whose results `query` fuses or scores anew; they nest.
+            prefetch: Queries whose results `query` fuses or rescores; they nest.
             query_filter: What all results must match.
             search_params: How an index is searched.
-            limit: Points at most.
-            offset: Points to leave out at the beginning.
+            limit: Maximum number of points.
+            offset: Number of points to skip at the beginning.
             with_payload: Whether payloads come back, or which fields.
             with_vectors: Whether vectors come back, or which.
             score_threshold: The worst score to return.
             lookup_from: Not supported.
             consistency: Every read is consistent.
-            shard_key_selector: A server's.
-            timeout: A server's.
+            shard_key_selector: Only for a server.
+            timeout: Only for a server.
 
         Raises:
-            InputError: If the query does not fit the collection, or is of a kind that is not
+            InputError: If the query does not fit the collection, or is of a type that is not
                 supported (recommendation, discovery, formula, sampling, MMR, text).
             StoreError: If the core fails.
         """
-        _server_only("query_points", shard_key_selector=shard_key_selector, timeout=timeout)
-        request = models.QueryRequest.model_construct(
+        _refuse_server_options(
+            "query_points", shard_key_selector=shard_key_selector, timeout=timeout
+        )
+        # Not validated: pydantic refuses arrays, and `to_core_query` checks every part.
+        request = qm.QueryRequest.model_construct(
             query=query,
             using=using,
             prefetch=prefetch,
@@ -876,304 +854,128 @@ class EdgeQdrantClient:
             lookup_from=lookup_from,
         )
 
-        def ask(settings: Settings) -> Call:
-            return lambda it: it.query(queries.request(request, it, settings))
+        def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
+            points: list[CorePoint] = core_shard.query(to_core_query(request, core_shard, settings))
+            return points
 
-        return _response(self._reading(collection_name, "querying", ask))
+        return _to_query_response(self._store.read(collection_name, "querying", ask))
 
     def query_batch_points(
         self,
         collection_name: str,
-        requests: Sequence[models.QueryRequest],
-        consistency: Any = None,
+        requests: Sequence[qm.QueryRequest],
+        consistency: qm.ReadConsistency | None = None,
         timeout: int | None = None,
     ) -> list[QueryResponse]:
-        """Several queries in one call; see `query_points`, but payloads come back only on request.
+        """Answer several queries in one call; payloads come back only on request.
+
+        See `query_points`.
 
         Raises:
             InputError: If a query does not fit; its `index` says which.
             StoreError: If the core fails.
         """
-        _server_only("query_batch_points", timeout=timeout)
+        _refuse_server_options("query_batch_points", timeout=timeout)
 
-        def ask(settings: Settings) -> Call:
-            def call(it: Any) -> Any:
-                made = []
-                for index, request in enumerate(requests):
-                    try:
-                        made.append(queries.request(request, it, settings))
-                    except InputError as error:
-                        raise InputError(str(error), index=index) from error
-                return it.query_batch(core.QueryBatchRequest(made)) if made else []
+        def ask(settings: Settings, core_shard: CoreShard) -> list[list[CorePoint]]:
+            core_queries = []
+            for index, request in enumerate(requests):
+                try:
+                    core_queries.append(to_core_query(request, core_shard, settings))
+                except InputError as error:
+                    raise InputError(error.problem, index=index) from error
+            if not core_queries:
+                return []
+            answers: list[list[CorePoint]] = core_shard.query_batch(
+                core.QueryBatchRequest(core_queries)
+            )
+            return answers
 
-            return call
-
-        return [_response(found) for found in self._reading(collection_name, "querying", ask)]
+        answers = self._store.read(collection_name, "querying", ask)
+        return [_to_query_response(points) for points in answers]
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _state(self) -> State:
-        """What is in the store, of one moment.
-
-        Raises:
-            StoreError: If it was closed, or opened by the process this one was forked from.
-        """
-        if self.closed:
-            raise StoreError(str(self.path), "reading", "the store has been closed; open it again")
-        if self.forked:
-            raise StoreError(
-                str(self.path),
-                "reading",
-                "it was opened before this process was forked, and two processes would damage it. "
-                'Start workers with the method "spawn" and open the store in one of them',
-            )
-        return self._catalog.state
-
-    def _collection(self, name: str) -> tuple[Shard, Settings]:
-        """The points and the settings of a collection, by its name or an alias."""
-        found = self._state().entry(name)
-        if found is None:
-            raise self._unknown(name)
-        resolved, entry = found
-        shard = self._shards.get(resolved)
-        if shard is None:
-            with self._changing:
-                found = self._state().entry(name)
-                if found is None:
-                    raise self._unknown(name)
-                resolved, entry = found
-                shard = self._shards.get(resolved)
-                if shard is None:
-                    shard = Shard(resolved, self._catalog.shard_path(entry.shard))
-                    entry = self._settled(resolved, shard, entry)
-                    self._shards[resolved] = shard
-        return shard, entry.settings
-
-    def _settled(self, name: str, shard: Shard, entry: Entry) -> Entry:
-        """Finish or undo a change of vector names that a crash left between shard and catalogue.
-
-        One that was being removed is gone, one that was being added never was.
-        """
-        names, settings = shard.vector_names(), entry.settings
-        known = {*settings.vectors, *settings.sparse_vectors}
-        if names is None or names == known:
-            return entry
-        for added in names - known:
-            update = core.UpdateOperation.delete_vector_name(added)
-            shard.write_alone("undoing a stopped addition", update)
-        if known <= names:
-            return entry
-        dense = {key: one for key, one in settings.vectors.items() if key in names}
-        sparse = {key: one for key, one in settings.sparse_vectors.items() if key in names}
-        kept = settings_with(settings, vectors=dense, sparse_vectors=sparse)
-        return self._save_settings(name, kept)
-
-    def _reading(self, name: str, operation: str, ask: Callable[[Settings], Call]) -> Any:
-        """What the core answers; of the collection an alias was switched to meanwhile, if so."""
-        while True:
-            shard, settings = self._collection(name)
-            try:
-                return shard.read(operation, ask(settings))
-            except StoreError:
-                if not shard.closed or self._collection(name)[0] is shard:
-                    raise
-
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[tuple[Shard, Settings]]:
-        """A collection that nobody else writes to, and whose settings stay, for as long as held."""
-        while True:
-            shard, _ = self._collection(name)
-            with shard.writing:
-                again, settings = self._collection(name)
-                if again is shard:  # and no alias was switched while this waited
-                    yield shard, settings
-                    return
-
-    def _unknown(self, name: str) -> InputError:
-        there = ", ".join(map(repr, sorted(self._catalog.state.collections))) or "none"
-        return InputError(f"collection {name!r} not found; collections there: {there}")
-
-    def _require_free(self, alias: str) -> None:
-        _check_name(alias)
-        if alias in self._catalog.state.collections:
-            raise InputError(f"collection {alias!r} already exists; an alias needs another name")
-
-    def _save_settings(self, name: str, settings: Settings) -> Entry:
-        state = self._state()
-        found = state.entry(name)
-        if found is None:
-            raise self._unknown(name)
-        entry = Entry(found[1].shard, settings)
-        self._catalog.save(State({**state.collections, found[0]: entry}, state.aliases))
-        return entry
-
-    def _write(self, collection_name: str, operation: str, update: Any) -> models.UpdateResult:
-        with self._writing(collection_name) as (shard, _):
-            shard.write(operation, update)
-        return self._done()
-
-    def _on(
+    def _update_selected(
         self,
         collection_name: str,
         operation: str,
-        points: Any,
-        method: str,
-        *arguments: Any,
+        selector: Selector,
+        make_update: Callable[[list[PointId]], CoreUpdate],
+        *,
         size: int = 0,
-    ) -> models.UpdateResult:
+    ) -> qm.UpdateResult:
         """Apply one of the core's operations to the points selected, some at a time.
 
         Args:
-            collection_name: Whose points.
-            operation: What is done, for messages.
-            points: The selector.
-            method: Of the core's UpdateOperation.
-            *arguments: What it takes after the ids.
-            size: About how many bytes it brings to each point.
+            collection_name: The collection that holds them.
+            operation: What is being done, for messages.
+            selector: Which points.
+            make_update: Makes the core's operation for some ids.
+            size: About how many bytes the operation adds to each point.
+
+        Raises:
+            InputError: If the operation cannot be made. If a selected id does not exist; the others
+                are changed by then, as a server does it.
+            StoreError: If it cannot be written.
         """
-        ids, condition = points_.selected(points)
-        with self._writing(collection_name) as (shard, _):
-            missing: list[points_.PointId] = []
-            if ids is None:
-                ids = _matching(shard, condition)
+        selected_ids, condition = parse_selector(selector)
+        with self._store.writing(collection_name) as (shard, _):
+            if selected_ids is None:
+                selected_ids = find_matching(shard, condition)
+                existing = set(selected_ids)
             else:
-                ids, missing = _present(shard, ids)
-            for piece, bytes_ in points_.pieces((one, size) for one in ids):
-                with translation.arguments(operation):
-                    update = getattr(core.UpdateOperation, method)(piece, *arguments)
-                shard.write(operation, update, size=bytes_)
-        _require_all(missing)
-        return self._done()
+                existing = find_existing(shard, selected_ids)
+            sized_ids = [(point_id, size) for point_id in selected_ids if point_id in existing]
+            for piece, piece_size in split_into_pieces(sized_ids):
+                with argument_errors(operation):
+                    update = make_update(piece)
+                shard.write(operation, update, size=piece_size)
+        require_existing(selected_ids, existing)
+        return self._completed()
 
-    def _done(self) -> models.UpdateResult:
-        return models.UpdateResult(
-            operation_id=next(self._operations), status=models.UpdateStatus.COMPLETED
+    def _completed(self) -> qm.UpdateResult:
+        return qm.UpdateResult(
+            operation_id=next(self._operation_ids), status=qm.UpdateStatus.COMPLETED
         )
 
 
-def _release(
-    catalog: Catalog,
-    shards: dict[str, Shard],
-    changing: Any,
-    released: threading.Event,
-    process: int,
-) -> None:
-    """Close a client: when it is told to, when nobody holds it, at the interpreter's end."""
-    if os.getpid() != process:
-        return  # a forked child has copies of handles that are its parent's to close
-    with changing:  # what is being made now is in `shards` afterwards; nothing new comes
-        open_shards = list(shards.values())
-        shards.clear()
-    failure: StoreError | None = None
-    try:
-        for shard in open_shards:
-            try:
-                shard.close()
-            except StoreError as error:
-                failure = failure or error
-    finally:
-        catalog.close()
-        released.set()
-    if failure is not None:
-        raise failure
+# --- arguments ----------------------------------------------------------------------------------
 
 
-def _present(
-    shard: Shard, ids: list[points_.PointId]
-) -> tuple[list[points_.PointId], list[points_.PointId]]:
-    """Which ids are there, and which are not."""
-    found = shard.read("looking points up", lambda it: it.retrieve(ids, False, False))
-    known = set(map(translation.found_id, found))
-    return [one for one in ids if one in known], [one for one in ids if one not in known]
+def _refuse_server_options(method: str, **options: object) -> None:
+    """Refuse options that only a server has.
 
-
-def _matching(shard: Shard, condition: Any) -> list[points_.PointId]:
-    """The ids of the points that match a filter."""
-    ids: list[points_.PointId] = []
-    offset = None
-    while True:
-        request = core.ScrollRequest(
-            offset=offset, limit=_IDS_A_PAGE, filter=condition, with_payload=False
-        )
-        page, offset = shard.read("looking points up", methodcaller("scroll", request))
-        ids += map(translation.found_id, page)
-        if offset is None:
-            return ids
-
-
-def _server_only(method: str, **options: Any) -> None:
-    """Refuse what only a server can do."""
+    Raises:
+        InputError: If one of them is given; it names the first one.
+    """
     for name, value in options.items():
         if value is not None:
-            raise translation.unsupported(f"{method}({name}=...)")
+            raise unsupported(f"{method}({name}=...)")
 
 
-def _one_of_each(**numbers: int | None) -> None:
+def _refuse_several(**numbers: int | None) -> None:
+    """Refuse more than one shard or replica.
+
+    Raises:
+        InputError: If a number is given that is not 1.
+    """
     for name, number in numbers.items():
         if number not in (None, 1):
-            raise translation.unsupported(f"{name}={number}")
+            raise unsupported(f"{name}={number}")
 
 
-def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not name or name in (".", "..") or len(name) > _LONGEST_NAME:
-        raise InputError(
-            f"a name must be a text of 1 to {_LONGEST_NAME} characters, got {name!r:.80}"
-        )
-    for character in name:
-        if character in _BAD_NAME or "\ud800" <= character <= "\udfff":  # half of a character
-            raise InputError(f"a name cannot hold {character!r}, got {name!r}")
+# --- answers ------------------------------------------------------------------------------------
 
 
-def _check_vectors(settings: Settings) -> None:
-    if "" in settings.sparse_vectors:
-        raise InputError("a sparse vector needs a name")
-    for name in (*settings.vectors, *settings.sparse_vectors):
-        if name:
-            _check_name(name)
-        if len(name.encode()) > _LONGEST_VECTOR_NAME:
-            raise InputError(f"a vector's name is at most {_LONGEST_VECTOR_NAME} bytes: {name!r}")
-    for name in settings.vectors:
-        size = settings.vectors[name].size
-        if not 1 <= size <= _LARGEST_SIZE:
-            raise InputError(f"vector {name!r}: size must be 1 to {_LARGEST_SIZE}, got {size}")
-        if name in settings.sparse_vectors:
-            raise InputError(f"vector {name!r} cannot be both dense and sparse")
-
-
-def _merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """Metadata as a server merges it: None takes a key out."""
-    if old is None:
-        return new
-    merged = {**old, **new}
-    return {key: value for key, value in merged.items() if new.get(key, value) is not None}
-
-
-def _require_all(missing: list[int | str]) -> None:
-    if missing:
-        raise InputError(
-            f"no point with id {missing[0]!r}; {len(missing)} of the ids are not there"
-        )
-
-
-def _response(found: list[Any]) -> QueryResponse:
-    return QueryResponse.model_construct(points=[translation.scored_point(one) for one in found])
-
-
-def _aliases(aliases: Mapping[str, str]) -> models.CollectionsAliasesResponse:
-    return models.CollectionsAliasesResponse(
+def _to_aliases_response(aliases: Mapping[str, str]) -> qm.CollectionsAliasesResponse:
+    return qm.CollectionsAliasesResponse(
         aliases=[
-            models.AliasDescription(alias_name=alias, collection_name=name)
+            qm.AliasDescription(alias_name=alias, collection_name=name)
             for alias, name in aliases.items()
         ]
     )
 
 
-def _set_fields(model: Any) -> dict[str, Any]:
-    return {} if model is None else model.model_dump(exclude_none=True)
-
-
-def _datatype(value: Any) -> models.Datatype | None:
-    try:
-        return None if value is None else models.Datatype(value.value)
-    except ValueError:
-        raise translation.unsupported(f"datatype {value.value!r} of a vector added later") from None
+def _to_query_response(points: list[CorePoint]) -> QueryResponse:
+    return QueryResponse.model_construct(points=[to_scored_point(point) for point in points])

@@ -1,4 +1,4 @@
-"""Queries as the core takes them: vectors checked, ids looked up, prefetches within prefetches."""
+"""Queries as Qdrant's core takes them: vectors checked, ids looked up, nested prefetches."""
 
 from __future__ import annotations
 
@@ -7,120 +7,59 @@ import uuid
 from typing import Any
 
 import qdrant_edge as core
-from qdrant_client import models
+from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores.edge import translation, vectors
+from unified_embeddings.stores.edge.core_types import CoreQuery, CoreShard
+from unified_embeddings.stores.edge.filters import to_core_filter
 from unified_embeddings.stores.edge.settings import Settings
-from unified_embeddings.stores.edge.translation import convert_fields, to_filter
+from unified_embeddings.stores.edge.translation import (
+    PointId,
+    argument_errors,
+    convert_fields,
+    to_core_id,
+    to_payload_selector,
+    to_record,
+    to_vector_selector,
+    unsupported,
+)
+from unified_embeddings.stores.edge.vectors import to_core_vector
+
+_DEFAULT_LIMIT = 10
+_DEFAULT_RRF_K = 2
+"""Qdrant's defaults where a request sets none."""
 
 
-def request(given: models.QueryRequest, points: Any, settings: Settings) -> Any:
-    """A whole query as the core takes it.
+def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Settings) -> CoreQuery:
+    """Return a whole query as the core takes it.
 
     Args:
-        given: The query.
-        points: The core's shard, for the points it names by id.
-        settings: The collection's.
+        request: The query.
+        core_shard: Where the points are looked up whose ids the query names.
+        settings: The collection's settings.
 
     Raises:
-        InputError: If it does not fit the collection, or is of a kind that is not supported.
+        InputError: If it does not fit the collection, or is of a type that is not supported.
     """
-    with translation.arguments("the query"):
-        limit = 10 if given.limit is None else given.limit
-        check_limit(limit, given.offset)
-        if given.shard_key is not None:
-            raise translation.unsupported("shard_key")
+    with argument_errors("the query"):
+        limit = _DEFAULT_LIMIT if request.limit is None else request.limit
+        check_limit(limit, request.offset)
+        if request.shard_key is not None:
+            raise unsupported("shard_key")
         return core.QueryRequest(
             limit=limit,
-            offset=given.offset or 0,
-            with_payload=translation.with_payload(given.with_payload),
-            with_vector=translation.with_vectors(given.with_vector, settings),
-            **_parts(given, points, settings),
+            offset=request.offset or 0,
+            with_payload=to_payload_selector(request.with_payload),
+            with_vector=to_vector_selector(request.with_vector, settings),
+            **_shared_options(request, core_shard, settings),
         )
 
 
-def _prefetch(given: models.Prefetch, points: Any, settings: Settings) -> Any:
-    limit = 10 if given.limit is None else given.limit
-    check_limit(limit)
-    return core.Prefetch(limit=limit, **_parts(given, points, settings))
-
-
-def _parts(
-    given: models.QueryRequest | models.Prefetch, points: Any, settings: Settings
-) -> dict[str, Any]:
-    """What a query and a prefetch have in common."""
-    if given.lookup_from is not None:
-        raise translation.unsupported("lookup_from")
-    prefetches = given.prefetch
-    if prefetches is None:
-        prefetches = []
-    elif isinstance(prefetches, models.Prefetch):
-        prefetches = [prefetches]
-    threshold = given.score_threshold
-    if threshold is not None and math.isnan(threshold):
-        raise InputError("score_threshold must be a number, got NaN")
-    if prefetches and given.query is None:
-        raise InputError("prefetch needs a query that fuses or scores what it finds")
-    query, itself = _query(given.query, given.using, points, settings)
-    if isinstance(given.query, models.FusionQuery | models.RrfQuery):
-        check_fusion(given.query, len(prefetches))
-    condition = given.filter
-    if condition is not None and (condition.should or condition.min_should):
-        # As one condition: the core merges an outer filter's alternatives with an inner one's.
-        condition = models.Filter(must=[condition])
-    if itself is not None:
-        own = models.Filter(must_not=[models.HasIdCondition(has_id=[itself])])
-        condition = own if condition is None else models.Filter(must=[condition, own])
-    return {
-        "query": query,
-        "prefetches": [_prefetch(one, points, settings) for one in prefetches],
-        "filter": translation.to_filter(condition),
-        "score_threshold": threshold,
-        "params": search_params(given.params),
-    }
-
-
-def _query(
-    query: Any, using: str | None, points: Any, settings: Settings
-) -> tuple[Any, int | str | None]:
-    """What to score by, and the id of the point it comes from."""
-    if isinstance(query, models.NearestQuery):
-        if query.mmr is not None:
-            raise translation.unsupported("NearestQuery.mmr")
-        query = query.nearest
-    if query is None:
-        return None, None
-    if isinstance(query, models.FusionQuery | models.RrfQuery):
-        if using:
-            raise InputError("a fusion takes no using; its prefetches do")
-        return fusion(query), None
-    name = using or ""
-    itself = None
-    if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
-        itself = translation.point_id(query)
-        query = _vector_of(itself, name, points)
-    elif not isinstance(query, models.SparseVector) and not hasattr(query, "__len__"):
-        raise translation.unsupported(f"the query {type(query).__name__}")
-    return core.Query.Nearest(vectors.to_core(name, query, settings), using=using or None), itself
-
-
-def _vector_of(point_id: int | str, name: str, points: Any) -> Any:
-    found = points.retrieve([point_id], False, True)
-    if not found:
-        raise InputError(f"point {point_id!r} is not in the collection")
-    vector: Any = translation.record(found[0]).vector
-    vector = vector.get(name) if isinstance(vector, dict) else vector
-    if vector is None:
-        raise InputError(f"point {point_id!r} has no vector named {name!r}")
-    return vector
-
-
 def check_limit(limit: int, offset: int | None = None) -> None:
-    """Refuse a page of nothing, or one that begins before the first.
+    """Refuse an empty page, or one that begins before the first point.
 
     Raises:
-        InputError: If so.
+        InputError: If limit < 1 or offset < 0.
     """
     if limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
@@ -128,52 +67,152 @@ def check_limit(limit: int, offset: int | None = None) -> None:
         raise InputError(f"offset must be at least 0, got {offset}")
 
 
-_DEFAULT_RRF_K = 2
-"""Qdrant's own where a request names none."""
+def _to_core_prefetch(
+    prefetch: qm.Prefetch, core_shard: CoreShard, settings: Settings
+) -> CoreQuery:
+    limit = _DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit
+    check_limit(limit)
+    return core.Prefetch(limit=limit, **_shared_options(prefetch, core_shard, settings))
 
 
-def fusion(query: models.FusionQuery | models.RrfQuery) -> Any:
-    """How the prefetches are fused."""
-    if isinstance(query, models.RrfQuery):
+def _shared_options(
+    request: qm.QueryRequest | qm.Prefetch, core_shard: CoreShard, settings: Settings
+) -> dict[str, Any]:
+    """Return the options that a query and a prefetch have in common."""
+    if request.lookup_from is not None:
+        raise unsupported("lookup_from")
+    prefetches = _list_prefetches(request)
+    threshold = request.score_threshold
+    if threshold is not None and math.isnan(threshold):
+        raise InputError("score_threshold must be a number, got NaN")
+    if prefetches and request.query is None:
+        raise InputError("prefetch needs a query that fuses or scores what it finds")
+    scoring, source_id = _to_core_scoring(request.query, request.using, core_shard, settings)
+    if isinstance(request.query, qm.FusionQuery | qm.RrfQuery):
+        _check_fusion(request.query, len(prefetches))
+    return {
+        "query": scoring,
+        "prefetches": [
+            _to_core_prefetch(prefetch, core_shard, settings) for prefetch in prefetches
+        ],
+        "filter": to_core_filter(_combine_filters(request.filter, source_id)),
+        "score_threshold": threshold,
+        "params": _to_search_params(request.params),
+    }
+
+
+def _list_prefetches(request: qm.QueryRequest | qm.Prefetch) -> list[qm.Prefetch]:
+    if request.prefetch is None:
+        return []
+    if isinstance(request.prefetch, qm.Prefetch):
+        return [request.prefetch]
+    return request.prefetch
+
+
+def _combine_filters(condition: qm.Filter | None, source_id: PointId | None) -> qm.Filter | None:
+    """Return a request's filter, without the point that the query vector comes from."""
+    if condition is not None and (condition.should or condition.min_should):
+        # Passed as a single condition: the core merges the alternatives of an outer filter with
+        # those of an inner one.
+        condition = qm.Filter(must=[condition])
+    if source_id is None:
+        return condition
+    all_but_source = qm.Filter(must_not=[qm.HasIdCondition(has_id=[source_id])])
+    if condition is None:
+        return all_but_source
+    return qm.Filter(must=[condition, all_but_source])
+
+
+def _to_core_scoring(
+    query: Any, using: str | None, core_shard: CoreShard, settings: Settings
+) -> tuple[CoreQuery, PointId | None]:
+    """Return what to score by, and the id of the point whose vector that is, if it is one."""
+    if isinstance(query, qm.NearestQuery):
+        if query.mmr is not None:
+            raise unsupported("NearestQuery.mmr")
+        query = query.nearest
+    if query is None:
+        return None, None
+    if isinstance(query, qm.FusionQuery | qm.RrfQuery):
+        if using:
+            raise InputError("a fusion takes no using; its prefetches do")
+        return _to_core_fusion(query), None
+    name = using or ""
+    source_id = None
+    if isinstance(query, int | str | uuid.UUID) and not isinstance(query, bool):
+        source_id = to_core_id(query)
+        query = _look_up_vector(source_id, name, core_shard)
+    elif not isinstance(query, qm.SparseVector) and not hasattr(query, "__len__"):
+        raise unsupported(f"the query {type(query).__name__}")
+    core_vector = to_core_vector(name, query, settings)
+    return core.Query.Nearest(core_vector, using=using or None), source_id
+
+
+def _look_up_vector(point_id: PointId, name: str, core_shard: CoreShard) -> Any:
+    """Return a stored point's vector; name "" is the unnamed one."""
+    points = core_shard.retrieve([point_id], False, True)  # vectors without payload
+    if not points:
+        raise InputError(f"point {point_id!r} is not in the collection")
+    vector: Any = to_record(points[0]).vector
+    if isinstance(vector, dict):
+        vector = vector.get(name)
+    if vector is None:
+        raise InputError(f"point {point_id!r} has no vector named {name!r}")
+    return vector
+
+
+def _to_core_fusion(query: qm.FusionQuery | qm.RrfQuery) -> CoreQuery:
+    """Return how the results of the prefetches are fused."""
+    if isinstance(query, qm.RrfQuery):
         k = _DEFAULT_RRF_K if query.rrf.k is None else query.rrf.k
         if k < 1:
             raise InputError(f"RRF's k must be at least 1, got {k}")
         return core.Fusion.Rrf(k, query.rrf.weights)
-    if query.fusion == models.Fusion.DBSF:
+    if query.fusion == qm.Fusion.DBSF:
         return core.Fusion.Dbsf()
     return core.Fusion.Rrf(_DEFAULT_RRF_K)
 
 
-def check_fusion(query: models.FusionQuery | models.RrfQuery, prefetches: int) -> None:
-    """Refuse a fusion of nothing, or with another number of weights than lists.
+def _check_fusion(query: qm.FusionQuery | qm.RrfQuery, prefetch_count: int) -> None:
+    """Refuse a fusion of nothing, and weights that do not fit the prefetches.
 
     Raises:
-        InputError: If so.
+        InputError: If there is no prefetch, not one weight for each, or a weight is not finite.
     """
-    if not prefetches:
+    if prefetch_count == 0:
         raise InputError("a fusion needs at least one prefetch to fuse")
-    weights = query.rrf.weights if isinstance(query, models.RrfQuery) else None
-    if weights is not None and len(weights) != prefetches:
-        raise InputError(f"RRF needs a weight for each prefetch: {len(weights)} for {prefetches}")
-    if weights is not None and not all(map(math.isfinite, weights)):
+    if not isinstance(query, qm.RrfQuery) or query.rrf.weights is None:
+        return
+    weights = query.rrf.weights
+    if len(weights) != prefetch_count:
+        raise InputError(
+            f"RRF needs a weight for each prefetch: {len(weights)} for {prefetch_count}"
+        )
+    if not all(map(math.isfinite, weights)):
         raise InputError(f"RRF's weights must be finite numbers, got {weights}")
 
 
-def search_params(params: models.SearchParams | None) -> Any:
-    """How an index is searched; None for as it is set up."""
+def _to_search_params(params: qm.SearchParams | None) -> Any:
+    """Return how an index is searched; None searches it with its own settings."""
     if params is None:
         return None
-    return core.SearchParams(
-        **convert_fields(
-            params,
-            quantization=lambda value: core.QuantizationSearchParams(**convert_fields(value)),
-            acorn=lambda value: core.AcornSearchParams(**convert_fields(value)),
-            idf=_idf,
-        )
+    options = convert_fields(
+        params, quantization=_to_quantization_params, acorn=_to_acorn_params, idf=_to_idf_params
     )
+    return core.SearchParams(**options)
 
 
-def _idf(params: models.IdfParams) -> Any:
-    """Over which points a sparse vector's IDF is computed: those of a filter, or all."""
-    corpus = params.corpus if isinstance(params, models.IdfCorpusParams) else None
-    return core.IdfParams(corpus=to_filter(corpus))
+def _to_quantization_params(params: qm.QuantizationSearchParams) -> Any:
+    return core.QuantizationSearchParams(**convert_fields(params))
+
+
+def _to_acorn_params(params: qm.AcornSearchParams) -> Any:
+    return core.AcornSearchParams(**convert_fields(params))
+
+
+def _to_idf_params(params: qm.IdfParams) -> Any:
+    """Return the points over which a sparse vector's IDF is computed: a filter's, or all."""
+    corpus = None
+    if isinstance(params, qm.IdfCorpusParams):
+        corpus = to_core_filter(params.corpus)
+    return core.IdfParams(corpus=corpus)

@@ -1,7 +1,10 @@
-"""qdrant-client's models as Qdrant's core takes them, and what the core answers as those models.
+"""Helpers shared by the modules that convert objects for Qdrant's core and back.
 
-Both speak of the same things under nearly the same names, so most of this is tables. What has no
-counterpart is refused by its name; nothing is left out without a word.
+What lives here: errors, enums, fields, ids, selectors, and the points that the core found as
+qdrant-client's models. Filters, queries, vectors and settings have modules of their own.
+
+qdrant-client and the core speak of the same things under nearly the same names. What has no
+counterpart in the core is refused by its name; nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -9,33 +12,46 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import qdrant_edge as core
 from pydantic import BaseModel
-from qdrant_client import models
+from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.core_types import CoreEnum, CorePoint, CoreVector
 from unified_embeddings.stores.edge.settings import Settings
 
+PointId: TypeAlias = int | str
+"""A point's id as the core takes it: an unsigned 64-bit integer or a UUID as a string."""
+
 _LARGEST_ID = 2**64 - 1
+_IRREGULAR_MEMBERS = {
+    "bits1_5": "Bits1_5",
+    "scalar4bits": "Scalar4Bits",
+    "scalar8bits": "Scalar8Bits",
+}
+"""qdrant-client's value → the core's member, where that is not the value in PascalCase."""
 
 
-def unsupported(what: str) -> InputError:
-    """The error for what a server does and an embedded store does not."""
+def unsupported(feature: str) -> InputError:
+    """Return the error for something that a server can do and an embedded store cannot."""
     return InputError(
-        f"{what} is not supported by the embedded store; leave it out, or run a Qdrant server and "
-        "use url="
+        f"{feature} is not supported by the embedded store; leave it out, or run a Qdrant server "
+        "and use url="
     )
 
 
 @contextlib.contextmanager
-def arguments(what: str) -> Iterator[None]:
-    """Turn what the core's types refuse into an InputError.
+def argument_errors(subject: str) -> Iterator[None]:
+    """Turn the errors that the core's constructors raise into InputErrors.
+
+    Args:
+        subject: What is being built, for messages.
 
     Raises:
-        InputError: If something within has another type, is out of range or cannot be read.
+        InputError: If an argument in this block has the wrong type, is out of range or cannot be
+            parsed.
     """
     try:
         yield
@@ -43,47 +59,62 @@ def arguments(what: str) -> Iterator[None]:
         raise
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise InputError(f"{what} cannot be used: {reason}") from error
+        raise InputError(f"{subject} cannot be used: {reason}") from error
 
 
-def member(enum: Any, value: Any) -> Any:
-    """A value of one of qdrant-client's enums as the core's: "max_sim" → MaxSim."""
-    wanted = str(getattr(value, "value", value)).replace("_", "").lower()
-    for name in dir(enum):
-        if not name.startswith("_") and name.replace("_", "").lower() == wanted:
-            return getattr(enum, name)
-    raise unsupported(f"{enum.__name__} {getattr(value, 'value', value)!r}")
+def to_core_member(enum: CoreEnum, value: object) -> CoreEnum:
+    """Return the member of a core enum that qdrant-client's value names: "max_sim" → MaxSim.
 
-
-def convert_fields(model: BaseModel | None, **convert: Callable[[Any], Any]) -> dict[str, Any]:
-    """The fields of a model that are set, by name, some converted."""
-    if model is None:
-        return {}
-    values = {name: getattr(model, name) for name in type(model).model_fields}
-    return {
-        name: convert.get(name, _plain)(value)
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        raise unsupported(f"{type(value).__name__} here")
-    return value
-
-
-# --- how a collection is made -------------------------------------------------------------------
-
-
-# --- points -------------------------------------------------------------------------------------
-
-
-def point_id(value: Any) -> int | str:
-    """An id as the core takes it: unsigned 64-bit integer, or a UUID in its usual form.
+    Args:
+        enum: The core's enum.
+        value: A member of qdrant-client's enum of that name, or its value.
 
     Raises:
-        InputError: If it is neither.
+        InputError: If the core has no such member.
+    """
+    text = str(getattr(value, "value", value))
+    pascal_case = "".join(word.capitalize() for word in text.split("_"))
+    # The core's enums are not Python's: they cannot be indexed by name.
+    member = getattr(enum, _IRREGULAR_MEMBERS.get(text, pascal_case), None)
+    if member is None:
+        raise unsupported(f"{enum.__name__} {text!r}")
+    return member
+
+
+def convert_fields(model: BaseModel | None, **converters: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the fields of a model that are set, by name.
+
+    Args:
+        model: One of qdrant-client's models; None has no fields.
+        **converters: Field name → function that makes the core's object of the field's value.
+
+    Raises:
+        InputError: If a field without a converter holds a model, which the core would not take.
+    """
+    converted: dict[str, Any] = {}
+    if model is None:
+        return converted
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if value is None:
+            continue
+        if name in converters:
+            converted[name] = converters[name](value)
+        elif isinstance(value, BaseModel):
+            raise unsupported(f"{type(value).__name__} here")
+        else:
+            converted[name] = value
+    return converted
+
+
+# --- ids ----------------------------------------------------------------------------------------
+
+
+def to_core_id(value: object) -> PointId:
+    """Return an id as the core takes it; a UUID in its canonical form.
+
+    Raises:
+        InputError: If it is neither an unsigned 64-bit integer nor a UUID.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_ID:
         return value
@@ -97,73 +128,80 @@ def point_id(value: Any) -> int | str:
     raise InputError(f"an id must be a UUID or an integer from 0 to {_LARGEST_ID}, got {value!r}")
 
 
-def _id_model(value: Any) -> int | str:
-    return value if isinstance(value, int) else str(value)
+def from_core_id(value: object) -> PointId:
+    """Return an id that the core answered; it gives a UUID as an object."""
+    if isinstance(value, int):
+        return value
+    return str(value)
 
 
-def found_id(found: Any) -> int | str:
-    """The id of something that the core found."""
-    return _id_model(found.id)
+# --- what comes back ----------------------------------------------------------------------------
 
 
-def next_offset(value: Any) -> int | str | None:
-    """Where the next page of a scroll begins; None after the last."""
-    return None if value is None else _id_model(value)
-
-
-def _vector_model(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _vector_model(one) for name, one in value.items()}
-    if isinstance(value, core.SparseVector):
-        return models.SparseVector(indices=value.indices, values=value.values)
-    return value
-
-
-def record(found: Any) -> models.Record:
-    """A point that was retrieved or scrolled over."""
-    return models.Record.model_construct(
-        id=_id_model(found.id),
-        payload=found.payload,
-        vector=_vector_model(found.vector),
-        order_value=found.order_value,
+def to_record(core_point: CorePoint) -> qm.Record:
+    """Return a point that was retrieved or scrolled over."""
+    # Not validated: the core's answer is well-formed, and validation costs more than the read.
+    return qm.Record.model_construct(
+        id=from_core_id(core_point.id),
+        payload=core_point.payload,
+        vector=_from_core_vector(core_point.vector),
+        order_value=core_point.order_value,
     )
 
 
-def scored_point(found: Any) -> models.ScoredPoint:
-    """A point that a query found."""
-    return models.ScoredPoint.model_construct(
-        id=_id_model(found.id),
-        version=found.version,
-        score=found.score,
-        payload=found.payload,
-        vector=_vector_model(found.vector),
-        order_value=found.order_value,
+def to_scored_point(core_point: CorePoint) -> qm.ScoredPoint:
+    """Return a point that a query core_point."""
+    return qm.ScoredPoint.model_construct(
+        id=from_core_id(core_point.id),
+        version=core_point.version,
+        score=core_point.score,
+        payload=core_point.payload,
+        vector=_from_core_vector(core_point.vector),
+        order_value=core_point.order_value,
     )
 
 
-def with_payload(selector: Any) -> Any:
-    """Which parts of the payload come back."""
-    if isinstance(selector, models.PayloadSelectorInclude):
+def _from_core_vector(vector: CoreVector) -> Any:
+    """Return a vector, or a dict of them by name, with sparse ones as qdrant-client's."""
+    if isinstance(vector, dict):
+        return {name: _from_core_vector(value) for name, value in vector.items()}
+    if isinstance(vector, core.SparseVector):
+        return qm.SparseVector(indices=vector.indices, values=vector.values)
+    return vector
+
+
+# --- selectors ----------------------------------------------------------------------------------
+
+
+def to_payload_selector(selector: bool | Sequence[str] | qm.PayloadSelector | None) -> Any:
+    """Return which parts of the payload come back, as the core takes it.
+
+    Raises:
+        InputError: If it is a single string.
+    """
+    if isinstance(selector, qm.PayloadSelectorInclude):
         return core.PayloadSelector.Include(selector.include)
-    if isinstance(selector, models.PayloadSelectorExclude):
+    if isinstance(selector, qm.PayloadSelectorExclude):
         return core.PayloadSelector.Exclude(selector.exclude)
     if selector is None or isinstance(selector, bool):
         return bool(selector)
     if isinstance(selector, str):
-        raise InputError(f"with_payload takes a list of fields, got the text {selector!r}")
+        raise InputError(f"with_payload takes a list of fields, got the string {selector!r}")
     return list(selector)
 
 
-def with_vectors(selector: Any, settings: Settings) -> bool | list[str]:
-    """Which vectors come back.
+def to_vector_selector(
+    selector: bool | Sequence[str] | None, settings: Settings
+) -> bool | list[str]:
+    """Return which vectors come back, as the core takes it.
 
     Raises:
-        InputError: If the collection has no vector of a name.
+        InputError: If it is a single string, or names a vector that the collection lacks.
     """
     if selector is None or isinstance(selector, bool):
         return bool(selector)
     if isinstance(selector, str):
-        raise InputError(f"with_vectors takes a list of names, got the text {selector!r}")
+        raise InputError(f"with_vectors takes a list of names, got the string {selector!r}")
     names = list(selector)
     for name in names:
         if name not in settings.vectors and name not in settings.sparse_vectors:
@@ -171,129 +209,16 @@ def with_vectors(selector: Any, settings: Settings) -> bool | list[str]:
     return names
 
 
-def order_by(order: Any) -> Any:
-    """How a scroll is ordered; None for by id."""
+def to_core_order(order: str | qm.OrderBy | None) -> Any:
+    """Return how a scroll is ordered, as the core takes it; None orders by id."""
     if order is None:
         return None
     if isinstance(order, str):
         return core.OrderBy(order)
-    direction = None if order.direction is None else member(core.Direction, order.direction)
-    start = order.start_from
-    return core.OrderBy(order.key, direction, start.isoformat() if _is_date(start) else start)
-
-
-# --- queries ------------------------------------------------------------------------------------
-
-
-# --- filters ------------------------------------------------------------------------------------
-
-
-def to_filter(given: models.Filter | None) -> Any:
-    """A filter.
-
-    Raises:
-        InputError: If it holds a condition that the core has not, or a key that is no JSON path.
-    """
-    if given is None:
-        return None
-    if not isinstance(given, models.Filter):
-        raise InputError(f"a filter must be a models.Filter, got {type(given).__name__}")
-    minimum = given.min_should
-    with arguments("the filter"):
-        return core.Filter(
-            must=_conditions(given.must),
-            should=_conditions(given.should),
-            must_not=_conditions(given.must_not),
-            min_should=None
-            if minimum is None
-            else core.MinShould([_condition(one) for one in minimum.conditions], minimum.min_count),
-        )
-
-
-def _conditions(given: Any) -> list[Any] | None:
-    if given is None:
-        return None
-    return [_condition(one) for one in (given if isinstance(given, Sequence) else [given])]
-
-
-def _condition(given: Any) -> Any:
-    match given:
-        case models.FieldCondition():
-            return _field(given)
-        case models.Filter():
-            return to_filter(given)
-        case models.HasIdCondition():
-            return core.HasIdCondition({point_id(one) for one in given.has_id})
-        case models.IsEmptyCondition():
-            return core.IsEmptyCondition(given.is_empty.key)
-        case models.IsNullCondition():
-            return core.IsNullCondition(given.is_null.key)
-        case models.HasVectorCondition():
-            return core.HasVectorCondition(given.has_vector)
-        case models.NestedCondition():
-            return core.NestedCondition(given.nested.key, to_filter(given.nested.filter))
-        case models.SliceCondition():
-            return core.SliceCondition(given.slice.total, given.slice.index)
-    raise unsupported(f"the condition {type(given).__name__}")
-
-
-def _field(given: models.FieldCondition) -> Any:
-    return core.FieldCondition(
-        given.key,
-        **convert_fields(
-            given.model_copy(update={"key": None}),
-            match=_match,
-            range=_range,
-            geo_bounding_box=lambda box: core.GeoBoundingBox(
-                _point(box.top_left), _point(box.bottom_right)
-            ),
-            geo_radius=lambda circle: core.GeoRadius(_point(circle.center), circle.radius),
-            geo_polygon=lambda polygon: core.GeoPolygon(
-                _line(polygon.exterior), [_line(line) for line in polygon.interiors or ()]
-            ),
-            values_count=lambda count: core.ValuesCount(**convert_fields(count)),
-        ),
-    )
-
-
-def _match(given: Any) -> Any:
-    match given:
-        case models.MatchValue():
-            # To the core's binding Python's True is the number 1; only NumPy's is a truth value.
-            value = np.bool_(given.value) if isinstance(given.value, bool) else given.value
-            return core.MatchValue(value)
-        case models.MatchAny():
-            return core.MatchAny(given.any)
-        case models.MatchExcept():
-            return core.MatchExcept(given.except_)
-        case models.MatchText():
-            return core.MatchText(given.text)
-        case models.MatchTextAny():
-            return core.MatchTextAny(given.text_any)
-        case models.MatchPhrase():
-            return core.MatchPhrase(given.phrase)
-        case models.MatchPrefix():
-            return core.MatchPrefix(given.prefix)
-        case models.MatchSubstring():
-            return core.MatchSubstring(given.substring)
-    raise unsupported(f"the match {type(given).__name__}")
-
-
-def _range(given: Any) -> Any:
-    if isinstance(given, models.DatetimeRange):
-        return core.RangeDateTime(
-            **{name: value.isoformat() for name, value in convert_fields(given).items()}
-        )
-    return core.RangeFloat(**convert_fields(given))
-
-
-def _is_date(value: Any) -> bool:
-    return hasattr(value, "isoformat")
-
-
-def _point(point: models.GeoPoint) -> Any:
-    return core.GeoPoint(point.lon, point.lat)
-
-
-def _line(line: models.GeoLineString) -> list[Any]:
-    return [_point(point) for point in line.points]
+    direction = None
+    if order.direction is not None:
+        direction = to_core_member(core.Direction, order.direction)
+    start: Any = order.start_from
+    if hasattr(start, "isoformat"):  # the core parses dates from strings
+        start = start.isoformat()
+    return core.OrderBy(order.key, direction, start)

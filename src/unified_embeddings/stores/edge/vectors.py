@@ -1,7 +1,7 @@
-"""A vector on its way into the core, checked for what the core takes without a word.
+"""Vectors as Qdrant's core takes them, checked for what the core accepts silently.
 
-Qdrant's core stores NaN, sparse vectors whose indices repeat, and indices without values; a query
-with a NaN finds nothing. A server refuses them, and so does this module.
+The core stores NaN, sparse vectors with duplicate indices, and indices without values; a query with
+a NaN finds nothing. A server rejects these, and so does this module.
 """
 
 from __future__ import annotations
@@ -11,84 +11,110 @@ from typing import Any
 
 import numpy as np
 import qdrant_edge as core
-from qdrant_client import models
+from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.core_types import CoreVector
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.types import FloatArray
 
 _LARGEST_INDEX = 2**32 - 1
+_NOT_FINITE = "contains NaN, infinity or a number too large for float32"
 
 
-def to_core(name: str, vector: Any, settings: Settings) -> Any:
-    """One vector as the core takes it.
+def to_core_vector(name: str, vector: Any, settings: Settings) -> CoreVector:
+    """Return one vector as the core takes it.
 
     Args:
         name: Which of the collection's vectors it is; "" for the unnamed one.
         vector: Numbers (d,), rows of numbers (t, d) for a multi-vector, or a sparse vector; lists
-            or arrays.
-        settings: The collection's.
+            or arrays. One row (d,) is accepted for a multi-vector.
+        settings: The collection's settings.
 
     Returns:
-        A list, a list of lists, or a sparse vector of the core with ascending indices.
+        A list, a list of lists, or the core's sparse vector with ascending indices.
 
     Raises:
-        InputError: If the collection has no vector of this name and kind, or the vector has another
-            dimension, NaN, infinity, no row, or indices that repeat, are out of range or have not
-            one value each.
+        InputError: If the collection has no vector of this name and type. If the vector has another
+            dimension, no rows, NaN or infinity. If a sparse vector has duplicate or out-of-range
+            indices, or a different number of values.
     """
-    if isinstance(vector, models.SparseVector):
+    if isinstance(vector, qm.SparseVector):
         if name not in settings.sparse_vectors:
-            raise _wrong_name(name, "sparse", settings)
-        return _sparse(name, vector)
+            raise _unknown_name_error(name, "sparse", settings)
+        return _to_core_sparse_vector(name, vector)
     params = settings.vectors.get(name)
     if params is None:
-        raise _wrong_name(name, "dense", settings)
-    try:
-        array = _float32(vector)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"vector {name!r} must be {params.size} numbers, got {vector!r:.80}"
-        ) from None
-    multi = params.multivector_config is not None
-    if multi and array.ndim == 1 and array.size:
-        array = array[None]  # one row, as Qdrant takes it too
-    if array.ndim != 1 + multi or array.shape[-1] != params.size or not array.size:
-        shape = f"(rows, {params.size})" if multi else f"({params.size},)"
-        raise InputError(f"vector {name!r} must have shape {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise InputError(f"vector {name!r} holds NaN, infinity or a number beyond float32")
-    return array.tolist()
+        raise _unknown_name_error(name, "dense", settings)
+    return _to_core_dense_vector(name, vector, params)
 
 
-def named(vector: Any) -> Mapping[str, Any]:
-    """A point's vectors by name, the unnamed one under "".
+def to_core_vectors(vectors: Any, settings: Settings) -> dict[str, CoreVector]:
+    """Return a point's vectors by name, as the core takes them; see `to_core_vector`."""
+    return {
+        name: to_core_vector(name, vector, settings)
+        for name, vector in _vectors_by_name(vectors).items()
+    }
+
+
+def unwrap_unnamed(vectors: dict[str, CoreVector]) -> Any:
+    """Return a point's vectors as the core's `Point` takes them: a lone unnamed one by itself."""
+    if set(vectors) == {""}:
+        return vectors[""]
+    return vectors
+
+
+def approximate_bytes(vectors: dict[str, CoreVector]) -> int:
+    """Return about how many bytes a point's vectors take."""
+    numbers = 0
+    for vector in vectors.values():
+        if isinstance(vector, core.SparseVector):
+            numbers += 2 * len(vector.indices)  # an index and a value
+        elif isinstance(vector[0], list):
+            numbers += len(vector) * len(vector[0])
+        else:
+            numbers += len(vector)
+    return 4 * numbers
+
+
+def _vectors_by_name(vectors: Any) -> Mapping[str, Any]:
+    """Return a point's vectors by name, the unnamed one under "".
 
     Raises:
         InputError: If it is a text or an image, which would have to be embedded first.
     """
-    if isinstance(vector, Mapping):
-        return vector
-    if isinstance(vector, list | np.ndarray):
-        return {"": vector}
+    if isinstance(vectors, Mapping):
+        return vectors
+    if isinstance(vectors, list | np.ndarray):
+        return {"": vectors}
     raise InputError(
-        f"a vector must be numbers or a dict of them by name, got {type(vector).__name__}; embed "
+        f"a vector must be numbers or a dict of them by name, got {type(vectors).__name__}; embed "
         "texts and images first"
     )
 
 
-def all_to_core(vector: Any, settings: Settings) -> dict[str, Any]:
-    """A point's vectors as the core takes them, see `to_core`."""
-    return {name: to_core(name, one, settings) for name, one in named(vector).items()}
+def _to_core_dense_vector(name: str, vector: Any, params: qm.VectorParams) -> CoreVector:
+    try:
+        array = _to_float32(vector)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"vector {name!r} must be {params.size} numbers, got {vector!r:.80}"
+        ) from None
+    is_multi_vector = params.multivector_config is not None
+    if is_multi_vector and array.ndim == 1 and array.size:
+        array = array[None]  # a single row, which Qdrant accepts too
+    expected_ndim = 2 if is_multi_vector else 1
+    if array.ndim != expected_ndim or array.shape[-1] != params.size or not array.size:
+        expected_shape = f"(rows, {params.size})" if is_multi_vector else f"({params.size},)"
+        raise InputError(f"vector {name!r} must have shape {expected_shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"vector {name!r} {_NOT_FINITE}")
+    return array.tolist()
 
 
-def _float32(numbers: Any) -> FloatArray:
-    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinity
-        return np.asarray(numbers, dtype=np.float32)
-
-
-def _sparse(name: str, vector: models.SparseVector) -> Any:
-    indices, values = np.asarray(vector.indices), _float32(vector.values)
+def _to_core_sparse_vector(name: str, vector: qm.SparseVector) -> CoreVector:
+    indices = np.asarray(vector.indices)
+    values = _to_float32(vector.values)
     if indices.shape != values.shape:
         raise InputError(
             f"sparse vector {name!r} has {indices.size} indices and {values.size} values; each "
@@ -99,19 +125,25 @@ def _sparse(name: str, vector: models.SparseVector) -> Any:
     if indices.min() < 0 or indices.max() > _LARGEST_INDEX:
         raise InputError(f"sparse vector {name!r}: indices must be from 0 to {_LARGEST_INDEX}")
     if not np.isfinite(values).all():
-        raise InputError(f"sparse vector {name!r} holds NaN, infinity or a number beyond float32")
+        raise InputError(f"sparse vector {name!r} {_NOT_FINITE}")
     order = np.argsort(indices, kind="stable")
     indices = indices[order]
-    twice = indices[1:][indices[1:] == indices[:-1]]
-    if twice.size:
-        raise InputError(f"sparse vector {name!r} has index {twice[0]} more than once")
+    duplicates = indices[1:][indices[1:] == indices[:-1]]
+    if duplicates.size:
+        raise InputError(f"sparse vector {name!r} has index {duplicates[0]} more than once")
     return core.SparseVector(indices.tolist(), values[order].tolist())
 
 
-def _wrong_name(name: str, kind: str, settings: Settings) -> InputError:
-    there = ", ".join(map(repr, settings.vectors)) or "none"
-    sparse = ", ".join(map(repr, settings.sparse_vectors)) or "none"
-    shown = f"named {name!r}" if name else "without a name"
+def _to_float32(numbers: Any) -> FloatArray:
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, refused later
+        return np.asarray(numbers, dtype=np.float32)
+
+
+def _unknown_name_error(name: str, vector_type: str, settings: Settings) -> InputError:
+    dense_names = ", ".join(map(repr, settings.vectors)) or "none"
+    sparse_names = ", ".join(map(repr, settings.sparse_vectors)) or "none"
+    shown_name = f"named {name!r}" if name else "without a name"
     return InputError(
-        f"the collection has no {kind} vector {shown}; dense there: {there}; sparse there: {sparse}"
+        f"the collection has no {vector_type} vector {shown_name}; its dense vectors: "
+        f"{dense_names}; its sparse vectors: {sparse_names}"
     )
