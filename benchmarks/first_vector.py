@@ -1,8 +1,8 @@
-"""A new process up to its first vector, timed from within by stage; see `cold_start`.
+"""A new process up to its first vector, timed by stage from within; see `cold_start`.
 
     python benchmarks/first_vector.py NAME FOLDER STARTED QUERY...
 
-STARTED is `time.monotonic()` of whoever starts it. Prints the stages' seconds as JSON.
+STARTED is `time.monotonic()` of the program that starts it. Prints the stages' seconds as JSON.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from typing import Any  # noqa: E402
 
 
 class _ImportClock:
-    """Seconds the main thread spends in import statements, wherever they stand."""
+    """The seconds that the main thread spends in import statements, anywhere in the program.
+
+    It replaces `builtins.__import__`. Imports of imports are counted once, by the outermost one.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._import, self._depth, self._began = builtins.__import__, 0, 0.0
-        builtins.__import__ = self._timed
+        self._import = builtins.__import__
+        self._depth = 0
+        self._started = 0.0
+        builtins.__import__ = self._timed_import
 
-    def _timed(self, *given: Any, **named: Any) -> Any:
+    def _timed_import(self, *arguments: Any, **options: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
-            return self._import(*given, **named)
-        if not self._depth:
-            self._began = time.monotonic()
+            return self._import(*arguments, **options)
+        if self._depth == 0:
+            self._started = time.monotonic()
         self._depth += 1
         try:
-            return self._import(*given, **named)
+            return self._import(*arguments, **options)
         finally:
             self._depth -= 1
-            if not self._depth:
-                self.seconds += time.monotonic() - self._began
+            if self._depth == 0:
+                self.seconds += time.monotonic() - self._started
 
 
 def _stages(name: str, folder: Path, started: float, queries: list[str]) -> dict[str, float]:
@@ -53,16 +58,18 @@ def _stages(name: str, folder: Path, started: float, queries: list[str]) -> dict
     total, imports = time.monotonic() - started, clock.seconds
     later = []
     for query in queries[1:]:
-        began = time.monotonic()
+        query_started = time.monotonic()
         peer.query(model, query)
-        later.append(time.monotonic() - began)
-    known = {
+        later.append(time.monotonic() - query_started)
+    stages = {
         "interpreter": _FIRST_LINE - started,
         "imports": imports,
         "first query": statistics.median(later),
     }
-    # What a first query takes beyond a later one is loading: some load with their first text.
-    return known | {"tokenizer and weights": max(0.0, total - sum(known.values()))}
+    # Some libraries load with their first text. What the first query takes longer than a later one
+    # therefore counts as loading.
+    rest = total - sum(stages.values())
+    return {**stages, "tokenizer and weights": max(0.0, rest)}
 
 
 if __name__ == "__main__":

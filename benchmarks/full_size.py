@@ -1,11 +1,12 @@
-"""A full-size BGE-M3 and a full-size CLIP with random weights, made on the spot.
+"""A full-size BGE-M3 and a full-size CLIP with random weights.
 
-For speed, memory and exactness only: the architectures and the sizes are the published ones (568M
-and 151M parameters), the weights are noise, so their vectors mean nothing.
+For speed, memory and exactness only: architectures and sizes are the published ones (568M and 151M
+parameters), but the weights are noise, so the vectors mean nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
 from pathlib import Path
@@ -24,10 +25,24 @@ from transformers import (
 
 VOCABULARY = 250_002
 WIDTH = 1024
+_TOKENIZER_CONFIG = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": 8192,
+}
 
 
 def make(folder: Path) -> Path:
-    """Write the checkpoint into `folder`, unless a whole one is there; 2.3 GB in fp32."""
+    """Write BGE-M3's checkpoint into `folder`, unless it is complete there; 2.3 GB in fp32.
+
+    Returns:
+        The folder.
+    """
     done = folder / "done"
     if done.exists():
         return folder
@@ -48,35 +63,35 @@ def make(folder: Path) -> Path:
     )
     config.save_pretrained(folder)
     torch.manual_seed(0)
-    with torch.device("meta"):
-        model = XLMRobertaModel(config, add_pooling_layer=False)
-    state = {
-        name: torch.ones(tensor.shape)
-        if name.endswith("LayerNorm.weight")
-        else torch.empty(tensor.shape).normal_(std=0.02)
-        for name, tensor in model.named_parameters()
-    }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_random_weights(config), folder / "model.safetensors", metadata={"format": "pt"})
     for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", WIDTH)):
         torch.save(torch.nn.Linear(WIDTH, rows).state_dict(), folder / name)
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    specials = {
-        "bos": "<s>",
-        "eos": "</s>",
-        "sep": "</s>",
-        "cls": "<s>",
-        "unk": "<unk>",
-        "pad": "<pad>",
-    }
-    settings: dict[str, object] = {f"{name}_token": token for name, token in specials.items()}
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    _make_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG), "utf-8")
     done.touch()
     return folder
 
 
+def _random_weights(config: XLMRobertaConfig) -> dict[str, torch.Tensor]:
+    """Return noise for every tensor of the model, and ones for the scales of its layer norms."""
+    # On the meta device the model has names and shapes but takes no memory.
+    with torch.device("meta"):
+        model = XLMRobertaModel(config, add_pooling_layer=False)
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.named_parameters():
+        if name.endswith("LayerNorm.weight"):
+            weights[name] = torch.ones(tensor.shape)
+        else:
+            weights[name] = torch.empty(tensor.shape).normal_(std=0.02)
+    return weights
+
+
 def make_clip(folder: Path) -> Path:
-    """Write ViT-B/32 into `folder`, unless a whole one is there; 0.6 GB in fp32."""
+    """Write CLIP ViT-B/32 into `folder`, unless it is complete there; 0.6 GB in fp32.
+
+    Returns:
+        The folder.
+    """
     done = folder / "done"
     if done.exists():
         return folder
@@ -94,20 +109,13 @@ def make_clip(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> Tokenizer:
-    """A Unigram tokenizer of XLM-RoBERTa's size: common letters, then filler pieces."""
-    pieces = [
-        "<s>",
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "▁",
-        *string.ascii_letters,
-        *string.digits,
-        *".,;:!?'-",
-    ]
-    pieces += [f"▁{a}{b}{c}" for a in string.ascii_lowercase for b in string.ascii_lowercase
-               for c in string.ascii_lowercase]  # fmt: skip
+def _make_tokenizer() -> Tokenizer:
+    """Return a Unigram tokenizer of XLM-RoBERTa's size: letters, short words, filler pieces."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = ["▁", *string.ascii_letters, *string.digits, *".,;:!?'-"]
+    words = [f"▁{''.join(word)}" for word in itertools.product(string.ascii_lowercase, repeat=3)]
+    pieces = [*special, *letters, *words]
+    # The private use area: no text has these characters. One id is left for <mask>.
     pieces += [f"\U000f0000{i}" for i in range(VOCABULARY - 1 - len(pieces))]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
     tokenizer.normalizer = normalizers.NFKC()

@@ -1,23 +1,37 @@
-"""Growth: the cost against the number of texts, and against the length of one."""
+"""Growth: the cost by the number of texts, and by the length of one text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from context import Bench
 from peers import Peer
-from report import bound, colours, exponent, figure, number, plain_ticks, reasons, table
+from report import (
+    Results,
+    Row,
+    bound,
+    colours,
+    exponent,
+    figure,
+    number,
+    paragraphs,
+    plain_ticks,
+    reasons,
+    table,
+)
 from workers import UnavailableError, Worker
 
 TITLE = "Growth"
 _TOKENS = 64
 _LINEAR_FROM = 16
+"""Number of texts from which the cost must be linear; below it, fixed costs dominate."""
 _LINEAR = 1.1
+_REPEATS = 3
 
 
-def measure(bench: Bench) -> dict[str, Any]:
-    """Each engine after the other, alone, so that long texts have the memory."""
+def measure(bench: Bench) -> Results:
+    """Measure one engine after the other, alone, so that long texts have the memory."""
     rows = bench.rows()
     for peer in bench.peers:
         row = rows[peer.name]
@@ -34,53 +48,47 @@ def measure(bench: Bench) -> dict[str, Any]:
     return {"texts": scale.growth_texts, "tokens": scale.growth_tokens, "rows": rows}
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Seconds at each point."""
-    rows = {name: row for name, row in results["rows"].items() if row.get("texts")}
-    texts = table(
-        (
-            "engine",
-            *(f"{n} texts" for n in results["texts"]),
-            f"exponent from {_LINEAR_FROM} texts",
-        ),
-        (
-            (row["label"], *_cells(row["texts"], results["texts"]), number(_growth(row), 2))
-            for row in rows.values()
-        ),
-    )
-    tokens = table(
-        ("engine", *(f"{n:,} tokens" for n in results["tokens"])),
-        ((row["label"], *_cells(row["tokens"], results["tokens"])) for row in rows.values()),
-    )
-    return "\n\n".join(filter(None, (
-        f"Seconds for n different texts of {_TOKENS} tokens each; an exponent of 1 is linear.",
-        texts,
-        "Seconds for one text; a length over the model's own limit is left out.",
-        tokens,
-        reasons(results["rows"]),
-    )))  # fmt: skip
-
-
-def bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ours is linear in the number of texts."""
-    return [
-        bound(f"{row['label']}: cost as the number of texts to the power of", _growth(row), _LINEAR)
-        for row in results["rows"].values()
-        if row["library"] == "unified-embeddings" and row.get("texts")
+def tables(results: Results) -> str:
+    """Return the seconds of each point."""
+    rows = [row for row in results["rows"].values() if row.get("texts")]
+    head_of_texts = [
+        "engine",
+        *(f"{size} texts" for size in results["texts"]),
+        f"exponent from {_LINEAR_FROM} texts",
     ]
+    head_of_tokens = ["engine", *(f"{size:,} tokens" for size in results["tokens"])]
+    texts, tokens = [], []
+    for row in rows:
+        cells = _cells(row["texts"], results["texts"])
+        texts.append([row["label"], *cells, number(_growth(row), 2)])
+        tokens.append([row["label"], *_cells(row["tokens"], results["tokens"])])
+    return paragraphs(
+        f"Seconds for n different texts of {_TOKENS} tokens each, at each library's default batch "
+        "size; an exponent of 1 is linear.",
+        table(head_of_texts, texts),
+        "Seconds for one text. Lengths over the model's own limit are omitted.",
+        table(head_of_tokens, tokens),
+        reasons(results["rows"]),
+    )
 
 
-def plot(results: dict[str, Any], path: Path, title: str) -> None:
-    """Two double-logarithmic panels."""
+def bounds(results: Results) -> list[Row]:
+    """Return the bound: our cost is linear in the number of texts."""
+    bounds = []
+    for row in results["rows"].values():
+        if row["library"] == "unified-embeddings" and row.get("texts"):
+            text = f"{row['label']}: cost as the number of texts to the power of"
+            bounds.append(bound(text, _growth(row), _LINEAR))
+    return bounds
+
+
+def plot(results: Results, path: Path, title: str) -> None:
+    """Draw two panels with logarithmic axes."""
     rows = results["rows"]
     colour = colours()
+    labels = {"texts": f"texts of {_TOKENS} tokens each", "tokens": "tokens of one text"}
     with figure(path, title, 2, 5.5) as panels:
-        for axes, kind, label in zip(
-            panels,
-            ("texts", "tokens"),
-            (f"texts of {_TOKENS} tokens each", "tokens of one text"),
-            strict=True,
-        ):
+        for axes, (kind, label) in zip(panels, labels.items(), strict=True):
             for name, row in rows.items():
                 if row.get(kind):
                     sizes, seconds = zip(*row[kind], strict=True)
@@ -95,40 +103,49 @@ def plot(results: dict[str, Any], path: Path, title: str) -> None:
         panels[0].legend(fontsize=7)
 
 
-def _measure(bench: Bench, peer: Peer, worker: Worker, row: dict[str, Any]) -> None:
-    """Both lines of points, each until one would take too long."""
-    scale, stopped = bench.scale, []
-    for kind, sizes in (
-        ("texts", [(n, [_TOKENS] * n) for n in scale.growth_texts]),
-        ("tokens", [(n, [n]) for n in scale.growth_tokens if n <= bench.words.limit]),
-    ):
-        for size, lengths in sizes:
-            if _expected(row[kind], size) > scale.point_seconds:
+def _measure(bench: Bench, peer: Peer, worker: Worker, row: Row) -> None:
+    """Measure both series of points, each until a point would take too long."""
+    scale = bench.scale
+    by_number = {size: [_TOKENS] * size for size in scale.growth_texts}
+    by_length = {size: [size] for size in scale.growth_tokens if size <= bench.words.limit}
+    stopped = []
+    for kind, points in (("texts", by_number), ("tokens", by_length)):
+        for size, lengths in points.items():
+            if _expected_seconds(row[kind], size) > scale.point_seconds:
                 stopped.append(f"{size:,} {kind} would take over {scale.point_seconds:g} s")
                 break
             row[kind].append((size, _seconds(bench, peer, worker, lengths)))
     row["reason"] = "; ".join(stopped) or None
 
 
-def _expected(points: list[tuple[int, float]], size: int) -> float:
-    """Seconds if the cost goes on in proportion."""
-    return points[-1][1] * size / points[-1][0] if points else 0.0
+def _expected_seconds(points: list[tuple[int, float]], size: int) -> float:
+    """Return the time of the next point if the cost stays proportional."""
+    if not points:
+        return 0.0
+    last_size, last_seconds = points[-1]
+    return last_seconds * size / last_size
 
 
 def _seconds(bench: Bench, peer: Peer, worker: Worker, lengths: list[int]) -> float:
-    """The least of three, or of one where it is slow; new texts each time."""
+    """Return the fastest of three runs, or of one if it is slow; new texts each time."""
+    enough = bench.scale.point_seconds / 10
     seconds: list[float] = []
-    while not seconds or (len(seconds) < 3 and sum(seconds) < bench.scale.point_seconds / 10):
+    while not seconds or (len(seconds) < _REPEATS and sum(seconds) < enough):
         texts = [bench.words.text(bench.rng, length) for length in lengths]
-        seconds.append(worker.ask("documents", peer=peer.name, texts=texts)["seconds"])
+        answer = worker.ask("documents", texts=texts, batch_size=peer.batch_size)
+        seconds.append(answer["seconds"])
     return min(seconds)
 
 
-def _growth(row: dict[str, Any]) -> float | None:
-    points = [(n, seconds) for n, seconds in row["texts"] if n >= _LINEAR_FROM]
+def _growth(row: Row) -> float | None:
+    points = [(size, seconds) for size, seconds in row["texts"] if size >= _LINEAR_FROM]
     return exponent(points) if len(points) > 1 else None
 
 
-def _cells(points: list[tuple[int, float]], sizes: list[int]) -> list[str]:
-    found = dict(points)
-    return [number(found.get(size), 3 if found.get(size, 1) < 1 else 1) for size in sizes]
+def _cells(points: list[tuple[int, float]], sizes: Sequence[int]) -> list[str]:
+    seconds = dict(points)
+    cells = []
+    for size in sizes:
+        digits = 3 if seconds.get(size, 1) < 1 else 1
+        cells.append(number(seconds.get(size), digits))
+    return cells

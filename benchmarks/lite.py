@@ -1,7 +1,8 @@
-"""A checkpoint in bge-m3-lite's layout: the files it would download, made from any BGE-M3.
+"""A checkpoint in bge-m3-lite's layout: the files that it would download, made from any BGE-M3.
 
-Its own functions fuse and quantise. Made here are only what comes before: the ONNX file with token
-states as its output, and a SentencePiece file with the pieces of tokenizer.json.
+Fusing and quantising are done by its own functions. Made here is only what comes before them: the
+ONNX file whose output is the token states, and a SentencePiece file with the pieces of
+tokenizer.json.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ _SIZE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16
 _SAMPLE = "the quick brown fox jumps over the lazy dog"
 _HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 _SPM = "sentencepiece.bpe.model"
-_UNKNOWN, _CONTROL = 2, 3  # kinds of pieces in SentencePiece's format
+_UNKNOWN, _CONTROL = 2, 3
+"""Types of pieces in SentencePiece's format (sentencepiece_model.proto)."""
+_UNIGRAM = 1
+"""Type of model in the same format."""
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Write the files of fp32 into `target`, whole or not at all.
+    """Write the fp32 files into `target`, atomically.
 
     Raises:
         ValueError: If bge-m3-lite cannot run the checkpoint.
@@ -31,40 +35,40 @@ def prepare(source: Path, target: Path) -> None:
         raise ValueError("bge-m3-lite runs BGE-M3's own size alone (24 layers, 1,024 wide)")
     from bge_m3_lite.fuse import fuse
 
-    made = _begun(source, target)
-    _write_tokenizer(source, made / _SPM)
-    _export(source, made)
-    fuse(made / "model.onnx")
-    made.replace(target)
+    unfinished = _make_unfinished(source, target)
+    _write_tokenizer(source, unfinished / _SPM)
+    _export(source, unfinished)
+    fuse(unfinished / "model.onnx")
+    unfinished.replace(target)
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the files of int8 into `target` from those of fp32, whole or not at all."""
+    """Write the int8 files into `target` from the fp32 files, atomically."""
     from bge_m3_lite.quantize import quantize
 
-    made = _begun(source, target)
-    shutil.copyfile(source / _SPM, made / _SPM)
+    unfinished = _make_unfinished(source, target)
+    shutil.copyfile(source / _SPM, unfinished / _SPM)
     quantize(
         source / "model_fused.onnx",
-        made / "model_int8.onnx",
-        # Its recipe with few samples: they move values, and neither speed nor memory.
+        unfinished / "model_int8.onnx",
+        # Its recipe with few samples. They change values, but neither speed nor memory.
         calibration_texts=[_SAMPLE] * 8,
-        tokenizer_path=made / _SPM,
+        tokenizer_path=unfinished / _SPM,
     )
-    made.replace(target)
+    unfinished.replace(target)
 
 
-def _begun(source: Path, target: Path) -> Path:
-    """A folder beside the target with the heads' files."""
-    made = target.with_name(f"{target.name}.part")
-    made.mkdir(parents=True)
+def _make_unfinished(source: Path, target: Path) -> Path:
+    """Make a folder next to the target, with the files of the heads in it."""
+    folder = target.with_name(f"{target.name}.part")
+    folder.mkdir(parents=True)
     for name in _HEADS:
-        shutil.copyfile(source / name, made / name)
-    return made
+        shutil.copyfile(source / name, folder / name)
+    return folder
 
 
-def _export(source: Path, made: Path) -> None:
-    """`model.onnx` and its weights, as the hub has them: ids and mask in, token states out."""
+def _export(source: Path, target: Path) -> None:
+    """Write `model.onnx` and its weights as on the hub: ids and mask in, token states out."""
     import onnx
     import torch
     from transformers import XLMRobertaModel
@@ -75,19 +79,19 @@ def _export(source: Path, made: Path) -> None:
             self.backbone: Any = XLMRobertaModel.from_pretrained(
                 source,
                 add_pooling_layer=False,
-                attn_implementation="eager",  # the fusions know no other
+                attn_implementation="eager",  # the only one that its fusions recognise
                 dtype=torch.float32,
             )
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            found = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-            states: torch.Tensor = found.last_hidden_state
+            output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+            states: torch.Tensor = output.last_hidden_state
             return states
 
     ids = torch.full((2, 6), 5, dtype=torch.long)
     names = ["input_ids", "attention_mask", "token_embeddings"]
-    with tempfile.TemporaryDirectory(dir=made) as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+    with tempfile.TemporaryDirectory(dir=target) as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         traced = Path(scratch) / "traced.onnx"
         with torch.inference_mode():
             torch.onnx.export(
@@ -102,7 +106,7 @@ def _export(source: Path, made: Path) -> None:
             )
         onnx.save_model(
             onnx.load(traced),
-            made / "model.onnx",
+            target / "model.onnx",
             save_as_external_data=True,
             all_tensors_to_one_file=True,
             location="model.onnx_data",
@@ -110,7 +114,11 @@ def _export(source: Path, made: Path) -> None:
 
 
 def _write_tokenizer(source: Path, target: Path) -> None:
-    """The checkpoint's own SentencePiece file, or one of the same pieces, ids and scores."""
+    """Copy the checkpoint's SentencePiece file, or write one with the same pieces and scores.
+
+    Raises:
+        ValueError: If the tokenizer is not Unigram, or splits a sample differently afterwards.
+    """
     if (source / _SPM).is_file():
         shutil.copyfile(source / _SPM, target)
         return
@@ -120,13 +128,13 @@ def _write_tokenizer(source: Path, target: Path) -> None:
 
     model = json.loads((source / "tokenizer.json").read_text("utf-8"))["model"]
     if model.get("type") != "Unigram":
-        raise ValueError("bge-m3-lite reads Unigram tokenizers alone")
+        raise ValueError("bge-m3-lite reads Unigram tokenizers only")
     spm: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for piece, kind in (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL)):
         spm.pieces.add(piece=piece, score=0.0, type=kind)
     for piece, score in model["vocab"][4:]:  # after <s>, <pad>, </s> and <unk>
         spm.pieces.add(piece=piece, score=score)
-    spm.trainer_spec.model_type = 1  # Unigram
+    spm.trainer_spec.model_type = _UNIGRAM
     target.write_bytes(spm.SerializeToString())
     expected = Tokenizer.from_file(str(source / "tokenizer.json")).encode(_SAMPLE).ids
     if XLMRobertaTokenizer.from_file(target).encode(_SAMPLE) != expected:

@@ -20,9 +20,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def about(
-    script: str, arguments: Sequence[str], libraries: Iterable[str], threads: int, **more: Any
+    script: str,
+    arguments: Sequence[str],
+    libraries: Iterable[str],
+    threads: int,
+    *,
+    weights: str,
 ) -> dict[str, Any]:
-    """What was measured, on what, and how to do it again."""
+    """Return what was measured, on what, and how to repeat it.
+
+    Args:
+        script: File name of the benchmark.
+        arguments: Its command line.
+        libraries: Distributions whose versions matter.
+        threads: Threads of each engine.
+        weights: The weights of the models, in words.
+    """
     return {
         "machine": {
             "cpu": cpu().name,
@@ -35,29 +48,31 @@ def about(
         "threads": threads,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _commit(),
-        **more,
-        "command": shlex.join(["python", f"benchmarks/{script}", *map(_short, arguments)]),
+        "weights": weights,
+        "command": shlex.join(
+            ["python", f"benchmarks/{script}", *(_without_folder(text) for text in arguments)]
+        ),
     }
 
 
 def versions(libraries: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed."""
-    found = {}
+    """Return the versions of those libraries that are installed."""
+    installed = {}
     for name in libraries:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def _short(argument: str) -> str:
-    """An argument without the folders of this machine."""
+def _without_folder(argument: str) -> str:
+    """Return an argument without the folders of this machine."""
     return Path(argument).name if os.sep in argument else argument
 
 
 def _commit() -> str | None:
-    """The code's commit, marked where it was changed since; None outside of git."""
+    """Return the commit of the code, marked if files have changed since; None outside of git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"],

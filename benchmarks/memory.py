@@ -1,11 +1,11 @@
-"""Memory of the default two models: BGE-M3 and CLIP ViT-B/32 of full size, random weights, bf16.
+"""Memory of the two default models, BGE-M3 and CLIP ViT-B/32: full size, random weights, bf16.
 
     python benchmarks/memory.py [--precision bf16] [--models FOLDER]
 
-A fresh process loads both through the default config, embeds one text and one image, and measures:
-each model's weights, those resident, the process's resident and peak memory, and how many copies of
-the text model's token table lie in memory. Prints a line each, and fails if the process takes more
-than 1.8 GB in bf16.
+A new process loads both through the default config, embeds one text and one image, and measures:
+the weights of each model and how many of them are resident, the resident and peak memory of the
+process, and the number of copies of the text model's token table in memory. The program prints a
+line for each, and fails if the process takes more than 1.8 GB in bf16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import full_size
 
 _LIMIT = 1.8e9
-_CHILD = """
+_CHILD = """\
 import gc, json, resource, sys
 from llama_index.core import Settings
 from PIL import Image
@@ -49,28 +49,30 @@ print(json.dumps({
 
 
 def main() -> None:
-    """Make the checkpoints, measure, print."""
+    """Make the checkpoints, measure in a new process, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument(
         "--models", type=Path, default=Path(tempfile.gettempdir()) / "unified-embeddings-full-size"
     )
-    given = parser.parse_args()
-    text = full_size.make(given.models)
-    clip = full_size.make_clip(given.models.with_name(given.models.name + "-clip"))
+    options = parser.parse_args()
+    text = full_size.make(options.models)
+    clip = full_size.make_clip(options.models.with_name(options.models.name + "-clip"))
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(text), str(clip), given.precision],
+        [sys.executable, "-c", _CHILD, str(text), str(clip), options.precision],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    found = json.loads(done.stdout)
-    for name, runs_on, weights, resident in found["models"]:
+    answer = json.loads(done.stdout)
+    process, tables = answer["process"], answer["token tables"]
+    for name, runs_on, weights, resident in answer["models"]:
         print(f"{Path(name).name} ({runs_on}): {_gb(weights)} weights, {_gb(resident)} resident")
-    print(f"process: {_gb(found['process'])} resident, {_gb(found['peak'])} peak")
-    print(f"copies of BGE-M3's token table: {found['token tables']}")
-    print(f"against 3.6 GB: {found['process'] / 3.6e9:.0%}; 4.2 GB: {found['process'] / 4.2e9:.0%}")
-    if found["token tables"] != 1 or (given.precision == "bf16" and found["process"] > _LIMIT):
+    print(f"process: {_gb(process)} resident, {_gb(answer['peak'])} peak")
+    print(f"copies of BGE-M3's token table: {tables}")
+    print(f"share of 3.6 GB (two models, as planned): {process / 3.6e9:.0%}")
+    print(f"share of 4.2 GB (the three models before): {process / 4.2e9:.0%}")
+    if tables != 1 or (options.precision == "bf16" and process > _LIMIT):
         sys.exit(f"expected one table and at most {_gb(_LIMIT)} in bf16")
 
 

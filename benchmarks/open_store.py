@@ -1,8 +1,8 @@
-"""A new process that opens a store of `stores.py` and asks it, timed and weighed from within.
+"""A new process that opens a store of `stores.py` and queries it, measured from within.
 
     python benchmarks/open_store.py KIND FOLDER QUERIES
 
-KIND is one of `OPEN`; QUERIES a JSON file, a list of [dense, indices, values]. Prints JSON.
+KIND is one of `OPEN`; QUERIES is a JSON file, a list of [dense, indices, values]. Prints JSON.
 """
 
 from __future__ import annotations
@@ -15,43 +15,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.system import memory
 
 NAME = "points"
 LIMIT, CANDIDATES = 10, 20
-OPEN: dict[str, Callable[[str], Any]] = {
-    "local": lambda folder: QdrantClient(path=folder),
+_RRF_K = 61
+"""Qdrant counts ranks from 0, so its 61 is the k = 60 of the formula (docs/adr/0004)."""
+
+
+def _open_local(folder: str) -> QdrantClient:
+    return QdrantClient(path=folder)
+
+
+OPEN: dict[str, Callable[[str], Client]] = {
+    "local": _open_local,
     "edge": EdgeQdrantClient,
     "optimized": EdgeQdrantClient,
 }
 _ROLLUP, _MAPS = Path("/proc/self/smaps_rollup"), Path("/proc/self/maps")
 
 
-def hybrid(
-    dense: list[float], sparse: models.SparseVector, *, exact: bool = False, limit: int = LIMIT
+def fused_request(
+    dense: list[float], sparse: qm.SparseVector, *, exact: bool = False, limit: int = LIMIT
 ) -> dict[str, Any]:
-    """What `query_points` is asked: 20 by each vector, fused as the retriever has them fused."""
-    params = models.SearchParams(exact=True) if exact else None
+    """Return the arguments of a hybrid `query_points`: 20 by each vector, fused with RRF."""
+    params = qm.SearchParams(exact=True) if exact else None
     prefetch = [
-        models.Prefetch(query=vector, using=name, limit=CANDIDATES, params=params)
+        qm.Prefetch(query=vector, using=name, limit=CANDIDATES, params=params)
         for vector, name in ((dense, DENSE_VECTOR), (sparse, SPARSE_VECTOR))
     ]
     return {
         "collection_name": NAME,
         "prefetch": prefetch,
-        "query": models.RrfQuery(rrf=models.Rrf(k=61)),
+        "query": qm.RrfQuery(rrf=qm.Rrf(k=_RRF_K)),
         "limit": limit,
         "with_payload": True,
     }
 
 
 def _measure(kind: str, folder: Path, queries: list[Any]) -> dict[str, Any]:
-    asked = [
-        hybrid(dense, models.SparseVector(indices=indices, values=values))
+    """Open a store, count its points and query it; return seconds and memory."""
+    requests = [
+        fused_request(dense, qm.SparseVector(indices=indices, values=values))
         for dense, indices, values in queries
     ]
     before = _memory(folder)
@@ -60,10 +71,10 @@ def _measure(kind: str, folder: Path, queries: list[Any]) -> dict[str, Any]:
     opened = time.perf_counter()
     count = client.count(NAME).count
     counted = time.perf_counter()
-    client.query_points(**asked[0])
+    client.query_points(**requests[0])
     answered = time.perf_counter()
-    for one in asked[1:]:
-        client.query_points(**one)
+    for request in requests[1:]:
+        client.query_points(**request)
     after = _memory(folder)
     client.close()
     return {
@@ -79,29 +90,29 @@ def _measure(kind: str, folder: Path, queries: list[Any]) -> dict[str, Any]:
 
 
 def _memory(folder: Path) -> dict[str, int | None]:
-    """Bytes of this process in physical memory, and what of them are the collection's files.
+    """Return the bytes of this process that are resident, and how many of them are mapped files.
 
-    Those the system may drop whenever it needs the room: they can be read again.
+    The system may drop the pages of the collection's files whenever it needs memory, since they can
+    be read again.
     """
-    found = dict.fromkeys(("Pss", "Anonymous"))
+    proportional = anonymous = None
     if _ROLLUP.exists():
         lines = dict(re.findall(r"^(\w+): +(\d+) kB$", _ROLLUP.read_text("ascii"), re.MULTILINE))
-        found = {name: int(lines[name]) * 1024 for name in found}
+        proportional = int(lines["Pss"]) * 1024
+        anonymous = int(lines["Anonymous"]) * 1024
     mapped = _MAPS.read_text("utf-8", "surrogateescape") if _MAPS.exists() else ""
-    spans = [
-        span
-        for file in folder.resolve().rglob("*")
-        if str(file) in mapped  # each look at the spans is a long one
-        for span in memory.mapped_spans(file)
-    ]
+    spans: list[tuple[int, int]] = []
+    for file in folder.resolve().rglob("*"):
+        if str(file) in mapped:  # cheap, where reading the spans of every file is slow
+            spans += memory.mapped_spans(file)
     return {
         "resident": memory.process_bytes(),
-        "proportional": found["Pss"],
-        "anonymous": found["Anonymous"],
+        "proportional": proportional,
+        "anonymous": anonymous,
         "files": memory.resident_bytes((start, end - start) for start, end in spans),
     }
 
 
 if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[3]).read_text("utf-8"))
-    print(json.dumps(_measure(sys.argv[1], Path(sys.argv[2]), asked)))
+    queries_given = json.loads(Path(sys.argv[3]).read_text("utf-8"))
+    print(json.dumps(_measure(sys.argv[1], Path(sys.argv[2]), queries_given)))

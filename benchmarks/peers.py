@@ -1,7 +1,8 @@
-"""Who is measured: ours in every engine and precision, and the others.
+"""The engines that are measured: ours in every precision, and the other libraries.
 
-A table: name → how a model is loaded, fed documents and asked a query. Nothing heavy is imported
-here: each library is, where its model is loaded.
+What lives here: a table that says for each engine how its model is loaded, fed with documents and
+asked a query. What does not: heavy imports. Each library is imported where its model is loaded, so
+that a process pays for one library only.
 """
 
 from __future__ import annotations
@@ -13,28 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FLAG_BATCH = 12
-"""What FlagEmbedding's documentation takes for 8,192 tokens; its default is 256."""
+Model = Any
+"""A loaded model: each library has a type of its own, which only its functions below know."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of every table.
+    """One engine, which is one row of every table.
 
     Attributes:
-        name: As `--engines` knows it.
-        label: As tables and plots show it.
+        name: Its name for `--engines`.
+        label: Its name in tables and plots.
         library: The distribution it belongs to.
-        module: What must be importable.
+        module: The module that must be importable.
         precision: "fp32", "bf16" or "int8".
-        load: Checkpoint or prepared folder → model.
-        documents: Embed many texts.
-        query: Embed one.
-        make: Writes the files it needs; None if it reads the checkpoint itself.
-        made_from: The peer whose files they are made from; "" for the checkpoint.
-        process: Peers of one process share a loaded model.
+        load: Load the model from the checkpoint or from the folder that `make` wrote.
+        documents: Embed many texts, given a batch size (None for an engine without one).
+        query: Embed one text.
+        batch_size: Texts per batch that the library uses by default; None if it has no such
+            setting, as ours, which fills batches by tokens.
+        make: Write the files that it needs; None if it reads the checkpoint itself.
+        made_from: Name of the peer from whose files they are made; "" for the checkpoint.
         note: What a reader must know to compare it.
-        standard: Whether it is measured unless others are asked for.
+        standard: Whether it is measured unless others are requested.
     """
 
     name: str
@@ -42,22 +44,22 @@ class Peer:
     library: str
     module: str
     precision: str
-    load: Callable[[Path], Any]
-    documents: Callable[[Any, list[str]], object]
-    query: Callable[[Any, str], object]
+    load: Callable[[Path], Model]
+    documents: Callable[[Model, list[str], int | None], object]
+    query: Callable[[Model, str], object]
+    batch_size: int | None = None
     make: Callable[[Path, Path], object] | None = None
     made_from: str = ""
-    process: str = ""
     note: str = ""
     standard: bool = True
 
     @property
-    def ours(self) -> bool:
-        """Whether it is this project's."""
+    def is_ours(self) -> bool:
+        """Whether it belongs to this project."""
         return self.library == "unified-embeddings"
 
     def missing(self, *, has_amx: bool, slow: bool) -> str | None:
-        """What keeps it from running here; None if nothing is known to."""
+        """Return the reason why it cannot run here; None if no reason is known."""
         if importlib.util.find_spec(self.module) is None:
             return f"{self.library} is not installed here (no module {self.module})"
         if self.precision == "bf16" and not has_amx and not slow:
@@ -66,12 +68,18 @@ class Peer:
 
 
 def _ours(engine: str, precision: str, *, standard: bool = True) -> Peer:
-    def load(folder: Path) -> Any:
+    def load(folder: Path) -> Model:
         from unified_embeddings import BGE_M3_Embedder
 
         return BGE_M3_Embedder(
             folder, engine=engine, precision=precision, cache=None, local_files_only=True
         )
+
+    def documents(model: Model, texts: list[str], _: int | None) -> object:
+        return model.encode_documents(texts)
+
+    def query(model: Model, text: str) -> object:
+        return model.encode_query(text)
 
     def export(source: Path, target: Path) -> None:
         from unified_embeddings.export.folder import export_onnx
@@ -86,24 +94,32 @@ def _ours(engine: str, precision: str, *, standard: bool = True) -> Peer:
         module=modules.get(engine, "torch"),
         precision=precision,
         load=load,
-        documents=lambda model, texts: model.encode_documents(texts),
-        query=lambda model, text: model.encode_query(text),
+        documents=documents,
+        query=query,
         make=export if engine == "onnx" else None,
-        process=f"ours-{engine}-{precision}",
         standard=standard,
     )
 
 
 def _flag_embedding() -> Peer:
-    def load(folder: Path) -> Any:
+    def load(folder: Path) -> Model:
         from FlagEmbedding import BGEM3FlagModel
 
-        # use_fp16 rounds the weights on a CPU; "cpu", since it takes all GPUs by default.
-        return BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu", batch_size=FLAG_BATCH)
+        # use_fp16 would round the weights on a CPU; by default it would take all GPUs.
+        return BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu")
 
-    def encode(model: Any, texts: list[str]) -> object:
+    def documents(model: Model, texts: list[str], batch_size: int | None) -> object:
         length = model.model.model.config.max_position_embeddings - 2
-        return model.encode(texts, max_length=length, return_dense=True, return_sparse=True)
+        return model.encode(
+            texts,
+            batch_size=batch_size,
+            max_length=length,
+            return_dense=True,
+            return_sparse=True,
+        )
+
+    def query(model: Model, text: str) -> object:
+        return documents(model, [text], 1)
 
     return Peer(
         name="FlagEmbedding-fp32",
@@ -112,56 +128,69 @@ def _flag_embedding() -> Peer:
         module="FlagEmbedding",
         precision="fp32",
         load=load,
-        documents=encode,
-        query=lambda model, text: encode(model, [text]),
-        process="FlagEmbedding-fp32",
-        note=f"batches of {FLAG_BATCH}",
+        documents=documents,
+        query=query,
+        batch_size=12,
+        note="default batch size: the 12 of its documentation of BGE-M3; its API's default is 256",
     )
 
 
-def _sentence_transformers(precision: str, batch: int) -> Peer:
-    def load(folder: Path) -> Any:
+def _sentence_transformers(precision: str) -> Peer:
+    def load(folder: Path) -> Model:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": kind})
-        transformer: Any = model[0]
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+        transformer: Any = model[0]  # typed as a plain torch module
         model.max_seq_length = transformer.auto_model.config.max_position_embeddings - 2
         return model
 
-    def encode(model: Any, texts: list[str]) -> object:
+    def documents(model: Model, texts: list[str], batch_size: int | None) -> object:
         return model.encode(
-            texts, batch_size=batch, normalize_embeddings=True, show_progress_bar=False
+            texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
         )
 
+    def query(model: Model, text: str) -> object:
+        return documents(model, [text], 1)
+
     return Peer(
-        name=f"sentence-transformers-{precision}-{batch}",
-        label=f"sentence-transformers {precision}, batch {batch}",
+        name=f"sentence-transformers-{precision}",
+        label=f"sentence-transformers {precision}",
         library="sentence-transformers",
         module="sentence_transformers",
         precision=precision,
         load=load,
-        documents=encode,
-        query=lambda model, text: encode(model, [text]),
-        process=f"sentence-transformers-{precision}",
+        documents=documents,
+        query=query,
+        batch_size=32,
         note="dense vectors only",
     )
 
 
 def _bge_m3_lite(precision: str) -> Peer:
-    def load(folder: Path) -> Any:
+    def load(folder: Path) -> Model:
         from bge_m3_lite import BGEM3Embedder, hub
 
-        # It takes files of the published checkpoint's digests alone; these are of another.
-        hub.ensure_files = lambda files, *_, **__: {one.name: folder / one.name for one in files}
+        # It accepts files with the published checkpoint's digests only. These are of another
+        # checkpoint, so the function that checks them is replaced.
+        hub.ensure_files = lambda files, *_, **__: {file.name: folder / file.name for file in files}
         threads = int(os.environ["OMP_NUM_THREADS"])
         return BGEM3Embedder(folder, precision=precision, num_threads=threads)
+
+    def documents(model: Model, texts: list[str], batch_size: int | None) -> object:
+        return model.encode(texts, batch_size=batch_size, return_sparse=True)
+
+    def query(model: Model, text: str) -> object:
+        return documents(model, [text], 1)
 
     def make(source: Path, target: Path) -> None:
         import lite
 
-        (lite.prepare if precision == "fp32" else lite.quantise)(source, target)
+        if precision == "fp32":
+            lite.prepare(source, target)
+        else:
+            lite.quantise(source, target)
 
     return Peer(
         name=f"bge-m3-lite-{precision}",
@@ -170,50 +199,50 @@ def _bge_m3_lite(precision: str) -> Peer:
         module="bge_m3_lite",
         precision=precision,
         load=load,
-        documents=lambda model, texts: model.encode(texts, return_sparse=True),
-        query=lambda model, text: model.encode([text], return_sparse=True),
+        documents=documents,
+        query=query,
+        batch_size=12,
         make=make,
         made_from="" if precision == "fp32" else "bge-m3-lite-fp32",
-        process=f"bge-m3-lite-{precision}",
         note="its own tokenizer, fused graph and quantiser, on files made from the checkpoint",
     )
 
 
-PEERS = {
-    peer.name: peer
-    for peer in (
-        _ours("torch", "bf16"),
-        _ours("torch", "fp32"),
-        _ours("onnx", "int8"),
-        _ours("onnx", "fp32"),
-        _ours("flag", "fp32", standard=False),
-        _ours("sentence", "fp32", standard=False),
-        _ours("sentence", "bf16", standard=False),
-        _flag_embedding(),
-        _sentence_transformers("fp32", 8),
-        _sentence_transformers("fp32", 32),
-        _sentence_transformers("bf16", 8),
-        _sentence_transformers("bf16", 32),
-        _bge_m3_lite("fp32"),
-        _bge_m3_lite("int8"),
-    )
-}
+_ALL_PEERS = (
+    _ours("torch", "bf16"),
+    _ours("torch", "fp32"),
+    _ours("onnx", "int8"),
+    _ours("onnx", "fp32"),
+    _ours("flag", "fp32", standard=False),
+    _ours("sentence", "fp32", standard=False),
+    _ours("sentence", "bf16", standard=False),
+    _flag_embedding(),
+    _sentence_transformers("fp32"),
+    _sentence_transformers("bf16"),
+    _bge_m3_lite("fp32"),
+    _bge_m3_lite("int8"),
+)
+PEERS = {peer.name: peer for peer in _ALL_PEERS}
 REFERENCE = "FlagEmbedding-fp32"
 
 
-def chosen(words: list[str]) -> list[Peer]:
-    """The peers whose names hold one of the words, "all" of them, or the standard ones.
+def choose_peers(words: list[str]) -> list[Peer]:
+    """Return the peers whose names contain one of the words; without words, the standard ones.
+
+    Args:
+        words: Parts of names; ["all"] means every peer.
 
     Raises:
-        ValueError: If a word fits none.
+        ValueError: If no name contains one of the words.
     """
     if words == ["all"]:
         return list(PEERS.values())
+    if not words:
+        return [peer for peer in PEERS.values() if peer.standard]
+    chosen_names: set[str] = set()
     for word in words:
-        if not any(word.lower() in name.lower() for name in PEERS):
-            raise ValueError(f"no engine's name holds {word!r}; there are: {', '.join(PEERS)}")
-    return [
-        peer
-        for peer in PEERS.values()
-        if (any(word.lower() in peer.name.lower() for word in words) if words else peer.standard)
-    ]
+        matches = [name for name in PEERS if word.lower() in name.lower()]
+        if not matches:
+            raise ValueError(f"no engine's name contains {word!r}; there are: {', '.join(PEERS)}")
+        chosen_names.update(matches)
+    return [peer for name, peer in PEERS.items() if name in chosen_names]

@@ -1,4 +1,4 @@
-"""What every part shares: spreads, tables, plots, and the page made of all parts' results."""
+"""What all parts share: spreads, tables, plots, and the page made of all results."""
 
 from __future__ import annotations
 
@@ -12,119 +12,161 @@ from typing import Any
 
 from peers import PEERS
 
+Results = dict[str, Any]
+"""What a part measured, as its JSON file holds it: names, numbers, lists and dicts of these."""
+Row = dict[str, Any]
+"""One engine's share of the results."""
+Axes = Any
+"""Matplotlib's axes; its types are not checked here."""
+
 GIGA = 1e9
 BY_HAND = "## Stores\n"
-"""The heading that the part of the page begins with that is written by hand."""
+"""The heading at which the hand-written part of the page begins."""
 COLOURS = {
     "unified-embeddings": (
         "#1a4f8b", "#2f7fd0", "#4aa5a0", "#7cc4bd", "#8896d8", "#a9b4e6", "#c3cbee",
     ),
     "FlagEmbedding": ("#7a7a7a",),
-    "sentence-transformers": ("#d98324", "#e8a85c", "#b5532a", "#cf8163"),
+    "sentence-transformers": ("#d98324", "#b5532a"),
     "bge-m3-lite": ("#8c5aa8", "#b48fc8"),
 }  # fmt: skip
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return the median, the minimum and the maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The least value that `percent` of all are not above (nearest rank)."""
+    """Return the smallest value that at least `percent` of all do not exceed (nearest rank)."""
     return sorted(values)[max(1, math.ceil(len(values) * percent / 100)) - 1]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The steepness of the line of least squares through (x, y) points; at least two x differ."""
+    """Return the slope of the least-squares line through (x, y) points with at least two x."""
     return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """The power of x that y grows with; 1 is linear."""
+    """Return the power of x that y grows with; 1 is linear."""
     return slope([(math.log(x), math.log(y)) for x, y in points])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
-    lines = [list(head), *([*map(str, row)] for row in rows)]
+    """Return a Markdown table, the first column aligned left and the others right."""
+    lines = [list(head)]
+    for row in rows:
+        lines.append([str(cell) for cell in row])
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    filled = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in [lines[0], rule, *lines[1:]]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in filled)
+    drawn = []
+    for line in [lines[0], rule, *lines[1:]]:
+        cells = [line[0].ljust(widths[0])]
+        for cell, width in zip(line[1:], widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        drawn.append(f"| {' | '.join(cells)} |")
+    return "\n".join(drawn)
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """A number for a table, thousands apart; a dash for None."""
+    """Format a number for a table, with commas between thousands; a dash for None."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def ranged(values: dict[str, float], digits: int = 0) -> str:
-    """A spread for a table: median (least to most)."""
+    """Format a spread for a table: median (minimum to maximum)."""
     low, high = number(values["min"], digits), number(values["max"], digits)
     return f"{number(values['median'], digits)} ({low} to {high})"
 
 
-def reasons(rows: dict[str, dict[str, Any]]) -> str:
-    """What was not measured, or not wholly, and why, as a list; empty if there is nothing."""
+def paragraphs(*texts: str) -> str:
+    """Join paragraphs of Markdown, leaving out empty ones."""
+    return "\n\n".join(text for text in texts if text)
+
+
+def reasons(rows: dict[str, Row]) -> str:
+    """List what was not measured, or not completely, and why; empty if there is nothing."""
     lines = [f"- {row['label']}: {row['reason']}" for row in rows.values() if row.get("reason")]
-    return "Not measured, or not to the end:\n\n" + "\n".join(lines) if lines else ""
+    if not lines:
+        return ""
+    return "Not measured, or not completely:\n\n" + "\n".join(lines)
 
 
 def bound(
     text: str, measured: float | None, limit: float, *, least: bool = False
 ) -> dict[str, Any]:
-    """One bound: at most `limit`, or at least; `holds` is None where it was not measured."""
-    holds = None if measured is None else measured >= limit if least else measured <= limit
+    """Return one bound and whether it holds.
+
+    Args:
+        text: What is bounded.
+        measured: The figure; None if it was not measured, and then `holds` is None too.
+        limit: The bound.
+        least: Whether `limit` is a minimum; otherwise it is a maximum.
+    """
+    holds = None
+    if measured is not None:
+        holds = measured >= limit if least else measured <= limit
     return {"text": text, "measured": measured, "limit": limit, "least": least, "holds": holds}
 
 
 def bounds_table(bounds: list[dict[str, Any]]) -> str:
-    """The bounds beside what was measured."""
-    verdict = {True: "yes", False: "no", None: "not measured"}
-    return table(
-        ("bound", "asked", "measured", "holds"),
-        (
-            (
-                one["text"],
-                f"{'≥' if one['least'] else '≤'} {one['limit']:g}",
-                "-" if one["measured"] is None else f"{one['measured']:.3g}",
-                verdict[one["holds"]],
-            )
-            for one in bounds
-        ),
-    )
+    """Return the bounds next to what was measured."""
+    verdicts = {True: "yes", False: "no", None: "not measured"}
+    rows = []
+    for entry in bounds:
+        sign = "≥" if entry["least"] else "≤"
+        measured = "-" if entry["measured"] is None else f"{entry['measured']:.3g}"
+        limit = f"{sign} {entry['limit']:g}"
+        rows.append((entry["text"], limit, measured, verdicts[entry["holds"]]))
+    return table(("bound", "required", "measured", "holds"), rows)
 
 
 # --- plots ----------------------------------------------------------------------------------------
 
 
 def colours() -> dict[str, str]:
-    """A colour for each engine, the same in every plot: one family for each library."""
-    left = {library: iter(shades) for library, shades in COLOURS.items()}
-    return {name: next(left[peer.library]) for name, peer in PEERS.items()}
+    """Return a colour for each engine, the same in every plot: a family for each library."""
+    shades = {library: iter(family) for library, family in COLOURS.items()}
+    return {name: next(shades[peer.library]) for name, peer in PEERS.items()}
 
 
 @contextmanager
-def figure(path: Path, title: str, panels: int, height: float) -> Iterator[list[Any]]:
-    """Axes side by side; written to `path` at the end."""
+def figure(
+    path: Path, title: str, panels: int, height: float, *, columns: int | None = None
+) -> Iterator[list[Axes]]:
+    """Draw a figure and write it to `path` at the end.
+
+    Args:
+        path: The PNG file.
+        title: Title of the whole figure.
+        panels: Number of panels.
+        height: Height of one row of panels, in inches.
+        columns: Panels next to each other; all of them unless given.
+
+    Yields:
+        The axes of the panels.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, panels, figsize=(7 * panels, height), squeeze=False)
-    yield list(axes[0])
+    columns = columns or panels
+    lines = math.ceil(panels / columns)
+    drawn, grid = pyplot.subplots(
+        lines, columns, figsize=(7 * columns, height * lines), squeeze=False
+    )
+    axes = list(grid.flat)
+    for unused in axes[panels:]:
+        unused.set_visible(False)
+    yield axes[:panels]
     drawn.suptitle(title, fontsize=10)
     drawn.tight_layout()
     drawn.savefig(path, dpi=110)
     pyplot.close(drawn)
 
 
-def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
+def plain_ticks(axis: Axes, ticks: Sequence[float]) -> None:
     """Label a logarithmic axis with these numbers, written out."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -137,24 +179,27 @@ def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
 
 
 def title_of(about: dict[str, Any]) -> str:
-    """The machine, for a plot's title."""
+    """Describe the machine for a plot's title."""
     return f"{about['machine']['cpu']}, {about['threads']} threads; weights: {about['weights']}"
 
 
-def read(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The parts measured so far."""
-    found = {name: out / f"{name}.json" for name in names}
-    return {
-        name: json.loads(path.read_text("utf-8")) for name, path in found.items() if path.exists()
-    }
+def read(out: Path, names: Iterable[str]) -> dict[str, Results]:
+    """Read the JSON files of the parts measured so far."""
+    parts = {}
+    for name in names:
+        path = out / f"{name}.json"
+        if path.exists():
+            parts[name] = json.loads(path.read_text("utf-8"))
+    return parts
 
 
-def page(parts: dict[str, dict[str, Any]], tables: dict[str, str]) -> str:
-    """The whole page in Markdown: the bounds, then each part with what it was measured on."""
-    bounds = [one for part in parts.values() for one in part["bounds"]]
+def page(parts: dict[str, Results], tables: dict[str, str]) -> str:
+    """Return the page in Markdown: the bounds, then each part and what it was measured on."""
+    bounds = [entry for part in parts.values() for entry in part["bounds"]]
     sections = [
         "# Benchmarks",
-        "Written by `benchmarks/run.py` from the JSON files beside it; `make bench` measures anew.",
+        "Generated by `benchmarks/run.py` from the JSON files in this folder, up to the section on "
+        "stores; `make bench` measures again.",
     ]
     if bounds:
         sections += ["## Bounds", bounds_table(bounds)]
@@ -166,9 +211,11 @@ def page(parts: dict[str, dict[str, Any]], tables: dict[str, str]) -> str:
 
 
 def written_by_hand(path: Path) -> str:
-    """What a page there has from `BY_HAND` on: it is not made from JSON files, and stays."""
+    """Return the end of a page from `BY_HAND` on: no JSON file holds it, and it must be kept."""
     text = path.read_text("utf-8") if path.exists() else ""
-    return "\n" + text[text.index(BY_HAND) :] if BY_HAND in text else ""
+    if BY_HAND not in text:
+        return ""
+    return "\n" + text[text.index(BY_HAND) :]
 
 
 def _about(about: dict[str, Any]) -> str:

@@ -1,74 +1,61 @@
 """Speed: documents and single queries, all engines in one run, in turn.
 
-One process an engine stays alive, the others asleep while it works; each round gives all of them
-the same new texts, so that whatever else the machine does falls on all alike.
+One process per engine stays alive; the others sleep while one works. In each round all engines get
+the same new texts, so that whatever else the machine does affects all alike.
+
+Engines that pad make every text of a batch as long as the longest, so their speed depends on the
+batch size and on the mix of lengths. Each of them is therefore measured at its default batch size
+and at its best, on documents of mixed and of equal lengths.
+
+What lives here: measuring. What does not: tables and plots (`speed_report`).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from context import Bench
-from peers import REFERENCE
-from report import (
-    bound,
-    colours,
-    figure,
-    number,
-    percentile,
-    plain_ticks,
-    ranged,
-    reasons,
-    spread,
-    table,
-)
-from workers import GEMM, UnavailableError, Worker
+from context import Bench, Workload
+from peers import PEERS, REFERENCE
+from report import Results, Row, percentile, spread
+from workers import GEMM, Answer, UnavailableError, Worker
 
 TITLE = "Speed"
+SETTINGS = ("default", "best")
+"""The batch sizes that an engine is measured at: its library's own, and the fastest one."""
 _PRODUCTS = 10
-_BATCH_PEERS = ("sentence-transformers-bf16-8", "sentence-transformers-bf16-32")
+_GIVE_UP = 0.8
+"""Larger batches are not tried once a size has less than this share of the best rate."""
 
-Samples = dict[str, list[float]]
 
-
-def measure(bench: Bench) -> dict[str, Any]:
-    """Run all rounds."""
-    rows, scale = bench.rows(), bench.scale
-    rates: Samples = {name: [] for name in rows}
-    queries = {str(n): {name: [] for name in rows} for n in scale.query_tokens}  # type: dict[str, Samples]
-    limit = {kind: _limit_row(bench, kind) for kind in ("fp32", "bf16")}
-    tokens = []
+def measure(bench: Bench) -> Results:
+    """Search the batch sizes, then measure all rounds."""
+    scale = bench.scale
+    rows = bench.rows()
+    limit = {precision: _limit_row(bench, precision) for precision in ("fp32", "bf16")}
     with (
         Worker(GEMM, bench.folder, bench.timeout) as gemm,
         bench.all_started(rows) as workers,
     ):
-        _warm_up(bench, rows, workers)
+        engines = _Engines(rows, workers)
+        documents = [_Documents(bench, engines, workload) for workload in bench.workloads]
+        queries = [_Queries(bench, engines, tokens) for tokens in scale.query_tokens]
+        for samples in documents:
+            samples.find_batch_sizes()
         for turn in range(scale.rounds):
             _measure_limit(gemm, limit)
-            texts = bench.words.mix(bench.rng, scale.documents, scale.outlier)
-            tokens.append(sum(map(bench.words.count, texts)))
-            for name in _in_turn(rows, workers, turn):
-                answer = _ask(rows, workers, name, "documents", texts)
-                if answer:
-                    rates[name].append(tokens[-1] / answer["seconds"])
-            for length, samples in queries.items():
-                share = scale.queries * (turn + 1) // scale.rounds
-                asked = share - scale.queries * turn // scale.rounds
-                texts = [bench.words.text(bench.rng, int(length)) for _ in range(asked)]
-                for name in _in_turn(rows, workers, turn):
-                    answer = _ask(rows, workers, name, "queries", texts)
-                    if answer:
-                        samples[name] += [1000 * seconds for seconds in answer["seconds"]]
+            for samples in documents:
+                samples.measure_round(turn)
+            for questions in queries:
+                questions.measure_round(turn)
             bench.say(f"round {turn + 1} of {scale.rounds} done")
-    for row in limit.values():
-        if row["gflops"]:
-            row["gflops"] = spread(row["gflops"])
-            row["tokens_per_second"] = row["gflops"]["median"] * 1e9 / bench.flop_per_token
-    _add_documents(rows, rates, limit)
-    _add_queries(rows, queries)
+    _finish_limit(bench, limit)
+    for samples in documents:
+        samples.fill_rows(limit)
+    for questions in queries:
+        questions.fill_rows()
     return {
-        "documents": {"number": scale.documents, "outlier": scale.outlier, "tokens": tokens},
+        "documents": {samples.workload.name: samples.facts() for samples in documents},
+        "trial": {"documents": scale.trial_documents, "batch_sizes": list(scale.batch_sizes)},
         "queries": {"number": scale.queries, "tokens": list(scale.query_tokens)},
         "flop_per_token": bench.flop_per_token,
         "limit": limit,
@@ -76,245 +63,253 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
 
 
-def tables(results: dict[str, Any]) -> str:
-    """The limit, documents, queries, and what is missing."""
-    rows, tokens = results["rows"], results["documents"]["tokens"]
-    done = [row for row in rows.values() if "documents" in row]
-    asked = [row for row in rows.values() if "queries" in row]
-    lengths = [str(n) for n in results["queries"]["tokens"]]
-    documents = table(
-        ("engine", "tokens/s (range)", "share of its limit", "times FlagEmbedding", "note"),
-        (
-            (
-                row["label"],
-                ranged(row["documents"]["tokens_per_second"]),
-                _percent(row["documents"]["share_of_limit"]),
-                number(row["documents"]["times_reference"], 2),
-                row["note"],
+@dataclass
+class _Engines:
+    """The engines of a run. One that fails is asked no more, and its row says why.
+
+    Attributes:
+        rows: The row of each engine.
+        workers: The process of each engine that was started.
+    """
+
+    rows: dict[str, Row]
+    workers: dict[str, Worker]
+
+    def running(self, turn: int = 0) -> list[str]:
+        """Return the names of the engines that still run; each round begins with another one."""
+        names = [name for name in self.workers if not self.rows[name]["reason"]]
+        if not names:
+            return []
+        first = turn % len(names)
+        return names[first:] + names[:first]
+
+    def ask(self, name: str, command: str, **arguments: object) -> Answer | None:
+        """Return an engine's answer; None if it failed, now or before."""
+        if self.rows[name]["reason"]:
+            return None
+        try:
+            return self.workers[name].ask(command, **arguments)
+        except UnavailableError as error:
+            self.rows[name]["reason"] = str(error)
+            return None
+
+
+@dataclass
+class _Runs:
+    """What one engine reached on one workload.
+
+    Attributes:
+        trials: Tokens/s of each batch size that was tried before the rounds. The size is None for
+            an engine that has no such setting.
+        sizes: The batch size of each setting.
+        rates: Tokens/s of each round at each setting.
+    """
+
+    trials: dict[int | None, float]
+    sizes: dict[str, int | None]
+    rates: dict[str, list[float]]
+
+    def medians(self) -> dict[str, float]:
+        """Return the median rate of each setting that was measured."""
+        return {name: spread(rates)["median"] for name, rates in self.rates.items() if rates}
+
+    def keep_better(self) -> None:
+        """Let the default be the best too, if the rounds show that the trial was misled."""
+        medians = self.medians()
+        if len(medians) == len(SETTINGS) and medians["default"] > medians["best"]:
+            self.sizes["best"] = self.sizes["default"]
+            self.rates["best"] = self.rates["default"]
+
+
+class _Documents:
+    """The documents of one workload, embedded by all engines.
+
+    Args:
+        bench: The run.
+        engines: Its engines.
+        workload: Where the documents come from.
+    """
+
+    def __init__(self, bench: Bench, engines: _Engines, workload: Workload) -> None:
+        self.workload = workload
+        self._bench = bench
+        self._engines = engines
+        self._runs: dict[str, _Runs] = {}
+        self._tokens: list[int] = []
+
+    def find_batch_sizes(self) -> None:
+        """Choose each engine's best batch size, by one measurement of each; also a warm-up."""
+        texts = self.workload.make_texts()[: self._bench.scale.trial_documents]
+        for name in self._engines.running():
+            trials = self._try_batch_sizes(name, texts)
+            if not trials:
+                continue
+            default = PEERS[name].batch_size
+            best = max(trials, key=lambda size: trials[size])
+            self._runs[name] = _Runs(
+                trials=trials,
+                sizes={"default": default, "best": best},
+                rates={setting: [] for setting in SETTINGS},
             )
-            for row in done
-        ),
-    )
-    queries = table(
-        (
-            "engine",
-            *(f"{n} tokens: p50, p99 (ms)" for n in lengths),
-            "16 tokens, times FlagEmbedding",
-        ),
-        (
-            (
-                row["label"],
-                *(_latency(row["queries"].get(n)) for n in lengths),
-                number(row["queries"].get("16", {}).get("times_reference"), 2),
-            )
-            for row in asked
-        ),
-    )
-    parts = (
-        f"Documents: {len(tokens)} rounds of {results['documents']['number']} different texts, "
-        f"{min(tokens):,} to {max(tokens):,} tokens: lengths log-normal around 90, cut at 512, and "
-        f"one outlier of {results['documents']['outlier']:,}. Median over the rounds; a ratio is "
-        "that of the rounds' ratios.",
-        documents,
-        _limit_text(results),
-        f"One query at a time, {results['queries']['number']} different ones of each length.",
-        queries,
-        reasons(rows),
-    )
-    return "\n\n".join(filter(None, parts))
+            if default is not None:
+                label = self._engines.rows[name]["label"]
+                self._bench.say(f"{self.workload.title}: {label}: best batch size {best}")
+
+    def measure_round(self, turn: int) -> None:
+        """Let all engines embed the same new documents at both settings."""
+        texts = self.workload.make_texts()
+        tokens = sum(map(self._bench.words.count, texts))
+        self._tokens.append(tokens)
+        for name in self._engines.running(turn):
+            if name not in self._runs:
+                continue
+            runs = self._runs[name]
+            measured: dict[int | None, float] = {}
+            for setting, size in runs.sizes.items():
+                if self._would_take_too_long(runs, size):
+                    continue
+                if size not in measured:
+                    answer = self._engines.ask(name, "documents", texts=texts, batch_size=size)
+                    if answer is None:
+                        break
+                    measured[size] = tokens / answer["seconds"]
+                runs.rates[setting].append(measured[size])
+
+    def facts(self) -> Results:
+        """Return what the documents were."""
+        return {"title": self.workload.title, "tokens": self._tokens}
+
+    def fill_rows(self, limit: dict[str, Row]) -> None:
+        """Add to each engine's row what it reached at each setting."""
+        for runs in self._runs.values():
+            runs.keep_better()
+        reference_rates: dict[str, list[float]] = {}
+        if REFERENCE in self._runs:
+            reference_rates = self._runs[REFERENCE].rates
+        for name, runs in self._runs.items():
+            row = self._engines.rows[name]
+            top = limit.get(row["precision"], {}).get("tokens_per_second")
+            results: Results = {"trials": list(runs.trials.items())}
+            for setting, size in runs.sizes.items():
+                rates = runs.rates[setting]
+                results[setting] = {"batch_size": size}
+                if rates:
+                    median = spread(rates)["median"]
+                    results[setting] |= {
+                        "tokens_per_second": spread(rates),
+                        "rounds": rates,
+                        "share_of_limit": median / top if top else None,
+                        "times_reference": _median_ratio(rates, reference_rates.get(setting, [])),
+                    }
+                elif self._would_take_too_long(runs, size):
+                    seconds = self._bench.scale.document_seconds
+                    results[setting]["reason"] = f"it would take over {seconds:g} s"
+            row.setdefault("documents", {})[self.workload.name] = results
+
+    def _try_batch_sizes(self, name: str, texts: list[str]) -> dict[int | None, float]:
+        """Return tokens/s at the default batch size, then at others, from small to large.
+
+        What a batch is padded by only grows with its size, so the search ends where the rate falls.
+        It is empty if the engine failed.
+        """
+        tokens = sum(map(self._bench.words.count, texts))
+        default = PEERS[name].batch_size
+        sizes: list[int | None] = [default]
+        if default is not None:
+            sizes += sorted(set(self._bench.scale.batch_sizes) - {default})
+        rates: dict[int | None, float] = {}
+        best = 0.0
+        for size in sizes:
+            answer = self._engines.ask(name, "documents", texts=texts, batch_size=size)
+            if answer is None:
+                return {}
+            rates[size] = tokens / answer["seconds"]
+            if size == default:
+                continue
+            best = max(best, rates[size])
+            if rates[size] < _GIVE_UP * best:
+                break
+        return rates
+
+    def _would_take_too_long(self, runs: _Runs, size: int | None) -> bool:
+        """Tell whether a round at this batch size is too long, by the rate of the trial."""
+        return self._tokens[-1] / runs.trials[size] > self._bench.scale.document_seconds
 
 
-def bounds(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What ours is to reach."""
-    rows = results["rows"]
-    ours = {n: row for n, row in rows.items() if row["library"] == "unified-embeddings"}
-    rate, name = max(
-        ((_rate(row), name) for name, row in ours.items() if _rate(row)), default=(None, "")
-    )
-    best = rows.get(name, {}).get("documents", {})
-    peers = [found for peer in _BATCH_PEERS if (found := _rate(rows.get(peer, {})))]
-    query, asked = min(
-        (
-            (row["queries"]["16"]["p50_ms"], name)
-            for name, row in ours.items()
-            if "16" in row.get("queries", {})
-        ),
-        default=(None, ""),
-    )
-    fastest = rows.get(asked, {}).get("queries", {}).get("16", {})
-    top, label = results["limit"]["bf16"].get("tokens_per_second"), rows.get(name, {}).get("label")
-    label, quick = label or "ours", rows.get(asked, {}).get("label") or "ours"
-    return [
-        bound(
-            f"documents, {label}: times FlagEmbedding", best.get("times_reference"), 20, least=True
-        ),
-        bound(
-            f"documents, {label}: times sentence-transformers bf16 at its better batch size",
-            rate / max(peers) if rate and peers else None,
-            2,
-            least=True,
-        ),
-        bound(
-            f"documents, {label}: % of the bf16 limit",
-            100 * rate / top if rate and top else None,
-            70,
-            least=True,
-        ),
-        bound(f"one 16-token query, {quick}: p50 ms", query, 20),
-        bound(
-            f"one 16-token query, {quick}: times FlagEmbedding",
-            fastest.get("times_reference"),
-            15,
-            least=True,
-        ),
-    ]
+class _Queries:
+    """Queries of one length, asked one at a time.
+
+    Args:
+        bench: The run.
+        engines: Its engines.
+        tokens: Length of each query.
+    """
+
+    def __init__(self, bench: Bench, engines: _Engines, tokens: int) -> None:
+        self._bench = bench
+        self._engines = engines
+        self._tokens = tokens
+        self._milliseconds: dict[str, list[float]] = {name: [] for name in engines.rows}
+
+    def measure_round(self, turn: int) -> None:
+        """Ask all engines the same new queries: this round's share of all of them."""
+        scale = self._bench.scale
+        first = scale.queries * turn // scale.rounds
+        end = scale.queries * (turn + 1) // scale.rounds
+        words, rng = self._bench.words, self._bench.rng
+        texts = [words.text(rng, self._tokens) for _ in range(first, end)]
+        for name in self._engines.running(turn):
+            answer = self._engines.ask(name, "queries", texts=texts)
+            if answer is not None:
+                self._milliseconds[name] += [1000 * seconds for seconds in answer["seconds"]]
+
+    def fill_rows(self) -> None:
+        """Add to each engine's row how long it took."""
+        reference = self._milliseconds.get(REFERENCE, [])
+        for name, samples in self._milliseconds.items():
+            if not samples:
+                continue
+            row = self._engines.rows[name]
+            row.setdefault("queries", {})[str(self._tokens)] = {
+                "p50_ms": percentile(samples, 50),
+                "p99_ms": percentile(samples, 99),
+                "number": len(samples),
+                "times_reference": _median_ratio(reference, samples),
+            }
 
 
-def plot(results: dict[str, Any], path: Path, title: str) -> None:
-    """Documents as bars with the limits as lines; queries as lines over their length."""
-    rows = results["rows"]
-    colour = colours()
-    done = {name: row["documents"] for name, row in rows.items() if "documents" in row}
-    with figure(path, title, 2, 2.5 + 0.35 * len(rows)) as (left, right):
-        for name, row in done.items():
-            rate = row["tokens_per_second"]
-            errors = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
-            left.barh(rows[name]["label"], rate["median"], xerr=errors, color=colour[name])
-            left.text(rate["max"] * 1.05, rows[name]["label"], number(rate["median"]), va="center")
-        for kind, style in (("fp32", ":"), ("bf16", "--")):
-            if limit := results["limit"][kind].get("tokens_per_second"):
-                left.axvline(limit, color="black", linestyle=style, label=f"{kind} GEMM limit")
-                left.legend(fontsize=8, loc="lower right")
-        left.set_xscale("log")
-        left.xaxis.set_major_formatter(lambda value, _: number(value))
-        left.margins(x=0.15)
-        left.invert_yaxis()
-        left.set_xlabel("documents: tokens/s, logarithmic (more is better)")
-        for name, row in rows.items():
-            if points := row.get("queries"):
-                lengths = [int(n) for n in points]
-                times = [one["p50_ms"] for one in points.values()]
-                right.plot(lengths, times, "o-", color=colour[name], label=row["label"])
-        right.set_xscale("log")
-        right.set_yscale("log")
-        plain_ticks(right.xaxis, results["queries"]["tokens"])
-        right.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-        right.set_xlabel("tokens of one query, logarithmic")
-        right.set_ylabel("p50 in ms, logarithmic (less is better)")
-        right.grid(visible=True, alpha=0.3)
-        right.legend(fontsize=7)
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def _ask(
-    rows: dict[str, dict[str, Any]],
-    workers: dict[str, Worker],
-    name: str,
-    do: str,
-    texts: list[str],
-) -> dict[str, Any] | None:
-    """An engine's answer; None once it has failed, which its row then tells."""
-    try:
-        return workers[name].ask(do, peer=name, texts=texts)
-    except UnavailableError as error:
-        rows[name]["reason"] = str(error)
-        return None
-
-
-def _in_turn(rows: dict[str, dict[str, Any]], workers: dict[str, Worker], turn: int) -> list[str]:
-    """The engines still running; each round begins with another."""
-    names = [name for name in workers if not rows[name]["reason"]]
-    first = turn % len(names) if names else 0
-    return names[first:] + names[:first]
-
-
-def _warm_up(bench: Bench, rows: dict[str, dict[str, Any]], workers: dict[str, Worker]) -> None:
-    texts = [bench.words.text(bench.rng, n) for n in (16, 64, 128)]
-    for name in workers:
-        _ask(rows, workers, name, "documents", texts)
-
-
-def _limit_row(bench: Bench, kind: str) -> dict[str, Any]:
-    skipped = kind == "bf16" and not bench.has_amx and not bench.slow
-    reason = "this CPU has no amx_bf16; --slow measures it" if skipped else None
+def _limit_row(bench: Bench, precision: str) -> Row:
+    reason = None
+    if precision == "bf16" and not bench.has_amx and not bench.slow:
+        reason = "this CPU has no amx_bf16; --slow measures it"
     return {"gflops": [], "reason": reason}
 
 
-def _measure_limit(gemm: Worker, limit: dict[str, dict[str, Any]]) -> None:
-    for kind, row in limit.items():
-        if not row["reason"]:
-            try:
-                found = gemm.ask("gemm", precision=kind, repeats=_PRODUCTS)
-                row["gflops"].append(found["flops"] / 1e9)
-            except UnavailableError as error:
-                row["reason"] = str(error)
-
-
-def _add_documents(
-    rows: dict[str, dict[str, Any]], rates: Samples, limit: dict[str, dict[str, Any]]
-) -> None:
-    for name, samples in rates.items():
-        if not samples:
+def _measure_limit(gemm: Worker, limit: dict[str, Row]) -> None:
+    """Measure the matrix products of the machine, in each precision that it can run."""
+    for precision, row in limit.items():
+        if row["reason"]:
             continue
-        found = spread(samples)
-        top = limit.get(rows[name]["precision"], {}).get("tokens_per_second")
-        rows[name]["documents"] = {
-            "tokens_per_second": found,
-            "rounds": samples,
-            "share_of_limit": found["median"] / top if top else None,
-            "times_reference": _ratio(samples, rates.get(REFERENCE, [])),
-        }
-
-
-def _add_queries(rows: dict[str, dict[str, Any]], queries: dict[str, Samples]) -> None:
-    for length, by_name in queries.items():
-        for name, samples in by_name.items():
-            if samples:
-                rows[name].setdefault("queries", {})[length] = {
-                    "p50_ms": percentile(samples, 50),
-                    "p99_ms": percentile(samples, 99),
-                    "number": len(samples),
-                    "times_reference": _ratio(by_name.get(REFERENCE, []), samples),
-                }
-
-
-def _ratio(above: list[float], below: list[float]) -> float | None:
-    """The median of what was measured on the same texts, divided pair by pair."""
-    pairs = [a / b for a, b in zip(above, below, strict=False)]  # one may have failed midway
-    return spread(pairs)["median"] if pairs else None
-
-
-# --- showing --------------------------------------------------------------------------------------
-
-
-def _rate(row: dict[str, Any]) -> float | None:
-    rate: float | None = row.get("documents", {}).get("tokens_per_second", {}).get("median")
-    return rate
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
-def _latency(found: dict[str, Any] | None) -> str:
-    return f"{number(found['p50_ms'], 1)}, {number(found['p99_ms'], 1)}" if found else "-"
-
-
-def _limit_text(results: dict[str, Any]) -> str:
-    """The machine's own rate, in words."""
-    lines = []
-    for kind, row in results["limit"].items():
-        if "tokens_per_second" in row:
-            lines.append(
-                f"{kind}: {ranged(row['gflops'])} GFLOP/s, so at most "
-                f"{number(row['tokens_per_second'])} tokens/s"
-            )
+        try:
+            answer = gemm.ask("gemm", precision=precision, repeats=_PRODUCTS)
+        except UnavailableError as error:
+            row["reason"] = str(error)
         else:
-            lines.append(f"{kind}: not measured, {row['reason']}")
-    cost = results["flop_per_token"] / 1e9
-    return (
-        "The limit is torch's product of (2048, 1024) and (1024, 4096) in the same rounds, over "
-        f"{cost:.3g} GFLOP a token: the layers' weights, without attention. " + "; ".join(lines)
-    ) + ". There is no limit for int8."
+            row["gflops"].append(answer["flops"] / 1e9)
+
+
+def _finish_limit(bench: Bench, limit: dict[str, Row]) -> None:
+    """Turn the rates of the products into the tokens/s that they allow."""
+    for row in limit.values():
+        if row["gflops"]:
+            row["gflops"] = spread(row["gflops"])
+            row["tokens_per_second"] = row["gflops"]["median"] * 1e9 / bench.flop_per_token
+
+
+def _median_ratio(numerators: list[float], denominators: list[float]) -> float | None:
+    """Divide what was measured on the same texts pair by pair and return the median.
+
+    One list may be shorter: its engine failed midway.
+    """
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=False)]
+    return spread(ratios)["median"] if ratios else None

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-_MEDIAN, _SIGMA, _SHORTEST, _LONGEST = 90, 0.6, 8, 512
+_MEDIAN_TOKENS = 90
+_SIGMA = 0.6
+"""Standard deviation of the logarithm of a document's length."""
+_SHORTEST = 8
+_LONGEST = 512
 
 
 class Words:
-    """Words that are one token each, so that n words are n tokens and the special ones.
+    """Words that are one token each, so that n words are n tokens plus the special ones.
 
     Args:
         folder: A checkpoint with a tokenizer.json.
-        limit: Most tokens the model takes; longer texts are made no longer than this.
-        most: Most words to draw from.
+        limit: Maximum tokens that the model takes; no text is longer than this.
+        most: Maximum number of different words.
     """
 
     def __init__(self, folder: Path, limit: int, most: int = 20_000) -> None:
@@ -26,26 +30,40 @@ class Words:
         words = sorted(piece[1:] for piece in tokenizer.get_vocab() if _is_word(piece))
         random.Random(0).shuffle(words)
         words = words[:most]
-        found = tokenizer.encode_batch(words, add_special_tokens=False)
-        self._words = [word for word, one in zip(words, found, strict=True) if len(one.ids) == 1]
-        self._special = len(tokenizer.encode("").ids)
+        encodings = tokenizer.encode_batch(words, add_special_tokens=False)
+        self._words = []
+        for word, encoding in zip(words, encodings, strict=True):
+            if len(encoding.ids) == 1:
+                self._words.append(word)
+        self._special_tokens = len(tokenizer.encode("").ids)
         self.limit = limit
         if len(self._words) < 2:
-            raise SystemExit(f"{folder.name}: its vocabulary holds no whole words of a-z")
+            raise SystemExit(f"{folder.name}: its vocabulary has no whole words of a-z")
 
     def text(self, rng: random.Random, tokens: int, most: int | None = None) -> str:
-        """A text of that many tokens, special ones included, from the first `most` words."""
-        words = max(1, min(tokens, self.limit) - self._special)
+        """Return a text of that many tokens, special ones included, from the first `most` words."""
+        words = max(1, min(tokens, self.limit) - self._special_tokens)
         return " ".join(rng.choices(self._words[:most], k=words))
 
     def count(self, text: str) -> int:
-        """Tokens of a text made here, special ones included."""
-        return text.count(" ") + 1 + self._special
+        """Count the tokens of a text made here, special ones included."""
+        return text.count(" ") + 1 + self._special_tokens
 
-    def mix(self, rng: random.Random, number: int, outlier: int) -> list[str]:
-        """Documents as they come: log-normal around 90 tokens, cut at 512, and one outlier."""
-        drawn = (round(rng.lognormvariate(0, _SIGMA) * _MEDIAN) for _ in range(number - 1))
-        lengths = [outlier, *(min(max(n, _SHORTEST), _LONGEST) for n in drawn)]
+    def mix(self, rng: random.Random, number: int, outlier: int | None = None) -> list[str]:
+        """Return documents of natural lengths: log-normal around 90 tokens, cut at 512.
+
+        Args:
+            rng: Source of randomness.
+            number: Number of documents.
+            outlier: Tokens of one document that is much longer than the others; None for no such
+                document.
+        """
+        lengths: list[int] = []
+        if outlier is not None:
+            lengths.append(outlier)
+        while len(lengths) < number:
+            tokens = round(rng.lognormvariate(0, _SIGMA) * _MEDIAN_TOKENS)
+            lengths.append(min(max(tokens, _SHORTEST), _LONGEST))
         rng.shuffle(lengths)
         return [self.text(rng, length) for length in lengths]
 

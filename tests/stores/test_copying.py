@@ -895,7 +895,7 @@ def test_the_same_command_resumes_an_interrupted_copy(
     assert first.out == "", first.err
     if signal_number == signal.SIGINT:
         assert first.code == 130
-        assert first.err == "error: stopped; run the same command again to go on\n"
+        assert first.err == "error: interrupted; run the same command again to resume\n"
 
     second = run(*arguments).json[0]
     assert second["already_there"] >= 1 + 2 + 4 + 8, "what the first run stored was not kept"

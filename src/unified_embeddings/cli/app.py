@@ -1,6 +1,7 @@
-"""The `unified-embeddings` command; one module a subcommand.
+"""The Typer app of the command `unified-embeddings`.
 
 What lives here: the list of subcommands, and the rule that no error reaches a user as a traceback.
+What does not: the subcommands themselves, one module each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from unified_embeddings.cli import (
     quantize,
     search,
 )
-from unified_embeddings.cli.shared import complain
+from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
 app = typer.Typer(
@@ -44,42 +45,45 @@ app.command("quantize")(quantize.quantize)
 app.command("doctor")(doctor.doctor)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    """Print the version and exit, if --version was given."""
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
-def _options(
+def _accept_version_option(
     version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Print the version."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 stopped by the user."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark
     try:
         app(standalone_mode=True)
     except UnifiedEmbeddingsError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        complain("stopped")
+        print_error("interrupted")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:
+        # The reader of our output has closed it, as `| head` does. Python flushes standard output
+        # once more at exit, and would complain: let it flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if os.environ.get("UNIFIED_EMBEDDINGS_DEBUG"):
             raise
-        complain(
+        print_error(
             f"unexpected {type(error).__name__}: {error}. Set UNIFIED_EMBEDDINGS_DEBUG=1 to see "
-            "where it came from"
+            "the traceback"
         )
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`unified-embeddings demo`: the whole path on documents every Python has, offline."""
+"""`unified-embeddings demo`: the whole path, offline, on documents that every Python has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.models.catalogue import MINI_M3
 
 if TYPE_CHECKING:
-    from llama_index.core.schema import NodeWithScore
+    from llama_index.core import Document, VectorStoreIndex
+    from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 _QUESTIONS = (
@@ -23,59 +24,93 @@ _QUESTIONS = (
     "How can a class customise attribute access with __getattr__?",
 )
 _CHUNK_TOKENS = 200
-_DEPTH = 20
-"""How deep a passage is looked for in the dense and in the sparse ranking."""
+_CHUNK_OVERLAP = 20
+_INSERT_BATCH = 64
+_RANKING_DEPTH = 20
+"""Number of passages of the dense and of the sparse ranking among which a passage is looked up."""
+
+_Mode = Literal["dense", "sparse"]
+_MODES: tuple[_Mode, ...] = ("dense", "sparse")
 
 
 def demo(
     query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="Ask this instead; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--query", "-q", help="Question to ask instead of the built-in ones; repeatable."
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Passages a question.")] = 5,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Number of passages per question.")
+    ] = 5,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="A choice (see models), hub id, folder or TOML file."),
+        typer.Option(
+            "--model", "-m", help="A name from `models`, a hub id, a folder or a TOML file."
+        ),
     ] = MINI_M3,
 ) -> None:
     """Index the Python language reference and ask it questions, by meaning and by words.
 
-    The reference is the one that ships with Python (pydoc_data.topics); the default model ships
-    with the extra "demo".
+    The reference ships with Python (pydoc_data.topics). The default model ships with the extra
+    "demo".
     """
     questions = [shared.require_text(text) for text in query or _QUESTIONS]
     config = UnifiedEmbeddingConfig.from_env(model_choice=model)
     config.configure_settings()
+    # Errors are ignored because Windows refuses to delete files that are still mapped.
     with tempfile.TemporaryDirectory(
         prefix="unified-embeddings-", ignore_cleanup_errors=True
     ) as folder:
-        store = _index_reference(config, folder)
+        store = config.vector_store("python-reference", path=folder)
+        _index_reference(config, store)
         for question in questions:
-            _ask(question, config, store, top_k)
-        _through_query_engine(questions[0], config, store, top_k)
+            _show_rankings(question, config, store, top_k)
+        _show_query_engine(questions[0], config, store, top_k)
         store.client.close()
     stats = config.embedder.stats()
     shared.out.print(
-        f"[dim]{stats.texts} texts asked for, {stats.tokenised} tokenised, {stats.forwards} "
+        f"[dim]{stats.texts} texts requested, {stats.tokenised} tokenised, {stats.forwards} "
         f"forward passes over {stats.tokens} tokens, {stats.cache.hits} vectors from the cache "
         f"({stats.cache.bytes / 2**20:.1f} MiB)[/dim]"
     )
 
 
-def _index_reference(config: UnifiedEmbeddingConfig, folder: str) -> QdrantVectorStore:
-    from pydoc_data.topics import topics
-
-    from llama_index.core import Document, VectorStoreIndex
+def _index_reference(config: UnifiedEmbeddingConfig, store: QdrantVectorStore) -> None:
+    """Split the Python reference into passages, embed and store them, and print the speed."""
+    from llama_index.core import VectorStoreIndex
     from llama_index.core.node_parser import SentenceSplitter
-
-    from unified_embeddings.system.progress import progress_bar
 
     embedder = config.embedder
     splitter = SentenceSplitter(
         chunk_size=min(_CHUNK_TOKENS, embedder.document_length),
-        chunk_overlap=20,
+        chunk_overlap=_CHUNK_OVERLAP,
         tokenizer=embedder.tokenise,
     )
-    documents = [
+    documents = _reference_documents()
+    nodes = splitter.get_nodes_from_documents(documents)
+    index = VectorStoreIndex.from_vector_store(store)
+    shared.out.print(
+        f"Indexing {len(documents)} topics of the Python reference, {len(nodes)} passages; about a "
+        "minute on two idle cores"
+    )
+    seconds = _insert(nodes, index)
+    tokens = embedder.stats().tokens
+    runtime = embedder.models[0].runtime
+    shared.out.print(
+        f"Embedded by {embedder.model_name} ({runtime.engine}, "
+        f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
+        f"{tokens / seconds:,.0f} tokens/s"
+    )
+
+
+def _reference_documents() -> list[Document]:
+    """Return the topics of the Python reference; their names go into neither vector nor prompt."""
+    from pydoc_data.topics import topics
+
+    from llama_index.core import Document
+
+    return [
         Document(
             text=text,
             metadata={"topic": topic},
@@ -84,100 +119,93 @@ def _index_reference(config: UnifiedEmbeddingConfig, folder: str) -> QdrantVecto
         )
         for topic, text in sorted(topics.items())
     ]
-    nodes = splitter.get_nodes_from_documents(documents)
-    store = config.vector_store("python-reference", path=folder)
-    index = VectorStoreIndex.from_vector_store(store)
-    shared.out.print(
-        f"Indexing {len(documents)} topics of the Python reference, {len(nodes)} passages; about a "
-        "minute on two free cores"
-    )
+
+
+def _insert(nodes: list[BaseNode], index: VectorStoreIndex) -> float:
+    """Embed and store the nodes, drawing progress; return the seconds it took."""
+    from unified_embeddings.system.progress import progress_bar
+
     started = time.perf_counter()
     with progress_bar("Indexing", len(nodes), shown=shared.is_terminal()) as advance:
-        for start in range(0, len(nodes), 64):
-            part = nodes[start : start + 64]
-            index.insert_nodes(part)
-            advance(len(part))
-    seconds = time.perf_counter() - started
-    tokens, runtime = embedder.stats().tokens, embedder.models[0].runtime
-    shared.out.print(
-        f"Embedded by {embedder.model_name} ({runtime.engine}, "
-        f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
-        f"{tokens / seconds:,.0f} tokens/s"
-    )
-    return store
+        for start in range(0, len(nodes), _INSERT_BATCH):
+            batch = nodes[start : start + _INSERT_BATCH]
+            index.insert_nodes(batch)
+            advance(len(batch))
+    return time.perf_counter() - started
 
 
-def _ask(
+def _show_rankings(
     question: str, config: UnifiedEmbeddingConfig, store: QdrantVectorStore, top_k: int
 ) -> None:
-    """The fused ranking, and where each passage stands in the two it is made of."""
-    forwards = config.embedder.stats().forwards
+    """Print the fused ranking, with each passage's place in the dense and the sparse ranking."""
+    embedder = config.embedder
+    forwards_before = embedder.stats().forwards
     started = time.perf_counter()
-    config.embedder.encode_query(question)
+    embedder.encode_query(question)
     embedded = time.perf_counter()
     fused = config.retriever(store, similarity_top_k=top_k).retrieve(question)
     searched = time.perf_counter()
-    modes: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
-    places = {
-        mode: _ranks(question, config, store, mode)
-        for mode in modes
-        if mode in config.embedder.heads
-    }
-    table = Table(title=question, title_justify="left", expand=True)
-    for heading in ("fused", "score", *places):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("passage", ratio=1)
-    for rank, scored in enumerate(fused, 1):
-        node = scored.node
-        place = {mode: str(ranks.get(node.node_id, "-")) for mode, ranks in places.items()}
-        text = shared.one_line(f"{node.metadata['topic']}: {node.get_content()}", 220)
-        table.add_row(str(rank), f"{scored.score:.4f}", *place.values(), text)
+    rankings: dict[str, dict[str, int]] = {}
+    for mode in _MODES:
+        if mode in embedder.heads:
+            rankings[mode] = _ranks(question, config, store, mode)
+    forwards = embedder.stats().forwards - forwards_before
     shared.out.print()
-    shared.out.print(table, markup=False)
-    forwards = config.embedder.stats().forwards - forwards
+    shared.out.print(_ranking_table(question, fused, rankings), markup=False)
+    plural = "" if forwards == 1 else "es"
     shared.out.print(
         f"embedded in {(embedded - started) * 1000:.0f} ms, searched and fused in "
-        f"{(searched - embedded) * 1000:.0f} ms; {forwards} forward "
-        f"pass{'' if forwards == 1 else 'es'} for {len(places) + 1} searches"
+        f"{(searched - embedded) * 1000:.0f} ms; {forwards} forward pass{plural} for "
+        f"{len(rankings) + 1} searches"
     )
 
 
 def _ranks(
-    question: str,
-    config: UnifiedEmbeddingConfig,
-    store: QdrantVectorStore,
-    mode: Literal["dense", "sparse"],
+    question: str, config: UnifiedEmbeddingConfig, store: QdrantVectorStore, mode: _Mode
 ) -> dict[str, int]:
-    """Node id → rank from 1 in one of the two rankings."""
-    found: list[NodeWithScore] = config.retriever(
-        store, similarity_top_k=_DEPTH, mode=mode
-    ).retrieve(question)
-    return {scored.node.node_id: rank for rank, scored in enumerate(found, 1)}
+    """Return the ids of the nodes that one kind of vector finds, with their ranks from 1."""
+    retriever = config.retriever(store, similarity_top_k=_RANKING_DEPTH, mode=mode)
+    nodes = retriever.retrieve(question)
+    return {node.node.node_id: rank for rank, node in enumerate(nodes, 1)}
 
 
-def _through_query_engine(
+def _ranking_table(
+    question: str, fused: list[NodeWithScore], rankings: dict[str, dict[str, int]]
+) -> Table:
+    """Return the fused passages as a table; a dash means that a ranking lacks the passage."""
+    table = Table(title=question, title_justify="left", expand=True)
+    for heading in ("fused", "score", *rankings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("passage", ratio=1)
+    for rank, scored in enumerate(fused, 1):
+        node = scored.node
+        places = [str(ranks.get(node.node_id, "-")) for ranks in rankings.values()]
+        text = shared.one_line(f"{node.metadata['topic']}: {node.get_content()}", 220)
+        table.add_row(str(rank), f"{scored.score:.4f}", *places, text)
+    return table
+
+
+def _show_query_engine(
     question: str, config: UnifiedEmbeddingConfig, store: QdrantVectorStore, top_k: int
 ) -> None:
-    """The same question as a LlamaIndex application asks it, from the cache by now."""
+    """Ask once more in the way of a LlamaIndex application; the cache knows the question by now."""
     from llama_index.core import Settings
     from llama_index.core.llms import MockLLM
     from llama_index.core.query_engine import RetrieverQueryEngine
     from llama_index.core.response_synthesizers import ResponseMode
 
-    Settings.llm = MockLLM()  # no language model here: the passages themselves are the answer
+    Settings.llm = MockLLM()  # there is no language model here: the passages are the answer
     engine = RetrieverQueryEngine.from_args(
         config.retriever(store, similarity_top_k=top_k), response_mode=ResponseMode.CONTEXT_ONLY
     )
-    hits = config.embedder.cache.hits
+    hits_before = config.embedder.cache.hits
     started = time.perf_counter()
     response = engine.query(question)
     milliseconds = (time.perf_counter() - started) * 1000
+    hits = config.embedder.cache.hits - hits_before
     shared.out.print()
     shared.out.print(
         f"The first question again, through RetrieverQueryEngine: {len(response.source_nodes)} "
-        f"source nodes in {milliseconds:.0f} ms, {config.embedder.cache.hits - hits} vectors from "
-        "the cache"
+        f"source nodes in {milliseconds:.0f} ms, {hits} vectors from the cache"
     )
-    shared.out.print(
-        "  " + shared.one_line(str(response), 400), markup=False, highlight=False, soft_wrap=True
-    )
+    shared.print_line("  " + shared.one_line(str(response), 400))

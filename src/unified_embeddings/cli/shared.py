@@ -1,17 +1,22 @@
-"""What the subcommands share: options, output, and opening the collection they work on."""
+"""What the subcommands share: their common options, their output, and opening a collection.
+
+What lives here: options that more than one subcommand has, and printing that is safe for a
+terminal. What does not: anything that a single subcommand needs.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -19,32 +24,35 @@ if TYPE_CHECKING:
     from unified_embeddings.stores.opening import Client
 
 out = Console()
+"""Standard output. Errors and progress go to standard error, so that pipes get results only."""
 
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
-        help="A choice (see models), hub id, folder or TOML file. [default: bge-m3]",
+        help="A name from `models`, a hub id, a folder or a TOML file.",
+        show_default="bge-m3",
     ),
 ]
 SparseModel = Annotated[
     str | None,
-    typer.Option("--sparse-model", help="Gives the sparse vectors beside a dense-only model."),
+    typer.Option("--sparse-model", help="Second model, for sparse vectors, if --model has none."),
 ]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
-StorePath = Annotated[
-    Path, typer.Option("--path", help="Folder of the embedded Qdrant, unless --url is given.")
+StorePath = Annotated[Path, typer.Option("--path", help="Folder of the embedded Qdrant store.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--url", help="Address of a Qdrant server, used instead of --path.")
 ]
-StoreUrl = Annotated[str | None, typer.Option("--url", help="Address of a Qdrant server.")]
 ShardNumber = Annotated[
-    int | None, typer.Option(min=1, help="Shards of a collection made on a server.")
+    int | None, typer.Option(min=1, help="Shards of a new collection (server only).")
 ]
 ReplicationFactor = Annotated[
-    int | None, typer.Option(min=1, help="Replicas of each shard of a collection made on a server.")
+    int | None, typer.Option(min=1, help="Replicas of each shard (new collection, server only).")
 ]
 WriteConsistency = Annotated[
-    int | None, typer.Option(min=1, help="Replicas that must confirm a write, made on a server.")
+    int | None,
+    typer.Option(min=1, help="Write consistency factor (new collection, server only)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -52,15 +60,14 @@ DEFAULT_PATH = Path("qdrant_data")
 DEFAULT_COLLECTION = "documents"
 
 
-def complain(problem: str) -> None:
-    """Say on standard error what went wrong."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"error: {printable(problem)}", markup=False
-    )
+def print_error(problem: str) -> None:
+    """Print an error message on standard error."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"error: {printable(problem)}", markup=False)
 
 
 def open_config(model: str | None, sparse_model: str | None = None) -> UnifiedEmbeddingConfig:
-    """The environment's options with --model and --sparse-model over them."""
+    """Read the options from the environment; --model and --sparse-model take precedence."""
     return UnifiedEmbeddingConfig.from_env(model_choice=model, sparse_model=sparse_model)
 
 
@@ -73,33 +80,37 @@ def open_store(
     create: bool,
     **settings: int,
 ) -> QdrantVectorStore:
-    """The collection to work on, at `url` if given, else in the folder `path`.
+    """Open the collection to work on: on the server `url` if given, otherwise in a folder.
 
     Args:
-        config: Whose model's collection it is.
-        collection: Its name.
-        path: Folder of the embedded store.
+        config: Config of the model whose vectors the collection holds.
+        collection: Name of the collection.
+        path: Folder of the embedded store; ignored if `url` is given.
         url: Address of a server.
-        create: Make it if it is not there.
-        **settings: Of `server_settings`, for one that is made.
+        create: Whether to create the collection if it does not exist.
+        **settings: Result of `server_settings`, used if the collection is created.
 
     Raises:
-        StoreError: If it is not there and `create` is False.
+        StoreError: If the collection does not exist and `create` is False.
     """
-    place: dict[str, Any] = {"url": url} if url else {"path": path}
-    place |= settings
-    # Kept while the store opens: a local client that nobody holds is closed, and read again.
-    held = None if create else require_collection(collection, path, url)
-    store = config.vector_store(collection, **place)
-    del held
+    # `client` stays referenced while the store opens. The embedded client of a folder is shared
+    # through a weak reference: without an owner it would be closed, and the folder read twice.
+    client = None if create else require_collection(collection, path, url)
+    options: Options = {**settings}
+    if url:
+        options["url"] = url
+    else:
+        options["path"] = path
+    store = config.vector_store(collection, **options)
+    del client
     return store
 
 
 def require_collection(collection: str, path: Path, url: str | None) -> Client:
-    """The client of the place where a collection is.
+    """Open the place of an existing collection and return its client.
 
     Raises:
-        StoreError: If it is not there; names those that are.
+        StoreError: If the collection does not exist. The message lists those that do.
     """
     from qdrant_client import QdrantClient
 
@@ -108,14 +119,22 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
 
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():
-        raise StoreError(collection, "opening", f"there is no folder {path}; {hint}")
-    client = QdrantClient(url=url, check_compatibility=False) if url else open_folder(path)
-    with store_errors(collection, f"connecting to {url}" if url else "opening"):
-        names = [one.name for one in client.get_collections().collections]
-    if collection not in names:
-        there = ", ".join(map(repr, sorted(names))) or "none"
+        raise StoreError(collection, "opening", f"folder {path} does not exist; {hint}")
+    client: Client
+    if url:
+        client = QdrantClient(url=url, check_compatibility=False)
+        action = f"connecting to {url}"
+    else:
+        client = open_folder(path)
+        action = "opening"
+    with store_errors(collection, action):
+        collection_names = sorted(info.name for info in client.get_collections().collections)
+    if collection not in collection_names:
+        existing = ", ".join(map(repr, collection_names)) or "none"
         raise StoreError(
-            collection, "opening", f"it does not exist; collections there: {there}. {hint}"
+            collection,
+            "opening",
+            f"it does not exist; existing collections: {existing}. {hint}",
         )
     return client
 
@@ -123,37 +142,44 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
 def server_settings(
     shard_number: int | None, replication_factor: int | None, write_consistency: int | None
 ) -> dict[str, int]:
-    """Qdrant's options for a collection on a server, those that were given."""
-    given = {
+    """Return those of Qdrant's settings for a new collection on a server that were given."""
+    settings = {
         "shard_number": shard_number,
         "replication_factor": replication_factor,
         "write_consistency_factor": write_consistency,
     }
-    return {name: number for name, number in given.items() if number is not None}
+    return {name: number for name, number in settings.items() if number is not None}
+
+
+def print_line(text: str) -> None:
+    """Print a line as it is, without markup, colours or wrapping, so that scripts can read it."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """A text with control characters turned to spaces, so that none reaches the terminal."""
+    """Replace control characters by spaces, so that no text can control the terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 def one_line(text: str, width: int) -> str:
-    """A text as one line of at most `width` printable characters."""
-    flat = " ".join(printable(text).split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+    """Return a text as one line of at most `width` printable characters."""
+    line = " ".join(printable(text).split())
+    if len(line) <= width:
+        return line
+    return line[: width - 1] + "…"
 
 
 def require_text(query: str) -> str:
-    """The query, if there is something in it.
+    """Return the query unless it is blank.
 
     Raises:
-        InputError: If it is blank, or holds bytes that were no valid text.
+        InputError: If it is blank.
     """
     if not query.strip():
-        raise InputError("the query is blank; give a question")
+        raise InputError("the query is blank; ask a question")
     return query
 
 
 def is_terminal() -> bool:
-    """Whether progress may be drawn."""
+    """Tell whether standard error is a terminal, where progress may be drawn."""
     return sys.stderr.isatty()
