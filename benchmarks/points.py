@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import string
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -190,15 +190,14 @@ class Prepared(BGE_M3_Embedder):
 
     def _run(
         self,
-        texts: list[str],
-        rows: list[int],
+        texts: Sequence[str],
         role: Role,  # noqa: ARG002 — the model's signature
-        needed: frozenset[HeadName],
-    ) -> Iterator[tuple[int, dict[HeadName, Value]]]:
-        for row in rows:
-            dense, sparse = self.known[texts[row]]
+        heads: frozenset[HeadName],
+    ) -> Iterator[tuple[str, dict[HeadName, Value]]]:
+        for text in texts:
+            dense, sparse = self.known[text]
             values: dict[HeadName, Value] = {"dense": dense, "sparse": sparse}
-            yield row, {head: values[head] for head in needed}
+            yield text, {head: values[head] for head in heads}
 
 
 def _sparse(rng: np.random.Generator, tokens: int) -> SparseVector:

@@ -13,22 +13,31 @@ A message says what was expected, what came and what to do next.
 
 from __future__ import annotations
 
-from typing import Any
-
 
 class UnifiedEmbeddingsError(Exception):
-    """Base of every error below; catch this one to catch them all."""
+    """Base of every error below; catch this one to catch them all.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its message and attributes, so that it comes whole out of another process."""
-        return _restored, (type(self), self.args, self.__dict__)
+    Example:
+        >>> from unified_embeddings import InputError, UnifiedEmbeddingsError
+        >>> issubclass(InputError, UnifiedEmbeddingsError)
+        True
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the message and the attributes, so that it comes whole out of another process."""
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class MissingExtraError(UnifiedEmbeddingsError, ImportError):
     """An optional library is needed and not installed.
 
     Attributes:
-        extra: The extra of this package that brings it.
+        extra: The extra of this package that installs it.
+
+    Example:
+        >>> from unified_embeddings import MissingExtraError
+        >>> print(MissingExtraError("ONNX Runtime", extra="onnx"))
+        ONNX Runtime is not installed. Install it with: pip install 'unified-embeddings[onnx]'
     """
 
     def __init__(self, what: str, *, extra: str) -> None:
@@ -45,14 +54,22 @@ class ModelLoadError(UnifiedEmbeddingsError):
         model: The name or folder asked for.
         revision: The revision asked for or found, None where there is none.
         problem: What is wrong, without the model's name.
+
+    Example:
+        >>> from unified_embeddings import BGE_M3_Embedder, ModelLoadError
+        >>> try:
+        ...     BGE_M3_Embedder("no/such/folder").dimension
+        ... except ModelLoadError as error:
+        ...     print(error)
+        Cannot load model 'no/such/folder': there is no such folder
     """
 
     def __init__(self, model: str, problem: str, *, revision: str | None = None) -> None:
         self.model = model
         self.revision = revision
         self.problem = problem
-        at = f" (revision {revision})" if revision else ""
-        super().__init__(f"Cannot load model {model!r}{at}: {problem}")
+        revision_note = f" (revision {revision})" if revision else ""
+        super().__init__(f"Cannot load model {model!r}{revision_note}: {problem}")
 
 
 class InputError(UnifiedEmbeddingsError, ValueError):
@@ -61,6 +78,15 @@ class InputError(UnifiedEmbeddingsError, ValueError):
     Attributes:
         index: Position of the bad item in the list it came in, None where there is no list.
         problem: What is wrong, without the position.
+
+    Example:
+        >>> from unified_embeddings import InputError
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> try:
+        ...     FakeEmbedder().encode_documents(["fine", None])
+        ... except InputError as error:
+        ...     print(error.index, error)
+        1 item 1: expected a str, got NoneType
     """
 
     def __init__(self, problem: str, *, index: int | None = None) -> None:
@@ -75,7 +101,20 @@ class FingerprintMismatchError(UnifiedEmbeddingsError):
     Attributes:
         collection: The collection's name.
         expected: The embedder's fingerprint.
-        found: The fingerprint the collection carries.
+        found: The fingerprint that the collection carries.
+
+    Example:
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import FingerprintMismatchError
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> from unified_embeddings.llama.vector_store import build_vector_store
+        >>> client = QdrantClient(":memory:")
+        >>> _ = build_vector_store(FakeEmbedder(), "notes", client=client)
+        >>> try:
+        ...     build_vector_store(FakeEmbedder(model_name="other"), "notes", client=client)
+        ... except FingerprintMismatchError as error:
+        ...     print(error)
+        Collection 'notes' was made with 'fake' (...), but the embedder is 'other' (...). ...
     """
 
     def __init__(
@@ -84,13 +123,14 @@ class FingerprintMismatchError(UnifiedEmbeddingsError):
         self.collection = collection
         self.expected = expected
         self.found = found
-        same = "; of one name, but with other files, prefixes or pooling"
-        same = same if model == found_model else ""
+        name_note = ""
+        if model == found_model:
+            name_note = "; the same name, but other files, prefixes or pooling"
         super().__init__(
             f"Collection {collection!r} was made with {found_model!r} ({found}), but the embedder "
-            f"is {model!r} ({expected}{same}). Vectors of different models do not compare. Use the "
-            "model the collection was made with, or migrate: index the documents again into a "
-            "collection of another name."
+            f"is {model!r} ({expected}{name_note}). Vectors of different models do not compare. "
+            "Use the model that the collection was made with, or migrate: index the documents "
+            "again into a collection of another name."
         )
 
 
@@ -100,6 +140,11 @@ class StoreError(UnifiedEmbeddingsError):
     Attributes:
         collection: The collection's name.
         operation: What was being done.
+
+    Example:
+        >>> from unified_embeddings import StoreError
+        >>> print(StoreError("notes", "adding nodes", "connection refused"))
+        Collection 'notes': adding nodes failed: connection refused
     """
 
     def __init__(self, collection: str, operation: str, problem: str) -> None:
@@ -108,14 +153,21 @@ class StoreError(UnifiedEmbeddingsError):
         super().__init__(f"Collection {collection!r}: {operation} failed: {problem}")
 
 
-def _restored(
-    kind: type[UnifiedEmbeddingsError], args: tuple[Any, ...], attributes: dict[str, Any]
+class OverloadedError(UnifiedEmbeddingsError):
+    """More work is waiting than was agreed to hold; try again later.
+
+    Example:
+        >>> from unified_embeddings import OverloadedError
+        >>> print(OverloadedError("1,024 texts are waiting; try again later"))
+        1,024 texts are waiting; try again later
+    """
+
+
+def _restore(
+    kind: type[UnifiedEmbeddingsError], args: tuple[object, ...], attributes: dict[str, object]
 ) -> UnifiedEmbeddingsError:
+    """Build a pickled error without its constructor, whose arguments are not kept."""
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(attributes)
     return error
-
-
-class OverloadedError(UnifiedEmbeddingsError):
-    """More work is waiting than was agreed to hold; try again later."""

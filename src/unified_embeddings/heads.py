@@ -14,7 +14,7 @@ import numpy as np
 from unified_embeddings.types import FloatArray, IntArray, SparseVector
 
 _EPSILON = np.float32(1e-12)
-"""Smallest norm divided by, as torch.nn.functional.normalize has it: a zero vector stays zero."""
+"""The smallest norm divided by, as in torch.nn.functional.normalize: a zero vector stays zero."""
 
 
 def normalise(vectors: FloatArray) -> FloatArray:
@@ -36,8 +36,8 @@ def to_sparse(
 ) -> SparseVector:
     """Collapse per-token weights into one weight per vocabulary id.
 
-    A token that occurs twice keeps its larger weight (BGE-M3's rule, not the sum).
-    Special tokens and zero weights are dropped, so blank text gives an empty vector.
+    A token that occurs twice keeps its larger weight (BGE-M3's rule, not the sum). Special tokens
+    and zero weights are dropped, so blank text gives an empty vector.
 
     Args:
         token_ids: Vocabulary ids of one text, (t,).
@@ -47,35 +47,38 @@ def to_sparse(
     Raises:
         ValueError: If the two arrays differ in shape.
     """
-    ids, raw = np.asarray(token_ids), np.asarray(weights, dtype=np.float32)
-    if ids.shape != raw.shape or ids.ndim != 1:
-        raise ValueError(f"token_ids {ids.shape} and weights {raw.shape} must both be (t,)")
-    kept = raw > 0
+    ids = np.asarray(token_ids)
+    raw_weights = np.asarray(weights, dtype=np.float32)
+    if ids.shape != raw_weights.shape or ids.ndim != 1:
+        raise ValueError(f"token_ids {ids.shape} and weights {raw_weights.shape} must both be (t,)")
+    is_indexed = raw_weights > 0
     if special_ids:
-        kept &= ~np.isin(ids, list(special_ids))
-    unique, inverse = np.unique(ids[kept], return_inverse=True)
-    largest = np.zeros(len(unique), dtype=np.float32)
-    np.maximum.at(largest, inverse, raw[kept])
-    return SparseVector(unique, largest)
+        is_indexed &= ~np.isin(ids, list(special_ids))
+    unique_ids, inverse = np.unique(ids[is_indexed], return_inverse=True)
+    largest_weights = np.zeros(len(unique_ids), dtype=np.float32)
+    np.maximum.at(largest_weights, inverse, raw_weights[is_indexed])
+    return SparseVector(unique_ids, largest_weights)
 
 
 def dense_score(query: FloatArray, document: FloatArray) -> float:
-    """Cosine similarity of two unit vectors (d,), in [-1, 1]."""
+    """Return the cosine similarity of two unit vectors (d,), in [-1, 1]."""
     return float(np.dot(query, document))
 
 
 def sparse_score(query: SparseVector, document: SparseVector) -> float:
-    """Sum of products over the ids both texts have, >= 0; 0 if they share none."""
-    _, at_query, at_document = np.intersect1d(
+    """Return the sum of products over the ids that both texts have, >= 0; 0 if they share none."""
+    _, query_positions, document_positions = np.intersect1d(
         query.indices, document.indices, assume_unique=True, return_indices=True
     )
-    return float(np.dot(query.values[at_query], document.values[at_document]))
+    query_weights = query.values[query_positions]
+    document_weights = document.values[document_positions]
+    return float(np.dot(query_weights, document_weights))
 
 
 def colbert_score(query: FloatArray, document: FloatArray) -> float:
-    """Late interaction: the mean over query rows of the best dot product with a document row.
+    """Return the late-interaction score: the mean of each query row's best dot product.
 
-    FlagEmbedding's `colbert_score`: ColBERT's MaxSim divided by the number of query rows.
+    This is FlagEmbedding's `colbert_score`: ColBERT's MaxSim divided by the number of query rows.
 
     Args:
         query: Unit rows, (q, d), q >= 1.

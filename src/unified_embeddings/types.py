@@ -1,7 +1,7 @@
-"""The values every other module speaks in: frozen, and NumPy inside.
+"""The values that all rooms exchange: frozen, with NumPy arrays inside.
 
-What lives here: `SparseVector` and `Embeddings`. What does not: how they are computed (`heads`) and
-where they are kept (`cache`). Nothing here imports a model library.
+What lives here: `SparseVector`, `Embeddings` and `ImageEmbeddings`. What does not: how they are
+computed (`heads`) and where they are kept (`cache`). Nothing here imports a model library.
 """
 
 from __future__ import annotations
@@ -37,24 +37,33 @@ class SparseVector(Mapping[int, float]):
 
     Raises:
         ValueError: If the arrays differ in shape, or break one of the rules above.
+
+    Example:
+        >>> from unified_embeddings import SparseVector
+        >>> weights = SparseVector.from_dict({42: 0.5, 7: 0.25})
+        >>> weights[42], 8 in weights, weights == {7: 0.25, 42: 0.5}
+        (0.5, False, True)
+        >>> weights.to_qdrant()
+        {'indices': [7, 42], 'values': [0.25, 0.5]}
     """
 
     indices: IntArray
     values: FloatArray  # type: ignore[assignment]  # Qdrant's name; it hides Mapping.values()
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.indices)
-        if given.size and not np.issubdtype(given.dtype, np.integer):
-            raise ValueError(f"indices must be integers, got dtype {given.dtype}")
-        if given.size and given.max() > np.iinfo(np.int32).max:
-            raise ValueError(f"indices must fit int32, got {given.max()}")
-        if given.size and given.min() < 0:
-            raise ValueError(f"indices must be >= 0, got {given.min()}")
-        indices = np.array(given, dtype=np.int32)
+        given_indices = np.asarray(self.indices)
+        if given_indices.size:
+            if not np.issubdtype(given_indices.dtype, np.integer):
+                raise ValueError(f"indices must be integers, got dtype {given_indices.dtype}")
+            if given_indices.max() > np.iinfo(np.int32).max:
+                raise ValueError(f"indices must fit int32, got {given_indices.max()}")
+            if given_indices.min() < 0:
+                raise ValueError(f"indices must be >= 0, got {given_indices.min()}")
+        indices = np.array(given_indices, dtype=np.int32)
         values = np.array(self.values, dtype=np.float32)
         if indices.ndim != 1 or indices.shape != values.shape:
             raise ValueError(
-                "indices and values must be one-dimensional and of one length, "
+                "indices and values must be one-dimensional and of the same length, "
                 f"got shapes {indices.shape} and {values.shape}"
             )
         if indices.size:
@@ -70,29 +79,34 @@ class SparseVector(Mapping[int, float]):
     @classmethod
     def from_dict(cls, weights: Mapping[int, float]) -> SparseVector:
         """Build from id → weight in any order; weights <= 0 are dropped."""
-        kept = sorted((int(i), float(w)) for i, w in weights.items() if not np.float32(w) <= 0)
+        positive: dict[int, float] = {}
+        for token_id, weight in weights.items():
+            # Not `> 0`: NaN is neither, and has to reach the constructor, which refuses it.
+            if not np.float32(weight) <= 0:
+                positive[int(token_id)] = float(weight)
+        token_ids = sorted(positive)
         return cls(
-            np.array([i for i, _ in kept], dtype=np.int64),
-            np.array([w for _, w in kept], dtype=np.float32),
+            np.array(token_ids, dtype=np.int64),
+            np.array([positive[token_id] for token_id in token_ids], dtype=np.float32),
         )
 
     def to_qdrant(self) -> dict[str, list[int] | list[float]]:
-        """`{"indices": [...], "values": [...]}`, as Qdrant's sparse vectors are written."""
+        """Return `{"indices": [...], "values": [...]}`, the form of Qdrant's sparse vectors."""
         return {"indices": self.indices.tolist(), "values": self.values.tolist()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the two arrays."""
+        """Return the bytes held by the two arrays."""
         return self.indices.nbytes + self.values.nbytes
 
     def __reduce__(self) -> tuple[type[SparseVector], tuple[IntArray, FloatArray]]:
-        """Copied and pickled through the constructor, so that a copy is read-only too."""
+        """Copy and pickle through the constructor, so that a copy is read-only too."""
         return SparseVector, (self.indices, self.values)
 
     def __getitem__(self, index: int) -> float:
-        at = int(np.searchsorted(self.indices, index))
-        if at < len(self.indices) and self.indices[at] == index:
-            return float(self.values[at])
+        position = int(np.searchsorted(self.indices, index))
+        if position < len(self.indices) and self.indices[position] == index:
+            return float(self.values[position])
         raise KeyError(index)
 
     def __iter__(self) -> Iterator[int]:
@@ -102,21 +116,28 @@ class SparseVector(Mapping[int, float]):
         return len(self.indices)
 
     def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{i}: {v:.4g}"
-            for i, v in zip(self.indices[:4].tolist(), self.values[:4].tolist(), strict=True)
-        )
-        return f"SparseVector(nnz={len(self)}, {{{shown}{', ...' if len(self) > 4 else ''}}})"
+        first_pairs = zip(self.indices[:4].tolist(), self.values[:4].tolist(), strict=True)
+        shown = [f"{token_id}: {weight:.4g}" for token_id, weight in first_pairs]
+        if len(self) > len(shown):
+            shown.append("...")
+        return f"SparseVector(nnz={len(self)}, {{{', '.join(shown)}}})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageEmbeddings:
-    """The vectors of those of n images that could be read, in the order they were given.
+    """The vectors of n images, or of those among them that could be read, in the order given.
 
     Attributes:
         dense: float32 (m, d), rows of unit length, m <= n.
         indices: Which image each row belongs to, m positions, ascending.
         errors: What was wrong with each of the others, n - m errors, each with its `index`.
+
+    Example:
+        >>> import numpy as np
+        >>> from unified_embeddings import ImageEmbeddings, InputError
+        >>> error = InputError("not an image", index=1)
+        >>> ImageEmbeddings(np.ones((1, 4), np.float32), indices=(0,), errors=(error,))
+        ImageEmbeddings(dense=float32(1, 4), errors=1)
     """
 
     dense: FloatArray
@@ -144,6 +165,14 @@ class Embeddings:
 
     Raises:
         ValueError: If no head is given, or the heads disagree about n.
+
+    Example:
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> embeddings = FakeEmbedder(dimension=8).encode_documents(["a", "b", "c"])
+        >>> embeddings
+        Embeddings(n=3, dense=float32(3, 8), sparse=3 vectors, colbert=None)
+        >>> embeddings["dense"] is embeddings.dense, len(embeddings[1:])
+        (True, 2)
     """
 
     dense: FloatArray | None = None
@@ -185,13 +214,15 @@ class Embeddings:
         if isinstance(key, str):
             heads = dict(self._heads())
             if key not in heads:
-                raise KeyError(f"no head {key!r}; there are {', '.join(heads)}")
+                raise KeyError(f"no head {key!r}; the heads are {', '.join(heads)}")
             return heads[key]
         raise TypeError(f"index with a head's name or a slice, not {type(key).__name__}")
 
     def __iter__(self) -> Iterator[HeadName]:
-        """The names of the heads present, as iterating a dict would give."""
-        return iter(name for name, head in self._heads() if head is not None)
+        """Yield the names of the heads present, like iterating a dict."""
+        for name, head in self._heads():
+            if head is not None:
+                yield name
 
     def __repr__(self) -> str:
         dense = "None" if self.dense is None else f"float32{self.dense.shape}"

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,22 @@ PATIENCE = 30.0
 """Seconds after which a thread counts as stuck."""
 
 
+Compute = Callable[[list[int]], Iterable[tuple[int, Any]]]
+
+
+def get_or_compute(cache: EmbeddingCache, keys: list[bytes], compute: Compute) -> list[Any]:
+    """Return the values of the keys; compute gets positions of the missing ones, yields values."""
+    with cache.claim(keys) as claim:
+        for missing in claim.rounds():
+            for position, value in compute([keys.index(key) for key in missing_in(keys, missing)]):
+                claim.put(keys[position] if position < len(keys) else f"{position}".encode(), value)
+    return [claim[key] for key in keys]
+
+
+def missing_in(keys: list[bytes], missing: frozenset[bytes]) -> list[bytes]:
+    return [key for key in dict.fromkeys(keys) if key in missing]
+
+
 class Source:
     """A model to put a cache in front of: a name's vector, and a record of what was computed."""
 
@@ -52,7 +68,7 @@ class Source:
                 self.computed[names[at]] += 1
                 yield at, self.vector(names[at])
 
-        return cache.get_or_compute([key_for(name) for name in names], compute)
+        return get_or_compute(cache, [key_for(name) for name in names], compute)
 
     def knows(self, cache: EmbeddingCache, name: str) -> bool:
         """Whether asking for this name computes nothing."""
@@ -62,7 +78,7 @@ class Source:
 
 
 def put(cache: EmbeddingCache, name: str, value: Any) -> Any:
-    return cache.get_or_compute([key_for(name)], lambda _: [(0, value)])[0]
+    return get_or_compute(cache, [key_for(name)], lambda _: [(0, value)])[0]
 
 
 def never(positions: list[int]) -> Any:
@@ -70,7 +86,7 @@ def never(positions: list[int]) -> Any:
 
 
 def read(cache: EmbeddingCache, name: str) -> Any:
-    return cache.get_or_compute([key_for(name)], never)[0]
+    return get_or_compute(cache, [key_for(name)], never)[0]
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +204,14 @@ class TestCounters:
             return [(at, np.ones(1, dtype=np.float32)) for at in positions]
 
         keys = [key_for(name) for name in ("known", "x", "y", "x")]
-        cache.get_or_compute(keys, compute)
+        get_or_compute(cache, keys, compute)
         assert len(asked) == 2
         assert 2 in asked
         assert len({1, 3} & {*asked}) == 1
 
     def test_nothing_asked_computes_nothing(self) -> None:
         cache = EmbeddingCache()
-        assert cache.get_or_compute([], never) == []
+        assert get_or_compute(cache, [], never) == []
         assert (cache.hits, cache.misses) == (0, 0)
 
     def test_values_come_in_the_order_of_the_keys_whatever_order_they_are_computed_in(
@@ -204,8 +220,10 @@ class TestCounters:
         values = {at: np.full(2, at, dtype=np.float32) for at in range(5)}
         keys = [key_for(str(at)) for at in range(5)]
         for order in (lambda ps: sorted(ps), lambda ps: sorted(ps, reverse=True)):
-            found = EmbeddingCache().get_or_compute(
-                keys, lambda positions, order=order: ((at, values[at]) for at in order(positions))
+            found = get_or_compute(
+                EmbeddingCache(),
+                keys,
+                lambda positions, order=order: ((at, values[at]) for at in order(positions)),
             )
             assert [value[0] for value in found] == [0, 1, 2, 3, 4]
 
@@ -337,7 +355,7 @@ class TestSingleFlight:
             yield 0, np.full(2, 7, dtype=np.float32)
 
         def ask() -> Any:
-            return cache.get_or_compute([key_for("a")], compute)[0]
+            return get_or_compute(cache, [key_for("a")], compute)[0]
 
         owner, owned = in_thread(ask)
         assert entered.wait(PATIENCE)
@@ -385,7 +403,7 @@ class TestSingleFlight:
 
         def ask(names: str, hold: bool) -> list[int]:
             keys = [key_for(name) for name in names]
-            return [int(v[0]) for v in cache.get_or_compute(keys, compute(names, hold))]
+            return [int(v[0]) for v in get_or_compute(cache, keys, compute(names, hold))]
 
         _, first = in_thread(lambda: ask("abc", hold=True))
         assert first_holds.wait(PATIENCE)
@@ -403,7 +421,7 @@ class TestSingleFlight:
             assert release.wait(PATIENCE)
             yield 0, np.ones(1, dtype=np.float32)
 
-        _, held = in_thread(lambda: cache.get_or_compute([key_for("slow")], slow))
+        _, held = in_thread(lambda: get_or_compute(cache, [key_for("slow")], slow))
         assert entered.wait(PATIENCE)
         other = within_patience(lambda: put(cache, "other", np.ones(1, dtype=np.float32)))
         assert other.tolist() == [1]
@@ -421,7 +439,7 @@ class TestSingleFlight:
             assert release.wait(PATIENCE)
             yield 1, np.full(1, 4, dtype=np.float32)
 
-        _, held = in_thread(lambda: cache.get_or_compute([key_for("a"), key_for("b")], compute))
+        _, held = in_thread(lambda: get_or_compute(cache, [key_for("a"), key_for("b")], compute))
         assert entered.wait(PATIENCE)
         assert within_patience(lambda: read(cache, "a")).tolist() == [3]
         release.set()
@@ -439,7 +457,7 @@ class TestFailures:
             raise RuntimeError("out of memory")
             yield
 
-        _, owner = in_thread(lambda: cache.get_or_compute([key_for("a")], failing))
+        _, owner = in_thread(lambda: get_or_compute(cache, [key_for("a")], failing))
         assert entered.wait(PATIENCE)
         waiting, waiter = in_thread(lambda: source.ask(cache, "a"))
         until_waiting(waiting)
@@ -459,7 +477,7 @@ class TestFailures:
             raise RuntimeError
             yield
 
-        _, owner = in_thread(lambda: cache.get_or_compute([key_for("a")], failing))
+        _, owner = in_thread(lambda: get_or_compute(cache, [key_for("a")], failing))
         assert entered.wait(PATIENCE)
         waiting, waiter = in_thread(lambda: source.ask(cache, "a"))
         until_waiting(waiting)
@@ -477,7 +495,7 @@ class TestFailures:
             raise RuntimeError("a bad text")
 
         with pytest.raises(RuntimeError, match="a bad text"):
-            cache.get_or_compute(keys, compute)
+            get_or_compute(cache, keys, compute)
         assert read(cache, "b").tolist() == source.vector("b").tolist()
         within_patience(lambda: source.ask(cache, "a", "b", "c"))
         assert source.computed == {"a": 1, "c": 1}
@@ -486,7 +504,9 @@ class TestFailures:
         cache, source = EmbeddingCache(), Source()
         keys = [key_for(name) for name in "abc"]
         with pytest.raises(UnifiedEmbeddingsError, match="2 of 3"):
-            within_patience(lambda: cache.get_or_compute(keys, lambda _: [(0, source.vector("a"))]))
+            within_patience(
+                lambda: get_or_compute(cache, keys, lambda _: [(0, source.vector("a"))])
+            )
         assert source.knows(cache, "a")
         assert len(within_patience(lambda: source.ask(cache, "b", "c"))) == 2
 
@@ -499,7 +519,7 @@ class TestFailures:
             raise interrupt
 
         with pytest.raises(interrupt):
-            cache.get_or_compute([key_for("a"), key_for("b")], compute)
+            get_or_compute(cache, [key_for("a"), key_for("b")], compute)
         values = within_patience(lambda: source.ask(cache, "a", "b"))
         assert [v.tolist() for v in values] == [source.vector(n).tolist() for n in "ab"]
         assert source.computed == {"b": 1}
@@ -518,8 +538,85 @@ class TestFailures:
     def test_a_position_that_was_not_asked_for_leaves_nothing_under_way(self) -> None:
         cache, source = EmbeddingCache(), Source()
         with pytest.raises(Exception, match="5"):
-            cache.get_or_compute([key_for("a")], lambda _: [(5, source.vector("a"))])
+            get_or_compute(cache, [key_for("a")], lambda _: [(5, source.vector("a"))])
         assert len(within_patience(lambda: source.ask(cache, "a"))) == 1
+
+
+class TestClaim:
+    def test_a_put_value_is_in_the_claim_and_in_the_cache(self) -> None:
+        cache, key = EmbeddingCache(), key_for("a")
+        with cache.claim([key]) as claim:
+            assert [set(missing) for missing in rounds_with(claim, np.ones(2, np.float32))] == [
+                {key}
+            ]
+        assert claim[key].tolist() == read(cache, "a").tolist() == [1, 1]
+
+    def test_known_keys_need_no_round(self) -> None:
+        cache = EmbeddingCache()
+        put(cache, "a", np.ones(2, dtype=np.float32))
+        with cache.claim([key_for("a")]) as claim:
+            assert list(claim.rounds()) == []
+
+    def test_only_missing_keys_can_be_put(self) -> None:
+        cache = EmbeddingCache()
+        put(cache, "known", np.ones(1, dtype=np.float32))
+        for name in ("known", "never asked for"):
+            with (
+                pytest.raises(UnifiedEmbeddingsError, match="was not claimed"),
+                cache.claim([key_for("known")]) as claim,
+            ):
+                claim.put(key_for(name), np.zeros(1, dtype=np.float32))
+        assert read(cache, "known").tolist() == [1]
+
+    def test_a_released_key_has_no_value_and_no_second_round(self) -> None:
+        cache, source = EmbeddingCache(), Source()
+        good, bad = key_for("good"), key_for("bad")
+        rounds = 0
+        with cache.claim([good, bad]) as claim:
+            for _ in claim.rounds():
+                rounds += 1
+                claim.release(bad)
+                claim.put(good, source.vector("good"))
+        assert rounds == 1
+        assert claim[good].tolist() == source.vector("good").tolist()
+        with pytest.raises(KeyError):
+            claim[bad]
+        assert within_patience(lambda: source.ask(cache, "bad"))[0] is not None
+
+    def test_who_waits_for_a_released_key_computes_it(self) -> None:
+        cache, source = EmbeddingCache(), Source()
+        entered, go_on = threading.Event(), threading.Event()
+
+        def give_up() -> None:
+            with cache.claim([key_for("a")]) as claim:
+                for _ in claim.rounds():
+                    entered.set()
+                    assert go_on.wait(PATIENCE)
+                    claim.release(key_for("a"))
+
+        _, owner = in_thread(give_up)
+        assert entered.wait(PATIENCE)
+        waiting, waiter = in_thread(lambda: source.ask(cache, "a"))
+        until_waiting(waiting)
+        go_on.set()
+        owner.result(PATIENCE)
+        assert waiter.result(PATIENCE)[0].tolist() == source.vector("a").tolist()
+
+    def test_leaving_early_releases_what_was_not_put(self) -> None:
+        cache, source = EmbeddingCache(), Source()
+        with cache.claim([key_for("a"), key_for("b")]) as claim:
+            next(claim.rounds())
+            claim.put(key_for("a"), source.vector("a"))
+        assert within_patience(lambda: source.knows(cache, "a"))
+        assert not within_patience(lambda: source.knows(cache, "b"))
+
+
+def rounds_with(claim: Any, value: np.ndarray) -> Iterator[frozenset[bytes]]:
+    """Yield a claim's rounds, every key of which gets this value."""
+    for missing in claim.rounds():
+        for key in missing:
+            claim.put(key, value)
+        yield missing
 
 
 class TestProperties:
@@ -559,7 +656,7 @@ class TestProperties:
 
             looked_up = cache.hits + cache.misses
             try:
-                values = cache.get_or_compute(keys, compute)
+                values = get_or_compute(cache, keys, compute)
             except RuntimeError:
                 assert fails_after is not None
             else:
@@ -669,7 +766,7 @@ class TestDiskTier:
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
-            EmbeddingCache(path=path).get_or_compute([key_for("a"), key_for("b")], compute)
+            get_or_compute(EmbeddingCache(path=path), [key_for("a"), key_for("b")], compute)
         assert source.knows(EmbeddingCache(path=path), "a")
 
     def test_clear_empties_the_file_too(self, path: Path) -> None:
@@ -849,7 +946,10 @@ sys.stdin.readline()
 cache = EmbeddingCache(path=path)
 for i in range(first, last):
     value = np.full(8, i, dtype=np.float32)
-    cache.get_or_compute([key_for(str(i))], lambda _: [(0, value)])
+    with cache.claim([key_for(str(i))]) as claim:
+        for missing in claim.rounds():
+            for key in missing:
+                claim.put(key, value)
 assert (cache.hits + cache.misses) == last - first
 """
 
@@ -921,7 +1021,7 @@ class TestProcesses:
             assert writer.returncode == 0
         cache = EmbeddingCache(path=path)
         keys = [key_for(str(i)) for i in range(500)]
-        assert [set(v.tolist()) for v in cache.get_or_compute(keys, never)] == [
+        assert [set(v.tolist()) for v in get_or_compute(cache, keys, never)] == [
             {float(i)} for i in range(500)
         ]
 

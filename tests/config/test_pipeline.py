@@ -87,7 +87,7 @@ class TestRefused:
     @pytest.mark.parametrize("option", ["max_length", "batch_tokens"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, "8192"])
     def test_lengths_out_of_range(self, option: str, value: Any) -> None:
-        with pytest.raises(InputError, match=f"{option} must be a whole number above 0"):
+        with pytest.raises(InputError, match=f"{option} must be a whole number >= 1"):
             UnifiedEmbeddingConfig(**{option: value})
 
     def test_a_cache_of_another_kind(self) -> None:

@@ -313,11 +313,11 @@ class TestOnFirstUse:
     def test_by_the_variable_of_the_documents(self, xlmr: Path, cache_home: Path) -> None:
         environ = {"UNIFIED_EMBEDDINGS_MODEL": str(xlmr), "QUANTIZATION": "INT8"}
         config = UnifiedEmbeddingConfig.from_env(environ)
-        (part,) = config.embedder.parts
+        (part,) = config.embedder.models
         assert part.runtime.precision == "int8"
         assert config.clip.runtime.precision != "int8"  # images have no int8
         environ["UNIFIED_EMBEDDINGS_PRECISION"] = "fp32"
-        (part,) = UnifiedEmbeddingConfig.from_env(environ).embedder.parts
+        (part,) = UnifiedEmbeddingConfig.from_env(environ).embedder.models
         assert part.runtime.precision == "fp32"
         with pytest.raises(InputError, match=r"QUANTIZATION='int4'.*fp32, fp16 or int8"):
             UnifiedEmbeddingConfig.from_env({"QUANTIZATION": "int4"})

@@ -505,24 +505,24 @@ class TestPair:
     def test_only_the_model_that_is_asked_runs(self, dense: ModelSpec, splade: ModelSpec) -> None:
         pair = make_embedder(dense, sparse_model=splade)
         pair.encode_documents(TEXTS, sparse=False)
-        assert [part.stats().forwards for part in pair.parts] == [1, 0]
+        assert [part.stats().forwards for part in pair.models] == [1, 0]
         pair.encode_documents(TEXTS)
-        assert [part.stats().forwards for part in pair.parts] == [1, 1]
+        assert [part.stats().forwards for part in pair.models] == [1, 1]
         assert pair.stats().forwards == 2
-        assert pair.cache is pair.parts[1].cache
+        assert pair.cache is pair.models[1].cache
 
     def test_fingerprints(self, dense: ModelSpec, splade: ModelSpec) -> None:
         pair = make_embedder(dense, sparse_model=splade)
-        prints = {pair.fingerprint, *(part.fingerprint for part in pair.parts)}
+        prints = {pair.fingerprint, *(part.fingerprint for part in pair.models)}
         assert len(prints) == 3
         assert make_embedder(dense, sparse_model=splade).fingerprint == pair.fingerprint
 
     def test_the_three_model_baseline_by_name(self) -> None:
         pair = make_embedder("bge-large-splade")
-        assert [part.spec.model_id for part in pair.parts] == [
+        assert [part.spec.model_id for part in pair.models] == [
             "BAAI/bge-large-en-v1.5", "prithivida/Splade_PP_en_v1",
         ]  # fmt: skip
-        assert pair.parts[0].spec.query_prefix.startswith("Represent this sentence")
+        assert pair.models[0].spec.query_prefix.startswith("Represent this sentence")
         assert UnifiedEmbeddingConfig("bge-large-splade").embedder.heads == ("dense", "sparse")
         with pytest.raises(InputError, match="make_embedder"):
             BGE_M3_Embedder("bge-large-splade")
@@ -618,7 +618,7 @@ class TestLlamaIndex:
         store = config.vector_store("texts", client=QdrantClient(":memory:"))
         index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
         index.insert_nodes([TextNode(text=text) for text in TEXTS])
-        assert [part.stats().forwards for part in config.embedder.parts] == [1, 1]
+        assert [part.stats().forwards for part in config.embedder.models] == [1, 1]
         ranks = [
             [n.text for n in config.retriever(store, mode=mode).retrieve(TEXTS[1])]
             for mode in ("dense", "sparse")

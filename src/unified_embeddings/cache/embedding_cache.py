@@ -1,19 +1,19 @@
-"""A bounded store of vectors in front of the model.
+"""A bounded cache of vectors in front of the model.
 
-What lives here: the LRU in memory, the single flight that computes a missing vector once however
-many threads ask, and the optional tier on disk. What does not: what a key means (`key_for` only
-digests the fields it is given) and how vectors are computed.
+What lives here: the least-recently-used values in memory, and the single flight that computes a
+missing vector once, however many threads ask for it. What does not: what a key means (`keys` only
+digests the fields it is given), the tier on disk (`disk_tier`) and how vectors are computed.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from types import TracebackType
 
 import numpy as np
 from cachetools import LRUCache
@@ -22,12 +22,10 @@ from unified_embeddings.cache.disk_tier import DiskTier
 from unified_embeddings.cache.keys import Key, Value
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 
-Compute: TypeAlias = Callable[[list[int]], Iterable[tuple[int, Value]]]
-
 _ENTRY_OVERHEAD = 256
-"""Bytes an entry costs beside its arrays: key, dict slot and array headers."""
-_DISK_BATCH = 512
-"""Vectors a write to disk waits for: what a killed process can lose at most."""
+"""Bytes that an entry costs beside its arrays: key, dict slot and array headers."""
+_VALUES_PER_WRITE = 512
+"""Values written to disk at once. A killed process loses at most this many."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,11 @@ class CacheStats:
         evictions: Entries dropped from memory to keep within the bounds.
         bytes: Bytes held in memory, overhead included.
         entries: Entries held in memory.
+
+    Example:
+        >>> from unified_embeddings import EmbeddingCache
+        >>> EmbeddingCache().stats()
+        CacheStats(hits=0, misses=0, evictions=0, bytes=0, entries=0)
     """
 
     hits: int
@@ -52,17 +55,28 @@ class CacheStats:
 class EmbeddingCache:
     """Least-recently-used vectors, bounded in bytes, with one computation per missing key.
 
-    Args:
-        max_bytes: Bound of the memory tier in bytes; 0 keeps nothing (single flight still holds).
-        max_entries: A second bound, on the number of entries.
-        path: A file for a second tier that outlives the process, shared safely between processes
-            (SQLite in WAL mode, raw array bytes). Its folder is created.
-        max_disk_bytes: Bound of the disk tier in bytes.
-
     Values are NumPy arrays or SparseVectors; they come back read-only. Thread-safe.
+
+    Args:
+        max_bytes: Bound of the memory tier in bytes. 0 keeps nothing, but a key that several
+            threads ask for at once is still computed once.
+        max_entries: A second bound, on the number of entries.
+        path: A file for a second tier that outlives the process and is shared safely between
+            processes (SQLite in WAL mode, raw array bytes). Its folder is created.
+        max_disk_bytes: Bound of the disk tier in bytes.
 
     Raises:
         InputError: If a bound is negative, or `path` is not a cache file of this version.
+
+    Example:
+        >>> from unified_embeddings import EmbeddingCache
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> cache = EmbeddingCache(max_bytes=64 * 2**20)
+        >>> embedder = FakeEmbedder(cache=cache)
+        >>> _ = embedder.encode_documents(["Foxes jump.", "Dogs sleep."])
+        >>> _ = embedder.encode_documents(["Foxes jump."])
+        >>> cache.stats().misses, cache.stats().hits    # dense and sparse of each text
+        (4, 2)
     """
 
     def __init__(
@@ -83,174 +97,287 @@ class EmbeddingCache:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self._max_disk_bytes = max_disk_bytes
+        # Guards the counters, the values and the table of keys under way. It is never held while
+        # something is computed, read from disk or waited for.
         self._lock = threading.Lock()
-        self._values = _Lru(max_bytes)
+        self._values = _LruValues(max_bytes)
         self._in_flight: dict[Key, Future[Value]] = {}
         self._hits = self._misses = 0
-        self._disk = None if path is None else DiskTier(Path(path).expanduser(), max_disk_bytes)
+        self._disk: DiskTier | None = None
+        if path is not None:
+            self._disk = DiskTier(Path(path).expanduser(), max_disk_bytes)
 
     @property
     def hits(self) -> int:
-        """Lookups answered without computing; see CacheStats."""
+        """Return the number of lookups answered without computing; see CacheStats."""
         return self._hits
 
     @property
     def misses(self) -> int:
-        """Lookups that had to be computed."""
+        """Return the number of lookups that had to be computed."""
         return self._misses
 
     @property
     def evictions(self) -> int:
-        """Entries dropped from memory to keep within the bounds."""
+        """Return the number of entries dropped from memory to keep within the bounds."""
         return self._values.evictions
 
     @property
     def bytes(self) -> int:
-        """Bytes held in memory, overhead included."""
+        """Return the bytes held in memory, overhead included."""
         return int(self._values.currsize)
 
     @property
     def entries(self) -> int:
-        """Entries held in memory."""
+        """Return the number of entries held in memory."""
         return len(self._values)
 
     def stats(self) -> CacheStats:
-        """All counters, read together."""
+        """Return all counters, read together."""
         with self._lock:
             return CacheStats(
-                self._hits, self._misses, self.evictions, self.bytes, len(self._values)
+                hits=self._hits,
+                misses=self._misses,
+                evictions=self.evictions,
+                bytes=self.bytes,
+                entries=self.entries,
             )
 
-    def get_or_compute(self, keys: Sequence[Key], compute: Compute) -> list[Value]:
-        """The values of `keys`, in order; each distinct missing key is computed once.
+    def claim(self, keys: Iterable[Key]) -> Claim:
+        """Look keys up, and claim the missing ones, so that nobody else computes them.
 
-        `compute` receives the positions (into `keys`) that nobody has or is computing, one for
-        each distinct key, and yields (position, value) pairs in any order. What it has yielded is
-        kept even if it raises later. A key that another thread is computing is waited for; if that
-        thread fails, this one computes it itself, so that nobody suffers from another caller's
-        error.
+        A key that another thread has claimed is waited for. If that thread fails, the key is
+        claimed here in a second round, so that nobody suffers from another caller's error.
 
-        Raises:
-            Whatever `compute` raises.
-            UnifiedEmbeddingsError: If `compute` leaves out a position it was given.
+        Args:
+            keys: The keys wanted. One that is named several times is computed once.
+
+        Returns:
+            A context manager. Leaving it, by an exception too, keeps what was put and releases what
+            was not.
+
+        Example:
+            >>> import numpy as np
+            >>> from unified_embeddings import EmbeddingCache
+            >>> from unified_embeddings.cache.keys import key_for
+            >>> cache, key = EmbeddingCache(), key_for("a text")
+            >>> with cache.claim([key]) as claim:
+            ...     for missing in claim.rounds():
+            ...         for missing_key in missing:
+            ...             claim.put(missing_key, np.ones(2, dtype=np.float32))
+            >>> claim[key].tolist()
+            [1.0, 1.0]
         """
-        found: dict[Key, Value] = {}
-        wanted = {key: at for at, key in reversed(list(enumerate(keys)))}
-        while wanted:
-            mine, theirs = self._claim(wanted, found)
-            if mine:
-                self._compute(mine, compute, found)
-            for key, future in theirs.items():
-                error = future.exception()
-                if error is None:
-                    found[key] = future.result()
-                    with self._lock:
-                        self._hits += 1
-            wanted = {key: at for key, at in wanted.items() if key not in found}
-        with self._lock:
-            self._hits += len(keys) - len({*keys})
-        return [found[key] for key in keys]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as its bounds and path: a copy in another process shares the disk tier only."""
-        path = self._disk.path if self._disk else None
-        return _rebuild, (self.max_bytes, self.max_entries, path, self._max_disk_bytes)
+        return Claim(self, list(keys))
 
     def clear(self) -> None:
-        """Forget everything, on disk too; counters stay."""
+        """Forget all values, on disk too. The counters stay."""
         with self._lock:
-            self._values = _Lru(self.max_bytes, evictions=self._values.evictions)
+            self._values = _LruValues(self.max_bytes, evictions=self._values.evictions)
         if self._disk is not None:
             self._disk.clear()
 
     def close(self) -> None:
-        """Close the disk tier; the memory tier goes on."""
+        """Close the disk tier. The memory tier stays in use. Idempotent."""
         disk, self._disk = self._disk, None
         if disk is not None:
             disk.close()
 
-    def _claim(
-        self, wanted: dict[Key, int], found: dict[Key, Value]
-    ) -> tuple[dict[Key, int], dict[Key, Future[Value]]]:
-        """Split what is wanted: found in memory, claimed by this thread, under way in another."""
-        mine: dict[Key, int] = {}
-        theirs: dict[Key, Future[Value]] = {}
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the bounds and the path: a copy in another process shares the disk tier only."""
+        path = self._disk.path if self._disk else None
+        return _rebuild, (self.max_bytes, self.max_entries, path, self._max_disk_bytes)
+
+    # --- what a claim does under the lock -------------------------------------------------------
+
+    def _take(
+        self, keys: Iterable[Key], values: dict[Key, Value], claimed: dict[Key, Future[Value]]
+    ) -> dict[Key, Future[Value]]:
+        """Sort keys into values that are in memory, keys claimed now, and keys under way elsewhere.
+
+        Args:
+            keys: Distinct keys.
+            values: Gains the values found.
+            claimed: Gains the keys that are the caller's to compute.
+
+        Returns:
+            The other keys, each with the future of its value.
+        """
+        under_way: dict[Key, Future[Value]] = {}
         with self._lock:
-            for key, at in wanted.items():
+            for key in keys:
                 if key in self._values:
-                    found[key] = self._values[key]
+                    values[key] = self._values[key]
                     self._hits += 1
                 elif key in self._in_flight:
-                    theirs[key] = self._in_flight[key]
+                    under_way[key] = self._in_flight[key]
                 else:
-                    self._in_flight[key] = Future()
-                    mine[key] = at
-        return mine, theirs
-
-    def _compute(self, mine: dict[Key, int], compute: Compute, found: dict[Key, Value]) -> None:
-        key_at = {at: key for key, at in mine.items()}
-        unsaved: dict[Key, Value] = {}
-        try:
-            for key, value in self._read_disk(mine):
-                found[key] = value
-                self._publish(key, value)
-                del key_at[mine[key]]
-            with self._lock:
-                self._hits += len(mine) - len(key_at)
-                self._misses += len(key_at)
-            for at, value in compute(list(key_at)) if key_at else ():
-                key = key_at[at]
-                found[key] = unsaved[key] = _owned(value)
-                self._publish(key, found[key])
-                del key_at[at]
-                if len(unsaved) >= _DISK_BATCH:
-                    self._save(unsaved)
-            if key_at:
-                raise UnifiedEmbeddingsError(
-                    f"{len(key_at)} of {len(mine)} vectors were asked for and not computed"
-                )
-        except BaseException as error:
-            with self._lock:
-                abandoned = [self._in_flight.pop(key, None) for key in key_at.values()]
-            for future in abandoned:
-                if future is not None:
-                    future.set_exception(error)
-            raise
-        finally:
-            self._save(unsaved)
-
-    def _read_disk(self, keys: Iterable[Key]) -> list[tuple[Key, Value]]:
-        return [] if self._disk is None else list(self._disk.get(keys).items())
-
-    def _save(self, unsaved: dict[Key, Value]) -> None:
-        if self._disk is not None and unsaved:
-            self._disk.put(unsaved)
-        unsaved.clear()
-
-    def _publish(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._keep(key, value)
-            future = self._in_flight.pop(key)
-        future.set_result(value)
+                    # In the claim first: it releases what it knows of, should an interrupt come.
+                    claimed[key] = Future()
+                    self._in_flight[key] = claimed[key]
+        return under_way
 
     def _keep(self, key: Key, value: Value) -> None:
-        """Store under the lock; a value over the bound by itself is not stored."""
-        if _size(value) > self.max_bytes or self.max_entries == 0:
-            return
+        """Store a value that was computed or read, and end its flight."""
+        with self._lock:
+            # A value over the bound by itself is not stored: it would evict all others for nothing.
+            if _size_of(value) <= self.max_bytes and self.max_entries != 0:
+                self._values[key] = value
+            while self.max_entries is not None and len(self._values) > self.max_entries:
+                self._values.popitem()
+            self._in_flight.pop(key, None)
+
+    def _release(self, keys: Iterable[Key]) -> None:
+        """End the flight of keys that have no value."""
+        with self._lock:
+            for key in keys:
+                self._in_flight.pop(key, None)
+
+    def _count(self, *, hits: int = 0, misses: int = 0) -> None:
+        with self._lock:
+            self._hits += hits
+            self._misses += misses
+
+    def _read_disk(self, keys: Iterable[Key]) -> dict[Key, Value]:
+        return {} if self._disk is None else self._disk.get(keys)
+
+    def _write_disk(self, values: dict[Key, Value]) -> None:
+        if self._disk is not None:
+            self._disk.put(values)
+
+
+class Claim:
+    """Keys that are looked up, and the right to compute those that are missing.
+
+    Made by `EmbeddingCache.claim`, used by one thread.
+    """
+
+    def __init__(self, cache: EmbeddingCache, keys: list[Key]) -> None:
+        self._cache = cache
+        self._keys = keys
+        self._values: dict[Key, Value] = {}
+        self._claimed: dict[Key, Future[Value]] = {}
+        self._given_up: set[Key] = set()
+        self._unwritten: dict[Key, Value] = {}
+
+    def rounds(self) -> Iterator[frozenset[Key]]:
+        """Yield the keys to compute now: none or one round, more only after another thread failed.
+
+        Every key of a round must be `put` or released before the next is asked for. Between rounds
+        this waits for the keys that other threads have claimed. Nothing is claimed here then, so
+        that two threads cannot wait for each other.
+
+        Raises:
+            UnifiedEmbeddingsError: If keys of a round were neither put nor released.
+        """
+        wanted = list(dict.fromkeys(self._keys))
+        repeated = len(self._keys) - len(wanted)
+        while wanted:
+            under_way = self._cache._take(wanted, self._values, self._claimed)
+            self._take_from_disk()
+            if self._claimed:
+                round_size = len(self._claimed)
+                self._cache._count(misses=round_size)
+                yield frozenset(self._claimed)
+                if self._claimed:
+                    raise UnifiedEmbeddingsError(
+                        f"{len(self._claimed)} of {round_size} vectors were asked for and not "
+                        "computed"
+                    )
+            self._wait_for(under_way)
+            done = self._values.keys() | self._given_up
+            wanted = [key for key in wanted if key not in done]
+        self._cache._count(hits=repeated)
+
+    def put(self, key: Key, value: Value) -> None:
+        """Publish a computed value: to this claim, the cache, and the threads that wait for it.
+
+        Args:
+            key: One of the round's.
+            value: An array or a SparseVector. A view is copied: a row would pin its whole batch,
+                and the bound in bytes would not hold.
+
+        Raises:
+            UnifiedEmbeddingsError: If the key is not to be computed here.
+        """
+        if key not in self._claimed:
+            raise UnifiedEmbeddingsError(f"key {key.hex()} was not claimed")
+        value = _detach(value)
+        self._publish(key, value)
+        self._unwritten[key] = value
+        if len(self._unwritten) >= _VALUES_PER_WRITE:
+            self._write()
+
+    def release(self, key: Key) -> None:
+        """Give a key up that cannot be computed; a thread that waits for it tries itself."""
+        self._given_up.add(key)
+        future = self._claimed.pop(key)
+        self._cache._release([key])
+        future.set_exception(UnifiedEmbeddingsError("it could not be computed"))
+
+    def __getitem__(self, key: Key) -> Value:
+        """Return the value of a key.
+
+        Raises:
+            KeyError: If it was not asked for, or not put.
+        """
+        return self._values[key]
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            for future in self._claimed.values():
+                if not future.done():
+                    future.set_exception(error or UnifiedEmbeddingsError("it was not computed"))
+            self._cache._release(self._claimed)
+            self._claimed = {}
+        finally:
+            self._write()
+
+    def _publish(self, key: Key, value: Value) -> None:
         self._values[key] = value
-        while self.max_entries is not None and len(self._values) > self.max_entries:
-            self._values.popitem()
+        # Before the flight ends: should an interrupt come between these lines, then whoever waits
+        # has the value, and leaving the claim ends the flight.
+        self._claimed[key].set_result(value)
+        self._cache._keep(key, value)
+        del self._claimed[key]
+
+    def _take_from_disk(self) -> None:
+        """Publish the claimed keys whose values are on disk."""
+        found = self._cache._read_disk(list(self._claimed)) if self._claimed else {}
+        for key, value in found.items():
+            self._publish(key, value)
+        self._cache._count(hits=len(found))
+
+    def _wait_for(self, under_way: dict[Key, Future[Value]]) -> None:
+        """Collect values from other threads. What went wrong there is theirs to report."""
+        for key, future in under_way.items():
+            if future.exception() is None:
+                self._values[key] = future.result()
+                self._cache._count(hits=1)
+
+    def _write(self) -> None:
+        if self._unwritten:
+            self._cache._write_disk(self._unwritten)
+            self._unwritten = {}
 
 
-def _size(value: Value) -> int:
+def _size_of(value: Value) -> int:
     return value.nbytes + _ENTRY_OVERHEAD
 
 
-class _Lru(LRUCache[Key, Value]):
-    """cachetools' LRU, bounded in bytes, that counts what it drops."""
+class _LruValues(LRUCache[Key, Value]):
+    """cachetools' LRU, bounded in bytes, which counts what it evicts."""
 
     def __init__(self, max_bytes: int, evictions: int = 0) -> None:
-        super().__init__(max_bytes, getsizeof=_size)
+        super().__init__(max_bytes, getsizeof=_size_of)
         self.evictions = evictions
 
     def popitem(self) -> tuple[Key, Value]:
@@ -264,8 +391,8 @@ def _rebuild(
     return EmbeddingCache(max_bytes, max_entries, path, max_disk_bytes=max_disk_bytes)
 
 
-def _owned(value: Value) -> Value:
-    """Read-only, and no view: a row that pinned its whole batch would break the bound in bytes."""
+def _detach(value: Value) -> Value:
+    """Return the value read-only, and copied if it is a view of something larger."""
     if isinstance(value, np.ndarray):
         value = value if value.base is None else value.copy()
         value.setflags(write=False)

@@ -98,7 +98,7 @@ def _index_reference(config: UnifiedEmbeddingConfig, folder: str) -> QdrantVecto
             index.insert_nodes(part)
             advance(len(part))
     seconds = time.perf_counter() - started
-    tokens, runtime = embedder.stats().tokens, (embedder.parts or (config.clip,))[0].runtime
+    tokens, runtime = embedder.stats().tokens, embedder.models[0].runtime
     shared.out.print(
         f"Embedded by {embedder.model_name} ({runtime.engine}, "
         f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "

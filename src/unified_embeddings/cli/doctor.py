@@ -76,12 +76,12 @@ def _findings(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
 
 def _chosen(config: UnifiedEmbeddingConfig) -> dict[str, dict[str, Any]]:
     """What each model would run on and why; why not, where that takes files that are missing."""
-    parts = config.embedder.parts or (config.clip,)
+    models = config.embedder.models
     chosen: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        title = "Chosen" if len(parts) == 1 else f"Chosen for {part.model_name}"
+    for model in models:
+        title = "Chosen" if len(models) == 1 else f"Chosen for {model.model_name}"
         try:
-            chosen[title] = asdict(part.runtime)
+            chosen[title] = asdict(model.runtime)
         except ModelLoadError as error:
             chosen[title] = {"engine": f"depends on the model's files: {error}"}
     return chosen

@@ -1,7 +1,7 @@
 """One object that holds a pipeline's choices and makes its parts from them.
 
-What lives here: UnifiedEmbeddingConfig, and the only place that reads environment variables
-(`from_env`). What does not: the parts themselves.
+What lives here: UnifiedEmbeddingConfig. What does not: checking the choices (`options`), reading
+them from the environment (`environment`), the parts themselves.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
-from unified_embeddings.config.environment import _PREFIX, _VARIABLES, _quantization, _read
-from unified_embeddings.embedders.base import TextEmbedder, check_limits
+from unified_embeddings.config.environment import read_options
+from unified_embeddings.config.options import ModelChoice, PipelineOptions
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
+from unified_embeddings.embedders.lazy import LocalModel, make_cache
+from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.models.catalogue import CLIP, image_spec_for, spec_for
+from unified_embeddings.models.catalogue import CLIP
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.hardware import threads_that_sleep
 
@@ -26,57 +30,63 @@ if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
     from llama_index.vector_stores.qdrant import QdrantVectorStore
+    from qdrant_client import AsyncQdrantClient
 
     from unified_embeddings.embedders.clip import ClipEmbedder
     from unified_embeddings.llama.text import UnifiedSparseEmbedding
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+    from unified_embeddings.stores.opening import Client
     from unified_embeddings.system.memory import MemoryReport
-
-Part = TypeVar("Part")
-
-_OPENAI_CLIPS = (
-    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14",
-    "ViT-L/14@336px",
-)  # fmt: skip
-"""What OpenAI's own package `clip` calls its models; LlamaIndex's ClipEmbedding takes these."""
 
 
 class UnifiedEmbeddingConfig:
     """The choices of one pipeline; every part made from it shares one model in memory.
 
-    Making one loads nothing and its choices cannot be changed afterwards.
+    Making one loads nothing. Its choices cannot be changed afterwards.
 
     Args:
-        model_choice: "bge-m3", "arctic", "bge-large-splade", ... (`models.MODELS` has them all), a
-            hub id or folder in BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
+        model_choice: "bge-m3", "arctic", "bge-large-splade", ... (`models.catalogue.MODELS` lists
+            all), a hub id or folder in BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
         image_model: "openai/clip-vit-base-patch32", any CLIP or SigLIP by hub id, folder or spec;
             a name of OpenAI's own ("ViT-B/32") takes LlamaIndex's ClipEmbedding, which needs
             their package; None for no images. With "jina-clip" as model_choice, that model
             embeds the images too.
         sparse_model: A choice that gives the sparse vectors in the text model's stead, for hybrid
             search with a dense-only model.
-        allow_urls, max_pixels: As in ClipEmbedder: whether images may be given as http(s)
-            addresses, and how large they may be.
-        engine, precision, device, max_length, batch_tokens, cache, revision, local_files_only,
-            trust_remote_code: As in BGE_M3_Embedder; precision, device, cache, local_files_only
-            and trust_remote_code hold for the image model as well.
-
-    Attributes:
-        model_choice: As given, or the spec's short name.
+        allow_urls: Whether images may be given as http(s) addresses; see ClipEmbedder.
+        max_pixels: The most pixels of an image; see ClipEmbedder.
+        engine: The text model's engine; see BGE_M3_Embedder.
+        precision: Of both models; see BGE_M3_Embedder. int8 is for texts only.
+        device: Of both models; see BGE_M3_Embedder.
+        max_length: The most tokens of a text; see BGE_M3_Embedder.
+        batch_tokens: The most tokens of a forward pass; see BGE_M3_Embedder.
+        cache: Shared by both models; see BGE_M3_Embedder.
+        revision: The text model's branch, tag or commit on the hub.
+        local_files_only: Never ask the hub.
+        trust_remote_code: See BGE_M3_Embedder.
 
     Raises:
         InputError: If an option is out of range, or a choice does not give what it is taken for.
-    """
 
-    model_choice: str
+    Example:
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import UnifiedEmbeddingConfig
+        >>> config = UnifiedEmbeddingConfig("mini-m3")    # "bge-m3" is the default
+        >>> config.embedder.dimension
+        384
+        >>> store = config.vector_store("notes", client=QdrantClient(":memory:"))
+        >>> retriever = config.retriever(store, similarity_top_k=5)
+        >>> retriever.retrieve("Is there anything yet?")
+        []
+    """
 
     def __init__(
         self,
-        model_choice: str | os.PathLike[str] | ModelSpec = "bge-m3",
-        image_model: str | os.PathLike[str] | ModelSpec | None = CLIP,
+        model_choice: ModelChoice = "bge-m3",
+        image_model: ModelChoice | None = CLIP,
         *,
-        sparse_model: str | os.PathLike[str] | ModelSpec | None = None,
+        sparse_model: ModelChoice | None = None,
         allow_urls: bool = False,
         max_pixels: int = 64_000_000,
         engine: str = "auto",
@@ -89,64 +99,41 @@ class UnifiedEmbeddingConfig:
         local_files_only: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        options = {
-            "image_model": image_model,
-            "sparse_model": sparse_model,
-            "allow_urls": allow_urls,
-            "max_pixels": max_pixels,
-            "engine": engine,
-            "precision": precision,
-            "device": device,
-            "max_length": max_length,
-            "batch_tokens": batch_tokens,
-            "cache": cache,
-            "revision": revision,
-            "local_files_only": local_files_only,
-            "trust_remote_code": trust_remote_code,
-        }
-        if model_choice in _OPENAI_CLIPS:
-            raise InputError(f"{model_choice!r} is a model of images: give it as image_model")
-        spec = spec_for(model_choice)
-        if spec.images and sparse_model is not None:
-            raise InputError(f"{spec.choice!r} takes no sparse_model beside it")
-        if spec.images and engine != "auto":
-            raise InputError(f"{spec.choice!r} runs on one engine; leave engine={engine!r} out")
-        check_limits(max_length, batch_tokens)
-        if image_model is not None and image_model not in _OPENAI_CLIPS:
-            image_spec_for(image_model)
-        shared: dict[str, Any] = {
-            "precision": precision,
-            "device": device,
-            "cache": EmbeddingCache() if cache == "auto" else cache,
-            "local_files_only": local_files_only,
-            "trust_remote_code": trust_remote_code,
-        }
-        own = isinstance(model_choice, ModelSpec)
-        self.__dict__.update(
-            model_choice=spec.choice if own else os.fspath(cast("str", model_choice)),
-            _choice=model_choice,
-            _options=options,
-            _shared=shared,
-            _spec=spec,
-            _lock=threading.RLock(),
-            _parts={},
+        self._options = PipelineOptions(
+            model_choice=model_choice,
+            image_model=image_model,
+            sparse_model=sparse_model,
+            allow_urls=allow_urls,
+            max_pixels=max_pixels,
+            engine=engine,
+            precision=precision,
+            device=device,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            cache=cache,
+            revision=revision,
+            local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
         )
-        if not spec.images:
-            self.__dict__["_parts"]["embedder"] = make_embedder(
-                model_choice,
-                sparse_model=sparse_model,
-                engine=engine,
-                max_length=max_length,
-                batch_tokens=batch_tokens,
-                revision=revision,
-                **shared,
-            )
+        self._prepare()
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a config cannot be changed; make a new one with another {name}")
+    def _prepare(self) -> None:
+        self._cache = make_cache(self._options.cache)
+        # Each part is made once, under the lock, however many threads ask for it.
+        self._lock = threading.RLock()
+        self._embedder: TextEmbedder | None = None
+        self._clip: ClipEmbedder | None = None
+        self._text_model: BaseEmbedding | None = None
+        self._image_model: MultiModalEmbedding | None = None
+        if not self._options.spec.images:
+            # At once, so that an option that does not fit is refused here.
+            options = self._options.for_texts(self._cache)
+            self._embedder = make_embedder(self._options.model_choice, **options)
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a config cannot be changed; {name} stays")
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(f"a config cannot be changed; make a new one with another {name}")
+        super().__setattr__(name, value)
 
     @classmethod
     def from_env(
@@ -168,48 +155,54 @@ class UnifiedEmbeddingConfig:
         Raises:
             InputError: If a variable does not read as its option's type; it is named.
         """
-        environ = os.environ if environ is None else environ
-        options: dict[str, Any] = {
-            option: _read(environ, variable, reader)
-            for variable, (option, reader) in _VARIABLES.items()
-            if environ.get(_PREFIX + variable, "").strip()
-        }
-        if quantization := environ.get("QUANTIZATION", "").strip():
-            options.setdefault("precision", _quantization(quantization))
-        options.update((name, value) for name, value in overrides.items() if value is not None)
-        bounds = {"max_bytes": options.pop("cache_bytes", None), "path": options.pop("path", None)}
-        bounds = {name: value for name, value in bounds.items() if value is not None}
-        if bounds and "cache" not in options:
-            options["cache"] = EmbeddingCache(**bounds)
-        return cls(**options)
+        return cls(**read_options(os.environ if environ is None else environ, overrides))
+
+    # --- the parts ------------------------------------------------------------------------------
+
+    @property
+    def model_choice(self) -> str:
+        """Return the choice as it was given, or the spec's short name."""
+        choice = self._options.model_choice
+        return choice.choice if isinstance(choice, ModelSpec) else os.fspath(choice)
 
     @property
     def embedder(self) -> TextEmbedder:
-        """The one embedder of texts; loads with its first text."""
-        return self._part("embedder", self._make_clip_text)
+        """Return the one embedder of texts; it loads with its first text."""
+        with self._lock:
+            if self._embedder is None:
+                from unified_embeddings.embedders.clip_text import ClipTextEmbedder
+
+                self._embedder = ClipTextEmbedder(self.clip)
+            return self._embedder
 
     @property
     def clip(self) -> ClipEmbedder:
-        """The one embedder of images; loads with its first image.
+        """Return the one embedder of images; it loads with its first image.
 
         Raises:
             InputError: If the config has none: image_model is None, or a name of OpenAI's own,
                 which LlamaIndex's ClipEmbedding runs.
         """
-        return self._part("clip", self._make_clip)
+        with self._lock:
+            if self._clip is None:
+                self._clip = self._make_clip()
+            return self._clip
 
     @property
     def text_model(self) -> BaseEmbedding:
-        """The embedder as LlamaIndex's text embedding model; one per config.
+        """Return the embedder as LlamaIndex's text embedding model; one per config.
 
         A HuggingFaceEmbedding where the model gives dense vectors alone, the image model where that
-        is good at texts too, a UnifiedTextEmbedding else.
+        is good at texts too, otherwise a UnifiedTextEmbedding.
         """
-        return self._part("text_model", self._make_text_model)
+        with self._lock:
+            if self._text_model is None:
+                self._text_model = self._make_text_model()
+            return self._text_model
 
     @property
     def sparse_model(self) -> UnifiedSparseEmbedding:
-        """The embedder as LlamaIndex's sparse embedding model.
+        """Return the embedder as LlamaIndex's sparse embedding model.
 
         Raises:
             InputError: With its first text, if the model gives no sparse vectors.
@@ -220,13 +213,16 @@ class UnifiedEmbeddingConfig:
 
     @property
     def image_model(self) -> MultiModalEmbedding:
-        """The image model as LlamaIndex's multi-modal embedding model; one per config.
+        """Return the image model as LlamaIndex's multi-modal embedding model; one per config.
 
         Raises:
             InputError: If image_model is None.
             UnifiedEmbeddingsError: If it is a name of OpenAI's own and their package is missing.
         """
-        return self._part("image_model", self._make_image_model)
+        with self._lock:
+            if self._image_model is None:
+                self._image_model = self._make_image_model()
+            return self._image_model
 
     def configure_settings(self) -> None:
         """Make LlamaIndex's global `Settings` use this config's models.
@@ -242,23 +238,28 @@ class UnifiedEmbeddingConfig:
         from llama_index.core import Settings
 
         Settings.embed_model = self.text_model
-        if self.__dict__["_options"]["image_model"] is not None or self.__dict__["_spec"].images:
+        if self._options.image_model is not None or self._options.spec.images:
             Settings.image_embed_model = self.image_model  # type: ignore[attr-defined]
 
     def memory(self) -> MemoryReport:
-        """What the models loaded so far take in memory, measured, against the documents' budget."""
+        """Measure what the models loaded so far take in memory, against the planned budget."""
         from unified_embeddings.system.memory import MemoryReport, measure, process_bytes
 
-        parts = self.__dict__["_parts"]
-        loaded: list[Any] = [*parts["embedder"].parts] if "embedder" in parts else []
-        loaded += [parts["clip"]] if "clip" in parts else []
-        models = []
-        for part in loaded:
-            if stretches := list(part.weights()):
-                runtime = part.runtime
+        local_models: list[LocalModel] = []
+        if self._embedder is not None:
+            local_models += self._embedder.models
+        if self._clip is not None and self._clip not in local_models:
+            local_models.append(self._clip)
+        measured = []
+        for model in local_models:
+            regions = list(model.weights())
+            if regions:
+                runtime = model.runtime
                 runs_on = f"{runtime.engine}, {runtime.precision}, {runtime.device}"
-                models.append(measure(part.model_name, runs_on, stretches))
-        return MemoryReport(tuple(models), process_bytes())
+                measured.append(measure(model.model_name, runs_on, regions))
+        return MemoryReport(tuple(measured), process_bytes())
+
+    # --- stores and retrievers ------------------------------------------------------------------
 
     def vector_store(
         self,
@@ -266,12 +267,12 @@ class UnifiedEmbeddingConfig:
         *,
         url: str | None = None,
         path: str | os.PathLike[str] | None = None,
-        client: Any = None,
-        aclient: Any = None,
+        client: Client | None = None,
+        aclient: AsyncQdrantClient | None = None,
         api_key: str | None = None,
         **collection_options: Any,
     ) -> QdrantVectorStore:
-        """A QdrantVectorStore for this config's vectors; see `llama.vector_store`.
+        """Open a QdrantVectorStore for this config's vectors; see `llama.vector_store`.
 
         Raises:
             InputError: If not exactly one of url, path and client is given.
@@ -292,13 +293,16 @@ class UnifiedEmbeddingConfig:
         )
 
     def image_store(self, collection: str, **options: Any) -> QdrantVectorStore:
-        """A QdrantVectorStore for this config's vectors of images; options as `vector_store`.
+        """Open a QdrantVectorStore for this config's vectors of images.
 
-        Take another collection than the texts': an image with a caption stands in both under one
-        id.
+        Take another collection than the texts': an image with a caption is in both under one id.
+
+        Args:
+            collection: The collection's name.
+            **options: Those of `vector_store`.
 
         Raises:
-            As `vector_store` and `clip`.
+            InputError, FingerprintMismatchError, StoreError: Like `vector_store` and `clip`.
         """
         from unified_embeddings.embedders.clip_text import ClipTextEmbedder
         from unified_embeddings.llama.vector_store import build_vector_store
@@ -306,7 +310,7 @@ class UnifiedEmbeddingConfig:
         return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
 
     def retriever(self, vector_store: QdrantVectorStore, **options: Any) -> UnifiedHybridRetriever:
-        """A UnifiedHybridRetriever over the store; the options and errors are its own.
+        """Make a UnifiedHybridRetriever over the store; the options and errors are its own.
 
         Where the model gives no sparse vectors, `mode` is "dense" unless given.
         """
@@ -319,7 +323,7 @@ class UnifiedEmbeddingConfig:
     def multimodal_retriever(
         self, vector_store: QdrantVectorStore, image_store: QdrantVectorStore, **options: Any
     ) -> UnifiedMultiModalRetriever:
-        """A UnifiedMultiModalRetriever over both stores; the options and errors are its own."""
+        """Make a UnifiedMultiModalRetriever over both stores; options and errors are its own."""
         from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
 
         return UnifiedMultiModalRetriever(
@@ -327,51 +331,43 @@ class UnifiedEmbeddingConfig:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its choices: a copy loads the model anew with its first text."""
-        return partial(type(self), self.__dict__["_choice"], **self.__dict__["_options"]), ()
+        """Pickle the choices: a copy loads the model again with its first text."""
+        choices = {
+            field.name: getattr(self._options, field.name) for field in fields(PipelineOptions)
+        }
+        return partial(type(self), **choices), ()
 
-    # --- making the parts, each once ------------------------------------------------------------
+    def __repr__(self) -> str:
+        second = self._options.sparse_model
+        if second is None:
+            return f"UnifiedEmbeddingConfig({self.model_choice!r})"
+        name = second.choice if isinstance(second, ModelSpec) else os.fspath(second)
+        return f"UnifiedEmbeddingConfig({self.model_choice!r}, sparse_model={name!r})"
 
-    def _part(self, name: str, make: Callable[[], Part]) -> Part:
-        with self.__dict__["_lock"]:
-            parts: dict[str, Any] = self.__dict__["_parts"]
-            if name not in parts:
-                parts[name] = make()
-            return cast("Part", parts[name])
-
-    def _make_clip_text(self) -> TextEmbedder:
-        from unified_embeddings.embedders.clip_text import ClipTextEmbedder
-
-        return ClipTextEmbedder(self.clip)
+    # --- making the parts -----------------------------------------------------------------------
 
     def _make_clip(self) -> ClipEmbedder:
         with threads_that_sleep():
             from unified_embeddings.embedders.clip import ClipEmbedder
 
-        options = self.__dict__["_options"]
-        limits = {name: options[name] for name in ("allow_urls", "max_pixels")}
-        shared = {**limits, **self.__dict__["_shared"]}
-        if shared["precision"] == "int8":  # which is for texts
-            shared["precision"] = "auto"
-        if self.__dict__["_spec"].images:
-            return ClipEmbedder(self.__dict__["_choice"], revision=options["revision"], **shared)
-        image_model = options["image_model"]
+        options = self._options.for_images(self._cache)
+        if self._options.spec.images:
+            return ClipEmbedder(self._options.model_choice, **options)
+        image_model = self._options.image_model
         if image_model is None:
             raise InputError("this config has image_model=None; name one to embed images")
-        if image_model in _OPENAI_CLIPS:
+        if self._options.is_openai_clip:
             raise InputError(
                 f"{image_model!r} is run by LlamaIndex's ClipEmbedding (config.image_model) alone; "
                 f"for everything else name it as on the hub: image_model={CLIP!r}"
             )
-        return ClipEmbedder(image_model, **shared)
+        return ClipEmbedder(image_model, **options)
 
     def _make_text_model(self) -> BaseEmbedding:
-        from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-
-        if self.__dict__["_spec"].images:
+        if self._options.spec.images:
             return self.image_model
         embedder = self.embedder
-        if isinstance(embedder, BGE_M3_Embedder) and embedder.heads == ("dense",):
+        if isinstance(embedder, ModelEmbedder) and embedder.heads == ("dense",):
             from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
 
             return UnifiedHuggingFaceEmbedding(embedder)
@@ -380,25 +376,15 @@ class UnifiedEmbeddingConfig:
         return UnifiedTextEmbedding(embedder)
 
     def _make_image_model(self) -> MultiModalEmbedding:
-        image_model = self.__dict__["_options"]["image_model"]
-        if image_model in _OPENAI_CLIPS and not self.__dict__["_spec"].images:
-            return _openai_clip(image_model)
+        if self._options.is_openai_clip and not self._options.spec.images:
+            return _make_openai_clip(str(self._options.image_model))
         from unified_embeddings.llama.images import UnifiedImageEmbedding
 
         return UnifiedImageEmbedding(self.clip)
 
-    def __repr__(self) -> str:
-        beside = self.__dict__["_options"]["sparse_model"]
-        more = (
-            ""
-            if beside is None
-            else f", sparse_model={os.fspath(getattr(beside, 'choice', beside))!r}"
-        )
-        return f"UnifiedEmbeddingConfig({self.model_choice!r}{more})"
 
-
-def _openai_clip(name: str) -> MultiModalEmbedding:
-    """LlamaIndex's own ClipEmbedding, which runs OpenAI's package."""
+def _make_openai_clip(name: str) -> MultiModalEmbedding:
+    """Make LlamaIndex's own ClipEmbedding, which runs OpenAI's package."""
     if importlib.util.find_spec("clip") is None:
         raise UnifiedEmbeddingsError(
             f"Image model {name!r} is a name of OpenAI's package clip, which is not installed (pip "

@@ -1,24 +1,24 @@
-"""What every embedder of texts does, whatever models it is made of."""
+"""What every embedder of texts does, whatever models it is made of.
+
+What lives here: the interface, and checking what a caller asks for. What does not: computing
+vectors. `cached` puts a cache in front of one model, `paired` joins two.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
+from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import (
-    HEAD_NAMES,
-    Embeddings,
-    HeadName,
-    Role,
-)
+from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Role
+from unified_embeddings.validation import require_texts
 
-if TYPE_CHECKING:
-    from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+SPECIAL_TOKENS = 2
+"""Special tokens of every text in the architectures in use: one at the start, one at the end."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,15 @@ class EmbedderStats:
         truncated: Of those, how many were longer than `max_length` and cut.
         tokens: Tokens run through the model, special tokens included.
         batches: Batches formed.
-        forwards: Batches run; the engine onnx passes once over each length in one.
+        forwards: Batches run. The engine onnx runs once for each length in a batch.
         cache: The cache's counters.
+
+    Example:
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> embedder = FakeEmbedder()
+        >>> _ = embedder.encode_documents(["Foxes jump.", "Dogs sleep."])
+        >>> embedder.stats().texts
+        2
     """
 
     texts: int
@@ -44,8 +51,8 @@ class EmbedderStats:
     cache: CacheStats
 
 
-class TextEmbedder(ABC):
-    """What every embedder of texts does: one model, two beside each other, or CLIP's text half.
+class TextEmbedder(Closeable):
+    """What every embedder of texts does: one model, a pair of models, or CLIP's text half.
 
     Attributes:
         model_name: The choice, hub id, folder or file it was made with.
@@ -53,50 +60,50 @@ class TextEmbedder(ABC):
         cache: Where its vectors are kept.
 
     All methods are thread-safe.
+
+    Example:
+        >>> from unified_embeddings import TextEmbedder
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> embedder: TextEmbedder = FakeEmbedder(dimension=8)
+        >>> embeddings = embedder.encode_documents(["Foxes jump.", "Dogs sleep."], colbert=True)
+        >>> embeddings.dense.shape, len(embeddings.sparse), embeddings.colbert[0].shape
+        ((2, 8), 2, (3, 8))
     """
 
     model_name: str
     heads: tuple[HeadName, ...]
     cache: EmbeddingCache
 
+    # --- what a subclass says -------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[LocalModel, ...]:
+        """Return the models it is made of, each on its own."""
+
     @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """The options it was made with but `model_name` and `cache`: plain values, fit for JSON."""
+        """Return the options but `model_name` and `cache`, as plain values that fit into JSON."""
 
     @property
     @abstractmethod
     def dimension(self) -> int:
-        """Width of the dense vectors."""
+        """Return the width of the dense vectors."""
 
     @property
     @abstractmethod
     def max_length(self) -> int:
-        """Most tokens of a text, special tokens included: the smaller of asked for and possible."""
-
-    @property
-    @abstractmethod
-    def document_length(self) -> int:
-        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
+        """Return the most tokens of a text, special tokens included; longer texts are cut."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """What two embedders must share for their vectors to compare, as 32 hex digits."""
-
-    @property
-    @abstractmethod
-    def revision(self) -> str:
-        """The commit of the model's files, or their digest."""
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
-        """The models it is made of, each on its own."""
+        """Return what two embedders must share for their vectors to compare, as 32 hex digits."""
 
     @abstractmethod
     def tokenise(self, text: str) -> list[int]:
-        """All token ids of a text, uncut and without special tokens; loads no weights.
+        """Return all token ids of a text, uncut and without special tokens; loads no weights.
 
         For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
         model will.
@@ -107,16 +114,30 @@ class TextEmbedder(ABC):
 
     @abstractmethod
     def stats(self) -> EmbedderStats:
-        """Counters since the embedder was made."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of the model's memory; the cache stays. Calls that need the model then fail."""
+        """Return the counters since the embedder was made."""
 
     @abstractmethod
     def _encode(
-        self, texts: list[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
-    ) -> Embeddings: ...
+        self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
+    ) -> Embeddings:
+        """Embed texts that were checked; `heads` are some that the model has, at least one."""
+
+    # --- what follows from it -------------------------------------------------------------------
+
+    @property
+    def revision(self) -> str:
+        """Return the commit of the models' files, or their digest, joined by "+"."""
+        return "+".join(model.revision for model in self.models)
+
+    @property
+    def document_length(self) -> int:
+        """Return the most tokens of a document's own: without special tokens and prefix."""
+        return self.max_length - SPECIAL_TOKENS
+
+    def close(self) -> None:
+        """Release the models' memory. The cache stays. Calls that need the model then fail."""
+        for model in self.models:
+            model.close()
 
     def encode_documents(
         self,
@@ -143,9 +164,11 @@ class TextEmbedder(ABC):
         Raises:
             InputError: If an item is not a str or holds lone surrogates (its index is named), no
                 head is asked for, or one that the model does not give.
-            ModelLoadError, MissingExtraError: If the model cannot be loaded.
+            ModelLoadError: If the model cannot be loaded.
+            MissingExtraError: If a library that the model needs is not installed.
         """
-        return self._ask(texts, "document", (dense, sparse, colbert), show_progress)
+        heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
+        return self._encode(require_texts(texts), "document", heads, show_progress)
 
     def encode_queries(
         self,
@@ -156,11 +179,12 @@ class TextEmbedder(ABC):
         colbert: bool = False,
         show_progress: bool = False,
     ) -> Embeddings:
-        """Embed texts to search with; as `encode_documents`, with the model's query prefix.
+        """Embed texts to search with; like `encode_documents`, but with the model's query prefix.
 
         BGE-M3 has no prefix: a text gives the same vectors in both roles.
         """
-        return self._ask(texts, "query", (dense, sparse, colbert), show_progress)
+        heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
+        return self._encode(require_texts(texts), "query", heads, show_progress)
 
     def encode_query(
         self,
@@ -170,83 +194,41 @@ class TextEmbedder(ABC):
         sparse: bool | None = None,
         colbert: bool = False,
     ) -> Embeddings:
-        """Embed one text to search with: an Embeddings of length 1.
+        """Embed one text to search with.
+
+        Returns:
+            Embeddings of length 1.
 
         Raises:
-            As `encode_documents`.
+            InputError: If `text` is not one str; otherwise like `encode_documents`.
         """
         if not isinstance(text, str):
             raise InputError(f"a query must be one str, got {type(text).__name__}")
-        return self._ask([text], "query", (dense, sparse, colbert), show_progress=False)
-
-    def __enter__(self) -> TextEmbedder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
+        return self._encode(require_texts([text]), "query", heads, show_progress=False)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"
 
-    def _ask(
-        self,
-        texts: Iterable[str],
-        role: Role,
-        asked: tuple[bool | None, bool | None, bool],
-        show_progress: bool,
-    ) -> Embeddings:
-        wanted = tuple(
-            head
-            for head, on in zip(HEAD_NAMES, asked, strict=True)
-            if on or (on is None and head in self.heads)
-        )
-        if not wanted:
+    def _choose_heads(
+        self, *, dense: bool | None, sparse: bool | None, colbert: bool
+    ) -> tuple[HeadName, ...]:
+        """Return the heads asked for; None asks for a head where the model has it.
+
+        Raises:
+            InputError: If that is none, or one that the model does not give.
+        """
+        asked_for = {"dense": dense, "sparse": sparse, "colbert": colbert}
+        chosen: list[HeadName] = []
+        for head in HEAD_NAMES:
+            if asked_for[head] or (asked_for[head] is None and head in self.heads):
+                chosen.append(head)
+        if not chosen:
             raise InputError("ask for at least one of dense, sparse and colbert")
-        for head in wanted:
+        for head in chosen:
             if head not in self.heads:
                 raise InputError(
                     f"{self.model_name!r} gives {' and '.join(self.heads)} vectors, no {head} ones;"
                     f" leave {head} out, or take a model that gives them"
                 )
-        return self._encode(validated(texts), role, wanted, show_progress)
-
-
-def check_limits(max_length: Any, batch_tokens: Any) -> None:
-    """Refuse limits that are no whole numbers above 0.
-
-    Raises:
-        InputError: If one is not; it is named.
-    """
-    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be a whole number above 0, got {value!r}")
-
-
-def validated(texts: Iterable[str]) -> list[str]:
-    """The texts as a list, each a str of valid Unicode.
-
-    Raises:
-        InputError: If they are not; the first bad item's index is named.
-    """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputError(
-            f"expected a list of texts, got {type(texts).__name__}; put a single text into a list"
-        )
-    items = list(texts)
-    for index, item in enumerate(items):
-        if not isinstance(item, str):
-            raise InputError(f"expected a str, got {type(item).__name__}", index=index)
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"holds a lone surrogate at character {error.start}, which is no valid Unicode; "
-                "read the text with the right encoding or errors='replace'",
-                index=index,
-            ) from None
-    return items
+        return tuple(chosen)

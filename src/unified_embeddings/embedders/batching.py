@@ -8,30 +8,28 @@ from typing import TypeVar
 
 from unified_embeddings.embedders.tokenization import Tokenised
 
-_Item = TypeVar("_Item")
-
-
-_Done = TypeVar("_Done")
-
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 WINDOW = 1024
 """Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
 
 
 def work_one_ahead(
-    work: Callable[[_Item], _Done], items: list[_Item]
-) -> Iterator[tuple[_Item, _Done]]:
-    """Each item with what became of it, while the next is being worked on in another thread."""
+    work: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """Yield each item with its result, while another thread works on the next item."""
     if len(items) < 2:
-        yield from ((item, work(item)) for item in items)
+        for item in items:
+            yield item, work(item)
         return
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(work, items[0])
-        for i, item in enumerate(items):
-            done = ahead.result()
-            if i + 1 < len(items):
-                ahead = thread.submit(work, items[i + 1])
-            yield item, done
+        next_result = thread.submit(work, items[0])
+        for item, next_item in zip(items, [*items[1:], None], strict=True):
+            result = next_result.result()
+            if next_item is not None:
+                next_result = thread.submit(work, next_item)
+            yield item, result
 
 
 def group_into_batches(
@@ -39,18 +37,25 @@ def group_into_batches(
 ) -> Iterator[list[int]]:
     """Group positions into batches of at most `budget` tokens, longest texts first.
 
-    A batch costs the sum of its lengths where texts are packed, the longest times their number
-    where they are padded. A text over the budget stands alone.
+    Args:
+        texts: n tokenised texts.
+        budget: Tokens that a batch may cost. A text over the budget stands alone.
+        padded: Whether a batch costs its longest text times their number, as where texts are
+            padded, or the sum of their lengths, as where they are packed.
+
+    Yields:
+        Positions in `texts`; each position once over all batches.
     """
+    longest_first = sorted(range(len(texts)), key=lambda position: -len(texts[position].ids))
     batch: list[int] = []
     total = longest = 0
-    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i].ids)):
-        length = len(texts[i].ids)
+    for position in longest_first:
+        length = len(texts[position].ids)
         cost = longest * (len(batch) + 1) if padded else total + length
         if batch and cost > budget:
             yield batch
             batch, total, longest = [], 0, 0
-        batch.append(i)
+        batch.append(position)
         total += length
         longest = max(longest, length)
     if batch:

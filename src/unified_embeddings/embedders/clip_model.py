@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from unified_embeddings import heads
 from unified_embeddings.embedders.tokenization import start_of
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.quiet import quiet_loading
-from unified_embeddings.engines.torch_device import DTYPES
+from unified_embeddings.engines.torch_device import DTYPES, host_weights
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import FloatArray
 
-_SQUARES = 64
-"""How many times as long as wide an image may be whatever `max_pixels` is."""
+PreparedImage: TypeAlias = dict[str, torch.Tensor]
+"""What the network takes of one image: name → tensor (1, ...)."""
+
+_ALWAYS_ALLOWED_RATIO = 64
+"""Ratio of an image's sides that is allowed whatever `max_pixels` is."""
+
+
+def read_architecture(checkpoint: Checkpoint) -> Any:
+    """Read a model's configuration, as transformers' own class for it.
+
+    Raises:
+        ModelLoadError: If `config.json` does not describe a model of images and texts.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            checkpoint.folder, local_files_only=True, **checkpoint.code_options
+        )
+        _ = config.vision_config, config.text_config
+    except Exception as error:  # whichever error the libraries raise
+        raise checkpoint.problem(
+            f"config.json describes no model of images and texts: {error}"
+        ) from error
+    return config
 
 
 class ClipModel:
-    """One loaded checkpoint: network, image processor, tokenizer.
+    """One loaded checkpoint: network, image processor, tokenizer. Thread-safe.
+
+    Args:
+        checkpoint: Where the files are.
+        config: What `read_architecture` returned.
+        runtime: Device and precision.
+        max_length: The most tokens of a text.
+
+    Attributes:
+        dimension: Width of the vectors.
 
     Raises:
         ModelLoadError: If transformers cannot load it, or a tensor is missing from its files.
@@ -47,7 +78,7 @@ class ClipModel:
                 checkpoint.folder, backend="pil", **options
             )
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
-        except Exception as error:  # of whatever kind the libraries raise
+        except Exception as error:  # whichever error the libraries raise
             raise checkpoint.problem(f"transformers cannot load it: {error}") from error
         if missing := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
             raise checkpoint.problem(
@@ -56,34 +87,40 @@ class ClipModel:
             )
         if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
             raise checkpoint.problem(f"{type(network).__name__} embeds no images beside texts")
-        self.network: torch.nn.Module = network.to(self._device).eval().requires_grad_(False)
+        # Its class is transformers' own for the architecture, known only once it is loaded.
+        self.network: Any = network.to(self._device).eval().requires_grad_(False)
         self._lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()  # truncation is a setting of the Rust tokenizer
         try:
-            self.dimension = self._probed()
+            self.dimension = self._measure_dimension()
         except Exception as error:
             raise checkpoint.problem(f"its parts do not fit together: {error}") from error
 
-    def _probed(self) -> int:
-        """The width of the vectors, after one text and two images have gone through.
+    def _measure_dimension(self) -> int:
+        """Run one text and two images, and return the width of their vectors.
 
         Raises:
-            ValueError: If texts and images differ in width, images in size, or words in nothing.
+            ValueError: If texts and images differ in width, or all words in nothing.
         """
         if self.split("fox") == self.split("dog"):
             raise ValueError("its tokenizer knows no words")
         shapes = [Image.new("RGB", size) for size in ((48, 32), (32, 48))]
-        images = self.images([self.prepare(image, 10**9, "a probe") for image in shapes])
-        texts, _ = self.texts(["fox"])
+        images = self.embed_images([self.prepare(image, 10**9, "a probe") for image in shapes])
+        texts, _ = self.embed_texts(["fox"])
         if images.shape[1] != texts.shape[1]:
             raise ValueError(f"images get {images.shape[1]} dimensions, texts {texts.shape[1]}")
         return int(texts.shape[1])
 
-    def prepare(self, image: Image.Image, max_pixels: int, name: str) -> dict[str, torch.Tensor]:
-        """What the network takes of one RGB image, each tensor (1, ...).
+    def prepare(self, image: Image.Image, max_pixels: int, name: str) -> PreparedImage:
+        """Scale and normalise one RGB image for the network.
 
         CLIP scales the whole image before it crops: a small file of 1 x 60,000 pixels would become
         one of 224 x 13 million.
+
+        Args:
+            image: The image, of any size.
+            max_pixels: The most pixels that the scaled image may have.
+            name: What messages call it.
 
         Raises:
             InputError: If the image is so long and narrow that scaling its short side up to the
@@ -92,7 +129,7 @@ class ClipModel:
         edge = (getattr(self._processor, "size", None) or {}).get("shortest_edge")
         if edge:
             scaled = image.width * image.height * (edge / min(image.size)) ** 2
-            if scaled > max(max_pixels, _SQUARES * edge**2):
+            if scaled > max(max_pixels, _ALWAYS_ALLOWED_RATIO * edge**2):
                 raise InputError(
                     f"{name} is too long and narrow ({image.width:,} x {image.height:,}): with its "
                     f"short side scaled to {edge}, as the model needs it, it would have "
@@ -100,13 +137,13 @@ class ClipModel:
                 )
         return dict(self._processor(images=[image], return_tensors="pt"))
 
-    def images(self, prepared: list[dict[str, torch.Tensor]]) -> FloatArray:
-        """Vectors of prepared images, float32 (n, d)."""
-        inputs = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
-        return self._run("get_image_features", inputs)
+    def embed_images(self, images: list[PreparedImage]) -> FloatArray:
+        """Return the vectors of n prepared images, float32 (n, d), rows of unit length."""
+        inputs = {name: torch.cat([image[name] for image in images]) for name in images[0]}
+        return self._run("image", inputs)
 
-    def texts(self, texts: list[str]) -> tuple[FloatArray, int]:
-        """Vectors of texts, float32 (n, d), and how many of them were cut."""
+    def embed_texts(self, texts: list[str]) -> tuple[FloatArray, int]:
+        """Return the vectors of n texts, float32 (n, d), and how many of the texts were cut."""
         with self._tokenizer_lock:
             starts = [start_of(text, self._max_length) for text in texts]
             lengths = [len(ids) for ids in self._tokenizer(starts, verbose=False)["input_ids"]]
@@ -124,22 +161,31 @@ class ClipModel:
         if self._is_siglip:  # trained on texts padded to their full length, without a mask
             inputs.pop("attention_mask", None)
         truncated = sum(length > self._max_length for length in lengths)
-        return self._run("get_text_features", inputs), truncated
+        return self._run("text", inputs), truncated
 
     def split(self, text: str) -> list[int]:
-        """All token ids of a text, uncut and without special tokens."""
+        """Return all token ids of a text, uncut and without special tokens."""
         with self._tokenizer_lock:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-        return ids
+            encoding = self._tokenizer(text, add_special_tokens=False, verbose=False)
+        token_ids: list[int] = encoding["input_ids"]
+        return token_ids
 
-    def _run(self, method: str, inputs: Any) -> FloatArray:
-        moved = {
-            name: tensor.to(self._device, self._dtype if tensor.is_floating_point() else None)
-            for name, tensor in inputs.items()
-        }
+    def _run(self, kind: Literal["image", "text"], inputs: dict[str, torch.Tensor]) -> FloatArray:
+        moved = {}
+        for name, tensor in inputs.items():
+            dtype = self._dtype if tensor.is_floating_point() else None
+            moved[name] = tensor.to(self._device, dtype)
+        # One pass at a time: a second would only compete for the same cores and memory.
         with self._lock, torch.inference_mode():
-            out = getattr(self.network, method)(**moved)
-            vectors = getattr(out, "pooler_output", out)
+            if kind == "image":
+                output = self.network.get_image_features(**moved)
+            else:
+                output = self.network.get_text_features(**moved)
+            # transformers 5 returns an object that holds the vectors, 4 returned the vectors.
+            vectors = getattr(output, "pooler_output", output)
             return heads.normalise(vectors.float().cpu().numpy())
+
+
+def weights_of(model: ClipModel | None) -> Iterator[tuple[int, int]]:
+    """Yield address and bytes of each region of a model's weights; none without a model."""
+    return iter(()) if model is None else host_weights(model.network)

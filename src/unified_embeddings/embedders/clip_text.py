@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.base import SPECIAL_TOKENS, EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.clip import ClipEmbedder
+from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.types import Embeddings, HeadName, Role
 
 
@@ -24,46 +24,42 @@ class ClipTextEmbedder(TextEmbedder):
         self.cache = clip.cache
 
     @property
+    def models(self) -> tuple[LocalModel, ...]:
+        """Return the ClipEmbedder, whose model this is."""
+        return (self.clip,)
+
+    @property
     def options(self) -> dict[str, Any]:
-        """See `TextEmbedder.options`."""
+        """Return the ClipEmbedder's options."""
         return self.clip.options
 
     @property
     def dimension(self) -> int:
-        """Width of the vectors."""
+        """Return the width of the vectors."""
         return self.clip.dimension
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a text, special tokens included."""
+        """Return the most tokens of a text, special tokens included."""
         return self.clip.max_length
 
     @property
     def document_length(self) -> int:
-        """Most tokens of a document's own: `max_length` less special tokens and prefix."""
-        return self.max_length - 2 - len(self.tokenise(self.clip.spec.document_prefix))
+        """Return the most tokens of a document's own: without special tokens and prefix."""
+        prefix_length = len(self.tokenise(self.clip.spec.document_prefix))
+        return self.max_length - SPECIAL_TOKENS - prefix_length
 
     @property
     def fingerprint(self) -> str:
-        """The ClipEmbedder's."""
+        """Return the ClipEmbedder's fingerprint."""
         return self.clip.fingerprint
 
-    @property
-    def revision(self) -> str:
-        """The ClipEmbedder's."""
-        return self.clip.revision
-
-    @property
-    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
-        """None: its one model is the ClipEmbedder's."""
-        return ()
-
     def tokenise(self, text: str) -> list[int]:
-        """All token ids of a text; see `TextEmbedder.tokenise`. Loads the model."""
+        """Return all token ids of a text; see `TextEmbedder.tokenise`. Loads the model."""
         return self.clip.tokenise(text)
 
     def stats(self) -> EmbedderStats:
-        """The ClipEmbedder's counters of texts; tokens are not counted there."""
+        """Return the ClipEmbedder's counters of texts; it does not count tokens."""
         stats = self.clip.stats()
         return EmbedderStats(
             texts=stats.texts,
@@ -75,20 +71,16 @@ class ClipTextEmbedder(TextEmbedder):
             cache=stats.cache,
         )
 
-    def close(self) -> None:
-        """Close the ClipEmbedder."""
-        self.clip.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its ClipEmbedder."""
+        """Pickle the ClipEmbedder."""
         return ClipTextEmbedder, (self.clip,)
 
     def _encode(
         self,
         texts: list[str],
         role: Role,
-        wanted: tuple[HeadName, ...],  # noqa: ARG002 — it can only be dense
-        show_progress: bool,  # noqa: ARG002 — TextEmbedder's; texts of this length are quick
+        heads: tuple[HeadName, ...],  # noqa: ARG002 — it can only be dense
+        show_progress: bool,  # noqa: ARG002 — texts of this length are quick
     ) -> Embeddings:
         prefix = self.clip.spec.prefix(role)
         return Embeddings(dense=self.clip.encode_texts([prefix + text for text in texts]))

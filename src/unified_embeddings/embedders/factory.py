@@ -10,9 +10,15 @@ from typing import Any, Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.lazy import make_cache
 from unified_embeddings.embedders.paired import PairedEmbedder
+from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.types import HEAD_NAMES
+
+_FIRST_MODELS_ONLY = ("revision", "engine")
+"""Options that a second model beside the first does not share."""
 
 
 def make_embedder(
@@ -23,12 +29,12 @@ def make_embedder(
     cache: EmbeddingCache | Literal["auto"] | None = "auto",
     **options: Any,
 ) -> TextEmbedder:
-    """The embedder of a choice: one model, or two where the choice or `sparse_model` says so.
+    """Make the embedder of a choice: one model, or two where the choice or `sparse_model` says so.
 
     Args:
         model: As BGE_M3_Embedder's model_name; also "bge-large-splade", which is two models.
         sparse_model: Gives the sparse vectors in the model's stead.
-        spec: The model's spec in plain values, as an embedder's `options` give it.
+        spec: The model's spec in plain values, as an embedder's `options` hold it.
         cache: Shared by both.
         **options: As in BGE_M3_Embedder; `revision` and `engine` are the first model's.
 
@@ -38,20 +44,23 @@ def make_embedder(
     if spec is not None:
         model = ModelSpec.from_dict(spec)
     chosen = spec_for(model)
-    beside = chosen.sparse_model if sparse_model is None else sparse_model
-    if beside is None:
-        return BGE_M3_Embedder(model, cache=cache, **options)
-    if isinstance(beside, Mapping):
-        beside = ModelSpec.from_dict(beside)
-    cache = EmbeddingCache() if cache == "auto" else cache
-    dense = BGE_M3_Embedder(dataclasses.replace(chosen, sparse_model=None), cache=cache, **options)
-    shared = {name: value for name, value in options.items() if name not in ("revision", "engine")}
-    sparse = BGE_M3_Embedder(beside, cache=cache, **shared)
-    made_with = {name: value for name, value in dense.options.items() if name != "spec"}
-    made_with["sparse_model"] = (
-        beside.to_dict() if isinstance(beside, ModelSpec) else os.fspath(beside)
-    )
-    if isinstance(model, ModelSpec):
-        made_with["spec"] = chosen.to_dict()
-    name = chosen.choice if isinstance(model, ModelSpec) else os.fspath(model)
-    return PairedEmbedder(dense, sparse, model_name=name, options=made_with)
+    second = chosen.sparse_model if sparse_model is None else sparse_model
+    if second is None:
+        kind = BGE_M3_Embedder if chosen.heads == HEAD_NAMES else ModelEmbedder
+        return kind(model, cache=cache, **options)
+    if isinstance(second, Mapping):
+        second = ModelSpec.from_dict(second)
+    cache = make_cache(cache)
+    first = dataclasses.replace(chosen, sparse_model=None)
+    shared = {name: value for name, value in options.items() if name not in _FIRST_MODELS_ONLY}
+    dense = ModelEmbedder(first, cache=cache, **options)
+    sparse = ModelEmbedder(second, cache=cache, **shared)
+    pair_options = {name: value for name, value in dense.options.items() if name != "spec"}
+    if isinstance(second, ModelSpec):
+        pair_options["sparse_model"] = second.to_dict()
+    else:
+        pair_options["sparse_model"] = os.fspath(second)
+    if not isinstance(model, ModelSpec):
+        return PairedEmbedder(dense, sparse, model_name=os.fspath(model), options=pair_options)
+    pair_options["spec"] = chosen.to_dict()
+    return PairedEmbedder(dense, sparse, model_name=chosen.choice, options=pair_options)

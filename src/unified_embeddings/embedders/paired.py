@@ -1,18 +1,18 @@
 """Two models as one embedder: dense vectors from one, sparse vectors from the other.
 
-What lives here: PairedEmbedder, and `make_embedder`, which knows when a choice needs it. What does
-not: the models themselves (`embedder`).
+What lives here: joining two embedders. What does not: the models themselves (`single_model`), and
+knowing when a choice needs two (`factory`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Embeddings, HeadName, Role
 
@@ -23,11 +23,20 @@ class PairedEmbedder(TextEmbedder):
     Args:
         dense: Gives all but the sparse vectors.
         sparse: Gives the sparse vectors.
-        model_name: What the pair is called; the two names joined if None.
+        model_name: What the pair is called; None joins the two names by "+".
         options: What it was made with, as `make_embedder` takes it.
 
     Raises:
         InputError: If the one gives no dense, or the other no sparse vectors.
+
+    Example:
+        >>> from unified_embeddings import PairedEmbedder
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> dense = FakeEmbedder(heads=("dense",), model_name="words")
+        >>> sparse = FakeEmbedder(heads=("sparse",), model_name="terms")
+        >>> pair = PairedEmbedder(dense, sparse)
+        >>> pair, pair.heads
+        (PairedEmbedder('words+terms'), ('dense', 'sparse'))
     """
 
     def __init__(
@@ -38,12 +47,8 @@ class PairedEmbedder(TextEmbedder):
         model_name: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        for embedder, head in ((dense, "dense"), (sparse, "sparse")):
-            if head not in embedder.heads:
-                raise InputError(
-                    f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no "
-                    f"{head} ones"
-                )
+        _require_head(dense, "dense")
+        _require_head(sparse, "sparse")
         self.dense, self.sparse = dense, sparse
         self.model_name = model_name or f"{dense.model_name}+{sparse.model_name}"
         self.heads = (*(head for head in dense.heads if head != "sparse"), "sparse")
@@ -51,74 +56,99 @@ class PairedEmbedder(TextEmbedder):
         self._options = dict(options or {})
 
     @property
+    def models(self) -> tuple[LocalModel, ...]:
+        """Return the models of both."""
+        return self.dense.models + self.sparse.models
+
+    @property
     def options(self) -> dict[str, Any]:
-        """See `TextEmbedder.options`; empty for a pair made by hand."""
+        """Return the options it was made with; empty for a pair made by hand."""
         return dict(self._options)
 
     @property
     def dimension(self) -> int:
-        """Width of the dense vectors."""
+        """Return the width of the dense vectors."""
         return self.dense.dimension
 
     @property
     def max_length(self) -> int:
-        """The smaller of the two models' limits; each cuts at its own."""
+        """Return the smaller of the two models' limits; each cuts at its own."""
         return min(self.dense.max_length, self.sparse.max_length)
 
     @property
     def document_length(self) -> int:
-        """The smaller of the two models'."""
+        """Return the smaller of the two models' limits on a document's own tokens."""
         return min(self.dense.document_length, self.sparse.document_length)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the two models' fingerprints."""
+        """Return a digest of the two models' fingerprints."""
         return key_for("pair 1", self.dense.fingerprint, self.sparse.fingerprint).hex()
 
-    @property
-    def revision(self) -> str:
-        """Both revisions."""
-        return f"{self.dense.revision}+{self.sparse.revision}"
-
-    @property
-    def parts(self) -> tuple[BGE_M3_Embedder, ...]:
-        """The two models."""
-        return self.dense.parts + self.sparse.parts
-
     def tokenise(self, text: str) -> list[int]:
-        """Token ids of the dense model; see `TextEmbedder.tokenise`."""
+        """Return the token ids of the dense model; see `TextEmbedder.tokenise`."""
         return self.dense.tokenise(text)
 
     def stats(self) -> EmbedderStats:
-        """The two models' counters, summed; the cache's are the dense model's."""
-        one, other = self.dense.stats(), self.sparse.stats()
-        sums = {
-            field.name: getattr(one, field.name) + getattr(other, field.name)
-            for field in dataclasses.fields(EmbedderStats)
-            if field.name not in ("cache", "texts")
-        }
-        return EmbedderStats(texts=one.texts, cache=one.cache, **sums)
+        """Return the two models' counters, summed.
+
+        `texts` and the cache's counters are the dense model's.
+        """
+        dense, sparse = self.dense.stats(), self.sparse.stats()
+        return dataclasses.replace(
+            dense,
+            tokenised=dense.tokenised + sparse.tokenised,
+            truncated=dense.truncated + sparse.truncated,
+            tokens=dense.tokens + sparse.tokens,
+            batches=dense.batches + sparse.batches,
+            forwards=dense.forwards + sparse.forwards,
+        )
 
     def close(self) -> None:
-        """Close both."""
+        """Release both models' memory."""
         self.dense.close()
         self.sparse.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its two models, or their options."""
+        """Pickle the two embedders, which pickle their options."""
         return _rebuild, (self.dense, self.sparse, self.model_name, self._options)
 
     def _encode(
-        self, texts: list[str], role: Role, wanted: tuple[HeadName, ...], show_progress: bool
+        self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
-        parts: list[Embeddings] = []
-        others = tuple(head for head in wanted if head != "sparse")
+        vectors: dict[str, Any] = {}
+        others = [head for head in heads if head != "sparse"]
         if others:
-            parts.append(self.dense._encode(texts, role, others, show_progress))
-        if "sparse" in wanted:
-            parts.append(self.sparse._encode(texts, role, ("sparse",), show_progress))
-        heads: dict[str, Any] = {head: part[head] for part in parts for head in part}
-        return Embeddings(**heads)
+            encoded = _encode_with(self.dense, texts, role, others, show_progress)
+            vectors.update(dense=encoded.dense, colbert=encoded.colbert)
+        if "sparse" in heads:
+            encoded = _encode_with(self.sparse, texts, role, ["sparse"], show_progress)
+            vectors.update(sparse=encoded.sparse)
+        return Embeddings(**vectors)
+
+
+def _encode_with(
+    embedder: TextEmbedder,
+    texts: list[str],
+    role: Role,
+    heads: Sequence[HeadName],
+    show_progress: bool,
+) -> Embeddings:
+    encode = embedder.encode_queries if role == "query" else embedder.encode_documents
+    return encode(
+        texts,
+        dense="dense" in heads,
+        sparse="sparse" in heads,
+        colbert="colbert" in heads,
+        show_progress=show_progress,
+    )
+
+
+def _require_head(embedder: TextEmbedder, head: HeadName) -> None:
+    if head not in embedder.heads:
+        raise InputError(
+            f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} ones"
+        )
 
 
 def _rebuild(

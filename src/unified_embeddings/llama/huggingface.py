@@ -8,11 +8,11 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-from unified_embeddings.embedders.base import validated
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.embedders.factory import make_embedder
+from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.text import ValidatedTexts
+from unified_embeddings.validation import require_texts
 
 _BATCH = 128
 """Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
@@ -38,11 +38,11 @@ class UnifiedHuggingFaceEmbedding(ValidatedTexts, HuggingFaceEmbedding):
     options: dict[str, Any] = Field(
         default_factory=dict, description="BGE_M3_Embedder's other options, without the cache."
     )
-    _embedder: BGE_M3_Embedder = PrivateAttr()
+    _embedder: ModelEmbedder = PrivateAttr()
 
-    def __init__(self, embedder: BGE_M3_Embedder | None = None, **fields: Any) -> None:
+    def __init__(self, embedder: ModelEmbedder | None = None, **fields: Any) -> None:
         made = embedder or make_embedder(fields.get("model_name", ""), **fields.get("options", {}))
-        if not isinstance(made, BGE_M3_Embedder) or "dense" not in made.heads:
+        if not isinstance(made, ModelEmbedder) or "dense" not in made.heads:
             raise InputError(
                 f"{made.model_name!r} is not one model that gives dense vectors; take a "
                 "UnifiedTextEmbedding for two"
@@ -67,12 +67,12 @@ class UnifiedHuggingFaceEmbedding(ValidatedTexts, HuggingFaceEmbedding):
         return "UnifiedHuggingFaceEmbedding"
 
     @property
-    def embedder(self) -> BGE_M3_Embedder:
+    def embedder(self) -> ModelEmbedder:
         """What does the work."""
         return self._embedder
 
     def _embed(self, inputs: list[Any], prompt_name: str | None = None) -> list[Embedding]:
-        texts = validated(inputs)
+        texts = require_texts(inputs)
         encode = self._embedder.encode_documents
         if prompt_name == "query":
             encode = self._embedder.encode_queries

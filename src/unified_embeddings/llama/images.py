@@ -15,12 +15,13 @@ from llama_index.core.schema import (
     ImageType,
 )
 
-from unified_embeddings.embedders.base import validated
-from unified_embeddings.embedders.clip import ClipEmbedder, make_clip
+from unified_embeddings.embedders.clip import ClipEmbedder
+from unified_embeddings.embedders.lazy import make_again
 from unified_embeddings.images.sources import ImageInput
 from unified_embeddings.llama.image_nodes import has_image
 from unified_embeddings.llama.text import ValidatedTexts
 from unified_embeddings.models.catalogue import CLIP
+from unified_embeddings.validation import require_texts
 
 
 class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):
@@ -52,7 +53,7 @@ class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):
         if clip is not None:
             fields |= {"model_name": clip.model_name, "options": clip.options}
         super().__init__(**fields)
-        self._clip = clip or make_clip(self.model_name, self.options)
+        self._clip = clip or make_again(ClipEmbedder, self.model_name, self.options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -112,13 +113,13 @@ class UnifiedImageEmbedding(ValidatedTexts, MultiModalEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         prefix = self._clip.spec.document_prefix
-        return self._texts([prefix + text for text in validated(texts)])
+        return self._texts([prefix + text for text in require_texts(texts)])
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        (valid,) = validated([query])
+        (valid,) = require_texts([query])
         return self._texts([self._clip.spec.query_prefix + valid])[0]
 
     def _texts(self, texts: list[str]) -> list[Embedding]:

@@ -12,9 +12,10 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from unified_embeddings.embedders.base import TextEmbedder, validated
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.types import Embeddings
+from unified_embeddings.validation import require_texts
 
 _BATCH = 128
 """Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
@@ -30,13 +31,15 @@ class ValidatedTexts(BaseEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
-        return super().get_text_embedding_batch(validated(texts), show_progress, **kwargs)
+        return super().get_text_embedding_batch(require_texts(texts), show_progress, **kwargs)
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """As `get_text_embedding_batch`, without blocking the event loop."""
-        return await super().aget_text_embedding_batch(validated(texts), show_progress, **kwargs)
+        return await super().aget_text_embedding_batch(
+            require_texts(texts), show_progress, **kwargs
+        )
 
 
 class UnifiedTextEmbedding(ValidatedTexts):

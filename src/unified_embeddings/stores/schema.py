@@ -101,7 +101,7 @@ def check_collection(
 
 def _name(embedder: TextEmbedder) -> str:
     """The embedder's model, or models."""
-    return " + ".join(part.model_name for part in embedder.parts) or embedder.model_name
+    return " + ".join(model.model_name for model in embedder.models) or embedder.model_name
 
 
 def _check_dense(

@@ -1,0 +1,309 @@
+"""One model of texts: every vector of a text from one forward pass.
+
+What lives here: loading the model, and the way of texts through tokenizer, batches and engine. What
+does not: the cache (`cached`), the forward pass (`engines`), the arithmetic on its outputs
+(`heads`), LlamaIndex (`llama`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from unified_embeddings import heads as arithmetic
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.cache.keys import key_for
+from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
+from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
+from unified_embeddings.embedders.lazy import LazyModel, LocalModel
+from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
+from unified_embeddings.engines import registry
+from unified_embeddings.engines.base import Engine, RawHeads, Runtime
+from unified_embeddings.errors import InputError
+from unified_embeddings.models.catalogue import spec_for
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.types import HeadName, IntArray, Role
+from unified_embeddings.validation import require_texts, require_whole_number
+
+_LOG = logging.getLogger(__name__)
+_HEAD_START = 0.03
+"""Seconds that an engine starts to load before the tokenizer does; see `_load_tokenizer_after`."""
+
+
+class ModelEmbedder(LazyModel, CachedTextEmbedder):
+    """Any one model of texts; BGE-M3 unless another is named.
+
+    Making one is cheap: files are looked up when something about the model is asked, weights are
+    loaded with the first text that is not in the cache, once however many threads ask. All methods
+    are thread-safe.
+
+    Args:
+        model_name: A choice ("bge-m3", "arctic", ...; see `models.catalogue.MODELS`), a hub id or a
+            folder in BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
+        engine: "auto" takes what runs the model best; "torch", "onnx" (ONNX Runtime; exports the
+            model into the user's cache folder the first time), "sentence" (sentence-transformers)
+            or "flag" (FlagEmbedding, the reference).
+        precision: "auto" reads the hardware; "fp32", "bf16", "fp16", or "int8" (engine "onnx").
+        device: "auto" takes a GPU where there is one; otherwise a device in torch's notation.
+        max_length: The most tokens of a text, special tokens included. Longer texts are cut and
+            counted. The model's own limit holds where it is smaller.
+        batch_tokens: The most tokens in one forward pass. A longer text makes a pass of its own.
+        cache: "auto" makes an EmbeddingCache of 256 MiB, None keeps nothing. One cache may serve
+            several embedders.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Never ask the hub.
+        trust_remote_code: Whether a model whose spec says so may run code from its repository,
+            pinned to a commit.
+
+    Raises:
+        InputError: If an option is out of range, or the choice is two models, or one of images.
+            What is wrong with the model or the hardware is raised by the first call that needs to
+            know: ModelLoadError, MissingExtraError, InputError.
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | ModelSpec = "BAAI/bge-m3",
+        *,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        max_length: int = 8192,
+        batch_tokens: int = 4096,
+        cache: EmbeddingCache | Literal["auto"] | None = "auto",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        spec = spec_for(model_name)
+        _require_one_text_model(spec)
+        self._asked_length = require_whole_number("max_length", max_length)
+        self._batch_tokens = require_whole_number("batch_tokens", batch_tokens)
+        options = {
+            "engine": engine,
+            "precision": precision,
+            "device": device,
+            "max_length": max_length,
+            "batch_tokens": batch_tokens,
+            "cache": cache,
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "trust_remote_code": trust_remote_code,
+        }
+        LazyModel.__init__(self, model_name, spec, options)
+        CachedTextEmbedder.__init__(self)
+        self.heads = spec.heads
+        self._tokenizer: Tokenizer | None = None
+        self._engine: Engine | None = None
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def models(self) -> tuple[LocalModel, ...]:
+        """Return itself: it is one model."""
+        return (self,)
+
+    @property
+    def dimension(self) -> int:
+        """Return the width of the dense vectors."""
+        return self.checkpoint.dimension
+
+    @property
+    def max_length(self) -> int:
+        """Return the most tokens of a text: the smaller of asked for and possible."""
+        return min(self._asked_length, self.checkpoint.max_length)
+
+    @property
+    def document_length(self) -> int:
+        """Return the most tokens of a document's own: without special tokens and prefix."""
+        tokenizer = self._load_tokenizer()
+        prefix_length = len(tokenizer.split(self.spec.document_prefix))
+        return tokenizer.max_length - tokenizer.added - prefix_length
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what two embedders must share for their vectors to compare, as 32 hex digits.
+
+        A digest of the model's content, pooling and prefixes. Engine, precision and `max_length`
+        are left out: they move a vector a little, not into another space.
+        """
+        spec = self.spec
+        fields = [self.checkpoint.digest, spec.document_prefix, spec.query_prefix]
+        # Only for models that have these, so that BGE-M3's fingerprint stays what it was.
+        if spec.adapters:
+            fields += [spec.query_adapter, spec.document_adapter]
+        if not spec.normalise:
+            fields.append("not normalised")
+        return key_for("fingerprint 1", *fields).hex()
+
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Yield address and bytes of each region of weights; none before the model is loaded."""
+        engine = self._engine
+        return iter(()) if engine is None else engine.weights()
+
+    def tokenise(self, text: str) -> list[int]:
+        """Return all token ids of a text, uncut and without special tokens; see `TextEmbedder`."""
+        (valid_text,) = require_texts([text])
+        return self._load_tokenizer().split(valid_text)
+
+    # --- a text's way ---------------------------------------------------------------------------
+
+    def _vector_space(self, role: Role) -> bytes:
+        runtime, checkpoint, spec = self.runtime, self.checkpoint, self.spec
+        fields = [
+            checkpoint.digest,
+            runtime.engine,
+            runtime.precision,
+            role,
+            spec.prefix(role),
+            str(self.max_length),
+            checkpoint.pooling,
+            "l2" if spec.normalise else "raw",
+        ]
+        if spec.adapter(role):
+            fields.append(spec.adapter(role))
+        return key_for("vector 1", *fields)
+
+    def _run(
+        self, texts: Sequence[str], role: Role, heads: frozenset[HeadName]
+    ) -> Iterator[tuple[str, Vectors]]:
+        tokenizer, engine = self._load()
+        prefix = self.spec.prefix(role)
+
+        def tokenise(window: Sequence[str]) -> list[Tokenised]:
+            return tokenizer([prefix + text for text in window])
+
+        windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
+        for window, tokenised in work_one_ahead(tokenise, windows):
+            truncated = sum(text.truncated for text in tokenised)
+            self._counters.add(tokenised=len(window), truncated=truncated)
+            for batch in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
+                token_ids = [tokenised[position].ids for position in batch]
+                self._counters.add(batches=1)
+                raw = engine.run(token_ids, heads, role)
+                self._counters.add(forwards=1, tokens=sum(map(len, token_ids)))
+                vectors = finish_vectors(
+                    raw, token_ids, tokenizer.special_ids, normalise=self.spec.normalise
+                )
+                for position, text_vectors in zip(batch, vectors, strict=True):
+                    yield window[position], text_vectors
+
+    # --- loading --------------------------------------------------------------------------------
+
+    def _plan(self) -> Runtime:
+        engine, precision = self._options["engine"], self._options["precision"]
+        if engine == "auto" and precision == "int8":
+            engine = "onnx"
+        if engine == "auto":
+            engine = self.spec.engine or registry.best_for(self.checkpoint)
+        return registry.plan(engine, precision, self._options["device"], lambda: self.checkpoint)
+
+    def _load_tokenizer(self) -> Tokenizer:
+        with self._load_lock:
+            self._require_open()
+            if self._tokenizer is None:
+                self._tokenizer = load_tokenizer(self.checkpoint, self.max_length)
+            return self._tokenizer
+
+    def _load(self) -> tuple[Tokenizer, Engine]:
+        with self._load_lock:
+            self._require_open()
+            if self._engine is None:
+                self._engine = self._load_engine()
+                self._warn_of_licence()
+            return self._load_tokenizer(), self._engine
+
+    def _load_engine(self) -> Engine:
+        """Load the engine, and the tokenizer beside it in another thread."""
+        checkpoint, length = self.checkpoint, self.max_length
+        if self._tokenizer is not None:
+            return registry.load(checkpoint, self.runtime)
+        with ThreadPoolExecutor(1) as thread:
+            tokenizer = thread.submit(_load_tokenizer_after, _HEAD_START, checkpoint, length)
+            engine = registry.load(checkpoint, self.runtime)
+        self._tokenizer = tokenizer.result()
+        return engine
+
+    def _unload(self) -> None:
+        self._engine = self._tokenizer = None
+
+    def _warn_of_licence(self) -> None:
+        spec = self.spec
+        if "-NC-" in spec.licence:
+            _LOG.warning("%s is licensed under %s: no commercial use.", spec.model_id, spec.licence)
+
+
+def _require_one_text_model(spec: ModelSpec) -> None:
+    if spec.images:
+        raise InputError(
+            f"{spec.choice!r} embeds images too; take a ClipEmbedder, or name it as "
+            "UnifiedEmbeddingConfig's model_choice"
+        )
+    if spec.sparse_model:
+        raise InputError(
+            f"{spec.choice!r} is two models, {spec.model_id} and {spec.sparse_model}; "
+            "make_embedder() puts them together"
+        )
+
+
+def load_tokenizer(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
+    """Load a model's tokenizer.
+
+    Raises:
+        InputError: If `max_length` leaves no room for a text after the model's prefixes.
+        ModelLoadError: If its file cannot be read.
+    """
+    tokenizer = Tokenizer(checkpoint, max_length)
+    for prefix in (checkpoint.spec.query_prefix, checkpoint.spec.document_prefix):
+        if len(tokenizer.split(prefix)) + tokenizer.added >= tokenizer.max_length:
+            raise InputError(
+                f"max_length {tokenizer.max_length} leaves no room for a text after the prefix "
+                f"{prefix!r}"
+            )
+    return tokenizer
+
+
+def _load_tokenizer_after(seconds: float, checkpoint: Checkpoint, max_length: int) -> Tokenizer:
+    """Load the tokenizer while another thread loads the engine.
+
+    The tokenizer holds the interpreter while it parses its file, half a second for BGE-M3's. An
+    engine does not while it arranges its weights, so it gets a head start.
+    """
+    time.sleep(seconds)
+    return load_tokenizer(checkpoint, max_length)
+
+
+def finish_vectors(
+    raw: RawHeads, token_ids: Sequence[IntArray], special_ids: frozenset[int], *, normalise: bool
+) -> Iterator[Vectors]:
+    """Turn a batch's raw outputs into each text's finished vectors.
+
+    Args:
+        raw: What the engine gave.
+        token_ids: The batch, n arrays (t_i,).
+        special_ids: Ids that are never indexed.
+        normalise: Whether dense vectors are scaled to unit length.
+
+    Yields:
+        n dicts with the heads that `raw` holds.
+    """
+    dense = raw.pooled
+    if dense is not None and normalise:
+        dense = arithmetic.normalise(dense)
+    for i, ids in enumerate(token_ids):
+        vectors: Vectors = {}
+        if dense is not None:
+            vectors["dense"] = dense[i]
+        if raw.token_weights is not None:
+            weights = raw.token_weights[i]
+            vectors["sparse"] = arithmetic.to_sparse(ids, weights, special_ids=special_ids)
+        if raw.sparse is not None:
+            vectors["sparse"] = raw.sparse[i]
+        if raw.token_vectors is not None:
+            vectors["colbert"] = arithmetic.normalise(raw.token_vectors[i])
+        yield vectors
