@@ -159,7 +159,7 @@ def _copy(
     same_place = source.identity == target.identity
     source.require()
     from unified_embeddings.stores.copying import check_copy, collection_names, copy_collection
-    from unified_embeddings.system.progress import counted_later
+    from unified_embeddings.system.progress import open_ended_progress_bar
 
     with ExitStack() as opened:
         reader = opened.enter_context(closing(source.open()))
@@ -184,7 +184,7 @@ def _copy(
         reports = []
         for name in names:
             title = f"Copying {escape(shared.printable(name))}"
-            with counted_later(title, shown=shared.is_terminal()) as (start, step):
+            with open_ended_progress_bar(title, shown=shared.is_terminal()) as (start, step):
                 report = copy_collection(
                     reader,
                     writer,

@@ -31,13 +31,13 @@ def index(
     ones replaced, and what has gone from the folders is dropped.
     """
     from unified_embeddings.llama.indexing import index_paths
-    from unified_embeddings.system.progress import counted_later
+    from unified_embeddings.system.progress import open_ended_progress_bar
 
     config = shared.open_config(model, sparse_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     store = shared.open_store(config, collection, path, url, create=True, **settings)
     try:
-        with counted_later("Indexing", shown=shared.is_terminal()) as (start, step):
+        with open_ended_progress_bar("Indexing", shown=shared.is_terminal()) as (start, step):
             report = index_paths(
                 paths,
                 store,

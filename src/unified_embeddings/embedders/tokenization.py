@@ -16,7 +16,7 @@ from tokenizers.normalizers import Sequence as Chain
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.memory import trim
+from unified_embeddings.system.memory import trim_heap
 from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
@@ -79,7 +79,7 @@ class Tokenizer:
             self._rust.normalizer = Chain(first)
         self._rust.no_padding()
         self._rust.no_truncation()
-        trim()  # what parsing the file has left, 14 MB of BGE-M3's
+        trim_heap()  # what parsing the file has left, 14 MB of BGE-M3's
         # Cut here and not by the Rust side: one without a limit is needed too, and a second copy of
         # 250,000 pieces takes 100 MB.
         self.added = added

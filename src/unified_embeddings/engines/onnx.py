@@ -21,8 +21,8 @@ from unified_embeddings.models.architecture import unpackable
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, threads_that_sleep
-from unified_embeddings.system.memory import give_back_file
+from unified_embeddings.system.hardware import cpu, passive_wait_policy
+from unified_embeddings.system.memory import release_file_pages
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
@@ -63,7 +63,7 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
             raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
         # It keeps its own arrangement of the products' weights; their pages only count twice.
-        give_back_file(path.with_name(f"{path.name}.data").resolve())
+        release_file_pages(path.with_name(f"{path.name}.data").resolve())
         found = {one.name for one in self._session.get_outputs()}
         inputs = {one.name for one in self._session.get_inputs()}
         if not wanted <= found or inputs != {*INPUTS}:
@@ -156,7 +156,7 @@ def _exported(checkpoint: Checkpoint, precision: str) -> Checkpoint:
         with contextlib.suppress(ModelLoadError):  # then it is damaged
             return resolve(folder, local_files_only=True)
     _LOG.warning("Writing %s in %s into %s, once.", checkpoint.name, precision, folder)
-    with threads_that_sleep():  # what reads weights needs torch, which running them does not
+    with passive_wait_policy():  # what reads weights needs torch, which running them does not
         from unified_embeddings.export.folder import replace_export
     replace_export(checkpoint, folder, precision)
     return resolve(folder, local_files_only=True)

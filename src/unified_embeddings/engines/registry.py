@@ -10,7 +10,7 @@ from unified_embeddings.engines.base import Engine, Runtime
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.architecture import unpackable
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import passive_wait_policy
 
 ENGINES = {
     "torch": "unified_embeddings.engines.torch:TorchEngine",
@@ -67,6 +67,6 @@ def _engine_class(name: str) -> _EngineClass:
     if name not in ENGINES:
         raise InputError(f"engine must be auto, {', '.join(ENGINES)}, not {name!r}")
     module, _, attribute = ENGINES[name].partition(":")
-    with threads_that_sleep():
+    with passive_wait_policy():
         engine = getattr(importlib.import_module(module), attribute)
     return cast("_EngineClass", engine)

@@ -19,7 +19,7 @@ import torch
 
 from unified_embeddings.models.architecture import ACTIVATIONS, unpackable
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.memory import give_back, mapped_spans
+from unified_embeddings.system.memory import mapped_spans, release_pages
 
 TABLE = "embeddings.word_embeddings.weight"
 """The token table, 45% of BGE-M3."""
@@ -63,7 +63,7 @@ class Backbone:
         """Let the system drop the pages of mapped tensors that have been copied."""
         for name in self.mapped:
             if name.startswith(prefix):
-                give_back(self.tensors[name].data_ptr(), self.tensors[name].nbytes)
+                release_pages(self.tensors[name].data_ptr(), self.tensors[name].nbytes)
 
 
 def read_backbone(checkpoint: Checkpoint) -> Backbone:
