@@ -38,8 +38,8 @@ from unified_embeddings.system.files import (
     make_folder,
     remove_litter,
     replace_file,
-    uninterrupted,
 )
+from unified_embeddings.system.signals import uninterrupted
 
 _FORMAT = 1
 """Version of the catalogue's layout, written into it."""

@@ -30,9 +30,9 @@ from unified_embeddings.system.files import (
     make_folder,
     require_space,
     sync_tree,
-    uninterrupted,
 )
 from unified_embeddings.system.processes import ChildFailedError, ChildProcess
+from unified_embeddings.system.signals import uninterrupted
 
 T = TypeVar("T")
 
