@@ -35,9 +35,6 @@ def test_examples_give_what_they_show(
 
 PENDING = {
     "EdgeQdrantClient", "MemoryReport", "ModelMemory", "ModelSpec",
-    "UnifiedHuggingFaceEmbedding", "UnifiedHybridRetriever", "UnifiedImageEmbedding",
-    "UnifiedMultiModalIndex", "UnifiedMultiModalRetriever", "UnifiedSparseEmbedding",
-    "UnifiedTextEmbedding",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int32]
 HeadName: TypeAlias = Literal["dense", "sparse", "colbert"]
 Role: TypeAlias = Literal["document", "query"]
+
+Options: TypeAlias = dict[str, Any]
+"""Keyword arguments by name: what an object was made with, fit for JSON."""
 
 HEAD_NAMES: tuple[HeadName, ...] = ("dense", "sparse", "colbert")
 

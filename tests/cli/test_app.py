@@ -821,7 +821,8 @@ class TestQuantize:
             runtime = Runtime("torch", "cpu", pays, "so it is")
             monkeypatch.setattr("unified_embeddings.engines.registry.plan", lambda *_: runtime)
             embedder = BGE_M3_Embedder(xlmr, precision="fp32")
-            return [one.precision for one in quantize._other_precisions(embedder, every=every)]
+            candidates = quantize._other_precisions(embedder, every=every)
+            return [candidate.precision for candidate in candidates]
 
         assert planned(every=False, pays="fp32") == []
         assert planned(every=False, pays="bf16") == ["bf16"]
@@ -843,9 +844,9 @@ class TestQuantize:
         report = compared[0] / "report"
         assert json.loads((report / "comparison.json").read_text("utf-8")) == compared[1].json
         page = (report / "comparison.md").read_text("utf-8")
-        assert "## nDCG@10 lost" in page
+        assert "## nDCG@10 loss" in page
         assert "| onnx int8 |" in page
-        assert f"- {other} is another model" in page
+        assert f"- {other} is a different model" in page
         assert (report / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     def test_exports_are_used_again_and_what_cannot_be_exported_is_a_row(
@@ -862,10 +863,10 @@ class TestQuantize:
         for name in ("export.folder", "export.graph"):
             monkeypatch.delitem(sys.modules, f"unified_embeddings.{name}", raising=False)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGES", 12)
+        monkeypatch.setattr("unified_embeddings.evaluation.corpora._PASSAGE_COUNT", 12)
         ended = run("quantize", xlmr, kept, "--compare")
         assert ended.code == 0
-        assert f"onnx int8: taken from {kept / 'int8'}" in ended.err
+        assert f"onnx int8: reusing {kept / 'int8'}" in ended.err
         assert "torch fp32" in ended.out
         assert "onnx int8" in ended.out
         assert "nDCG@10 needs --data" in ended.out
@@ -894,9 +895,9 @@ class TestQuantize:
             ((), "name the folder"),
             (("made", "--json"), "--json is for a comparison; add --compare"),
             (("made", "--data", "x"), "--data is for a comparison"),
-            (("--compare", "--data", "/no/such"), "there is no /no/such/corpus.jsonl"),
+            (("--compare", "--data", "/no/such"), "/no/such/corpus.jsonl does not exist"),
             (("--compare", "--against", "/no/such"), "no such folder"),
-            (("--compare", "--out", "/dev/null"), "cannot be made a folder"),
+            (("--compare", "--out", "/dev/null"), "cannot be created"),
         ],
     )
     def test_what_cannot_be_is_refused_before_any_work(

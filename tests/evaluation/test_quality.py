@@ -26,7 +26,7 @@ pytestmark = [
         reason="mini-m3's backbone comes with the extra 'demo'",
     ),
     pytest.mark.skipif(
-        not XQUAD.is_dir(), reason=f"the XQuAD-R data is not at {XQUAD.parent.name}/{XQUAD.name}"
+        not XQUAD.is_dir(), reason=f"there is no XQuAD-R data at {XQUAD.parent.name}/{XQUAD.name}"
     ),
 ]
 
@@ -39,11 +39,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def judgements() -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, int]] = {}
     for row in (XQUAD / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]:
         query, document, grade = row.split("\t")
-        found.setdefault(query, {})[document] = int(grade)
-    return found
+        qrels.setdefault(query, {})[document] = int(grade)
+    return qrels
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def ndcg() -> dict[str, float]:
             }
             for row in questions
         }
-        judged = evaluator.evaluate({query: found for query, found in run.items() if found})
-        results[mode] = sum(one["ndcg_cut_10"] for one in judged.values()) / len(qrels)
+        judged = evaluator.evaluate({query: scores for query, scores in run.items() if scores})
+        results[mode] = sum(scores["ndcg_cut_10"] for scores in judged.values()) / len(qrels)
     print({mode: round(value, 4) for mode, value in results.items()})
     return results
 
@@ -110,13 +110,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Embeddings
     folder = export_onnx("mini-m3", tmp_path_factory.mktemp("onnx") / "int8", precision="int8")
     documents = [f"{row.get('title', '')}\n{row['text']}".strip() for row in lines(CORPUS)]
     questions = [row["text"] for row in lines(XQUAD / "queries.jsonl")]
-    found = {}
+    vectors = {}
     for name, embedder in {
         "fp32": BGE_M3_Embedder("mini-m3", precision="fp32"),
         "int8": BGE_M3_Embedder(folder),
     }.items():
-        found[name] = embedder.encode_documents(documents), embedder.encode_queries(questions)
-    return found
+        vectors[name] = embedder.encode_documents(documents), embedder.encode_queries(questions)
+    return vectors
 
 
 def top(vector: SparseVector) -> set[int]:
@@ -127,9 +127,10 @@ def test_int8_keeps_the_vectors(pair: dict[str, tuple[Embeddings, Embeddings]]) 
     cosines, same, common = [], [], []
     for full, small in zip(pair["fp32"], pair["int8"], strict=True):
         cosines.extend(np.sum(full.dense * small.dense, axis=1))
-        for one, other in zip(full.sparse, small.sparse, strict=True):
-            same.append(top(one) == top(other))
-            common.append(len(top(one) & top(other)) / len(top(one)))
+        for full_vector, small_vector in zip(full.sparse, small.sparse, strict=True):
+            same.append(top(full_vector) == top(small_vector))
+            shared = top(full_vector) & top(small_vector)
+            common.append(len(shared) / len(top(full_vector)))
     print(
         f"cosine {min(cosines):.4f}, mean {np.mean(cosines):.4f}; five heaviest sparse tokens: all "
         f"the same for {np.mean(same):.1%} of texts, {np.mean(common):.1%} of tokens"
@@ -149,11 +150,11 @@ def test_int8_keeps_the_ranking(pair: dict[str, tuple[Embeddings, Embeddings]]) 
 
     def ndcg(rankings: list[list[int]]) -> float:
         run = {
-            question: {names[at]: -float(rank) for rank, at in enumerate(ranking[:10])}
+            question: {names[row]: -float(rank) for rank, row in enumerate(ranking[:10])}
             for question, ranking in zip(questions, rankings, strict=True)
         }
         judged = evaluator.evaluate(run)
-        return sum(one["ndcg_cut_10"] for one in judged.values()) / len(qrels)
+        return sum(scores["ndcg_cut_10"] for scores in judged.values()) / len(qrels)
 
     def scores(documents: Embeddings, queries: Embeddings) -> dict[str, float]:
         dense = np.argsort(-(queries.dense @ documents.dense.T), axis=1)[:, :20].tolist()
@@ -165,7 +166,7 @@ def test_int8_keeps_the_ranking(pair: dict[str, tuple[Embeddings, Embeddings]]) 
             np.argsort(-(table[:, vector.indices] @ vector.values))[:20].tolist()
             for vector in queries.sparse
         ]
-        fused = [[at for at, _ in rrf(both)] for both in zip(dense, sparse, strict=True)]
+        fused = [[row for row, _ in rrf(both)] for both in zip(dense, sparse, strict=True)]
         return {"dense": ndcg(dense), "sparse": ndcg(sparse), "fused": ndcg(fused)}
 
     full, small = scores(*pair["fp32"]), scores(*pair["int8"])

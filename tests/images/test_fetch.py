@@ -19,7 +19,7 @@ import pytest
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.images import fetch
-from unified_embeddings.images.fetch import fetch_image, is_public, shown_url
+from unified_embeddings.images.fetch import fetch_image, is_public, redact_url
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 PATIENCE = 30.0
@@ -385,7 +385,7 @@ def test_no_socket_or_timer_is_left_behind(server: Server) -> None:
     server.answers["/old.png"] = lambda handler: handler.answer(302, b"", Location="/image.png")
     deadline = fetch._Deadline(PATIENCE)
     with deadline:
-        assert fetch._follow(server.url("/old.png"), 2**20, deadline) == IMAGE
+        assert fetch._follow_redirects(server.url("/old.png"), 2**20, deadline) == IMAGE
         handle = deadline._socket
         assert handle is not None
     assert handle.fileno() == -1
@@ -422,7 +422,7 @@ def test_what_is_no_web_address_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=problem) as caught:
         fetch_image(url)
-    assert repr(shown_url(url)) in str(caught.value)
+    assert repr(redact_url(url)) in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 
@@ -492,7 +492,7 @@ def secure(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
         server.socket, server_side=True, do_handshake_on_connect=False
     )
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(fetch, "_tls", lambda: trusting)
+    monkeypatch.setattr(fetch, "_tls_context", lambda: trusting)
     return asked
 
 
@@ -539,7 +539,7 @@ def test_a_dripping_server_is_cut_under_tls_too(
 
 
 def test_certificates_are_checked_by_default() -> None:
-    context = fetch._tls()
+    context = fetch._tls_context()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
 

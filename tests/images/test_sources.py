@@ -32,7 +32,7 @@ from PIL import Image
 
 from image_files import BOMB, handmade_png
 from unified_embeddings.errors import InputError
-from unified_embeddings.images import sources as pictures
+from unified_embeddings.images import sources
 from unified_embeddings.images.decoding import Picture
 from unified_embeddings.images.sources import read_picture
 
@@ -85,7 +85,7 @@ def red_file(tmp_path: Path) -> Path:
 
 
 def test_every_way_to_name_an_image_gives_the_same_key(red_file: Path) -> None:
-    wrapped = "\n".join(PNG_TEXT[at : at + 20] for at in range(0, len(PNG_TEXT), 20))
+    wrapped = "\n".join(PNG_TEXT[start : start + 20] for start in range(0, len(PNG_TEXT), 20))
     ways: list[Any] = [
         str(red_file),
         red_file,
@@ -232,21 +232,21 @@ def test_what_the_network_does_wrong() -> None:
         ("data:image/png;base64,", "is empty"),
         ("data:image/png;base64,????", r"not in base64.*data:image/png;base64,"),
         ("data:image/png,%89PNG", "not in base64"),
-        ("cat.png", "'cat.png' is no such file, and no base64"),
-        ("a\0b.png", "no such file"),
-        ("\ud800", "no such file"),
-        ("x" * 300 + ".png", r"no such file, and no base64"),
-        ("word, " * 2_000_000, r"\(12,000,000 characters\) is no such file"),
+        ("cat.png", "'cat.png' is neither an existing file nor base64"),
+        ("a\0b.png", "neither an existing file"),
+        ("\ud800", "neither an existing file"),
+        ("x" * 300 + ".png", r"neither an existing file nor base64"),
+        ("word, " * 2_000_000, r"\(12,000,000 characters\) is neither an existing file"),
         ("file:///tmp/x.png", r"file:// URL.*Pass the path"),
         (Path("no/cat.png"), "no/cat.png: no such file"),
         (Path("a\0b.png"), "cannot be read"),
         ("/tmp", "is a folder"),
         (Path("/tmp"), "is a folder"),
-        ("/dev/zero", "no ordinary file"),
+        ("/dev/zero", "not a regular file"),
         (ImageNode(), "the ImageNode has no image"),
         (ImageDocument(), "the ImageDocument has no image"),
         (Document(text="x"), "the Document has no image"),
-        (ImageNode(image="/tmp/x.png"), "ImageNode.image .* is no base64"),
+        (ImageNode(image="/tmp/x.png"), "ImageNode.image .* is not base64"),
         (ImageNode(image_path="no.png"), "no.png: no such file"),
         (TextNode(text="x"), r"expected an image: a path.*got TextNode"),
         (np.zeros((2, 2, 3)), r"got ndarray.*fromarray"),
@@ -270,7 +270,7 @@ def test_an_unreadable_file() -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="no ordinary file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_picture(tmp_path / "pipe")
 
 
@@ -301,10 +301,10 @@ def test_closed_buffers() -> None:
 
 
 def test_encoded_images_are_bounded(monkeypatch: pytest.MonkeyPatch, red_file: Path) -> None:
-    monkeypatch.setattr(pictures, "MAX_ENCODED_BYTES", len(PNG))
+    monkeypatch.setattr(sources, "MAX_ENCODED_BYTES", len(PNG))
     read_picture(PNG)
     read_picture(red_file)
-    monkeypatch.setattr(pictures, "MAX_ENCODED_BYTES", len(PNG) - 1)
+    monkeypatch.setattr(sources, "MAX_ENCODED_BYTES", len(PNG) - 1)
     for image in (PNG, bytearray(PNG), io.BytesIO(PNG), red_file, PNG_TEXT):
         with pytest.raises(InputError, match="larger than"):
             read_picture(image)
@@ -315,7 +315,7 @@ def test_encoded_images_are_bounded(monkeypatch: pytest.MonkeyPatch, red_file: P
 @pytest.mark.skipif(sys.platform == "win32", reason="sparse files")
 def test_a_file_above_the_bound(tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(pictures.MAX_ENCODED_BYTES + 1)
+        file.truncate(sources.MAX_ENCODED_BYTES + 1)
     with pytest.raises(InputError, match=r"huge.png is larger than the 100 MiB"):
         read_picture(tmp_path / "huge.png")
 
@@ -333,10 +333,13 @@ def test_a_file_above_the_bound(tmp_path: Path) -> None:
         (encoded(photo(), "JPEG2000")[:200], "cannot be decoded"),
         (b"GIF89a\1", "cannot be decoded"),
         (b"\0\0\1\0", "cannot be decoded"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a kind read here"),
-        (b"%PDF-1.4", "no image of a kind read here"),
-        (bytes(1000), "no image of a kind read here"),
-        (b"Dear reader,", "no image of a kind read here .*save it as PNG or JPEG"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not an image in a supported format",
+        ),
+        (b"%PDF-1.4", "not an image in a supported format"),
+        (bytes(1000), "not an image in a supported format"),
+        (b"Dear reader,", "not an image in a supported format .*save it as PNG or JPEG"),
         (handmade_png(0, 5, 8, 2, b""), "no pixels|cannot be decoded"),
     ],
 )
@@ -455,29 +458,32 @@ def palette(colours: list[tuple[int, ...]], mode: str = "RGB", **info: Any) -> I
     return with_info(image, **info)
 
 
-def one(mode: str, colour: Any) -> Image.Image:
+def single_pixel(mode: str, colour: Any) -> Image.Image:
     return Image.new(mode, (1, 1), colour)
 
 
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (one("RGB", (1, 2, 3)), [(1, 2, 3)]),
-        (one("L", 7), grey(7)),
-        (one("1", 1), [WHITE]),
-        (one("1", 0), [BLACK]),
-        (one("RGBX", (1, 2, 3, 0)), [(1, 2, 3)]),
-        (one("RGBA", (1, 2, 3, 0)), [WHITE]),
-        (one("RGBA", (1, 2, 3, 255)), [(1, 2, 3)]),
-        (one("RGBA", (255, 0, 0, 51)), [(255, 204, 204)]),  # a fifth red, four fifths white
-        (one("RGBa", (51, 0, 0, 51)), [(255, 204, 204)]),
-        (one("LA", (0, 51)), grey(204)),
-        (one("La", (0, 51)), grey(204)),
-        (one("CMYK", (0, 0, 0, 0)), [WHITE]),
-        (one("CMYK", (0, 255, 255, 0)), [RED]),
-        (one("YCbCr", (255, 128, 128)), [WHITE]),
-        (one("HSV", (0, 255, 255)), [RED]),
-        (one("HSV", (85, 255, 255)), [GREEN]),
+        (single_pixel("RGB", (1, 2, 3)), [(1, 2, 3)]),
+        (single_pixel("L", 7), grey(7)),
+        (single_pixel("1", 1), [WHITE]),
+        (single_pixel("1", 0), [BLACK]),
+        (single_pixel("RGBX", (1, 2, 3, 0)), [(1, 2, 3)]),
+        (single_pixel("RGBA", (1, 2, 3, 0)), [WHITE]),
+        (single_pixel("RGBA", (1, 2, 3, 255)), [(1, 2, 3)]),
+        (
+            single_pixel("RGBA", (255, 0, 0, 51)),
+            [(255, 204, 204)],
+        ),  # a fifth red, four fifths white
+        (single_pixel("RGBa", (51, 0, 0, 51)), [(255, 204, 204)]),
+        (single_pixel("LA", (0, 51)), grey(204)),
+        (single_pixel("La", (0, 51)), grey(204)),
+        (single_pixel("CMYK", (0, 0, 0, 0)), [WHITE]),
+        (single_pixel("CMYK", (0, 255, 255, 0)), [RED]),
+        (single_pixel("YCbCr", (255, 128, 128)), [WHITE]),
+        (single_pixel("HSV", (0, 255, 255)), [RED]),
+        (single_pixel("HSV", (85, 255, 255)), [GREEN]),
         (deep("I;16", [0, 128, 129, 257 * 7, 65535]), grey(0, 0, 1, 7, 255)),
         (deep("I;16L", [0, 65535]), grey(0, 255)),
         (deep("I;16B", [0, 257 * 7, 65535]), grey(0, 7, 255)),
@@ -487,15 +493,15 @@ def one(mode: str, colour: Any) -> Image.Image:
         (deep("F", [0, 0.5, 1]), grey(0, 128, 255)),
         (deep("F", [0, 0.4, 99.6, 255]), grey(0, 0, 100, 255)),
         (deep("F", [0, 257, 65535]), grey(0, 1, 255)),
-        (with_info(one("L", 7), transparency=7), [WHITE]),
-        (with_info(one("L", 7), transparency=8), grey(7)),
-        (with_info(one("RGB", (1, 2, 3)), transparency=(1, 2, 3)), [WHITE]),
+        (with_info(single_pixel("L", 7), transparency=7), [WHITE]),
+        (with_info(single_pixel("L", 7), transparency=8), grey(7)),
+        (with_info(single_pixel("RGB", (1, 2, 3)), transparency=(1, 2, 3)), [WHITE]),
         (with_info(deep("I;16", [300, 0]), transparency=300), [WHITE, BLACK]),
         (palette([RED, GREEN]), [RED, GREEN]),
         (palette([RED, GREEN], transparency=1), [RED, WHITE]),
         (palette([RED, GREEN], transparency=b"\x00\xff"), [WHITE, GREEN]),
         (palette([(*RED, 51), (*GREEN, 255)], "RGBA"), [(255, 204, 204), GREEN]),
-        (one("PA", (0, 0)), [WHITE]),
+        (single_pixel("PA", (0, 0)), [WHITE]),
     ],
 )
 def test_modes(image: Image.Image, expected: list[tuple[int, ...]]) -> None:

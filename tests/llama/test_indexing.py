@@ -34,13 +34,13 @@ COLLECTION = "notes"
 
 @pytest.fixture(scope="module")
 def embedder(xlmr: Path) -> BGE_M3_Embedder:
-    """Takes 512 tokens a text at most."""
+    """Takes texts of up to 512 tokens."""
     return BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def short_embedder(bert: Path) -> BGE_M3_Embedder:
-    """Takes 256 tokens a text at most."""
+    """Takes texts of up to 256 tokens."""
     return BGE_M3_Embedder(bert, precision="fp32", device="cpu")
 
 
@@ -73,7 +73,7 @@ class Library:
         return self.client.count(COLLECTION).count
 
     def chunks(self) -> Counter[tuple[str, str]]:
-        """(file, text) of every point, counted."""
+        """Count the points by file and text."""
         points = self.points()
         nodes = self.store.parse_to_query_result(points).nodes or []
         assert len(nodes) == len(points)
@@ -97,13 +97,13 @@ def library(tmp_path: Path, embedder: BGE_M3_Embedder) -> Library:
 
 
 def prose(sentences: int, topic: str = "fox") -> str:
-    """Distinct sentences of about 25 tokens."""
+    """Return distinct sentences of about 25 tokens."""
     notes = [f"Note {i} says that the quick brown {topic} jumps over it." for i in range(sentences)]
     return " ".join(notes)
 
 
 def pdf(*pages: str) -> bytes:
-    """A PDF of one line a page."""
+    """Return a PDF with one line on each page."""
     first = 4  # after catalogue, page tree and font: a page and its content in turn
     kids = " ".join(f"{first + 2 * i} 0 R" for i in range(len(pages)))
     objects = [
@@ -130,7 +130,7 @@ def pdf(*pages: str) -> bytes:
 
 
 def is_idle(report: IndexReport) -> bool:
-    """Whether a run changed nothing."""
+    """Tell whether a run changed nothing."""
     return not (report.indexed or report.removed or report.chunks_added or report.chunks_removed)
 
 
@@ -756,7 +756,7 @@ class TestInterruptedRuns:
 
 
 def _kill_at_delete(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that dies as it begins to drop chunks."""
+    """Let a run die as it begins to remove chunks."""
 
     def killed(*args: Any, **options: Any) -> None:
         raise Killed

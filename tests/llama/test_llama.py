@@ -71,7 +71,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Failed to obtain server version"
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """A second one gains such a small model nothing, and costs much on a busy machine."""
+    """Use one thread. A second does not speed up a model this small, and slows a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -116,7 +116,7 @@ def sparse_of(oracle: BGE_M3_Embedder, texts: Sequence[str]) -> list[dict[int, f
 
 
 def close_to(vectors: Any) -> Any:
-    """Up to rounding: a text's last digits depend on what it was batched with."""
+    """Compare up to rounding. A text's last digits depend on what it was batched with."""
     return pytest.approx(vectors, abs=1e-5)
 
 
@@ -223,9 +223,9 @@ class TestSparseEmbedding:
 
 
 class Hold:
-    """A place where a worker thread waits until the event loop lets it go.
+    """A place where a worker thread waits until the event loop releases it.
 
-    Were the loop itself held, it could not, and the wait would end without having been released.
+    A blocked event loop could not release it, and the wait would time out instead.
     """
 
     def __init__(self) -> None:
@@ -456,7 +456,7 @@ def weights_of(point: models.Record) -> dict[int, float]:
 
 
 def collection_info(config: UnifiedEmbeddingConfig) -> Any:
-    """What a server says of a collection of ours, as JSON."""
+    """Return what a server reports about a collection of ours, as JSON."""
     client = QdrantClient(":memory:")
     config.vector_store("docs", client=client)
     return client.get_collection("docs").model_dump(mode="json")
@@ -513,7 +513,7 @@ class TestWhereTheStoreLies:
         info = collection_info(config)
 
         class Server(BaseHTTPRequestHandler):
-            """As much of Qdrant's REST interface as making a collection takes."""
+            """The part of Qdrant's REST interface that creating a collection needs."""
 
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
@@ -627,7 +627,7 @@ class TestWhereTheStoreLies:
 
 
 class Rows:
-    """How often each token sequence went through the model."""
+    """Counts how often each token sequence goes through the model."""
 
     def __init__(self, embedder: BGE_M3_Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         _, engine = embedder._load()

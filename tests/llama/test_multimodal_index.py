@@ -319,7 +319,7 @@ class TestRetriever:
         assert {type(scored.node).__name__ for scored in found} == {"TextNode", "ImageNode"}
 
     def test_scores_are_rrfs(self, stores: Stores) -> None:
-        """Each node's score by hand from the two lists' ranks."""
+        """Compute each node's score by hand from its ranks in both lists."""
         question = "The quick brown fox jumps"
         texts = numbers(stores.config.retriever(stores.texts).retrieve(question))
         query = stores.config.clip.encode_texts([question])[0]
@@ -346,13 +346,13 @@ class TestRetriever:
         bundle = QueryBundle("The quick brown fox jumps", image_path=encoded)
         found = stores.retriever().retrieve(bundle)
         assert sorted(numbers(found)) == [1, 2, 5, 6, 7]
-        assert found[0].score > 1 / 61  # some image stands in three lists
+        assert found[0].score > 1 / 61  # some image is in three rankings
 
     def test_modalities_can_be_left_out(self, stores: Stores) -> None:
         assert sorted(numbers(stores.retriever(weights=(1, 0)).retrieve("fox"))) == [1, 2, 7]
         assert sorted(numbers(stores.retriever(weights=(0, 1)).retrieve("fox"))) == [5, 6, 7]
         seen = stores.config.clip.stats().images
-        bundle = QueryBundle("", image_path="missing.png")  # not even looked at
+        bundle = QueryBundle("", image_path="missing.png")  # is not even read
         assert stores.retriever(weights=(1, 0)).retrieve(bundle) == []
         assert stores.config.clip.stats().images == seen
 
@@ -394,7 +394,7 @@ class TestRetriever:
         with pytest.raises(InputError, match="text must be a str"):
             stores.retriever().retrieve(QueryBundle(None))  # type: ignore[arg-type]
         with pytest.raises(
-            InputError, match=r"the question's image: 'missing\.png' is no such file"
+            InputError, match=r"the question's image: 'missing\.png' is neither an existing file"
         ):
             stores.retriever().retrieve(QueryBundle("", image_path="missing.png"))
 
@@ -503,7 +503,7 @@ class TestEmbedding:
         assert again.clip.model_name == str(clip)
 
     def test_the_event_loop_goes_on(self, config: UnifiedEmbeddingConfig) -> None:
-        """While images are embedded, a coroutine beside them runs."""
+        """Another coroutine runs while images are embedded."""
         images = [noise(500, 500, seed) for seed in range(24)]
 
         async def run() -> int:

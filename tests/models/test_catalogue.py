@@ -606,7 +606,7 @@ class TestLlamaIndex:
         scores = config.embedder.encode_documents(TEXTS).dense @ query
         assert [n.text for n in found] == [TEXTS[i] for i in np.argsort(-scores)]
         assert found[0].score == pytest.approx(scores.max(), abs=1e-5)
-        with pytest.raises(InputError, match="set a sparse_model beside it"):
+        with pytest.raises(InputError, match="set a sparse_model for it"):
             config.retriever(store, mode="hybrid")
         with pytest.raises(InputError, match="no colbert ones"):
             config.retriever(store, rerank="colbert")

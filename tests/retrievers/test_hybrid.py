@@ -49,7 +49,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 import checkpoints
-from unified_embeddings.embedders import bge_m3 as embedder_module
+from unified_embeddings.embedders import lazy
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.errors import (
     FingerprintMismatchError,
@@ -59,6 +59,7 @@ from unified_embeddings.errors import (
 )
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "band", "plays", "documents;",
          "ranking", "orders", "fusion", "merges", "two", "rankings", "into", "finds"]  # fmt: skip
@@ -94,7 +95,7 @@ sync_and_async = pytest.mark.parametrize("is_async", [False, True], ids=["sync",
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """A second one gains such a small model nothing, and costs much on a busy machine."""
+    """Use one thread. A second does not speed up a model this small, and slows a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -118,7 +119,7 @@ def embedder(folder: Path) -> BGE_M3_Embedder:
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> BGE_M3_Embedder:
-    """An embedder of the same dimension with other weights."""
+    """An embedder of the same dimension, but with other weights."""
     folder = checkpoints.xlm_roberta(tmp_path_factory.mktemp("model") / "two", seed=1)
     return BGE_M3_Embedder(folder, precision="fp32", device="cpu")
 
@@ -137,8 +138,8 @@ def store(embedder: BGE_M3_Embedder, client: QdrantClient) -> QdrantVectorStore:
 
 
 def assert_same(nodes: Sequence[NodeWithScore], others: Sequence[NodeWithScore]) -> None:
-    """The same nodes in the same order; local Qdrant's cosines vary in the seventh digit."""
-    assert [one for one, _ in shown(nodes)] == [one for one, _ in shown(others)]
+    """Assert the same nodes in the same order. Local Qdrant's cosines vary in the seventh digit."""
+    assert [found_id for found_id, _ in shown(nodes)] == [found_id for found_id, _ in shown(others)]
     assert [s for _, s in shown(nodes)] == pytest.approx([s for _, s in shown(others)], abs=1e-6)
 
 
@@ -148,13 +149,13 @@ def node_id(number: int) -> str:
 
 def filled(
     embedder: BGE_M3_Embedder,
-    client: QdrantClient,
+    client: QdrantClient | EdgeQdrantClient,
     texts: Sequence[str],
     *,
     metadata: Sequence[dict[str, Any]] | None = None,
     name: str = "docs",
 ) -> QdrantVectorStore:
-    """A store of ours that holds the texts; metadata is stored, not embedded."""
+    """Return a store of ours that holds the texts. Their metadata is stored, but not embedded."""
     store = build_vector_store(embedder, name, client=client)
     store.add(embedded(embedder, texts, metadata))
     return store
@@ -184,7 +185,7 @@ def embedded(
 def stock_store(
     embedder: BGE_M3_Embedder, name: str, client: Any = None, **options: Any
 ) -> QdrantVectorStore:
-    """LlamaIndex's class with this embedder's sparse vectors, not built by us."""
+    """Return LlamaIndex's own store with this embedder's sparse vectors."""
 
     def sparse(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         vectors = embedder.encode_documents(texts, dense=False).sparse
@@ -213,7 +214,7 @@ def shown(nodes: Sequence[NodeWithScore]) -> list[tuple[str, float]]:
 def dense_scores(
     embedder: BGE_M3_Embedder, texts: Sequence[str], query: np.ndarray | str
 ) -> dict[str, float]:
-    """Cosine of the query with each text."""
+    """Return the cosine of the query with each text."""
     documents = embedder.encode_documents(texts, sparse=False).dense
     if isinstance(query, str):
         rows = embedder.encode_query(query, sparse=False).dense
@@ -226,7 +227,7 @@ def dense_scores(
 
 
 def sparse_scores(embedder: BGE_M3_Embedder, texts: Sequence[str], query: str) -> dict[str, float]:
-    """Sum of products over common tokens; texts without a common token are left out."""
+    """Return the dot products over common tokens, without texts that share no token."""
     documents = embedder.encode_documents(texts, dense=False).sparse
     (weights,) = embedder.encode_query(query, dense=False).sparse or []
     scores: dict[str, float] = {}
@@ -238,17 +239,17 @@ def sparse_scores(embedder: BGE_M3_Embedder, texts: Sequence[str], query: str) -
 
 
 def ranked(scores: dict[str, float], limit: int) -> list[str]:
-    return sorted(scores, key=lambda one: -scores[one])[:limit]
+    return sorted(scores, key=lambda item: -scores[item])[:limit]
 
 
 def has_ties(scores: dict[str, float]) -> bool:
-    """Whether two scores are so close that single precision may swap them."""
+    """Tell whether two scores are so close that single precision may swap them."""
     values = sorted(scores.values())
     return any(b - a < 1e-5 for a, b in itertools.pairwise(values))
 
 
 def is_clear(embedder: BGE_M3_Embedder, texts: Sequence[str], query: str) -> bool:
-    """Whether both rankings are the same however scores are rounded."""
+    """Tell whether both rankings are the same however scores are rounded."""
     return not has_ties(dense_scores(embedder, texts, query)) and not has_ties(
         sparse_scores(embedder, texts, query)
     )
@@ -262,10 +263,10 @@ def fused(
     k: int = 60,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, float]:
-    """The ADR's formula: Σ weight / (k + rank + 1), rank from 0."""
+    """Return the scores of ADR 4: Σ weight / (k + rank + 1), rank from 0."""
     scores: dict[str, float] = {}
-    for one, weight in zip((dense, sparse), weights, strict=True):
-        for rank, item in enumerate(ranked(one, candidates)):
+    for ranking_scores, weight in zip((dense, sparse), weights, strict=True):
+        for rank, item in enumerate(ranked(ranking_scores, candidates)):
             if weight:
                 scores[item] = scores.get(item, 0.0) + weight / (k + rank + 1)
     return scores
@@ -274,12 +275,14 @@ def fused(
 def assert_best(
     nodes: Sequence[NodeWithScore], expected: dict[str, float], top_k: int, tolerance: float = 1e-6
 ) -> None:
-    """The nodes are a top_k of `expected`, best first; equally scored ones in any order."""
+    """Assert that the nodes are the best of `expected`, best first, ties in any order."""
     got = shown(nodes)
     best = sorted(expected.values(), reverse=True)[:top_k]
     assert [score for _, score in got] == pytest.approx(best, abs=tolerance, rel=0)
-    assert len({one for one, _ in got}) == len(got)
-    assert dict(got) == pytest.approx({one: expected[one] for one, _ in got}, abs=tolerance, rel=0)
+    assert len({found_id for found_id, _ in got}) == len(got)
+    assert dict(got) == pytest.approx(
+        {found_id: expected[found_id] for found_id, _ in got}, abs=tolerance, rel=0
+    )
 
 
 texts_from_pool = st.lists(st.sampled_from(POOL), min_size=1, max_size=12, unique=True)
@@ -324,7 +327,7 @@ class TestScoresByHand:
         store = filled(embedder, client, ["quick brown fox", "two rankings"])
         nodes = UnifiedHybridRetriever(store, embedder, **options).retrieve("quick brown fox")
         expected = [(node_id(0), top)] + ([] if second is None else [(node_id(1), second)])
-        assert [one for one, _ in shown(nodes)] == [one for one, _ in expected]
+        assert [found_id for found_id, _ in shown(nodes)] == [found_id for found_id, _ in expected]
         assert [score for _, score in shown(nodes)] == pytest.approx(
             [score for _, score in expected], abs=1e-6, rel=0
         )
@@ -342,7 +345,7 @@ class TestScoresByHand:
     ) -> None:
         store = filled(embedder, client, ["quick fox", "quick fox", "two rankings"])
         nodes = UnifiedHybridRetriever(store, embedder, weights=weights).retrieve("quick fox")
-        assert {one for one, _ in shown(nodes)[:2]} == {node_id(0), node_id(1)}
+        assert {found_id for found_id, _ in shown(nodes)[:2]} == {node_id(0), node_id(1)}
         total = sum(score for _, score in shown(nodes)[:2])
         assert total == pytest.approx(sum(weights) * (1 / 61 + 1 / 62), abs=1e-6)
         assert shown(nodes)[2] == (node_id(2), pytest.approx(weights[0] / 63, abs=1e-6))
@@ -467,7 +470,7 @@ class TestScoresByBruteForce:
 
 
 def late_interaction(embedder: BGE_M3_Embedder, query: str, text: str) -> float:
-    """Mean over the query's rows of the best dot product, row by row."""
+    """Return the mean, over the query's rows, of the best dot product with a row of the text."""
     (question,) = (
         embedder.encode_query(query, dense=False, sparse=False, colbert=True).colbert or []
     )
@@ -603,12 +606,11 @@ class TestCost:
         is_async: bool,
     ) -> None:
         retriever = UnifiedHybridRetriever(store, embedder, **options)
-        method = "query_batch_points" if "weights" in options else "query_points"
         calls.clear()
         assert await answer(retriever, QUERY, is_async=is_async)
-        assert calls == {method: 1}
+        assert calls == {"query_batch_points": 1}
         assert await answer(retriever, "lazy dog", is_async=is_async)
-        assert calls == {method: 2}
+        assert calls == {"query_batch_points": 2}
 
     @sync_and_async
     async def test_a_query_with_filters_is_one_call_too(
@@ -622,7 +624,7 @@ class TestCost:
         retriever = UnifiedHybridRetriever(store, embedder, filters=filters)
         calls.clear()
         assert await answer(retriever, QUERY, is_async=is_async) == []
-        assert calls == {"query_points": 1}
+        assert calls == {"query_batch_points": 1}
 
     @sync_and_async
     async def test_a_collection_not_there_at_first_is_looked_at_once(
@@ -637,7 +639,7 @@ class TestCost:
         calls.clear()
         for _ in range(3):
             await answer(retriever, QUERY, is_async=is_async)
-        assert calls == {"get_collection": 1, "query_points": 3}
+        assert calls == {"get_collection": 1, "query_batch_points": 3}
 
     @pytest.mark.parametrize(
         "options",
@@ -677,6 +679,25 @@ class TestCost:
         embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
         UnifiedHybridRetriever(build_vector_store(embedder, "docs", client=client), embedder)
         assert embedder.stats().forwards == 0
+
+
+class TestEmbeddedStore:
+    @ways
+    @sync_and_async
+    async def test_it_answers_as_local_mode_does(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        tmp_path: Path,
+        options: dict[str, Any],
+        is_async: bool,
+    ) -> None:
+        expected = UnifiedHybridRetriever(store, embedder, **options).retrieve(QUERY)
+        with EdgeQdrantClient(tmp_path / "store") as client:
+            embedded_store = filled(embedder, client, CORPUS)
+            retriever = UnifiedHybridRetriever(embedded_store, embedder, **options)
+            nodes = await answer(retriever, QUERY, is_async=is_async)
+        assert_best(nodes, dict(shown(expected)), len(expected), tolerance=1e-5)
 
 
 # --- which collections are accepted -----------------------------------------------------------
@@ -902,7 +923,7 @@ FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
     "EQ str": (every(where("lang", Op.EQ, "en")), {0, 1}),
     "EQ int": (every(where("year", Op.EQ, 2021)), {2, 3}),
     "EQ float": (every(where("rating", Op.EQ, 4.5)), {0, 3}),
-    # MetadataFilter itself refuses a bool; who builds one without validation gets what they ask.
+    # MetadataFilter itself rejects a bool. One built without validation is translated as it is.
     "EQ bool": (
         every(MetadataFilter.model_construct(key="draft", operator=Op.EQ, value=True)),
         {1, 3},
@@ -975,7 +996,7 @@ class TestFilters:
     ) -> None:
         retriever = UnifiedHybridRetriever(library, embedder, filters=filters, **options)
         nodes = retriever.retrieve("fox")
-        assert {one for one, _ in shown(nodes)} == {node_id(i) for i in expected}
+        assert {found_id for found_id, _ in shown(nodes)} == {node_id(i) for i in expected}
 
     def test_ranks_count_within_what_matches(
         self, library: QdrantVectorStore, embedder: BGE_M3_Embedder
@@ -1004,7 +1025,7 @@ class TestFilters:
             every(where("year", Op.EQ, None)),
             every(where("year", Op.NE, 20.5)),
             every(where("title", Op.TEXT_MATCH, 3)),
-            # Without a bound Qdrant would take the condition for "is any number".
+            # Without a bound, Qdrant would read the condition as "is any number".
             every(where("year", Op.GT, None)),
             every(where("year", Op.GTE, None)),
             every(where("year", Op.LT, None)),
@@ -1098,7 +1119,7 @@ class TestInvalidQueries:
     async def test_none_itself_is_a_value_error(
         self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, is_async: bool
     ) -> None:
-        # LlamaIndex's own event refuses it before the retriever sees it; also a ValueError.
+        # LlamaIndex's own event rejects it before the retriever sees it, also with a ValueError.
         with pytest.raises(ValueError, match="QueryBundle"):
             await answer(UnifiedHybridRetriever(store, embedder), None, is_async=is_async)
 
@@ -1228,9 +1249,9 @@ class TestQueryBundles:
 
 
 class Hold:
-    """A place where a worker thread waits until the event loop lets it go.
+    """A place where a worker thread waits until the event loop releases it.
 
-    Were the loop itself held, it could not, and the wait would end without having been released.
+    A blocked event loop could not release it, and the wait would time out instead.
     """
 
     def __init__(self) -> None:
@@ -1285,7 +1306,7 @@ class TestConcurrency:
             in_tasks = await asyncio.gather(*(retriever.aretrieve(query) for query in queries))
             from_threads = await asyncio.gather(*map(asyncio.wrap_future, in_threads))
             writing.result()
-        # Vectors of one text differ by rounding with what it was batched with.
+        # A text's vectors differ by rounding, depending on what it was batched with.
         for answers in (in_tasks, from_threads):
             for got, wanted in zip(answers, expected, strict=True):
                 assert_best(got, dict(wanted), len(wanted), tolerance=1e-5)
@@ -1322,22 +1343,18 @@ class TestConcurrency:
         assert await task
         assert hold.was_released
 
-    @pytest.mark.parametrize(
-        ("options", "method"),
-        [({}, "query_points"), ({"weights": (2.0, 1.0)}, "query_batch_points")],
-    )
+    @pytest.mark.parametrize("options", [{}, {"weights": (2.0, 1.0)}], ids=["equal", "weighted"])
     async def test_the_event_loop_runs_while_a_local_qdrant_searches(
         self,
         store: QdrantVectorStore,
         embedder: BGE_M3_Embedder,
         client: QdrantClient,
         options: dict[str, Any],
-        method: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         retriever = UnifiedHybridRetriever(store, embedder, **options)
         hold = Hold()
-        monkeypatch.setattr(client, method, hold.wrap(getattr(client, method)))
+        monkeypatch.setattr(client, "query_batch_points", hold.wrap(client.query_batch_points))
         task = asyncio.create_task(retriever.aretrieve(QUERY))
         await hold.let_go(task)
         assert await task
@@ -1352,7 +1369,7 @@ class TestConcurrency:
         retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
         filled(known, client, CORPUS)
         hold = Hold()
-        monkeypatch.setattr(embedder_module, "resolve", hold.wrap(embedder_module.resolve))
+        monkeypatch.setattr(lazy, "resolve", hold.wrap(lazy.resolve))
         task = asyncio.create_task(retriever.aretrieve(QUERY))
         await hold.let_go(task)
         assert await task
@@ -1458,7 +1475,7 @@ FAILURES: list[Exception] = [
     RuntimeError("closed"),
     _Broken(),
 ]
-failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda one: type(one).__name__)
+failures = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -1483,12 +1500,11 @@ class TestStoreFailures:
         is_async: bool,
     ) -> None:
         retriever = UnifiedHybridRetriever(store, embedder, **options)
-        method = "query_batch_points" if "weights" in options else "query_points"
-        monkeypatch.setattr(client, method, failing(failure))
+        monkeypatch.setattr(client, "query_batch_points", failing(failure))
         with pytest.raises(StoreError, match="docs") as caught:
             await answer(retriever, QUERY, is_async=is_async)
         assert caught.value.collection == "docs"
-        assert caught.value.operation == method
+        assert caught.value.operation == "query_batch_points"
         # asyncio copies a TimeoutError on its way out of a thread.
         assert type(caught.value.__cause__) is type(failure)
         assert str(failure) in str(caught.value)
@@ -1519,7 +1535,7 @@ class TestStoreFailures:
         retriever = UnifiedHybridRetriever(store, embedder)
         before = await answer(retriever, QUERY, is_async=is_async)
         with monkeypatch.context() as broken:
-            broken.setattr(client, "query_points", failing(ConnectionError("gone")))
+            broken.setattr(client, "query_batch_points", failing(ConnectionError("gone")))
             with pytest.raises(StoreError):
                 await answer(retriever, QUERY, is_async=is_async)
         assert_same(await answer(retriever, QUERY, is_async=is_async), before)

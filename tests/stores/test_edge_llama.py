@@ -1,4 +1,4 @@
-"""LlamaIndex's own QdrantVectorStore over the embedded store, which neither was written for."""
+"""LlamaIndex's QdrantVectorStore over the embedded store. Neither was written for the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dense(text: str) -> list[float]:
 
 
 def sparse(texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-    """Each known word by its number, weight its count."""
+    """Return each known word's number, weighted by its count."""
     rows = [
         {number: text.split().count(word) for number, word in enumerate(WORDS)} for text in texts
     ]
@@ -77,7 +77,7 @@ KEYS |= {"text_match": "note", "text_match_insensitive": "note"}
 
 
 class Caller:
-    """The store's methods, sync or as coroutines, under one name each."""
+    """The store's methods, sync or async, under the same names."""
 
     def __init__(self, client: EdgeQdrantClient, *, asynchronous: bool) -> None:
         self.asynchronous = asynchronous

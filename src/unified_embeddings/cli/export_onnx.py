@@ -15,23 +15,21 @@ def export_onnx(
     model: Annotated[
         str, typer.Argument(help="A choice (see models), hub id, folder or TOML file.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Where to: a new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(help="Destination: a new or empty folder.")],
     precision: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="int8 takes a quarter of the memory.")
+        Literal["fp32", "int8"], typer.Option(help="int8 needs a quarter of the memory.")
     ] = "fp32",
 ) -> None:
-    """Write a model for the engine 'onnx', which needs neither torch nor transformers.
+    """Export a model for the engine 'onnx', which needs neither torch nor transformers.
 
-    The folder is then a model of its own: --model FOLDER. Its vectors compare with the source's.
+    The folder can then be used as a model: --model FOLDER. Its vectors are comparable with the
+    source model's.
     """
-    from unified_embeddings.export.folder import export_onnx as export
+    # The exporter loads torch and onnx, so it is imported only when it is needed.
+    from unified_embeddings.export.folder import export_onnx as write_export
 
     started = time.perf_counter()
-    made = export(
-        model,
-        folder,
-        precision=precision,
-        show_progress=is_terminal(),
-    )
-    size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
-    typer.echo(f"{made}: {size / 1e6:,.0f} MB in {time.perf_counter() - started:.0f} s")
+    export_folder = write_export(model, folder, precision=precision, show_progress=is_terminal())
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in export_folder.rglob("*") if path.is_file())
+    typer.echo(f"{export_folder}: {size / 1e6:,.0f} MB in {seconds:.0f} s")

@@ -1,12 +1,17 @@
-"""A comparison as people read it: tables in the terminal and in Markdown, and a plot."""
+"""A comparison for people to read: tables in the terminal and in Markdown, and a plot.
+
+What lives here: which values are shown and how they are formatted. What does not: measuring them
+(`evaluation`).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rich import box
 from rich.table import Table
@@ -16,274 +21,341 @@ from unified_embeddings.errors import InputError, MissingExtraError
 from unified_embeddings.evaluation.agreement import TOP_IDS
 from unified_embeddings.evaluation.comparison import Comparison, Row
 
-Cells: TypeAlias = Callable[[Row], tuple[str, ...] | None]
-"""What a row shows in a table; None leaves the row out of it."""
+Cells: TypeAlias = tuple[str, ...]
+"""The texts of one line of a table, without the row's name."""
 
-_KINDS = ("dense", "sparse", "fused")
+_RANKING_KINDS = ("dense", "sparse", "fused")
+_MISSING = "-"
+"""Shown for a value that a model or the system does not give."""
+_REFERENCE_COLOUR, _CANDIDATE_COLOUR = "#2b6cb0", "#a0aec0"
 
 
 @dataclass(frozen=True)
-class _Group:
-    """A small table: narrow enough for a narrow terminal."""
+class _Section:
+    """A small table, narrow enough for a narrow terminal.
+
+    Attributes:
+        title: Shown above the table.
+        headings: One per column, without the column of names.
+        cells_of: Returns the cells of a row; None leaves the row out of this table.
+    """
 
     title: str
     headings: tuple[str, ...]
-    cells: Cells
+    cells_of: Callable[[Row], Cells | None]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One bar chart.
+
+    Attributes:
+        title: Shown above the chart.
+        values: One per row of the comparison.
+        spread: How far the error bars reach below and above each value; None for no error bars.
+    """
+
+    title: str
+    values: list[float]
+    spread: tuple[list[float], list[float]] | None = None
 
 
 def print_tables(comparison: Comparison) -> None:
-    """Print the tables on standard output."""
-    shared.out.print(_heading(comparison), markup=False, highlight=False)
-    for group, rows in _filled(comparison):
+    """Print the tables to standard output."""
+    # Names come from the user and may contain rich's markup, which must not be interpreted.
+    shared.out.print(_headline(comparison), markup=False, highlight=False)
+    for section, lines in _filled_sections(comparison):
         shared.out.print()
         table = Table(
-            title=group.title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_edge=False
+            title=section.title,
+            title_justify="left",
+            box=box.SIMPLE,
+            pad_edge=False,
+            show_edge=False,
         )
         table.add_column("", overflow="fold")
-        for heading in group.headings:
+        for heading in section.headings:
             table.add_column(heading, justify="right", overflow="fold")
-        for cells in rows:
+        for cells in lines:
             table.add_row(*map(shared.printable, cells))
         shared.out.print(table, markup=False)
-    notes = [*_notes(comparison)]
+    notes = list(_notes(comparison))
     if notes:
         shared.out.print()
     for note in notes:
         shared.out.print(shared.printable(note), markup=False, highlight=False)
 
 
-def require_folder(folder: Path) -> None:
-    """Make the folder that `write` writes into, and see that the plot can be drawn.
+def prepare_folder(folder: Path) -> None:
+    """Create the folder that `write_report` writes into, and check that the plot can be drawn.
 
     Raises:
-        InputError: If there is no such folder and none can be made.
+        InputError: If the folder does not exist and cannot be created.
         MissingExtraError: If matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401 — only whether it is there
+        import matplotlib  # noqa: F401 — only to see whether it is installed
     except ImportError as error:
         raise MissingExtraError("matplotlib, which draws the plot,", extra="plot") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made a folder: {error}; name another") from error
+        raise InputError(f"the folder {folder} cannot be created: {error}; name another") from error
 
 
-def write(comparison: Comparison, folder: Path) -> None:
+def write_report(comparison: Comparison, folder: Path) -> None:
     """Write comparison.json, comparison.md and comparison.png.
 
     Raises:
-        InputError: If one cannot be written.
+        InputError: If one of them cannot be written.
     """
     content = json.dumps(asdict(comparison), indent=1, ensure_ascii=False) + "\n"
     try:
         (folder / "comparison.json").write_text(content, "utf-8")
-        (folder / "comparison.md").write_text(_markdown(comparison), "utf-8")
-        _plot(comparison, folder / "comparison.png")
+        (folder / "comparison.md").write_text(_markdown_page(comparison), "utf-8")
+        _draw_plot(comparison, folder / "comparison.png")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}; name another") from error
+        raise InputError(f"{folder} cannot be written to: {error}; name another") from error
 
 
-def _heading(comparison: Comparison) -> str:
+def _headline(comparison: Comparison) -> str:
     corpus, machine = comparison.corpus, comparison.machine
     return (
-        f"{comparison.model} on {corpus['name']} ({corpus['documents']} documents, "
-        f"{corpus['queries']} queries); {machine['processor']}, {machine['cores']} cores"
+        f"{comparison.model} on {corpus.name} ({corpus.documents} documents, "
+        f"{corpus.queries} queries); {machine['processor']}, {machine['cores']} cores"
     )
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
-    if not comparison.corpus["judged"]:
+    if not comparison.corpus.judged:
         yield "nDCG@10 needs --data, a folder with relevance judgements."
     for row in comparison.rows:
         if row.problem is not None:
             yield f"{row.name} was not measured: {row.problem}"
         elif row.agreement is None:
-            yield f"{row.name} is another model: its vectors do not compare with the reference's."
+            yield (
+                f"{row.name} is a different model: its vectors are not comparable with the "
+                "reference's."
+            )
 
 
-def _filled(comparison: Comparison) -> Iterator[tuple[_Group, list[tuple[str, ...]]]]:
-    """Each table that has anything in it, and its lines."""
-    for group in _groups(comparison.rows[0]):
-        rows = [
-            (row.name, *cells)
-            for row in comparison.rows
-            if row.problem is None and (cells := group.cells(row)) is not None
-        ]
-        if rows:
-            yield group, rows
+# --- tables -------------------------------------------------------------------------------------
 
 
-def _groups(reference: Row) -> tuple[_Group, ...]:
+def _filled_sections(comparison: Comparison) -> Iterator[tuple[_Section, list[Cells]]]:
+    """Yield each table that is not empty, with its lines: the row's name, then its cells."""
+    for section in _sections(comparison.rows[0]):
+        lines: list[Cells] = []
+        for row in comparison.rows:
+            cells = section.cells_of(row)
+            if row.problem is None and cells is not None:
+                lines.append((row.name, *cells))
+        if lines:
+            yield section, lines
+
+
+def _sections(reference: Row) -> tuple[_Section, ...]:
+    top_same, top_common = f"top {TOP_IDS} same", f"top {TOP_IDS} common"
     return (
-        _Group("Memory", ("files MB", "resident MB", "peak MB"), _memory),
-        _Group("Loading and one query", ("load s", "query ms p50", "p99"), _latency),
-        _Group("Documents, tokens/s", ("median", "min", "max"), _throughput),
-        _Group("Dense: cosine", ("min", "mean", "p5"), _dense),
-        _Group(
-            "Sparse: ids in common",
-            ("Jaccard", f"top {TOP_IDS} same", f"top {TOP_IDS} common"),
-            _sparse,
+        _Section("Memory", ("files MB", "resident MB", "peak MB"), _memory_cells),
+        _Section("Loading and one query", ("load s", "query ms p50", "p99"), _latency_cells),
+        _Section("Documents, tokens/s", ("median", "min", "max"), _throughput_cells),
+        _Section("Dense: cosine", ("min", "mean", "p5"), _dense_cells),
+        _Section("Sparse: ids in common", ("Jaccard", top_same, top_common), _sparse_cells),
+        _Section("ColBERT: MaxSim difference", ("largest", "mean"), _colbert_cells),
+        _Section(
+            "Drift: alone or in a batch", ("1 - cosine", "dense", "sparse", "ColBERT"), _drift_cells
         ),
-        _Group("ColBERT: difference of MaxSim", ("largest", "mean"), _colbert),
-        _Group("Drift, alone or batched", ("1 - cosine", "dense", "sparse", "ColBERT"), _drift),
-        _Group("Ten best documents in common", _KINDS, _overlap),
-        _Group("nDCG@10", _KINDS, _ndcg),
-        _Group("nDCG@10 lost", _KINDS, _ndcg_loss),
-        _Group(
-            f"Against {reference.name}, times",
+        _Section("Top 10 documents in common", _RANKING_KINDS, _overlap_cells),
+        _Section("nDCG@10", _RANKING_KINDS, _ndcg_cells),
+        _Section("nDCG@10 loss", _RANKING_KINDS, _ndcg_loss_cells),
+        _Section(
+            f"Relative to {reference.name}",
             ("files", "resident", "query time", "tokens/s"),
-            lambda row: _ratios(reference, row),
+            partial(_ratio_cells, reference),
         ),
     )
 
 
-def _memory(row: Row) -> tuple[str, ...] | None:
+def _memory_cells(row: Row) -> Cells | None:
     if row.cost is None:
         return None
-    return tuple(map(_megabytes, (row.cost.size, row.cost.resident, row.cost.peak)))
-
-
-def _latency(row: Row) -> tuple[str, ...] | None:
-    if (cost := row.cost) is None:
-        return None
-    return tuple(f"{value:.1f}" for value in (cost.load_s, cost.query_ms_p50, cost.query_ms_p99))
-
-
-def _throughput(row: Row) -> tuple[str, ...] | None:
-    if (cost := row.cost) is None:
-        return None
-    rates = (cost.tokens_per_s, cost.tokens_per_s_min, cost.tokens_per_s_max)
-    return tuple(f"{rate:,.0f}" for rate in rates)
-
-
-def _dense(row: Row) -> tuple[str, ...] | None:
-    if row.agreement is None or (found := row.agreement.dense) is None:
-        return None
-    return tuple(f"{value:.5f}" for value in (found.cosine_min, found.cosine_mean, found.cosine_p5))
-
-
-def _sparse(row: Row) -> tuple[str, ...] | None:
-    if row.agreement is None or (found := row.agreement.sparse) is None:
-        return None
-    return f"{found.jaccard:.4f}", _percent(found.top_same), _percent(found.top_common)
-
-
-def _colbert(row: Row) -> tuple[str, ...] | None:
-    if row.agreement is None or (found := row.agreement.colbert) is None:
-        return None
-    return f"{found.maxsim_largest:.5f}", f"{found.maxsim_mean:.5f}"
-
-
-def _drift(row: Row) -> tuple[str, ...] | None:
-    if (found := row.drift) is None:
-        return None
-    return tuple(
-        "-" if value is None else f"{value:.1e}"
-        for value in (found.dense_cosine, found.dense, found.sparse, found.colbert)
+    peak_megabytes = None if row.cost.peak is None else row.cost.peak / 1e6
+    return (
+        f"{row.cost.size / 1e6:,.0f}",
+        f"{row.cost.resident / 1e6:,.0f}",
+        _format(peak_megabytes, ",.0f"),
     )
 
 
-def _overlap(row: Row) -> tuple[str, ...] | None:
-    return tuple(
-        _percent(row.retrieval[kind].overlap if kind in row.retrieval else None) for kind in _KINDS
+def _latency_cells(row: Row) -> Cells | None:
+    cost = row.cost
+    if cost is None:
+        return None
+    return f"{cost.load_s:.1f}", f"{cost.query_ms_p50:.1f}", f"{cost.query_ms_p99:.1f}"
+
+
+def _throughput_cells(row: Row) -> Cells | None:
+    cost = row.cost
+    if cost is None:
+        return None
+    return (
+        f"{cost.tokens_per_s:,.0f}",
+        f"{cost.tokens_per_s_min:,.0f}",
+        f"{cost.tokens_per_s_max:,.0f}",
     )
 
 
-def _ndcg(row: Row) -> tuple[str, ...] | None:
-    found = [row.retrieval[kind].ndcg if kind in row.retrieval else None for kind in _KINDS]
-    if not any(value is not None for value in found):
+def _dense_cells(row: Row) -> Cells | None:
+    if row.agreement is None or row.agreement.dense is None:
         return None
-    return tuple("-" if value is None else f"{value:.4f}" for value in found)
+    dense = row.agreement.dense
+    return f"{dense.cosine_min:.5f}", f"{dense.cosine_mean:.5f}", f"{dense.cosine_p5:.5f}"
 
 
-def _ndcg_loss(row: Row) -> tuple[str, ...] | None:
-    found = [row.retrieval[kind].ndcg_loss if kind in row.retrieval else None for kind in _KINDS]
-    if not any(value is not None for value in found):
+def _sparse_cells(row: Row) -> Cells | None:
+    if row.agreement is None or row.agreement.sparse is None:
         return None
-    return tuple(_percent(value, digits=2) for value in found)
+    sparse = row.agreement.sparse
+    return f"{sparse.jaccard:.4f}", f"{sparse.top_same:.1%}", f"{sparse.top_common:.1%}"
 
 
-def _ratios(reference: Row, row: Row) -> tuple[str, ...] | None:
-    one, other = reference.cost, row.cost
-    if one is None or other is None:
+def _colbert_cells(row: Row) -> Cells | None:
+    if row.agreement is None or row.agreement.colbert is None:
         return None
-    return tuple(
-        f"{value:.2f}"
-        for value in (
-            other.size / one.size,
-            other.resident / one.resident,
-            other.query_ms_p50 / one.query_ms_p50,
-            other.tokens_per_s / one.tokens_per_s,
-        )
+    colbert = row.agreement.colbert
+    return f"{colbert.maxsim_largest:.5f}", f"{colbert.maxsim_mean:.5f}"
+
+
+def _drift_cells(row: Row) -> Cells | None:
+    drift = row.drift
+    if drift is None:
+        return None
+    return (
+        _format(drift.dense_cosine, ".1e"),
+        _format(drift.dense, ".1e"),
+        _format(drift.sparse, ".1e"),
+        _format(drift.colbert, ".1e"),
     )
 
 
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.0f}"
+def _overlap_cells(row: Row) -> Cells | None:
+    overlaps = {kind: retrieval.overlap for kind, retrieval in row.retrieval.items()}
+    return tuple(_format(overlaps.get(kind), ".1%") for kind in _RANKING_KINDS)
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{share:.{digits}%}"
+def _ndcg_cells(row: Row) -> Cells | None:
+    ndcgs = {kind: retrieval.ndcg for kind, retrieval in row.retrieval.items()}
+    if all(ndcg is None for ndcg in ndcgs.values()):
+        return None
+    return tuple(_format(ndcgs.get(kind), ".4f") for kind in _RANKING_KINDS)
 
 
-def _markdown(comparison: Comparison) -> str:
-    lines = [f"# {_heading(comparison)}", ""]
-    for group, rows in _filled(comparison):
-        lines += [f"## {group.title}", ""]
-        lines.append(_markdown_row(("", *group.headings)))
-        lines.append(_markdown_row(("---", *("---:" for _ in group.headings))))
-        lines += [*map(_markdown_row, rows), ""]
+def _ndcg_loss_cells(row: Row) -> Cells | None:
+    losses = {kind: retrieval.ndcg_loss for kind, retrieval in row.retrieval.items()}
+    if all(loss is None for loss in losses.values()):
+        return None
+    return tuple(_format(losses.get(kind), ".2%") for kind in _RANKING_KINDS)
+
+
+def _ratio_cells(reference: Row, row: Row) -> Cells | None:
+    """Return a row's costs divided by the reference's."""
+    cost, reference_cost = row.cost, reference.cost
+    if cost is None or reference_cost is None:
+        return None
+    return (
+        f"{cost.size / reference_cost.size:.2f}",
+        f"{cost.resident / reference_cost.resident:.2f}",
+        f"{cost.query_ms_p50 / reference_cost.query_ms_p50:.2f}",
+        f"{cost.tokens_per_s / reference_cost.tokens_per_s:.2f}",
+    )
+
+
+def _format(value: float | None, format_spec: str) -> str:
+    if value is None:
+        return _MISSING
+    return format(value, format_spec)
+
+
+def _markdown_page(comparison: Comparison) -> str:
+    lines = [f"# {_headline(comparison)}", ""]
+    for section, section_lines in _filled_sections(comparison):
+        alignments = ["---:"] * len(section.headings)
+        lines += [f"## {section.title}", ""]
+        lines.append(_markdown_row(("", *section.headings)))
+        lines.append(_markdown_row(("---", *alignments)))
+        lines += map(_markdown_row, section_lines)
+        lines.append("")
     lines += [f"- {note}" for note in _notes(comparison)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown_row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(shared.printable(cell).replace("|", "\\|") for cell in cells) + " |"
+def _markdown_row(cells: Cells) -> str:
+    # An unescaped bar would start another cell.
+    escaped_cells = [shared.printable(cell).replace("|", "\\|") for cell in cells]
+    return "| " + " | ".join(escaped_cells) + " |"
 
 
-def _plot(comparison: Comparison, path: Path) -> None:
-    """Bars: memory, query time, throughput, and how well it finds."""
+# --- the plot -----------------------------------------------------------------------------------
+
+
+def _draw_plot(comparison: Comparison, path: Path) -> None:
+    """Draw bars of memory, query time, throughput and retrieval quality."""
     import matplotlib
 
+    # A backend that draws into a file and needs no display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [row for row in comparison.rows if row.cost is not None]
     names = [row.name for row in rows]
-    figure, panels = pyplot.subplots(1, 4, figsize=(15, 1.6 + 0.5 * len(rows)), sharey=True)
-    for panel, (title, values, spread) in zip(panels, _bars(rows), strict=True):
-        panel.barh(
-            names, values, xerr=spread, capsize=3, color=["#2b6cb0"] + ["#a0aec0"] * len(rows)
-        )
-        panel.set_title(title, fontsize=10)
-    panels[0].invert_yaxis()
-    figure.suptitle(_heading(comparison), fontsize=10)
+    colours = [_REFERENCE_COLOUR] + [_CANDIDATE_COLOUR] * (len(rows) - 1)
+    height = 1.6 + 0.5 * len(rows)
+    figure, axes_list = pyplot.subplots(1, 4, figsize=(15, height), sharey=True)
+    for axes, panel in zip(axes_list, _panels(rows), strict=True):
+        axes.barh(names, panel.values, xerr=panel.spread, capsize=3, color=colours)
+        axes.set_title(panel.title, fontsize=10)
+    # The reference comes first, so it belongs at the top.
+    axes_list[0].invert_yaxis()
+    figure.suptitle(_headline(comparison), fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _bars(rows: list[Row]) -> Iterator[tuple[str, list[float], Any]]:
-    """Title, values and spread (below and above, or None) of each panel."""
+def _panels(rows: list[Row]) -> Iterator[_Panel]:
+    """Yield the four charts of rows that were measured, the reference first."""
     costs = [row.cost for row in rows if row.cost is not None]
-    yield "resident memory, MB", [cost.resident / 1e6 for cost in costs], None
-    yield (
+    yield _Panel("resident memory, MB", [cost.resident / 1e6 for cost in costs])
+    below_median = [0.0] * len(costs)
+    above_median = [cost.query_ms_p99 - cost.query_ms_p50 for cost in costs]
+    yield _Panel(
         "one query, ms (p50 to p99)",
         [cost.query_ms_p50 for cost in costs],
-        [[0.0] * len(costs), [cost.query_ms_p99 - cost.query_ms_p50 for cost in costs]],
+        spread=(below_median, above_median),
     )
-    yield (
+    yield _Panel(
         "documents, tokens/s (min to max)",
         [cost.tokens_per_s for cost in costs],
-        [
+        spread=(
             [cost.tokens_per_s - cost.tokens_per_s_min for cost in costs],
             [cost.tokens_per_s_max - cost.tokens_per_s for cost in costs],
-        ],
+        ),
     )
-    kind = list(rows[0].retrieval)[-1]  # fused, if the model has both
-    found = [row.retrieval.get(kind) for row in rows]
-    if found[0] is not None and found[0].ndcg is not None:
-        yield f"nDCG@10, {kind}", [(one and one.ndcg) or 0.0 for one in found], None
-    else:
-        yield f"ten best in common, {kind}", [one.overlap if one else 0.0 for one in found], None
+    yield _retrieval_panel(rows)
+
+
+def _retrieval_panel(rows: list[Row]) -> _Panel:
+    """Return the chart of nDCG@10, or without relevance judgements of the overlap."""
+    kind = list(rows[0].retrieval)[-1]  # "fused" if the model has dense and sparse vectors.
+    is_judged = rows[0].retrieval[kind].ndcg is not None
+    values = []
+    for row in rows:
+        # A model without this kind of ranking gets an empty bar.
+        value: float | None = None
+        if kind in row.retrieval:
+            retrieval = row.retrieval[kind]
+            value = retrieval.ndcg if is_judged else retrieval.overlap
+        values.append(value or 0.0)
+    title = "nDCG@10" if is_judged else "top 10 documents in common"
+    return _Panel(f"{title}, {kind}", values)

@@ -7,13 +7,14 @@ from typing import Any
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.errors import InputError
+from unified_embeddings.types import Options
 
 PREFIX = "UNIFIED_EMBEDDINGS_"
 _QUANTIZATIONS = ("fp32", "fp16", "int8")
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-def read_options(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Options:
     """Read the options of `UnifiedEmbeddingConfig`; see its `from_env` for the variables.
 
     Args:
@@ -26,7 +27,7 @@ def read_options(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> di
     Raises:
         InputError: If a variable does not read as its option's type; it is named.
     """
-    options: dict[str, Any] = {}
+    options: Options = {}
     for variable, (option, read) in _VARIABLES.items():
         text = environ.get(PREFIX + variable, "").strip()
         if text:

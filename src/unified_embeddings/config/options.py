@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import CLIP, image_spec_for, spec_for
 from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
 
 OPENAI_CLIPS = (
@@ -70,7 +71,7 @@ class PipelineOptions:
         """Tell whether the image model is one that LlamaIndex's ClipEmbedding runs."""
         return self.image_model in OPENAI_CLIPS
 
-    def for_texts(self, cache: EmbeddingCache | None) -> dict[str, Any]:
+    def for_texts(self, cache: EmbeddingCache | None) -> Options:
         """Return the options of `make_embedder`, besides the model."""
         return {
             "sparse_model": self.sparse_model,
@@ -85,7 +86,7 @@ class PipelineOptions:
             "trust_remote_code": self.trust_remote_code,
         }
 
-    def for_images(self, cache: EmbeddingCache | None) -> dict[str, Any]:
+    def for_images(self, cache: EmbeddingCache | None) -> Options:
         """Return the options of `ClipEmbedder`, besides the model.
 
         int8 is for texts only: images then take the precision that suits the hardware.

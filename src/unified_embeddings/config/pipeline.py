@@ -330,7 +330,7 @@ class UnifiedEmbeddingConfig:
             vector_store, image_store, self.embedder, self.clip, **options
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the choices: a copy loads the model again with its first text."""
         choices = {
             field.name: getattr(self._options, field.name) for field in fields(PipelineOptions)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Role
+from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role
 from unified_embeddings.validation import require_texts
 
 SPECIAL_TOKENS = 2
@@ -83,7 +82,7 @@ class TextEmbedder(Closeable):
 
     @property
     @abstractmethod
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the options but `model_name` and `cache`, as plain values that fit into JSON."""
 
     @property

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from unified_embeddings import heads
-from unified_embeddings.embedders.tokenization import start_of
+from unified_embeddings.embedders.tokenization import cut_characters
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch_device import DTYPES, host_weights
@@ -145,7 +145,7 @@ class ClipModel:
     def embed_texts(self, texts: list[str]) -> tuple[FloatArray, int]:
         """Return the vectors of n texts, float32 (n, d), and how many of the texts were cut."""
         with self._tokenizer_lock:
-            starts = [start_of(text, self._max_length) for text in texts]
+            starts = [cut_characters(text, self._max_length) for text in texts]
             lengths = [len(ids) for ids in self._tokenizer(starts, verbose=False)["input_ids"]]
             for i, text in enumerate(texts):
                 if lengths[i] <= self._max_length and len(starts[i]) < len(text):

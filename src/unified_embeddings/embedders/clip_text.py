@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from unified_embeddings.embedders.base import SPECIAL_TOKENS, EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
-from unified_embeddings.types import Embeddings, HeadName, Role
+from unified_embeddings.types import Embeddings, HeadName, Options, Role
 
 
 class ClipTextEmbedder(TextEmbedder):
@@ -29,7 +27,7 @@ class ClipTextEmbedder(TextEmbedder):
         return (self.clip,)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the ClipEmbedder's options."""
         return self.clip.options
 
@@ -71,7 +69,7 @@ class ClipTextEmbedder(TextEmbedder):
             cache=stats.cache,
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the ClipEmbedder."""
         return ClipTextEmbedder, (self.clip,)
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import SPECIAL_TOKENS
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
-from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Role
+from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role
 from unified_embeddings.validation import require_texts, require_whole_number
 
 _WORD = re.compile(r"\w+")
@@ -82,7 +82,7 @@ class FakeEmbedder(CachedTextEmbedder):
         return ()
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the options but `model_name` and `cache`."""
         return {
             "dimension": self._dimension,
@@ -115,7 +115,7 @@ class FakeEmbedder(CachedTextEmbedder):
         (valid_text,) = require_texts([text])
         return [_word_id(word) for word in _words(valid_text)]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the options: a copy has a cache of its own."""
         return _rebuild, (self._dimension, self.heads, self._max_length, self.model_name)
 

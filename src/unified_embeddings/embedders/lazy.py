@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.engines.base import Runtime
@@ -19,9 +19,13 @@ from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.resolve import require_consent, resolve
 from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+Embedder = TypeVar("Embedder")
 
 
 class LocalModel(Protocol):
@@ -111,7 +115,7 @@ class LazyModel(Closeable):
         self,
         model: str | os.PathLike[str] | ModelSpec,
         spec: ModelSpec,
-        options: Mapping[str, Any],
+        options: Options,
     ) -> None:
         self.spec = spec
         self._options = dict(options)
@@ -128,7 +132,7 @@ class LazyModel(Closeable):
         self._closed = False
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the options but `model_name` and `cache`, as plain values that fit into JSON."""
         return {name: value for name, value in self._options.items() if name != "cache"}
 
@@ -190,7 +194,7 @@ class LazyModel(Closeable):
         if self._closed:
             raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the options: a copy loads the model again with its first input."""
         return make_again, (type(self), self.model_name, self._options)
 
@@ -218,7 +222,7 @@ def make_cache(cache: EmbeddingCache | Literal["auto"] | None) -> EmbeddingCache
     return EmbeddingCache()
 
 
-def make_again(kind: type[Any], model_name: str, options: Mapping[str, Any]) -> Any:
+def make_again(kind: Callable[..., Embedder], model_name: str, options: Options) -> Embedder:
     """Make an embedder from what its `model_name` and `options` say.
 
     Raises:

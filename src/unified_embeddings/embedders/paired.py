@@ -7,14 +7,14 @@ knowing when a choice needs two (`factory`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.errors import InputError
-from unified_embeddings.types import Embeddings, HeadName, Role
+from unified_embeddings.types import Embeddings, HeadName, Options, Role
 
 
 class PairedEmbedder(TextEmbedder):
@@ -45,7 +45,7 @@ class PairedEmbedder(TextEmbedder):
         sparse: TextEmbedder,
         *,
         model_name: str | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
     ) -> None:
         _require_head(dense, "dense")
         _require_head(sparse, "sparse")
@@ -61,7 +61,7 @@ class PairedEmbedder(TextEmbedder):
         return self.dense.models + self.sparse.models
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Return the options it was made with; empty for a pair made by hand."""
         return dict(self._options)
 
@@ -109,7 +109,7 @@ class PairedEmbedder(TextEmbedder):
         self.dense.close()
         self.sparse.close()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the two embedders, which pickle their options."""
         return _rebuild, (self.dense, self.sparse, self.model_name, self._options)
 
@@ -152,6 +152,6 @@ def _require_head(embedder: TextEmbedder, head: HeadName) -> None:
 
 
 def _rebuild(
-    dense: TextEmbedder, sparse: TextEmbedder, model_name: str, options: dict[str, Any]
+    dense: TextEmbedder, sparse: TextEmbedder, model_name: str, options: Options
 ) -> PairedEmbedder:
     return PairedEmbedder(dense, sparse, model_name=model_name, options=options)

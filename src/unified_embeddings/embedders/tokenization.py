@@ -1,7 +1,7 @@
 """Texts to token ids, once each.
 
 What lives here: the checkpoint's own tokenizer (Rust, `tokenizers`) without padding, truncating at
-`max_length`. What does not: batching (`embedder`).
+`max_length`. What does not: forming batches (`batching`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as Chain
+from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -20,10 +20,11 @@ from unified_embeddings.system.memory import trim_heap
 from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
-"""cls, eos, pad and unk in the two vocabularies in use; <mask> is indexed, as BGE-M3 does."""
-
+"""cls, eos, pad and unk in the two vocabularies in use. <mask> is indexed, as by BGE-M3."""
 _CHARACTERS_PER_TOKEN = 64
-"""More than tokens have in text of any language; see `start_of`."""
+"""More than a token has in text of any language; see `cut_characters`."""
+_PROBES = ("a", "1", ".", "a b")
+"""Texts of which every vocabulary knows one; see `Tokenizer._count_opening_tokens`."""
 
 
 class Tokenised(NamedTuple):
@@ -34,16 +35,16 @@ class Tokenised(NamedTuple):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, cut at `max_length` tokens. Thread-safe: nothing changes after.
+    """A checkpoint's tokenizer, cut at `max_length` tokens. Thread-safe: nothing changes later.
 
     Args:
-        checkpoint: Where `tokenizer.json` lies.
-        max_length: Most tokens of a text, special tokens included; the last one stays the closing
-            special token. Cut down to what the model can take.
+        checkpoint: Whose `tokenizer.json` is read.
+        max_length: The most tokens of a text, special tokens included. The closing special token
+            stays the last one. The model's own limit holds where it is smaller.
 
     Attributes:
         max_length: As given, or what the model can take where that is less.
-        added: Special tokens that every text gets.
+        added: Number of special tokens that every text gets.
         special_ids: Ids that are never indexed: cls, eos, pad, unk.
 
     Raises:
@@ -52,87 +53,96 @@ class Tokenizer:
     """
 
     def __init__(self, checkpoint: Checkpoint, max_length: int) -> None:
-        path = checkpoint.tokenizer_file
-        try:
-            self._rust = RustTokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise checkpoint.problem(f"{path.name} is no tokenizer file ({error})") from error
-        size, rows = self._rust.get_vocab_size(), checkpoint.integer("vocab_size")
-        if size > rows:
-            raise checkpoint.problem(
-                f"tokenizer.json has {size} tokens, but the model only {rows}; they belong to "
-                "different models"
-            )
-        added = self._rust.num_special_tokens_to_add(is_pair=False)
-        if not added:
+        self._rust = _read_tokenizer(checkpoint)
+        self.added = self._rust.num_special_tokens_to_add(is_pair=False)
+        if not self.added:
             raise checkpoint.problem(
                 "its tokenizer adds no special tokens, so that a blank text would have none at all"
             )
-        if max_length <= added:
+        if max_length <= self.added:
             raise InputError(
-                f"max_length must be above the {added} special tokens of every text, "
+                f"max_length must be above the {self.added} special tokens of every text, "
                 f"got {max_length}"
             )
         self.max_length = min(max_length, checkpoint.max_length)
         if checkpoint.lower_case:
-            first = [Lowercase(), *filter(None, [self._rust.normalizer])]
-            self._rust.normalizer = Chain(first)
+            normalizers = [Lowercase()]
+            if self._rust.normalizer is not None:
+                normalizers.append(self._rust.normalizer)
+            self._rust.normalizer = NormalizerSequence(normalizers)
+        # Texts are cut here and not by the Rust side: a tokenizer without a limit is needed too,
+        # and a second copy of 250,000 pieces takes 100 MB.
         self._rust.no_padding()
         self._rust.no_truncation()
-        trim_heap()  # what parsing the file has left, 14 MB of BGE-M3's
-        # Cut here and not by the Rust side: one without a limit is needed too, and a second copy of
-        # 250,000 pieces takes 100 MB.
-        self.added = added
-        self._closing = added - self._opening()
-        self.special_ids = frozenset(
-            token_id
-            for token_id, token in self._rust.get_added_tokens_decoder().items()
-            if token.special and token.content in _NEVER_INDEXED
-        )
+        # Parsing the file leaves freed memory in the heap, 14 MB for BGE-M3's.
+        trim_heap()
+        self._closing = self.added - self._count_opening_tokens()
+        special_ids = set()
+        for token_id, token in self._rust.get_added_tokens_decoder().items():
+            if token.special and token.content in _NEVER_INDEXED:
+                special_ids.add(token_id)
+        self.special_ids = frozenset(special_ids)
 
     def split(self, text: str) -> list[int]:
-        """All token ids of a text, uncut and without special tokens."""
-        ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
-        return ids
+        """Return all token ids of a text, uncut and without special tokens."""
+        token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+        return token_ids
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
-        """Tokenise valid Unicode texts (no lone surrogates)."""
-        tokenised = self._encode([start_of(text, self.max_length) for text in texts])
-        for i, text in enumerate(texts):
-            if len(text) > _CHARACTERS_PER_TOKEN * self.max_length and not tokenised[i].truncated:
-                tokenised[i] = self._encode([text])[0]
+        """Tokenise valid Unicode texts (without lone surrogates), each cut at `max_length`."""
+        starts = [cut_characters(text, self.max_length) for text in texts]
+        tokenised = self._encode(starts)
+        for position, (text, start) in enumerate(zip(texts, starts, strict=True)):
+            if len(start) < len(text) and not tokenised[position].truncated:
+                # The start did not fill `max_length`, so the rest of the text counts.
+                tokenised[position] = self._encode([text])[0]
         return tokenised
 
     def _encode(self, texts: list[str]) -> list[Tokenised]:
-        return [
-            self._cut(np.array(encoding.ids, dtype=np.int32))
-            for encoding in self._rust.encode_batch_fast(texts)
-        ]
+        encodings = self._rust.encode_batch_fast(texts)
+        return [self._cut(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
 
     def _cut(self, ids: IntArray) -> Tokenised:
+        """Shorten a text's token ids to `max_length`; the closing special tokens stay."""
         if len(ids) <= self.max_length:
             return Tokenised(ids, truncated=False)
-        kept = self.max_length - self._closing
-        return Tokenised(np.concatenate([ids[:kept], ids[len(ids) - self._closing :]]), True)
+        start = ids[: self.max_length - self._closing]
+        closing = ids[len(ids) - self._closing :]
+        return Tokenised(np.concatenate([start, closing]), truncated=True)
 
-    def _opening(self) -> int:
-        """How many special tokens stand before a text's own."""
-        for text in ("a", "1", ".", "a b"):
-            sources = self._rust.encode(text).sequence_ids
-            if 0 in sources:
-                return int(sources.index(0))
-        return int(self._rust.num_special_tokens_to_add(is_pair=False))
+    def _count_opening_tokens(self) -> int:
+        """Return how many special tokens stand before a text's own."""
+        for text in _PROBES:
+            sequence_ids = self._rust.encode(text).sequence_ids
+            if 0 in sequence_ids:
+                return int(sequence_ids.index(0))
+        return self.added
 
 
-def start_of(text: str, max_length: int) -> str:
-    """As much of a very long text as will fill `max_length` tokens, cut where a word ends.
+def _read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
+    path = checkpoint.tokenizer_file
+    try:
+        tokenizer = RustTokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise checkpoint.problem(f"{path.name} is not a tokenizer file ({error})") from error
+    tokens, rows = tokenizer.get_vocab_size(), checkpoint.integer("vocab_size")
+    if tokens > rows:
+        raise checkpoint.problem(
+            f"tokenizer.json has {tokens} tokens, but the model only {rows}; they belong to "
+            "different models"
+        )
+    return tokenizer
+
+
+def cut_characters(text: str, max_length: int) -> str:
+    """Return as much of a very long text as fills `max_length` tokens, cut where a word ends.
 
     Both tokenizer families split at white space before anything else, so the tokens of the start
-    are the first tokens of the whole; where they turn out too few, the whole is tokenised after
-    all. It saves a gigabyte and ten seconds on a text of ten million characters.
+    are the first tokens of the whole. Where they turn out too few, the caller tokenises the whole.
+    That saves a gigabyte and ten seconds on a text of ten million characters.
     """
     limit = _CHARACTERS_PER_TOKEN * max_length
     if len(text) <= limit:
         return text
-    at = max(text.rfind(space, 0, limit) for space in " \n\t")
-    return text[:at] if at > 0 else text
+    end = max(text.rfind(space, 0, limit) for space in " \n\t")
+    return text[:end] if end > 0 else text

@@ -1,6 +1,7 @@
 """Texts to measure a model on: a folder in BEIR's layout, or the Python reference.
 
-What lives here: reading them. What does not: what is measured (`comparison`, `measurement`).
+What lives here: reading them. What does not: what is measured on them (`comparison`,
+`measurement`).
 """
 
 from __future__ import annotations
@@ -10,29 +11,34 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from unified_embeddings.errors import InputError
 
 Qrels: TypeAlias = dict[str, dict[str, int]]
-"""Query id → document id → grade of relevance; what is not named is not relevant."""
+"""Query id → document id → relevance grade. Documents without a grade are not relevant.
 
-_PASSAGES = 120
+"Qrels" is TREC's word for relevance judgements.
+"""
+
+_PASSAGE_COUNT = 120
 _PASSAGE_LENGTHS = (120, 400, 1200)
-_QUERIES = 40
+"""Characters of the passages of the Python reference, in turn: short, medium and long texts."""
+_QUERY_COUNT = 40
 _QUERY_WORDS = slice(4, 16)
+"""Which words of a passage form a query."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, queries, and where it is known which documents answer which query.
+    """Documents and queries, and if known, which documents are relevant to which query.
 
     Attributes:
-        name: For people.
+        name: Display name.
         documents: Id → text, at least one.
         queries: Id → text, at least one.
-        qrels: Relevance judgements of these queries; None where there are none. They may name
-            documents the corpus does not hold, which then count as never found.
+        qrels: Relevance judgements of these queries; None if there are none. They may refer to
+            documents that are not in the corpus, which then count as never found.
     """
 
     name: str
@@ -41,49 +47,73 @@ class Corpus:
     qrels: Qrels | None = None
 
 
-def read_beir(folder: Path) -> Corpus:
-    """Read `corpus.jsonl`, `queries.jsonl` and `qrels/test.tsv` as BEIR lays them out.
+@dataclass(frozen=True)
+class _TitledText:
+    """One line of a BEIR file. Queries have no title."""
 
-    A document's text is its title, a line break and its text, as BEIR's own models have it. Queries
+    title: str
+    text: str
+
+
+def read_beir(folder: Path) -> Corpus:
+    """Read `corpus.jsonl`, `queries.jsonl` and `qrels/test.tsv` in BEIR's layout.
+
+    A document's text is its title, a line break and its text, as in BEIR's own models. Queries
     that `test.tsv` does not judge are left out.
 
     Raises:
-        InputError: If a file is missing, empty or malformed; file and line are named.
+        InputError: If a file is missing, empty or malformed. The message gives file and line.
     """
-    titled = _records(folder / "corpus.jsonl")
-    documents = {name: f"{row.get('title') or ''}\n{row['text']}".strip() for name, row in titled}
-    queries = {name: row["text"] for name, row in _records(folder / "queries.jsonl")}
-    qrels = _judgements(folder / "qrels" / "test.tsv", queries)
-    judged = {name: text for name, text in queries.items() if name in qrels}
-    return Corpus(folder.name or str(folder), documents, judged, qrels)
+    documents = {}
+    for document_id, row in _read_texts(folder / "corpus.jsonl").items():
+        documents[document_id] = f"{row.title}\n{row.text}".strip()
+    queries = {}
+    for query_id, row in _read_texts(folder / "queries.jsonl").items():
+        queries[query_id] = row.text
+    qrels = _read_judgements(folder / "qrels" / "test.tsv", queries)
+    judged_queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    return Corpus(
+        name=folder.name or str(folder),  # The name of "." is empty.
+        documents=documents,
+        queries=judged_queries,
+        qrels=qrels,
+    )
 
 
-def python_reference() -> Corpus:
-    """Passages of the Python language reference, which comes with Python, in English.
+def read_python_reference() -> Corpus:
+    """Return passages of the Python language reference, which ships with Python, in English.
 
-    Queries are runs of twelve words out of the passages. Nothing is judged.
+    The queries are runs of twelve words from the passages. There are no judgements.
     """
     from pydoc_data.topics import topics
 
     lengths = itertools.cycle(_PASSAGE_LENGTHS)
-    passages = [piece for text in topics.values() for piece in _pieces(text, lengths)]
-    kept = [passages[at] for at in spread(len(passages), _PASSAGES)]
-    queries = [" ".join(text.split()[_QUERY_WORDS]) for text in kept]
-    asked = [text for text in queries if text]
+    all_passages: list[str] = []
+    for topic in topics.values():
+        all_passages += _split(topic, lengths)
+    passages = [all_passages[i] for i in spread_positions(len(all_passages), _PASSAGE_COUNT)]
+    all_queries = []
+    for passage in passages:
+        # A passage may be too short to have words in this range.
+        query = " ".join(passage.split()[_QUERY_WORDS])
+        if query:
+            all_queries.append(query)
+    query_numbers = spread_positions(len(all_queries), _QUERY_COUNT)
     return Corpus(
-        "the Python reference",
-        {str(number): text for number, text in enumerate(kept)},
-        {str(number): asked[number] for number in spread(len(asked), _QUERIES)},
+        name="the Python reference",
+        documents={str(number): passage for number, passage in enumerate(passages)},
+        queries={str(number): all_queries[number] for number in query_numbers},
     )
 
 
-def spread(size: int, number: int) -> list[int]:
-    """At most `number` positions, spread evenly over `size` of them, ascending and distinct."""
-    number = min(size, number)
-    return [at * size // number for at in range(number)]
+def spread_positions(size: int, count: int) -> list[int]:
+    """Return at most `count` positions spread evenly over `size` items, ascending and distinct."""
+    count = min(size, count)
+    return [i * size // count for i in range(count)]
 
 
-def _pieces(text: str, lengths: Iterator[int]) -> Iterator[str]:
+def _split(text: str, lengths: Iterator[int]) -> Iterator[str]:
+    """Yield a text in pieces of the next lengths."""
     start = 0
     while start < len(text):
         length = next(lengths)
@@ -91,64 +121,71 @@ def _pieces(text: str, lengths: Iterator[int]) -> Iterator[str]:
         start += length
 
 
-def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON-lines file by their `_id`."""
-    found: dict[str, dict[str, Any]] = {}
-    for place, line in _lines(path):
+def _read_texts(path: Path) -> dict[str, _TitledText]:
+    """Return the texts of a JSON-lines file by their `_id`."""
+    texts: dict[str, _TitledText] = {}
+    for place, line in _read_lines(path):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{place} is no JSON: {error}") from error
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), str) for key in ("_id", "text")
-        ):
-            raise InputError(f'{place} should be an object with texts "_id" and "text"')
-        if row["_id"] in found:
-            raise InputError(f'{place} has the "_id" {row["_id"]!r} of a line before it')
-        found[row["_id"]] = row
-    if not found:
-        raise InputError(f"{path} is empty; a line for each text is expected")
-    return list(found.items())
+            raise InputError(f"{place} is not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            row = {}  # It lacks both keys, which the next check reports.
+        text_id, text = row.get("_id"), row.get("text")
+        if not isinstance(text_id, str) or not isinstance(text, str):
+            raise InputError(f'{place} should be an object with the strings "_id" and "text"')
+        if text_id in texts:
+            raise InputError(f'{place} repeats the "_id" {text_id!r} of an earlier line')
+        # The title may be missing or null.
+        title = str(row.get("title") or "")
+        texts[text_id] = _TitledText(title, text)
+    if not texts:
+        raise InputError(f"{path} is empty; expected one line per text")
+    return texts
 
 
-def _judgements(path: Path, queries: dict[str, str]) -> Qrels:
+def _read_judgements(path: Path, queries: dict[str, str]) -> Qrels:
     qrels: Qrels = {}
-    for number, (place, line) in enumerate(_lines(path)):
+    for line_index, (place, line) in enumerate(_read_lines(path)):
         cells = line.split("\t")
-        grade = _whole(cells[-1])
-        if number == 0 and grade is None:
-            continue  # the heading
+        grade = _parse_integer(cells[-1])
+        if line_index == 0 and grade is None:
+            continue  # The first line holds the column names.
         if len(cells) != 3 or grade is None:
             raise InputError(
-                f"{place} should be a query's id, a document's id and a whole number, "
-                f"with tabs between them; got {line!r}"
+                f"{place} should be a query id, a document id and a whole number, separated by "
+                f"tabs; got {line!r}"
             )
-        if cells[0] not in queries:
-            raise InputError(f"{place} judges the query {cells[0]!r}, which queries.jsonl has not")
-        qrels.setdefault(cells[0], {})[cells[1]] = grade
+        query_id, document_id, _ = cells
+        if query_id not in queries:
+            raise InputError(
+                f"{place} judges the query {query_id!r}, which is not in queries.jsonl"
+            )
+        qrels.setdefault(query_id, {})[document_id] = grade
     if not qrels:
-        raise InputError(f"{path} judges nothing; a line for each judgement is expected")
+        raise InputError(f"{path} contains no judgements; expected one line per judgement")
     return qrels
 
 
-def _whole(cell: str) -> int | None:
+def _parse_integer(cell: str) -> int | None:
     try:
         return int(cell)
     except ValueError:
         return None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, after the words to name its place by."""
+def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each line that is not blank, after a description of its place for messages."""
     try:
         content = path.read_text("utf-8")
     except FileNotFoundError as error:
         raise InputError(
-            f"there is no {path}; a folder in BEIR's layout holds corpus.jsonl, queries.jsonl and "
-            "qrels/test.tsv"
+            f"{path} does not exist; a folder in BEIR's layout contains corpus.jsonl, "
+            "queries.jsonl and qrels/test.tsv"
         ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable text file: {error}") from error
-    for number, line in enumerate(content.split("\n"), 1):
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+    # Not splitlines(), which would also split at separators inside a JSON string, such as U+2028.
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line.rstrip("\r")

@@ -1,4 +1,9 @@
-"""Encoded bytes to an 8-bit RGB Pillow image, safely."""
+"""Decode an image's bytes into an 8-bit RGB Pillow image, safely.
+
+What lives here: which formats are read, the limit on pixels, transparency, orientation and grey of
+more than 8 bits. What does not: where the bytes come from (`sources`), and the size and
+normalisation that a model needs.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,15 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from unified_embeddings.errors import InputError
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "AVIF")
-"""Bitmaps only: EPS and the like would start other programs. Pillow opens an MPO as a JPEG."""
+"""Bitmap formats only: EPS and the like would start other programs.
 
+Pillow opens an MPO as a JPEG.
+"""
 
-_DEEP_MODES = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
+_DEEP_GREY_MODES = frozenset(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
+"""Pillow's modes of grey with more than 8 bits."""
 
-
-_TURNS = {
+_UPRIGHT_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,7 +34,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright; 1 is upright already."""
+"""EXIF orientation → what makes the image upright. Orientation 1 is upright already."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,14 @@ class Picture:
     """An image that is not decoded yet.
 
     It holds the encoded bytes, or the caller's own Pillow image, which must not be changed before
-    `decode`. Two pictures are equal if their keys are. Thread-safe, save that a Pillow image opened
-    from a file and not yet loaded is one thread's alone, as in Pillow itself.
+    `decode`. Two pictures are equal if their keys are. Pictures are thread-safe, with one
+    exception, which is Pillow's: an image opened from a file and not yet loaded belongs to one
+    thread.
 
     Attributes:
-        key: 16 bytes that tell the content: a BLAKE2b digest of the encoded bytes, however they
-            came, or of what a Pillow image shows.
-        name: What came, in short, for messages.
+        key: 16 bytes that identify the content: a BLAKE2b digest of the encoded bytes, whatever
+            they were read from, or of what a Pillow image shows.
+        name: A short description of the input, for messages.
     """
 
     key: bytes
@@ -49,30 +57,23 @@ class Picture:
     _source: bytes | Image.Image = field(repr=False, compare=False)
 
     def decode(self, max_pixels: int) -> Image.Image:
-        """A fresh RGB image, upright, of 8 bits per channel.
+        """Return a new RGB image, upright, with 8 bits per channel.
 
-        Of an animation it is the first frame, of a Pillow image the frame it stands at.
-        Transparency is laid on white. 16-bit grey is scaled (65535 becomes 255). Floats and 32-bit
-        integers say by their largest value what white is: integers 65535; floats 1, 255 or 65535,
-        whichever is the first that no value exceeds.
+        Only the first frame of an animation is used, and the current frame of a Pillow image.
+        Transparency is flattened onto white. 16-bit grey is scaled, so that 65535 becomes 255. The
+        white level of floats and 32-bit integers is guessed from their largest value: it is 65535
+        for integers, and for floats the first of 1, 255 and 65535 that no value exceeds.
 
         Args:
-            max_pixels: Most pixels, width times height. Checked before pixels are decoded.
+            max_pixels: Maximum number of pixels, width times height. It is checked before any
+                pixel is decoded.
 
         Raises:
-            InputError: If the bytes are no whole image in a known format, or the image has more
-                than `max_pixels`, no pixels, or values that no scale fits.
+            InputError: If the bytes are not a complete image in a supported format, or if the
+                image has more than `max_pixels` pixels, none at all, or values that no scale fits.
         """
         try:
-            if isinstance(self._source, Image.Image):
-                return self._upright_rgb(self._source, max_pixels)
-            nested = _nested_size(self._source)
-            if nested is not None:
-                check_pixels(nested, max_pixels, self.name)
-            with _open(self._source, _FORMATS) as image:
-                check_pixels(image.size, max_pixels, self.name)
-                _mend_transparency(image)
-                return self._upright_rgb(image, max_pixels)
+            return self._decode(max_pixels)
         except InputError:
             raise
         except Image.DecompressionBombError as error:
@@ -81,50 +82,74 @@ class Picture:
             ) from error
         except UnidentifiedImageError as error:
             raise InputError(
-                f"{self.name} is no image of a kind read here ({', '.join(_FORMATS)}): {error}. "
-                "Check that it is an image, or save it as PNG or JPEG"
+                f"{self.name} is not an image in a supported format ({', '.join(_FORMATS)}): "
+                f"{error}. Check that it is an image, or save it as PNG or JPEG"
             ) from None
         except Exception as error:
-            # Pillow's plugins and the libraries below let every kind of error out on broken
+            # Pillow's plugins and the libraries below them raise any kind of error on broken
             # bytes: SyntaxError, IndexError, struct.error, zlib.error, MemoryError and more.
             raise InputError(
-                f"{self.name} cannot be decoded ({reason_of(error)}). It may be cut short or "
-                "damaged: get a whole copy, or save it again as PNG or JPEG"
+                f"{self.name} cannot be decoded ({error_message(error)}). It may be truncated or "
+                "damaged: get a complete copy, or save it again as PNG or JPEG"
             ) from error
 
-    def _upright_rgb(self, image: Image.Image, max_pixels: int) -> Image.Image:
-        image.load()
-        check_pixels(image.size, max_pixels, self.name)  # some formats know better after loading
-        orientation = read_orientation(image)
-        rgb = self._grey(image) if image.mode in _DEEP_MODES else _rgb(image)
-        # Left in place, the source's EXIF would make the next reader turn the image once more.
-        rgb.info = {}
-        return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+    def _decode(self, max_pixels: int) -> Image.Image:
+        if isinstance(self._source, Image.Image):
+            return self._to_upright_rgb(self._source, max_pixels)
+        nested_size = _read_nested_size(self._source)
+        if nested_size is not None:
+            check_pixels(nested_size, max_pixels, self.name)
+        with _open(self._source, _FORMATS) as image:
+            check_pixels(image.size, max_pixels, self.name)
+            _scale_transparent_colour(image)
+            return self._to_upright_rgb(image, max_pixels)
 
-    def _grey(self, image: Image.Image) -> Image.Image:
-        """Scale grey of more than 8 bits to 8."""
+    def _to_upright_rgb(self, image: Image.Image, max_pixels: int) -> Image.Image:
+        image.load()
+        # The size is checked again, because some formats know their true size only after loading.
+        check_pixels(image.size, max_pixels, self.name)
+        orientation = read_orientation(image)
+        if image.mode in _DEEP_GREY_MODES:
+            rgb_image = self._scale_deep_grey(image)
+        else:
+            rgb_image = _flatten_to_rgb(image)
+        # The source's EXIF data must go: with it the next reader would turn the image once more.
+        rgb_image.info = {}
+        if orientation in _UPRIGHT_TRANSPOSITIONS:
+            return rgb_image.transpose(_UPRIGHT_TRANSPOSITIONS[orientation])
+        return rgb_image
+
+    def _scale_deep_grey(self, image: Image.Image) -> Image.Image:
+        """Scale grey of more than 8 bits to 8, as RGB."""
         values = np.asarray(image)
-        low, high = values.min(), values.max()
-        whites = (1, 255, 65535) if image.mode == "F" else (65535,)
-        # Not `low < 0 or high > ...`: comparisons with NaN are false.
-        white = next((white for white in whites if low >= 0 and high <= white), None)
-        if white is None:
+        white_levels, expected_levels = [65535], "65535"
+        if image.mode == "F":
+            white_levels, expected_levels = [1, 255, 65535], "1, 255 or 65535"
+        lowest, highest = values.min(), values.max()
+        # Each condition states what fits, not what does not: every comparison with NaN is false.
+        fitting_levels = [level for level in white_levels if lowest >= 0 and highest <= level]
+        if not fitting_levels:
             raise InputError(
-                f"{self.name} has values from {low} to {high}; expected 0 to "
-                f"{', '.join(map(str, whites[:-1])) + ' or ' if whites[:-1] else ''}{whites[-1]}. "
-                "Scale them to 0 ... 255 first"
+                f"{self.name} has values from {lowest} to {highest}; expected 0 to "
+                f"{expected_levels}. Scale them to 0 ... 255 first"
             )
-        grey = np.rint(values.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
+        scale = np.float32(255 / fitting_levels[0])
+        grey = np.rint(values.astype(np.float32) * scale).astype(np.uint8)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255
         return Image.fromarray(grey).convert("RGB")
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Refuse an image of no pixels, or too many.
+    """Reject an image without pixels, or with too many.
+
+    Args:
+        size: Width and height.
+        max_pixels: Maximum of their product.
+        name: What the message calls the image.
 
     Raises:
-        InputError: If it is one; `name` is in the message.
+        InputError: If the image has no pixels, or more than `max_pixels`.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -137,86 +162,99 @@ def check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
 
 
 def _open(data: bytes, formats: tuple[str, ...]) -> ImageFile.ImageFile:
-    """Read the header.
+    """Open an image and read its header, without decoding pixels.
 
-    `Image.open` does this too, but it warns of large images, or refuses them, by a limit of its
-    own that is the whole process's; here `max_pixels` decides.
+    `Image.open` does the same, but it warns of large images, or rejects them, by a limit that is
+    global to the process. Here only `max_pixels` decides.
 
     Raises:
-        UnidentifiedImageError: If it is none of the formats, or of one this Pillow lacks.
+        UnidentifiedImageError: If the bytes are in none of the formats, or in one that this build
+            of Pillow lacks.
         Exception: Whatever Pillow raises on broken headers.
     """
-    for name in formats:
-        if name not in Image.OPEN:
+    for format_name in formats:
+        if format_name not in Image.OPEN:
             Image.init()
-        if name not in Image.OPEN:  # a Pillow built without it
+        if format_name not in Image.OPEN:  # This build of Pillow lacks the format.
             continue
-        factory, accept = Image.OPEN[name]
+        factory, accept = Image.OPEN[format_name]
         accepted = accept is None or accept(data[:16])
+        # A plugin that recognises the format but cannot read it returns the reason as a string.
         if isinstance(accepted, str):
             raise UnidentifiedImageError(accepted)
         if accepted:
             return factory(io.BytesIO(data), "")
-    raise UnidentifiedImageError("it starts like none of them")
+    raise UnidentifiedImageError("its first bytes match none of them")
 
 
-def _nested_size(data: bytes) -> tuple[int, int] | None:
-    """The size of what Pillow would decode, or make room for, while it opens; None if nothing.
+def _read_nested_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size of what Pillow would decode or allocate while it opens an image.
 
-    An icon file holds whole PNGs and BMPs that are larger than its own header may say, and a GIF's
-    background is filled at once.
+    An icon file contains whole PNGs and BMPs, which may be larger than its own header says. A GIF's
+    background is filled on opening. None for all other formats.
     """
     if data[:4] == b"GIF8" and len(data) >= 10:
+        # The logical screen descriptor: two little-endian uint16 after the 6-byte signature.
         width, height = struct.unpack_from("<HH", data, 6)
         return width, height
     if data[:4] == b"\0\0\1\0":
         from PIL.IcoImagePlugin import IcoFile
 
         offset = IcoFile(io.BytesIO(data)).entry[0].offset
-        inner = _open(data[offset:], ("PNG", "DIB"))
-        # A BMP in an icon has its mask below.
-        return inner.size if inner.format == "PNG" else (inner.width, max(1, inner.height // 2))
+        inner_image = _open(data[offset:], ("PNG", "DIB"))
+        if inner_image.format == "PNG":
+            return inner_image.size
+        # A BMP in an icon is stored twice as high, with its mask below the image.
+        return inner_image.width, max(1, inner_image.height // 2)
     return None
 
 
-def _mend_transparency(image: ImageFile.ImageFile) -> None:
-    """Bring a PNG's transparent colour to the 8 bits its pixels will have; Pillow leaves it.
+def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Scale a PNG's transparent colour to 8 bits, as its pixels will be; Pillow does not.
 
-    Of 16 bits the lower half is lost with that of the pixels, so that neighbours of the colour
-    become transparent too.
+    The pixels of a 16-bit PNG lose their lower 8 bits, and so does the colour. Colours that differ
+    from it only in those bits become transparent too.
     """
-    colour = image.info.get("transparency")
     if image.format != "PNG" or not image.tile:
         return
-    layout = image.tile[0].args
-    if layout in ("L;2", "L;4") and isinstance(colour, int):
-        image.info["transparency"] = colour * (85 if layout == "L;2" else 17)
-    elif layout == "RGB;16B" and isinstance(colour, tuple):
+    colour = image.info.get("transparency")
+    pixel_layout = image.tile[0].args
+    if pixel_layout == "L;2" and isinstance(colour, int):
+        image.info["transparency"] = colour * 85  # 3 becomes 255.
+    elif pixel_layout == "L;4" and isinstance(colour, int):
+        image.info["transparency"] = colour * 17  # 15 becomes 255.
+    elif pixel_layout == "RGB;16B" and isinstance(colour, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _flatten_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of 8 bits per channel to RGB, its transparency flattened onto white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # Pillow knows the way to RGBA from LA only
+    if image.mode == "La":
+        # Pillow converts La to LA, but not to RGBA.
         image = image.convert("LA")
-    if image.mode == "P":  # whose conversion writes into the image's own palette
+    if image.mode == "P":
+        # The conversion to RGBA writes into the palette, and the image is the caller's.
         image = image.copy()
     layer = image.convert("RGBA")
-    white = Image.new("RGB", layer.size, "white")
-    white.paste(layer, mask=layer)
-    return white
+    canvas = Image.new("RGB", layer.size, "white")
+    canvas.paste(layer, mask=layer)
+    return canvas
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image, 1 (upright) where it has none that can be read."""
+    """Return the EXIF orientation of a loaded image; 1 (upright) if it has no readable one."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF raises anything, and the pixels are good all the same
+    except Exception:
+        # Damaged EXIF data raises any kind of error, while the pixels may be good.
         return 1
-    return orientation if isinstance(orientation, int) else 1
+    if isinstance(orientation, int):
+        return orientation
+    return 1
 
 
-def reason_of(error: Exception) -> str:
-    """Return an error's message, or its type's name if it has none."""
+def error_message(error: Exception) -> str:
+    """Return an error's message, or the name of its type if it has none."""
     return str(error) or type(error).__name__

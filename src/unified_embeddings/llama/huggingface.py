@@ -1,38 +1,52 @@
-"""Dense-only models as LlamaIndex's HuggingFaceEmbedding, over the shared embedder."""
+"""An embedder of dense vectors as LlamaIndex's HuggingFaceEmbedding.
+
+What lives here: the adapter. What does not: the vectors (`embedders`), and models that also give
+sparse vectors (`text`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.text import ValidatedTexts
+from unified_embeddings.llama.text import TEXTS_PER_CALL, ValidatedTexts, to_lists
 from unified_embeddings.validation import require_texts
-
-_BATCH = 128
-"""Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
 
 
 class UnifiedHuggingFaceEmbedding(ValidatedTexts, HuggingFaceEmbedding):
-    """A HuggingFaceEmbedding whose vectors come from an embedder, so that the model is held once.
+    """A HuggingFaceEmbedding whose vectors come from an embedder, so that the model loads once.
 
-    The stock class would load the weights a second time beside the retriever's, would not know the
-    model's prefixes unless told, and fetches whatever looks like an image's URL in a text for some
-    models. Here its one seam, `_embed`, asks the embedder: its cache, prefixes, pooling and
-    normalisation.
+    The stock class would load the weights a second time, next to the retriever's. It does not know
+    a model's prefixes unless told. With some models it downloads whatever looks like an image's URL
+    in a text. Here its one seam, `_embed`, asks the embedder, and so gets the embedder's cache,
+    prefixes, pooling and normalisation.
 
     Args:
-        embedder: A model that gives dense vectors; None makes one from `model_name` and `options`,
-            as `to_dict` gives them.
+        embedder: A single model that gives dense vectors. None makes one from `model_name` and
+            `options`, which is what `to_dict` stores.
         **fields: LlamaIndex's own: embed_batch_size, callback_manager, num_workers.
 
     Raises:
-        As BGE_M3_Embedder.
+        InputError: If the embedder consists of two models or gives no dense vectors, or as
+            BGE_M3_Embedder does.
+
+    Example:
+        The line marked SKIP needs the model's weights.
+
+        >>> from unified_embeddings import UnifiedHuggingFaceEmbedding
+        >>> model = UnifiedHuggingFaceEmbedding(model_name="e5-small-v2")
+        >>> model.query_instruction, model.text_instruction
+        ('query: ', 'passage: ')
+        >>> len(model.get_query_embedding("Which foxes jump?"))    # doctest: +SKIP
+        384
     """
 
     options: dict[str, Any] = Field(
@@ -41,42 +55,45 @@ class UnifiedHuggingFaceEmbedding(ValidatedTexts, HuggingFaceEmbedding):
     _embedder: ModelEmbedder = PrivateAttr()
 
     def __init__(self, embedder: ModelEmbedder | None = None, **fields: Any) -> None:
-        made = embedder or make_embedder(fields.get("model_name", ""), **fields.get("options", {}))
-        if not isinstance(made, ModelEmbedder) or "dense" not in made.heads:
+        chosen: TextEmbedder | None = embedder
+        if chosen is None:
+            chosen = make_embedder(fields.get("model_name", ""), **fields.get("options", {}))
+        if not isinstance(chosen, ModelEmbedder) or "dense" not in chosen.heads:
             raise InputError(
-                f"{made.model_name!r} is not one model that gives dense vectors; take a "
+                f"{chosen.model_name!r} is not one model that gives dense vectors; use a "
                 "UnifiedTextEmbedding for two"
             )
-        embedder, spec = made, made.spec
         fields |= {
-            "model_name": embedder.model_name,
-            "options": embedder.options,
-            "max_length": embedder.options["max_length"],
-            "normalize": spec.normalise,
-            "query_instruction": spec.query_prefix or None,
-            "text_instruction": spec.document_prefix or None,
+            "model_name": chosen.model_name,
+            "options": chosen.options,
+            "max_length": chosen.options["max_length"],
+            "normalize": chosen.spec.normalise,
+            "query_instruction": chosen.spec.query_prefix or None,
+            "text_instruction": chosen.spec.document_prefix or None,
         }
-        # Past HuggingFaceEmbedding's own constructor, which would load the model.
-        BaseEmbedding.__init__(self, **{"embed_batch_size": _BATCH, **fields})
-        self._embedder = embedder
+        fields.setdefault("embed_batch_size", TEXTS_PER_CALL)
+        # This skips HuggingFaceEmbedding's own constructor, which would load the model.
+        BaseEmbedding.__init__(self, **fields)
+        self._embedder = chosen
         self._parallel_process = False
 
     @classmethod
     def class_name(cls) -> str:
-        """What LlamaIndex calls this class in serialised form."""
+        """Return LlamaIndex's name for this class in serialised form."""
         return "UnifiedHuggingFaceEmbedding"
 
     @property
     def embedder(self) -> ModelEmbedder:
-        """What does the work."""
+        """The embedder that computes the vectors."""
         return self._embedder
 
-    def _embed(self, inputs: list[Any], prompt_name: str | None = None) -> list[Embedding]:
-        texts = require_texts(inputs)
-        encode = self._embedder.encode_documents
+    def _embed(
+        self, inputs: list[str | BytesIO], prompt_name: str | None = None
+    ) -> list[Embedding]:
+        # The stock class takes images here too. `require_texts` rejects them.
+        texts = require_texts(cast("list[str]", inputs))
         if prompt_name == "query":
-            encode = self._embedder.encode_queries
-        dense = encode(texts, dense=True, sparse=False).dense
-        assert dense is not None
-        rows: list[Embedding] = dense.tolist()
-        return rows
+            embeddings = self._embedder.encode_queries(texts, dense=True, sparse=False)
+        else:
+            embeddings = self._embedder.encode_documents(texts, dense=True, sparse=False)
+        return to_lists(embeddings.dense)

@@ -1,53 +1,43 @@
-"""Files into a collection: read, split, embed, store; again, and only what changed is done again.
+"""Files into a collection: the next run stores only what has changed since.
 
-What lives here: the bookkeeping that makes indexing repeatable. The collection itself is its only
-memory: every chunk carries its file's path and version and how many chunks the file has, so that a
-run killed anywhere is completed by the next one.
+What lives here: the bookkeeping that makes indexing idempotent. The collection itself is its only
+memory: every chunk carries its file's path and version, and how many chunks that version has. A
+run that was killed at any point is therefore completed by the next one. What does not: reading
+files (`reading`), and the collection's layout (`vector_store`).
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import hashlib
-import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.readers import SimpleDirectoryReader
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models
+from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.reading import (
+    file_version,
+    find_files,
+    holds_no_text,
+    make_splitter,
+    read_chunks,
+)
 from unified_embeddings.stores.errors import store_errors
 
 _CHUNK_TOKENS = 512
-_OVERLAP = 0.125
-"""Share of a chunk that repeats the end of the one before."""
-_BATCH_NODES = 256
+_BATCH_CHUNKS = 256
+"""How many chunks are embedded and stored at a time. It bounds the memory they take."""
+_SCROLL_POINTS = 1000
 _NAMESPACE = uuid.UUID("6f1f9c1e-6a55-4c0a-9d3b-7f0c2f6f5a10")
 """Makes chunk ids (UUID version 5) this project's own."""
-_NEEDS_READER = frozenset((".pdf", ".docx", ".pptx", ".ppt", ".epub", ".xls", ".xlsx", ".hwp"))
-_NOT_TEXT = frozenset(
-    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".mp3", ".mp4", ".wav",
-     ".avi", ".mov", ".zip", ".gz", ".tar", ".7z", ".exe", ".so", ".dll", ".pyc", ".bin")
-)  # fmt: skip
-_OWN_METADATA = ("file_version", "file_chunks")
+_BOOKKEEPING_KEYS = ("file_path", "file_version", "file_chunks")
 _SHOWN_TO_LLM = frozenset(("file_name", "page_label"))
-"""Metadata that goes into a prompt beside the text; none of it is embedded."""
-
-
-class _TextSplitter(SentenceSplitter):
-    """LlamaIndex's splitter, chunks measured by their text: no metadata is embedded with it."""
-
-    def split_text_metadata_aware(self, text: str, metadata_str: str) -> list[str]:  # noqa: ARG002
-        return self.split_text(text)
+"""Metadata that goes into a prompt along with the text. None of it is embedded."""
 
 
 @dataclass
@@ -55,13 +45,14 @@ class IndexReport:
     """What a run did.
 
     Attributes:
-        unchanged: Files whose chunks were all there already.
+        unchanged: Files whose chunks were all stored already.
         indexed: Files read and stored.
-        removed: Files whose chunks were dropped because the file is gone.
+        removed: Files whose chunks were removed because the file is gone.
         chunks_added: Chunks stored.
-        chunks_removed: Chunks dropped, of changed files too.
-        skipped: Files without text: empty, or of a kind that holds none.
-        failed: File → why it could not be read; what was stored of it before is still there.
+        chunks_removed: Chunks removed, those of changed files included.
+        skipped: Files without text: empty, or of a type that holds none.
+        failed: Files and folders that could not be read, each with the reason. What was stored of
+            them before stays.
     """
 
     unchanged: int = 0
@@ -74,20 +65,39 @@ class IndexReport:
 
 
 @dataclass
-class _Stored:
-    """What the collection holds of one file: chunk ids by version, and the chunks that has."""
+class _StoredFile:
+    """What the collection holds of one file.
 
-    ids: dict[str, list[str]] = field(default_factory=dict)
-    chunks: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        chunk_ids: The ids of the chunks that are stored, by version. An interrupted run may leave
+            chunks of two versions.
+        chunk_counts: How many chunks a version has once it is complete.
+    """
 
-    def has(self, version: str) -> bool:
-        return version in self.ids and len(self.ids[version]) == self.chunks[version]
+    chunk_ids: dict[str, list[str]] = field(default_factory=dict)
+    chunk_counts: dict[str, int] = field(default_factory=dict)
 
-    def version_ids(self, version: str) -> set[str]:
-        return set(self.ids.get(version, ()))
+    def is_complete(self, version: str) -> bool:
+        """Tell whether all chunks of a version are stored."""
+        if version not in self.chunk_ids:
+            return False
+        return len(self.chunk_ids[version]) == self.chunk_counts[version]
+
+    def ids_of(self, version: str) -> set[str]:
+        """Return the ids of a version's chunks."""
+        return set(self.chunk_ids.get(version, ()))
 
     def all_ids(self) -> set[str]:
-        return {chunk for ids in self.ids.values() for chunk in ids}
+        """Return the ids of all versions' chunks."""
+        return set().union(*self.chunk_ids.values())
+
+
+@dataclass(frozen=True)
+class _ChangedFile:
+    """A file whose chunks are to be stored; none if it no longer holds any text."""
+
+    path: str
+    chunks: list[BaseNode]
 
 
 def index_paths(
@@ -100,241 +110,216 @@ def index_paths(
     on_files: Callable[[int], None] = lambda _: None,
     on_file: Callable[[Path], None] = lambda _: None,
 ) -> IndexReport:
-    """Bring the collection in line with files and folders.
+    """Bring a collection in line with files and folders.
 
-    New and changed files are split into chunks of whole sentences, embedded and stored; files that
-    have gone from the folders given lose their chunks; everything else stays. The old chunks of a
-    changed file go only after the new ones are stored.
+    New and changed files are split into chunks of whole sentences, embedded and stored. Files that
+    are gone from the given folders lose their chunks. Everything else stays. The old chunks of a
+    changed file are removed only after the new ones are stored. To resume an interrupted run, make
+    the same call again.
 
     Args:
-        paths: Files and folders; hidden ones within folders are left out. A path that is gone but
-            has chunks stored loses them.
-        store: Where to.
-        embedder: Whose vectors.
-        chunk_tokens: Most tokens of a chunk; what fits the model where that is less.
+        paths: Files and folders. Hidden files within folders are left out. A path that no longer
+            exists loses the chunks that are stored of it.
+        store: The store of the collection.
+        embedder: Embeds the chunks.
+        chunk_tokens: Maximum number of tokens per chunk, or what fits the model if that is less.
         exclude: Folders to leave out, such as the store's own.
         on_files: Called once with the number of files found.
-        on_file: Called as each file is done with.
+        on_file: Called for each file once it has been processed.
 
     Raises:
-        InputError: If a path does not exist and nothing is stored of it, or chunk_tokens < 32.
+        InputError: If a path does not exist and nothing of it is stored, or chunk_tokens < 32.
         StoreError: If Qdrant fails.
     """
-    if chunk_tokens < 32:
-        raise InputError(f"chunk_tokens must be at least 32, got {chunk_tokens}")
-    size = min(chunk_tokens, embedder.document_length)
-    splitter = _TextSplitter(
-        chunk_size=size,
-        chunk_overlap=int(size * _OVERLAP),
-        tokenizer=embedder.tokenise,  # type: ignore[call-arg]  # pydantic hides the inherited __init__
-    )
+    splitter = make_splitter(embedder, chunk_tokens)
     roots = [path.expanduser().resolve() for path in paths]
-    stored = _stored_files(store)
-    for root in roots:
-        if not root.exists() and not any(_is_under(path, root) for path in stored):
-            raise InputError(f"{root} does not exist, and nothing of it is indexed")
     excluded = [path.expanduser().resolve() for path in exclude]
-    report = IndexReport()
-    files = sorted({file for root in roots for file in _files(root, excluded, report)})
+    run = _IndexRun(store, embedder, splitter)
+    run.check_roots(roots)
+    files = run.find_files(roots, excluded)
     on_files(len(files))
+    run.index_files(files, on_file)
+    run.remove_missing_files(files, roots)
+    return run.report
 
-    def fresh() -> Iterator[tuple[str, list[BaseNode]]]:
+
+class _IndexRun:
+    """One run of `index_paths`: what was stored before it, and what it has done so far.
+
+    Args:
+        store: The store of the collection.
+        embedder: Embeds the chunks.
+        splitter: Splits files into chunks.
+    """
+
+    def __init__(
+        self, store: QdrantVectorStore, embedder: TextEmbedder, splitter: SentenceSplitter
+    ) -> None:
+        self.report = IndexReport()
+        self._store = store
+        self._embedder = embedder
+        self._splitter = splitter
+        self._stored_files = _read_stored_files(store)
+
+    def check_roots(self, roots: Sequence[Path]) -> None:
+        """Reject a path that does not exist, unless chunks of it are stored.
+
+        Raises:
+            InputError: If there is one.
+        """
+        for root in roots:
+            if not root.exists() and not any(_is_under(path, root) for path in self._stored_files):
+                raise InputError(f"{root} does not exist, and nothing of it is indexed")
+
+    def find_files(self, roots: Sequence[Path], excluded: Sequence[Path]) -> list[Path]:
+        """Return the files under all roots, each once, in alphabetical order."""
+        files: set[Path] = set()
+        for root in roots:
+            found, unlisted = find_files(root, excluded)
+            files.update(found)
+            self.report.failed.update(unlisted)
+        return sorted(files)
+
+    def index_files(self, files: Sequence[Path], on_file: Callable[[Path], None]) -> None:
+        """Store the chunks of those files that are new or changed."""
+        batch: list[_ChangedFile] = []
         for file in files:
-            was = stored.get(str(file), _Stored())
-            nodes = _file_nodes(file, splitter, was, report)
-            if isinstance(nodes, list):
-                yield str(file), nodes
-            elif nodes is not None:  # a run was stopped before it dropped the other versions
-                _drop(store, was.all_ids() - was.version_ids(nodes), report)
+            chunks = self._read_if_changed(file)
+            if chunks is not None:
+                batch.append(_ChangedFile(str(file), chunks))
+            if sum(len(changed.chunks) for changed in batch) >= _BATCH_CHUNKS:
+                self._store_batch(batch)
+                batch = []
             on_file(file)
+        self._store_batch(batch)
 
-    for batch in _batched(fresh()):
-        nodes = [node for _, file_nodes in batch for node in file_nodes]
-        _add(store, embedder, nodes)
-        report.chunks_added += len(nodes)
-        for path, file_nodes in batch:
-            stale = stored.get(path, _Stored()).all_ids() - {node.node_id for node in file_nodes}
-            _drop(store, stale, report)
-    present = {str(file) for file in files}
-    unreadable = [Path(folder) for folder in report.failed]
-    for path, was in stored.items():
-        if any(_is_under(path, folder) for folder in unreadable):
-            continue
-        if path not in present and any(_is_under(path, root) for root in roots):
-            _drop(store, was.all_ids(), report)
-            report.removed += 1
-    return report
+    def remove_missing_files(self, files: Sequence[Path], roots: Sequence[Path]) -> None:
+        """Remove the chunks of files that are gone from the roots.
 
+        What is in a folder that could not be listed may still exist, so it stays.
+        """
+        present = {str(file) for file in files}
+        unreadable = [Path(path) for path in self.report.failed]
+        for path, stored in self._stored_files.items():
+            if path in present or any(_is_under(path, place) for place in unreadable):
+                continue
+            if any(_is_under(path, root) for root in roots):
+                self._remove_chunks(stored.all_ids())
+                self.report.removed += 1
 
-def _files(root: Path, excluded: Sequence[Path], report: IndexReport) -> Iterator[Path]:
-    """The files under a root; a folder that cannot be listed is reported as failed."""
-    if root.is_file():
-        yield root
+    def _stored_file(self, path: str) -> _StoredFile:
+        return self._stored_files.get(path, _StoredFile())
 
-    def note(error: OSError) -> None:
-        report.failed[str(error.filename)] = f"cannot be listed: {error.strerror or error}"
+    def _read_if_changed(self, file: Path) -> list[BaseNode] | None:
+        """Return a file's chunks if they have to be stored, and None otherwise.
 
-    for folder, folders, names in os.walk(root, onerror=note) if root.is_dir() else ():
-        here = Path(folder)
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and here / name not in excluded
-        ]
-        for name in names:
-            path = here / name
-            if not name.startswith(".") and here not in excluded and path.is_file():
-                yield path
+        The report says why not. A file that has lost its text gives an empty list, so that its old
+        chunks are removed.
+        """
+        path = str(file)
+        stored = self._stored_file(path)
+        chunks: list[BaseNode] = []
+        try:
+            if holds_no_text(file):
+                self.report.skipped.append(path)
+                return None
+            version = file_version(file, self._splitter)
+            is_unchanged = stored.is_complete(version)
+            if not is_unchanged:
+                chunks = read_chunks(file, self._splitter)
+        except (OSError, UnifiedEmbeddingsError) as error:
+            self.report.failed[path] = str(error)
+            return None
+        if is_unchanged:
+            self.report.unchanged += 1
+            # A run may have been killed after it stored this version, and before it removed others.
+            self._remove_chunks(stored.all_ids() - stored.ids_of(version))
+            return None
+        if not chunks and not stored.chunk_ids:
+            self.report.skipped.append(path)
+            return None
+        _label_chunks(chunks, path, version)
+        self.report.indexed += 1
+        return chunks
+
+    def _store_batch(self, batch: Sequence[_ChangedFile]) -> None:
+        """Store the chunks of changed files, and only then remove their old chunks."""
+        chunks = [chunk for changed in batch for chunk in changed.chunks]
+        for start in range(0, len(chunks), _BATCH_CHUNKS):
+            self._add_chunks(chunks[start : start + _BATCH_CHUNKS])
+        self.report.chunks_added += len(chunks)
+        for changed in batch:
+            new_ids = {chunk.node_id for chunk in changed.chunks}
+            self._remove_chunks(self._stored_file(changed.path).all_ids() - new_ids)
+
+    def _add_chunks(self, chunks: list[BaseNode]) -> None:
+        """Embed and store chunks. The store gets the sparse vectors from the cache."""
+        texts = [chunk.get_content(metadata_mode=MetadataMode.EMBED) for chunk in chunks]
+        dense = self._embedder.encode_documents(texts).dense
+        assert dense is not None
+        for chunk, vector in zip(chunks, dense, strict=True):
+            chunk.embedding = vector.tolist()
+        with store_errors(self._store.collection_name, "adding chunks"):
+            self._store.add(chunks)
+
+    def _remove_chunks(self, chunk_ids: Iterable[str]) -> None:
+        point_ids: list[qm.ExtendedPointId] = [*sorted(chunk_ids)]
+        if not point_ids:
+            return
+        with store_errors(self._store.collection_name, "removing chunks"):
+            self._store.client.delete(
+                self._store.collection_name, points_selector=qm.PointIdsList(points=point_ids)
+            )
+        self.report.chunks_removed += len(point_ids)
 
 
 def _is_under(path: str, root: Path) -> bool:
-    return Path(path) == root or root in Path(path).parents
+    """Tell whether a path is a root itself or lies somewhere below it."""
+    return Path(path).is_relative_to(root)
 
 
-def _file_nodes(
-    file: Path, splitter: SentenceSplitter, was: _Stored, report: IndexReport
-) -> list[BaseNode] | str | None:
-    """The file's new chunks; its version if that is stored; None if it gives none to store."""
-    try:
-        if _holds_no_text(file):
-            report.skipped.append(str(file))
-            return None
-        str(file).encode()
-        version = _version(file, splitter)
-        if was.has(version):
-            report.unchanged += 1
-            return version
-        nodes = _read(file, splitter)
-    except UnicodeEncodeError:
-        report.failed[str(file)] = "its name is no valid Unicode; rename it"
-        return None
-    except (OSError, UnifiedEmbeddingsError) as error:
-        report.failed[str(file)] = str(error)
-        return None
-    if not nodes and not was.ids:
-        report.skipped.append(str(file))
-        return None
-    for i, node in enumerate(nodes):
-        node.id_ = str(uuid.uuid5(_NAMESPACE, f"{file}\0{version}\0{i}"))
-        node.metadata |= {"file_version": version, "file_chunks": len(nodes)}
-        node.excluded_embed_metadata_keys = list(node.metadata)
-        node.excluded_llm_metadata_keys = [key for key in node.metadata if key not in _SHOWN_TO_LLM]
-    report.indexed += 1
-    return nodes
+def _label_chunks(chunks: Sequence[BaseNode], path: str, version: str) -> None:
+    """Give a file's chunks their ids and the metadata that the next run reads.
+
+    The ids depend on path, version and position alone, so a run that is repeated overwrites what an
+    interrupted one has stored.
+    """
+    for position, chunk in enumerate(chunks):
+        chunk.id_ = str(uuid.uuid5(_NAMESPACE, f"{path}\0{version}\0{position}"))
+        chunk.metadata |= {"file_version": version, "file_chunks": len(chunks)}
+        chunk.excluded_embed_metadata_keys = list(chunk.metadata)
+        chunk.excluded_llm_metadata_keys = [
+            key for key in chunk.metadata if key not in _SHOWN_TO_LLM
+        ]
 
 
-def _holds_no_text(file: Path) -> bool:
-    """Whether a file is of a kind without text, or no reader's and binary: a NUL, and no UTF-8."""
-    suffix = file.suffix.lower()
-    if suffix in _NOT_TEXT:
-        return True
-    if suffix in _NEEDS_READER or suffix in SimpleDirectoryReader.supported_suffix_fn():
-        return False
-    with file.open("rb") as content:
-        start = content.read(8192)
-    if b"\0" not in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return False
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        return True
-    return False
+def _read_stored_files(store: QdrantVectorStore) -> dict[str, _StoredFile]:
+    """Return what the collection holds, by the path of the file.
 
-
-def _version(file: Path, splitter: SentenceSplitter) -> str:
-    """Digest of the file's bytes and of how it is split."""
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"1:{splitter.chunk_size}:{splitter.chunk_overlap}:".encode())
-    with file.open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read(file: Path, splitter: SentenceSplitter) -> list[BaseNode]:
-    """Read by LlamaIndex's reader for this kind of file, and split.
+    Points without our bookkeeping were stored by other means. They are not counted, and so never
+    removed.
 
     Raises:
-        InputError: If it is not text in UTF-8, or its reader or the splitter fails.
-        MissingExtraError: If its reader is not installed.
+        StoreError: If Qdrant fails.
     """
-    if (
-        file.suffix.lower() in _NEEDS_READER
-        and file.suffix.lower() not in SimpleDirectoryReader.supported_suffix_fn()
-    ):
-        raise MissingExtraError(f"the reader for {file.suffix} files", extra="files")
-    try:
-        documents = SimpleDirectoryReader(
-            input_files=[file], errors="strict", raise_on_error=True
-        ).load_data()
-        for document in documents:
-            document.metadata["file_path"] = str(file)
-        nodes: list[BaseNode] = splitter.get_nodes_from_documents(documents)
-    except ImportError as error:  # a library of the reader's own, which no extra of ours brings
-        raise InputError(f"cannot be read: its reader needs another library: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not text in UTF-8: {error}") from error
-    except Exception as error:  # readers and splitter raise what their libraries raise
-        raise InputError(f"cannot be read: {error.__cause__ or error}") from error
-    return [node for node in nodes if node.get_content().strip()]
-
-
-def _batched(
-    files: Iterable[tuple[str, list[BaseNode]]],
-) -> Iterator[list[tuple[str, list[BaseNode]]]]:
-    """Groups of whole files with about `_BATCH_NODES` chunks."""
-    batch: list[tuple[str, list[BaseNode]]] = []
-    for path, nodes in files:
-        batch.append((path, nodes))
-        if sum(len(nodes) for _, nodes in batch) >= _BATCH_NODES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _add(store: QdrantVectorStore, embedder: TextEmbedder, nodes: list[BaseNode]) -> None:
-    """Embed and store, a bounded number at a time; the sparse half comes from the cache."""
-    for start in range(0, len(nodes), _BATCH_NODES):
-        part = nodes[start : start + _BATCH_NODES]
-        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in part]
-        dense = embedder.encode_documents(texts).dense
-        assert dense is not None
-        for node, vector in zip(part, dense, strict=True):
-            node.embedding = vector.tolist()
-        with store_errors(store.collection_name, "adding chunks"):
-            store.add(part)
-
-
-def _drop(store: QdrantVectorStore, ids: Iterable[str], report: IndexReport) -> None:
-    gone: list[Any] = sorted(ids)
-    if gone:
-        with store_errors(store.collection_name, "dropping chunks"):
-            store.client.delete(
-                store.collection_name, points_selector=models.PointIdsList(points=gone)
-            )
-        report.chunks_removed += len(gone)
-
-
-def _stored_files(store: QdrantVectorStore) -> dict[str, _Stored]:
-    """What the collection holds, by file."""
-    files: dict[str, _Stored] = {}
-    offset = None
+    stored_files: dict[str, _StoredFile] = {}
+    offset: qm.ExtendedPointId | None = None
     while True:
-        with store_errors(store.collection_name, "listing what is stored"):
+        with store_errors(store.collection_name, "listing the stored chunks"):
             points, offset = store.client.scroll(
                 store.collection_name,
-                limit=1000,
+                limit=_SCROLL_POINTS,
                 offset=offset,
-                with_payload=["file_path", *_OWN_METADATA],
+                with_payload=list(_BOOKKEEPING_KEYS),
                 with_vectors=False,
             )
         for point in points:
-            with contextlib.suppress(
-                KeyError
-            ):  # a chunk that came another way is not ours to count
-                payload = point.payload or {}
-                path, version = payload["file_path"], payload["file_version"]
-                file = files.setdefault(path, _Stored())
-                file.chunks[version] = payload["file_chunks"]
-                file.ids.setdefault(version, []).append(str(point.id))
+            payload = point.payload or {}
+            if not all(key in payload for key in _BOOKKEEPING_KEYS):
+                continue
+            stored = stored_files.setdefault(payload["file_path"], _StoredFile())
+            version = payload["file_version"]
+            stored.chunk_counts[version] = payload["file_chunks"]
+            stored.chunk_ids.setdefault(version, []).append(str(point.id))
         if offset is None:
-            return files
+            return stored_files

@@ -1,7 +1,7 @@
-"""CLIP as LlamaIndex's multi-modal embedding model, and an index that loses no image.
+"""LlamaIndex's multi-modal index over two stores, without the cases in which it loses images.
 
-What lives here: UnifiedImageEmbedding, and UnifiedMultiModalIndex over two stores. What does not:
-the vectors (`images`), searching both stores at once (`retrievers.multimodal`).
+What lives here: UnifiedMultiModalIndex. What does not: the image model (`images`), what counts as a
+node with an image (`image_nodes`), searching both stores at once (`retrievers.multimodal`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from llama_index.core import Settings, StorageContext, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.data_structs.data_structs import IndexDict
-from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
+from llama_index.core.embeddings.utils import EmbedType
 from llama_index.core.indices.multi_modal.base import MultiModalVectorStoreIndex
 from llama_index.core.schema import (
     BaseNode,
@@ -27,39 +27,67 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.image_nodes import _captions, _image_document, _image_node, has_image
+from unified_embeddings.llama.image_nodes import (
+    drop_image_vectors,
+    has_image,
+    to_image_document,
+    to_image_node,
+)
 from unified_embeddings.llama.images import UnifiedImageEmbedding
 from unified_embeddings.llama.vector_store import FingerprintedStore
 
 
 class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
-    """LlamaIndex's multi-modal index where it loses or leaks something.
+    """LlamaIndex's multi-modal index, with images neither lost nor fetched unasked.
 
-    The stock one drops image nodes that have neither text nor metadata, and images in any other
-    kind of node; downloads an image's URL itself without any limit; writes the texts before it
-    looks at the images; deletes single nodes from the text store only; and does not read
-    `Settings.image_embed_model`. This one keeps every image, hands each to the image model as it is
-    (which fetches nothing unless told to) before anything is stored, deletes from both stores, and
-    reads the setting. An index stored with `persist` is LlamaIndex's when it is loaded again: open
-    this one with `from_vector_store`.
+    The stock index
+
+    - drops image nodes that have neither text nor metadata, and images in other types of nodes;
+    - downloads an image's URL itself, without any limit;
+    - writes the texts before it looks at the images;
+    - deletes single nodes from the text store only;
+    - does not read `Settings.image_embed_model`.
+
+    This one keeps every image and embeds all of them before anything is stored. The image model
+    gets each as it is, and fetches nothing unless told to. Deleting covers both stores, and the
+    setting is read. An index saved with `persist` is loaded as LlamaIndex's own; open this one with
+    `from_vector_store` instead.
 
     Args:
-        nodes: As the stock index's; a node with an `image_resource` is made an ImageNode.
-        image_embed_model: A UnifiedImageEmbedding; None takes `Settings.image_embed_model`, as
-            `UnifiedEmbeddingConfig.configure_settings()` sets it.
-        **options: As the stock index's but for is_image_to_text: storage_context,
+        nodes: Nodes to index. One with an `image_resource` is stored as an ImageNode.
+        image_embed_model: A UnifiedImageEmbedding. None takes `Settings.image_embed_model`, which
+            `UnifiedEmbeddingConfig.configure_settings()` sets.
+        **options: The stock index's, except is_image_to_text: storage_context,
             image_vector_store, embed_model, ...
 
     Raises:
-        InputError: If the image model is no UnifiedImageEmbedding, there is no store for images, or
-            an image cannot be read: its index is its place among the nodes. Nothing is stored then.
+        InputError: If the image model is not a UnifiedImageEmbedding, the images have no store, or
+            an image cannot be read. In the last case its index refers to `nodes`, and nothing is
+            stored.
         FingerprintMismatchError: If a store was opened for another model.
+
+    Example:
+        Lines marked SKIP need a CLIP's weights.
+
+        >>> from llama_index.core.schema import ImageNode, TextNode
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import UnifiedEmbeddingConfig, UnifiedMultiModalIndex
+        >>> config = UnifiedEmbeddingConfig("bge-m3")
+        >>> client = QdrantClient(":memory:")
+        >>> index = UnifiedMultiModalIndex.from_vector_store(    # doctest: +SKIP
+        ...     config.vector_store("texts", client=client),
+        ...     embed_model=config.text_model,
+        ...     image_vector_store=config.image_store("images", client=client),
+        ...     image_embed_model=config.image_model,
+        ... )
+        >>> nodes = [TextNode(text="Foxes jump over dogs."), ImageNode(image_path="fox.jpg")]
+        >>> index.insert_nodes(nodes)    # doctest: +SKIP
     """
 
     def __init__(
         self,
         nodes: Sequence[BaseNode] | None = None,
-        image_embed_model: MultiModalEmbedding | None = None,
+        image_embed_model: EmbedType | None = None,
         **options: Any,
     ) -> None:
         model = image_embed_model or getattr(Settings, "image_embed_model", None)
@@ -68,36 +96,60 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
                 f"image_embed_model must be a UnifiedImageEmbedding, got {type(model).__name__}; "
                 "give config.image_model, or call config.configure_settings() first"
             )
-        self._images = model
-        images = options.get("image_vector_store")
-        context = options.get("storage_context")
-        if images is None and context is not None:
-            images = context.vector_stores.get(self.image_namespace)
-            if isinstance(images, SimpleVectorStore):  # what a context puts there unasked: memory
-                images = None
-        if images is None:
+        self._image_model = model
+        context: StorageContext | None = options.get("storage_context")
+        self._check_image_store(options.get("image_vector_store"), context)
+        self._check_text_store(options.get("embed_model"), context)
+        super().__init__(nodes=nodes, image_embed_model=model, **options)
+
+    def _check_image_store(
+        self, store: BasePydanticVectorStore | None, context: StorageContext | None
+    ) -> None:
+        """Reject an index whose images have no store, or one of another model's vectors."""
+        if store is None and context is not None:
+            store = context.vector_stores.get(self.image_namespace)
+            # A context puts a store in memory there unasked. It would lose the images at exit.
+            if isinstance(store, SimpleVectorStore):
+                store = None
+        if store is None:
             raise InputError(
                 "the images need a store of their own: give image_vector_store=, as "
                 "config.image_store() makes it"
             )
-        if isinstance(images, FingerprintedStore):
-            images.check(model.clip.fingerprint, model.model_name)
-        texts = context.vector_stores.get(DEFAULT_VECTOR_STORE) if context is not None else None
-        embedder = getattr(options.get("embed_model") or Settings.embed_model, "embedder", None)
-        if isinstance(texts, FingerprintedStore) and isinstance(embedder, TextEmbedder):
-            texts.check(embedder.fingerprint, embedder.model_name)
-        super().__init__(nodes=nodes, image_embed_model=model, **options)
+        if isinstance(store, FingerprintedStore):
+            store.check_model(self._image_model.clip.fingerprint, self._image_model.model_name)
+
+    @staticmethod
+    def _check_text_store(embed_model: EmbedType | None, context: StorageContext | None) -> None:
+        """Reject a store of texts that was opened for another text model, if that can be told."""
+        if context is None:
+            return
+        store = context.vector_stores.get(DEFAULT_VECTOR_STORE)
+        embedder = getattr(embed_model or Settings.embed_model, "embedder", None)
+        if isinstance(store, FingerprintedStore) and isinstance(embedder, TextEmbedder):
+            store.check_model(embedder.fingerprint, embedder.model_name)
 
     @classmethod
     def from_vector_store(
         cls,
         vector_store: BasePydanticVectorStore,
-        embed_model: Any = None,
+        embed_model: EmbedType | None = None,
         image_vector_store: BasePydanticVectorStore | None = None,
-        image_embed_model: Any = None,
+        image_embed_model: EmbedType | None = None,
         **options: Any,
     ) -> UnifiedMultiModalIndex:
-        """The index over stores that are there already."""
+        """Open an index over existing stores.
+
+        Args:
+            vector_store: The texts.
+            embed_model: Embeds texts. None takes `Settings.embed_model`.
+            image_vector_store: The images.
+            image_embed_model: Embeds images. None takes `Settings.image_embed_model`.
+            **options: As in the class.
+
+        Raises:
+            InputError, FingerprintMismatchError: As the class does.
+        """
         return cls(
             nodes=[],
             storage_context=StorageContext.from_defaults(vector_store=vector_store),
@@ -117,9 +169,9 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
         transformations: list[TransformComponent] | None = None,
         **options: Any,
     ) -> UnifiedMultiModalIndex:
-        """Index documents; one with an image keeps it, whatever kind of document it is."""
+        """Index documents. Any type of document keeps its image."""
         return super().from_documents(
-            [_image_document(one) for one in documents],
+            [to_image_document(document) for document in documents],
             storage_context,
             show_progress,
             callback_manager,
@@ -127,32 +179,34 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
             **options,
         )
 
-    # The stock flags turn True with any insert that lacks one kind, and the stock retriever then
-    # never looks at that store again.
+    # The stock flags turn True with any insert that has no image, or no text, and the stock
+    # retriever then never searches that store again.
+
     @property
     def is_image_vector_store_empty(self) -> bool:
-        """False: the store is always looked at."""
+        """False: the store is always searched."""
         return False
 
     @property
     def is_text_vector_store_empty(self) -> bool:
-        """False: the store is always looked at."""
+        """False: the store is always searched."""
         return False
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Index one document more."""
-        super().insert(_image_document(document), **insert_kwargs)
+        """Index one more document. Any type of document keeps its image."""
+        super().insert(to_image_document(document), **insert_kwargs)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Index one document more."""
-        await super().ainsert(_image_document(document), **insert_kwargs)
+        """Like `insert`, but without blocking the event loop."""
+        await super().ainsert(to_image_document(document), **insert_kwargs)
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> IndexDict:
-        """Index text nodes that have content, and every image."""
-        kept = [
-            node for node in nodes if has_image(node) or node.get_content(MetadataMode.EMBED) != ""
-        ]
-        return self._build_index_from_nodes(kept, **insert_kwargs)
+        """Index every image, and those other nodes that have content."""
+        nodes_to_index = []
+        for node in nodes:
+            if has_image(node) or node.get_content(MetadataMode.EMBED) != "":
+                nodes_to_index.append(node)
+        return self._build_index_from_nodes(nodes_to_index, **insert_kwargs)
 
     def delete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
@@ -164,7 +218,7 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
     async def adelete_nodes(
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
-        """Delete nodes from both stores."""
+        """Like `delete_nodes`, but without blocking the event loop."""
         await super().adelete_nodes(node_ids, delete_from_docstore, **delete_kwargs)
         await self._image_vector_store.adelete_nodes(node_ids, **delete_kwargs)
 
@@ -172,14 +226,14 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
         """Delete a document's nodes from both stores."""
-        # Past the multi-modal class, which deletes from the index once for each store.
+        # This skips the multi-modal class, which deletes from the index once for each store.
         VectorStoreIndex.delete_ref_doc(self, ref_doc_id, delete_from_docstore, **delete_kwargs)
         self._image_vector_store.delete(ref_doc_id, **delete_kwargs)
 
     async def adelete_ref_doc(
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
-        """Delete a document's nodes from both stores."""
+        """Like `delete_ref_doc`, but without blocking the event loop."""
         await super().adelete_ref_doc(ref_doc_id, delete_from_docstore, **delete_kwargs)
         await self._image_vector_store.adelete(ref_doc_id, **delete_kwargs)
 
@@ -190,7 +244,7 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
         show_progress: bool = False,
         **insert_kwargs: Any,
     ) -> None:
-        nodes = self._with_images_embedded(nodes, show_progress)
+        nodes = self._embed_images(nodes, show_progress)
         super()._add_nodes_to_index(index_struct, nodes, show_progress, **insert_kwargs)
 
     async def _async_add_nodes_to_index(
@@ -200,51 +254,65 @@ class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):
         show_progress: bool = False,
         **insert_kwargs: Any,
     ) -> None:
-        nodes = await asyncio.to_thread(self._with_images_embedded, nodes, show_progress)
+        nodes = await asyncio.to_thread(self._embed_images, nodes, show_progress)
         await super()._async_add_nodes_to_index(index_struct, nodes, show_progress, **insert_kwargs)
 
-    def _with_images_embedded(
-        self, nodes: Sequence[BaseNode], show_progress: bool
-    ) -> list[BaseNode]:
-        """The nodes, those with an image as ImageNodes that carry its vector."""
-        made = [_image_node(node) if has_image(node) else node for node in nodes]
-        width = self._images.clip.dimension
-        for at, node in enumerate(made):
-            if isinstance(node, ImageNode) and len(node.embedding or [0] * width) != width:
-                raise InputError(
-                    f"node {node.node_id} brings a vector of {len(node.embedding or ())} "
-                    f"dimensions for its image, but the image model gives {width}; leave it out",
-                    index=at,
-                )
-        new = [
-            at
-            for at, node in enumerate(made)
-            if isinstance(node, ImageNode) and node.embedding is None
-        ]
+    def _embed_images(self, nodes: Sequence[BaseNode], show_progress: bool) -> list[BaseNode]:
+        """Return the nodes, those with an image as ImageNodes that hold its vector.
+
+        The nodes given are not changed.
+
+        Raises:
+            InputError: If an image cannot be read, or a node's own vector does not fit. The index
+                refers to `nodes`.
+        """
+        converted: list[BaseNode] = []
+        positions: list[int] = []
+        images: list[ImageNode] = []
+        for position, node in enumerate(nodes):
+            if not has_image(node):
+                converted.append(node)
+                continue
+            image_node = to_image_node(node)
+            converted.append(image_node)
+            if image_node.embedding is None:
+                positions.append(position)
+                images.append(image_node)
+            else:
+                self._check_width(image_node.node_id, image_node.embedding, position)
         try:
-            vectors = self._images.get_image_embedding_batch(
-                [made[at] for at in new], show_progress
-            )
+            vectors = self._image_model.get_image_embedding_batch(images, show_progress)
         except InputError as error:
             if error.index is None:
                 raise
-            at = new[error.index]
-            problem = str(error).removeprefix(f"item {error.index}: ")
-            raise InputError(f"node {made[at].node_id}: {problem}", index=at) from error
-        for at, vector in zip(new, vectors, strict=True):
-            made[at] = made[at].model_copy(update={"embedding": vector})
-        return made
+            bad_node = images[error.index]
+            raise InputError(
+                f"node {bad_node.node_id}: {error.problem}", index=positions[error.index]
+            ) from error
+        for position, image_node, vector in zip(positions, images, vectors, strict=True):
+            converted[position] = image_node.model_copy(update={"embedding": vector})
+        return converted
+
+    def _check_width(self, node_id: str, embedding: list[float], position: int) -> None:
+        """Reject a node's own vector if it is not of the image model's size."""
+        width = self._image_model.clip.dimension
+        if len(embedding) != width:
+            raise InputError(
+                f"node {node_id} brings a vector of {len(embedding)} dimensions for its image, but "
+                f"the image model gives {width}; leave it out",
+                index=position,
+            )
 
     def _get_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False, is_image: bool = False
     ) -> list[BaseNode]:
-        if is_image:  # embedded already
+        if is_image:  # `_embed_images` has embedded them
             return list(nodes)
-        return super()._get_node_with_embedding(_captions(nodes), show_progress)
+        return super()._get_node_with_embedding(drop_image_vectors(nodes), show_progress)
 
     async def _aget_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False, is_image: bool = False
     ) -> list[BaseNode]:
-        if is_image:  # embedded already
+        if is_image:  # `_embed_images` has embedded them
             return list(nodes)
-        return await super()._aget_node_with_embedding(_captions(nodes), show_progress)
+        return await super()._aget_node_with_embedding(drop_image_vectors(nodes), show_progress)

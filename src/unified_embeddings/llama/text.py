@@ -1,6 +1,8 @@
-"""The embedder as LlamaIndex's text embedding model and sparse embedding model.
+"""An embedder as LlamaIndex's text embedding model and as its sparse embedding model.
 
-Both are thin: every call is one call of the embedder, in a worker thread where it is async.
+What lives here: both adapters, and what the other adapters of texts share. What does not: the
+vectors (`embedders`). Every call is one call of the embedder. Coroutines make it in a worker
+thread.
 """
 
 from __future__ import annotations
@@ -14,50 +16,67 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
-from unified_embeddings.types import Embeddings
+from unified_embeddings.types import Embeddings, FloatArray
 from unified_embeddings.validation import require_texts
 
-_BATCH = 128
-"""Texts LlamaIndex hands over at once; the embedder forms its own batches from them."""
+TEXTS_PER_CALL = 128
+"""How many texts LlamaIndex passes at once. The embedder forms its own batches from them."""
 
 
 class ValidatedTexts(BaseEmbedding):
-    """A text embedding model whose errors name the bad text's place in the list it came in.
+    """A text embedding model whose error indices refer to the caller's list.
 
-    LlamaIndex hands a list over in batches, within which an index would count otherwise.
+    LlamaIndex splits a list into calls of `embed_batch_size` texts. An embedder that sees one such
+    call would count from its beginning, so all texts are checked before the first.
     """
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """Dense vectors of the texts; all are checked first, so that an error's index is theirs."""
+        """Return the dense vectors of texts, in the same order.
+
+        Raises:
+            InputError: If an item is not a text; its index refers to `texts`.
+        """
         return super().get_text_embedding_batch(require_texts(texts), show_progress, **kwargs)
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
-        """As `get_text_embedding_batch`, without blocking the event loop."""
+        """Like `get_text_embedding_batch`, but without blocking the event loop."""
         return await super().aget_text_embedding_batch(
             require_texts(texts), show_progress, **kwargs
         )
 
 
 class UnifiedTextEmbedding(ValidatedTexts):
-    """Dense vectors for LlamaIndex; the sparse ones of the same pass wait in the cache.
+    """Dense vectors for LlamaIndex, whose sparse counterparts are cached by the same pass.
+
+    `to_dict` keeps the options, but neither the weights nor the cache. `from_dict` restores an
+    equal model, which is loaded with its first text.
 
     Args:
-        embedder: Share this one; None makes one from the fields.
-        **fields: The options of `make_embedder` and of LlamaIndex's BaseEmbedding.
-
-    `to_dict` keeps the options, not the weights or the cache; `from_dict` gives an equal model that
-    loads with its first text.
+        embedder: The embedder to share. None makes one from the fields.
+        **fields: `model_name` and `options` as in `make_embedder`, and the fields of LlamaIndex's
+            BaseEmbedding.
 
     Raises:
-        As `make_embedder`.
+        InputError: As `make_embedder` does.
+
+    Example:
+        >>> from unified_embeddings import UnifiedSparseEmbedding, UnifiedTextEmbedding
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> embedder = FakeEmbedder(dimension=64)
+        >>> vectors = UnifiedTextEmbedding(embedder).get_text_embedding_batch(["Foxes jump."])
+        >>> len(vectors[0])
+        64
+        >>> weights = UnifiedSparseEmbedding(embedder).get_text_embedding("Foxes jump.")
+        >>> embedder.stats().forwards    # the sparse vector came from the cache
+        1
     """
 
     model_name: str = Field(default="BAAI/bge-m3", description="Choice, hub id or folder.")
-    embed_batch_size: int = Field(default=_BATCH, gt=0, le=2048)
+    embed_batch_size: int = Field(default=TEXTS_PER_CALL, gt=0, le=2048)
     options: dict[str, Any] = Field(
         default_factory=dict, description="make_embedder's other options, without the cache."
     )
@@ -71,22 +90,25 @@ class UnifiedTextEmbedding(ValidatedTexts):
 
     @classmethod
     def class_name(cls) -> str:
-        """What LlamaIndex calls this class in serialised form."""
+        """Return LlamaIndex's name for this class in serialised form."""
         return "UnifiedTextEmbedding"
 
     @property
     def embedder(self) -> TextEmbedder:
-        """What does the work."""
+        """The embedder that computes the vectors."""
         return self._embedder
 
+    # Neither call says sparse=False: where the model has sparse vectors, the same pass caches them
+    # for the store or the retriever, which ask for them next.
+
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _rows(self._embedder.encode_query(query, dense=True).dense)[0]
+        return to_lists(self._embedder.encode_query(query, dense=True).dense)[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return _rows(self._embedder.encode_documents(texts, dense=True).dense)
+        return to_lists(self._embedder.encode_documents(texts, dense=True).dense)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
@@ -99,15 +121,26 @@ class UnifiedTextEmbedding(ValidatedTexts):
 
 
 class UnifiedSparseEmbedding(BaseSparseEmbedding):
-    """Sparse vectors for LlamaIndex: vocabulary id → weight.
+    """Sparse vectors for LlamaIndex, each a dict from vocabulary id to weight.
 
     Args:
-        embedder: Share this one; None makes one from the fields.
-        **fields: `model_name`, `options` as in UnifiedTextEmbedding.
+        embedder: The embedder to share. None makes one from the fields.
+        **fields: `model_name`, `options` and `embed_batch_size`, as in UnifiedTextEmbedding.
+
+    Raises:
+        InputError: As `make_embedder` does.
+
+    Example:
+        >>> from unified_embeddings import UnifiedSparseEmbedding
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> model = UnifiedSparseEmbedding(FakeEmbedder())
+        >>> weights = model.get_text_embedding("Foxes jump over foxes.")
+        >>> len(weights)    # foxes, jump, over
+        3
     """
 
     model_name: str = Field(default="BAAI/bge-m3", description="Choice, hub id or folder.")
-    embed_batch_size: int = Field(default=_BATCH, gt=0, le=2048)
+    embed_batch_size: int = Field(default=TEXTS_PER_CALL, gt=0, le=2048)
     options: dict[str, Any] = Field(default_factory=dict)
     _embedder: TextEmbedder = PrivateAttr()
 
@@ -119,21 +152,17 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """What LlamaIndex calls this class in serialised form."""
+        """Return LlamaIndex's name for this class in serialised form."""
         return "UnifiedSparseEmbedding"
 
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
-        return self._vectors(self._embedder.encode_query(query, sparse=True))[0]
+        return _to_dicts(self._embedder.encode_query(query, sparse=True))[0]
 
     def _get_text_embedding(self, text: str) -> SparseEmbedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return self._vectors(self._embedder.encode_documents(texts, sparse=True))
-
-    @staticmethod
-    def _vectors(embeddings: Embeddings) -> list[SparseEmbedding]:
-        return [dict(vector) for vector in embeddings.sparse or ()]
+        return _to_dicts(self._embedder.encode_documents(texts, sparse=True))
 
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
@@ -145,6 +174,12 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
 
-def _rows(dense: Any) -> list[Embedding]:
-    rows: list[Embedding] = dense.tolist()
+def to_lists(vectors: FloatArray | None) -> list[Embedding]:
+    """Return dense vectors, (n, d), as LlamaIndex's n lists of numbers."""
+    assert vectors is not None  # the embedder was asked for them
+    rows: list[Embedding] = vectors.tolist()
     return rows
+
+
+def _to_dicts(embeddings: Embeddings) -> list[SparseEmbedding]:
+    return [dict(vector) for vector in embeddings.sparse or ()]

@@ -1,14 +1,19 @@
-"""LlamaIndex's stock QdrantVectorStore, built so that its sparse half is ours."""
+"""LlamaIndex's QdrantVectorStore, built so that its sparse vectors are this package's.
+
+What lives here: opening the place asked for, and the store over it. What does not: the collection's
+layout and fingerprint (`stores.schema`), and searching both vectors at once (`retrievers`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -20,6 +25,7 @@ from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR, ensure
 from unified_embeddings.types import Role
 
 SparseLists = tuple[list[list[int]], list[list[float]]]
+"""Of n texts: a list of vocabulary ids and a list of their weights for each."""
 
 
 def build_vector_store(
@@ -33,116 +39,180 @@ def build_vector_store(
     api_key: str | None = None,
     **collection_options: Any,
 ) -> QdrantVectorStore:
-    """A QdrantVectorStore for this embedder's vectors; the collection is made if it is not there.
+    """Return a QdrantVectorStore for an embedder's vectors.
+
+    The collection is created if it does not exist. Exactly one of `url`, `path` and `client` says
+    where it is.
 
     Args:
-        embedder: Whose dense and sparse vectors it holds.
+        embedder: The embedder whose dense and sparse vectors the store holds.
         collection: The collection's name.
         url: A server's address.
-        path: A folder to run Qdrant's core over, in this process (see `EdgeQdrantClient`); shared
-            within it, closed to others.
-        client: A client of your own, a QdrantClient or an EdgeQdrantClient; one in local mode is
-            made thread-safe. Exactly one of the three.
-        aclient: The async client beside `client`; made here for `url` and where Qdrant runs in this
-            process.
+        path: A folder to run Qdrant's core over, in this process (see `EdgeQdrantClient`). The
+            folder is shared within the process and locked against others.
+        client: A client of your own, a QdrantClient or an EdgeQdrantClient. One in local mode is
+            made thread-safe.
+        aclient: The async client to use along with `client`. For `url`, and if Qdrant runs in this
+            process, it is made here.
         api_key: For `url`.
         **collection_options: Passed to Qdrant's `create_collection`: hnsw_config,
             quantization_config, ...; for a server or a cluster also shard_number,
             replication_factor and write_consistency_factor.
 
     Raises:
-        InputError: If not exactly one of url, path and client is given, or the name is blank.
+        InputError: If not exactly one of url, path and client is given, the name is blank, or the
+            embedder gives no dense vectors.
         FingerprintMismatchError: If the collection holds another model's vectors.
-        StoreError: If Qdrant cannot be reached or refuses.
+        StoreError: If Qdrant cannot be reached or rejects the collection.
     """
-    if sum(place is not None for place in (url, path, client)) != 1:
-        raise InputError("give exactly one of url=, path= and client=")
-    if not isinstance(collection, str) or not collection.strip():
-        raise InputError(f"a collection needs a name, got {collection!r}")
-    if isinstance(client, AsyncQdrantClient):
-        raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
-    if "dense" not in embedder.heads:
-        raise InputError(
-            f"{embedder.model_name!r} gives no dense vectors, which a collection needs; set it as "
-            "the sparse_model beside a dense one"
-        )
-    if path == ":memory:":
-        raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
-    _ = embedder.fingerprint  # a model that cannot be had leaves no folder behind
-    if path is not None:
-        client = open_folder(path)
-    elif url is not None:
-        with store_errors(collection, f"connecting to {url}"):
-            # Without the check at construction, which warns where the first call will raise.
-            options: dict[str, Any] = {"api_key": api_key, "check_compatibility": False}
-            client = QdrantClient(url=url, **options)
-            aclient = aclient or AsyncQdrantClient(url=url, **options)
-    assert client is not None
-    make_thread_safe(client)
-    aclient = aclient or async_view(client)
-    ensure_collection(client, collection, embedder, **collection_options)
-    hybrid: dict[str, Any] = {}
-    if "sparse" in embedder.heads:
-        hybrid = {
-            "enable_hybrid": True,
-            "sparse_doc_fn": _SparseFunction(embedder, "document"),
-            "sparse_query_fn": _SparseFunction(embedder, "query"),
-            "sparse_vector_name": SPARSE_VECTOR,
-        }
+    _check_place(url, path, client)
+    _check_collection(collection, embedder)
+    # Resolves the model's files, so that a model that is missing leaves no folder behind.
+    _ = embedder.fingerprint
+    client, aclient = _open_clients(
+        collection, url=url, path=path, client=client, aclient=aclient, api_key=api_key
+    )
+    ensure = partial(ensure_collection, client, collection, embedder, **collection_options)
+    ensure()
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
-            partial(ensure_collection, client, collection, embedder, **collection_options),
+            ensure,
             collection_name=collection,
             client=client,  # an EdgeQdrantClient has the methods that the stock store calls
             aclient=aclient,
             dense_vector_name=DENSE_VECTOR,
-            **hybrid,
+            **_sparse_options(embedder),
         )
 
 
-class FingerprintedStore(QdrantVectorStore):
-    """The stock store, whose collection carries its fingerprint also when made anew.
+def _check_place(
+    url: str | None, path: str | os.PathLike[str] | None, client: Client | None
+) -> None:
+    """Reject anything but one place to open."""
+    places = [place for place in (url, path, client) if place is not None]
+    if len(places) != 1:
+        raise InputError("give exactly one of url=, path= and client=")
+    if isinstance(client, AsyncQdrantClient):
+        raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
+    if path == ":memory:":
+        raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
 
-    After `clear()` the stock one makes the collection again by itself, without our metadata. What
-    goes wrong when nodes are added is a StoreError, whichever client raised it.
+
+def _check_collection(collection: str, embedder: TextEmbedder) -> None:
+    """Reject a blank name, and an embedder without the vectors that every collection has."""
+    if not isinstance(collection, str) or not collection.strip():
+        raise InputError(f"a collection needs a name, got {collection!r}")
+    if "dense" not in embedder.heads:
+        raise InputError(
+            f"{embedder.model_name!r} gives no dense vectors, which a collection needs; set it as "
+            "the sparse_model of a dense one"
+        )
+
+
+def _open_clients(
+    collection: str,
+    *,
+    url: str | None,
+    path: str | os.PathLike[str] | None,
+    client: Client | None,
+    aclient: AsyncQdrantClient | None,
+    api_key: str | None,
+) -> tuple[Client, AsyncQdrantClient | None]:
+    """Return the sync and the async client of the one place that is given.
+
+    The async one is None for a server's client that was given without its async counterpart.
+    """
+    if path is not None:
+        client = open_folder(path)
+    elif url is not None:
+        with store_errors(collection, f"connecting to {url}"):
+            # The version check at construction only warns about a server that cannot be reached.
+            # The first call to it raises.
+            client = QdrantClient(url=url, api_key=api_key, check_compatibility=False)
+            aclient = aclient or AsyncQdrantClient(
+                url=url, api_key=api_key, check_compatibility=False
+            )
+    assert client is not None
+    make_thread_safe(client)
+    return client, aclient or async_view(client)
+
+
+def _sparse_options(embedder: TextEmbedder) -> dict[str, object]:
+    """Return the stock store's options for its sparse half; none without sparse vectors."""
+    if "sparse" not in embedder.heads:
+        return {}
+    return {
+        "enable_hybrid": True,
+        "sparse_doc_fn": _SparseFunction(embedder, "document"),
+        "sparse_query_fn": _SparseFunction(embedder, "query"),
+        "sparse_vector_name": SPARSE_VECTOR,
+    }
+
+
+class FingerprintedStore(QdrantVectorStore):
+    """A QdrantVectorStore whose collection keeps its fingerprint, even when it is created again.
+
+    After `clear()` the stock store creates the collection by itself, without our metadata. Errors
+    while nodes are added are StoreErrors, whichever client raised them.
+
+    Args:
+        embedder: The embedder that the collection was opened for.
+        make_collection: Creates the collection, or checks the one that exists.
+        **options: The stock store's own.
     """
 
     _embedder: TextEmbedder = PrivateAttr()
-    _make: Callable[[], None] = PrivateAttr()
+    _make_collection: Callable[[], None] = PrivateAttr()
 
-    def __init__(self, embedder: TextEmbedder, make: Callable[[], None], **options: Any) -> None:
+    def __init__(
+        self, embedder: TextEmbedder, make_collection: Callable[[], None], **options: Any
+    ) -> None:
         super().__init__(**options)
         self._embedder = embedder
-        self._make = make
+        self._make_collection = make_collection
 
-    def check(self, fingerprint: str, model: str) -> None:
-        """Refuse another model than the one the collection was opened for.
+    def check_model(self, fingerprint: str, model_name: str) -> None:
+        """Reject another model than the one that the collection was opened for.
+
+        Args:
+            fingerprint: The fingerprint of the model that is about to write or search.
+            model_name: Its name, for the message.
 
         Raises:
-            FingerprintMismatchError: If the fingerprint is another.
+            FingerprintMismatchError: If the fingerprints differ.
         """
         if fingerprint != self._embedder.fingerprint:
             raise FingerprintMismatchError(
                 self.collection_name,
                 expected=fingerprint,
                 found=self._embedder.fingerprint,
-                model=model,
+                model=model_name,
                 found_model=self._embedder.model_name,
             )
 
-    def add(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Store nodes; whatever Qdrant refuses is a StoreError."""
-        with store_errors(self.collection_name, "adding nodes"):
-            return list(super().add(*args, **kwargs))
+    def add(
+        self, nodes: Sequence[BaseNode], shard_identifier: object = None, **kwargs: Any
+    ) -> list[str]:
+        """Store nodes that have embeddings, and return their ids.
 
-    async def async_add(self, *args: Any, **kwargs: Any) -> list[str]:
-        """As `add`, without blocking the event loop."""
+        Raises:
+            StoreError: If Qdrant rejects them.
+        """
         with store_errors(self.collection_name, "adding nodes"):
-            return list(await super().async_add(*args, **kwargs))
+            return list(super().add(list(nodes), shard_identifier=shard_identifier, **kwargs))
+
+    async def async_add(
+        self, nodes: Sequence[BaseNode], shard_identifier: object = None, **kwargs: Any
+    ) -> list[str]:
+        """Like `add`, but without blocking the event loop."""
+        with store_errors(self.collection_name, "adding nodes"):
+            return list(
+                await super().async_add(list(nodes), shard_identifier=shard_identifier, **kwargs)
+            )
 
     def _create_collection(self, collection_name: str, vector_size: int) -> None:  # noqa: ARG002
-        self._make()
+        self._make_collection()
         self._collection_initialized = True
 
     async def _acreate_collection(self, collection_name: str, vector_size: int) -> None:
@@ -150,15 +220,25 @@ class FingerprintedStore(QdrantVectorStore):
 
 
 class _SparseFunction:
-    """What QdrantVectorStore calls for the sparse half: texts → (indices, values), a list each.
+    """Sparse vectors of texts in the form in which QdrantVectorStore asks for them.
 
-    After an insert through our text embedding the vectors are in the cache, and this is a lookup;
-    where the cache could not hold the batch, the texts are run again.
+    After an insert through our text embedding the vectors are in the cache, and this is a look-up.
+    If the cache could not hold the batch, the texts run through the model again.
+
+    Args:
+        embedder: Gives sparse vectors.
+        role: Whether the texts are documents or queries.
     """
 
     def __init__(self, embedder: TextEmbedder, role: Role) -> None:
-        self._encode = embedder.encode_queries if role == "query" else embedder.encode_documents
+        self._embedder = embedder
+        self._role = role
 
     def __call__(self, texts: list[str]) -> SparseLists:
-        vectors = self._encode(texts, dense=False, sparse=True).sparse or []
-        return [v.indices.tolist() for v in vectors], [v.values.tolist() for v in vectors]
+        encode = self._embedder.encode_documents
+        if self._role == "query":
+            encode = self._embedder.encode_queries
+        vectors = encode(texts, dense=False, sparse=True).sparse or []
+        indices: list[list[int]] = [vector.indices.tolist() for vector in vectors]
+        weights: list[list[float]] = [vector.values.tolist() for vector in vectors]
+        return indices, weights

@@ -1,82 +1,113 @@
-"""The hybrid retriever: dense and sparse from one pass, fused in one round trip.
+"""The hybrid retriever: one forward pass, one round trip to Qdrant, two rankings fused.
 
-What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the vectors
-(`embedder`), the arithmetic of fusion (Qdrant, or `fusion` for unequal weights).
+What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the checks of
+its options (`options`), the vectors (`embedders`), and the arithmetic of fusion (Qdrant's, or
+`fusion` for unequal weights).
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
-from llama_index.core.vector_stores.types import (
-    FilterOperator,
-    MetadataFilters,
-    VectorStoreQuery,
-)
+from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models
+from qdrant_client import models as qm
 
 from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
-from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import make_thread_safe
+from unified_embeddings.retrievers.collection_reader import CollectionReader
+from unified_embeddings.retrievers.options import (
+    Mode,
+    check_heads,
+    check_options,
+    check_store,
+    translate_filters,
+)
 from unified_embeddings.stores.schema import check_collection
 from unified_embeddings.types import FloatArray, SparseVector
 
-Mode = Literal["hybrid", "dense", "sparse"]
 
-_ORDER = (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE)
+@dataclass(frozen=True)
+class _QueryVectors:
+    """A question's vectors.
+
+    Attributes:
+        dense: float32 (dimension,); None in the mode "sparse".
+        sparse: Its lexical weights, possibly none; None in the mode "dense".
+        colbert: For reranking, float32 (q, d); None without reranking.
+    """
+
+    dense: FloatArray | None = None
+    sparse: SparseVector | None = None
+    colbert: FloatArray | None = None
 
 
 @dataclass(frozen=True)
-class _Query:
-    """A question's vectors, as Qdrant takes them; None where the mode or the text gives none.
+class _Branch:
+    """One of the searches that a query consists of.
 
-    `colbert` is for reranking, float32 (q, d).
+    Attributes:
+        vector: What to search with, in Qdrant's form.
+        vector_name: Which of the points' vectors to search; None for unnamed ones.
     """
 
-    dense: list[float] | None
-    sparse: models.SparseVector | None
-    colbert: FloatArray | None
+    vector: list[float] | qm.SparseVector
+    vector_name: str | None
 
 
 class UnifiedHybridRetriever(BaseRetriever):
     """Retrieve by dense and sparse vectors fused with RRF, as a LlamaIndex retriever.
 
-    A query is one forward pass (or a cache hit) and one call to Qdrant, which fuses. A node's score
-    is Σ weight / (rrf_k + rank + 1) over the two lists, rank from 0: about 0.016 to 0.033, so a
-    SimilarityPostprocessor's cutoff has to be of that size. In the modes "dense" and "sparse" it is
-    the vectors' own score, after reranking the ColBERT score.
+    A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which fuses the
+    two rankings. A node's score is Σ weight / (rrf_k + rank + 1) over the rankings that contain it,
+    rank from 0. Scores thus lie between about 0.016 and 0.033, so the cutoff of a
+    SimilarityPostprocessor has to be of that size. In the modes "dense" and "sparse" the score is
+    the vectors' own similarity. After reranking it is the ColBERT score.
 
     Args:
-        vector_store: As `UnifiedEmbeddingConfig.vector_store` builds it; any QdrantVectorStore
-            whose vectors this embedder's model made will do.
+        vector_store: A store made by `UnifiedEmbeddingConfig.vector_store`, or any other
+            QdrantVectorStore that holds vectors of this embedder's model.
         embedder: Embeds the questions.
-        similarity_top_k: Nodes returned at most.
-        candidates: Nodes each list brings into the fusion, or reranking scores; at least
-            `similarity_top_k` are fetched.
-        rrf_k: RRF's damping.
-        weights: Of the dense and the sparse list.
+        similarity_top_k: Maximum number of nodes returned.
+        candidates: Depth of each ranking that is fused, or number of nodes that are reranked. At
+            least `similarity_top_k` are fetched.
+        rrf_k: RRF's damping, >= 0.
+        weights: Weights of the dense and the sparse ranking.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates' texts against the question token by token.
-        filters: LlamaIndex's metadata filters, applied to both lists.
-        callback_manager: As every BaseRetriever has it.
+        filters: LlamaIndex's metadata filters, applied to both rankings.
+        callback_manager: LlamaIndex's, passed to BaseRetriever.
 
     Raises:
-        InputError: If an option is out of range or a filter cannot be translated.
-        FingerprintMismatchError: If the collection was made with another model. Checked here, or
-            at the first query where the collection is not there yet.
-        StoreError: If Qdrant cannot be reached, or lacks the vectors the mode needs.
+        InputError: If an option is out of range, or a filter cannot be translated.
+        FingerprintMismatchError: If the collection was made with another model. It is checked
+            here, or at the first query if it does not exist yet.
+        StoreError: If Qdrant cannot be reached, or the collection lacks the vectors that the mode
+            needs.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import UnifiedHybridRetriever, UnifiedTextEmbedding
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> from unified_embeddings.llama.vector_store import build_vector_store
+        >>> embedder = FakeEmbedder()
+        >>> store = build_vector_store(embedder, "docs", client=QdrantClient(":memory:"))
+        >>> nodes = [TextNode(text="Foxes jump over dogs."), TextNode(text="The sea is calm.")]
+        >>> ids = store.add(UnifiedTextEmbedding(embedder)(nodes))
+        >>> retriever = UnifiedHybridRetriever(store, embedder, similarity_top_k=1)
+        >>> best = retriever.retrieve("Which foxes jump?")[0]
+        >>> best.text, round(best.score, 4)    # first in both rankings: 2/61
+        ('Foxes jump over dogs.', 0.0328)
     """
 
     def __init__(
@@ -93,12 +124,16 @@ class UnifiedHybridRetriever(BaseRetriever):
         filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        _check_options(similarity_top_k, candidates, rrf_k, weights, mode, rerank)
-        if not isinstance(vector_store, QdrantVectorStore):
-            raise InputError(
-                f"vector_store must be a QdrantVectorStore, not {type(vector_store).__name__}"
-            )
-        _check_heads(embedder, mode, rerank)
+        check_options(
+            similarity_top_k=similarity_top_k,
+            candidates=candidates,
+            rrf_k=rrf_k,
+            weights=weights,
+            mode=mode,
+            rerank=rerank,
+        )
+        check_store(vector_store)
+        check_heads(embedder, mode, rerank)
         self._store = vector_store
         self._embedder = embedder
         self._mode = mode
@@ -107,103 +142,87 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._candidates = max(candidates, similarity_top_k)
         self._rrf_k = rrf_k
         self._weights = weights
-        self._filter = _translate(vector_store, filters)
-        self._client = vector_store.client
-        self._aclient = vector_store._aclient
-        if self._client is not None:
-            make_thread_safe(self._client)
-        self._checked = False
+        self._filter = translate_filters(vector_store, filters)
+        self._reader = CollectionReader(vector_store)
         self._dense_name = vector_store.dense_vector_name
+        self._collection_is_checked = False
         super().__init__(callback_manager=callback_manager)
-        if self._client is not None:
-            with store_errors(self._collection, "looking the collection up"):
-                exists = self._client.collection_exists(self._collection)
-            if exists:
-                self._check(self._call("get_collection", collection_name=self._collection))
+        if self._reader.has_sync_client and self._reader.exists():
+            self._check_collection(self._reader.look_up())
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """The nodes that answer a question best, best first.
+        """Return the nodes that answer a question best, best first.
 
         Raises:
-            InputError: If the question is no text, or blank.
+            InputError: If the question is not a text, or blank.
             FingerprintMismatchError: If the collection was made with another model.
             StoreError: If Qdrant fails, or the collection does not exist.
         """
-        return super().retrieve(_question(str_or_query_bundle))
+        return super().retrieve(_require_question(str_or_query_bundle))
 
     async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """As `retrieve`, without blocking the event loop."""
-        return await super().aretrieve(_question(str_or_query_bundle))
+        """Like `retrieve`, but without blocking the event loop."""
+        return await super().aretrieve(_require_question(str_or_query_bundle))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        if not self._checked:
-            self._check(self._call("get_collection", collection_name=self._collection))
+        if not self._collection_is_checked:
+            self._check_collection(self._reader.look_up())
         query = self._embed(query_bundle)
-        if query is None:
+        requests = self._build_requests(query)
+        if not requests:
             return []
-        method, request = self._request(query)
-        nodes = self._nodes(self._call(method, collection_name=self._collection, **request))
-        return self._finish(query, nodes)
+        return self._build_answer(query, self._reader.search(requests))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        if not self._checked:
-            info = await self._acall("get_collection", collection_name=self._collection)
-            await asyncio.to_thread(self._check, info)
+        # The check may resolve the model's files, and the other two steps may run the model. Each
+        # can take seconds, so they run in worker threads.
+        if not self._collection_is_checked:
+            info = await self._reader.alook_up()
+            await asyncio.to_thread(self._check_collection, info)
         query = await asyncio.to_thread(self._embed, query_bundle)
-        if query is None:
+        requests = self._build_requests(query)
+        if not requests:
             return []
-        method, request = self._request(query)
-        response = await self._acall(method, collection_name=self._collection, **request)
-        return await asyncio.to_thread(self._finish, query, self._nodes(response))
-
-    @property
-    def _collection(self) -> str:
-        return str(self._store.collection_name)
+        rankings = await self._reader.asearch(requests)
+        return await asyncio.to_thread(self._build_answer, query, rankings)
 
     # --- the question ---------------------------------------------------------------------------
 
-    def _embed(self, bundle: QueryBundle) -> _Query | None:
-        """The question's vectors; None if it has none to search by (sparse mode, no known token).
+    def _embed(self, bundle: QueryBundle) -> _QueryVectors:
+        """Return the question's vectors, as many as the mode and the reranking need.
 
-        A bundle's own embedding, and strings to embed in the question's stead (as HyDE gives
-        them), replace the dense vector only: the sparse one is about the user's words.
+        A bundle's own embedding, and strings to embed instead of the question (as HyDE gives them),
+        replace the dense vector only. The sparse vector stays that of the user's words.
         """
         text = bundle.query_str
         needs_text = self._mode != "dense" or self._rerank or bundle.embedding is None
         if not isinstance(text, str) or (needs_text and not text.strip()):
-            raise InputError(f"a query must be a text with something in it, got {text!r}")
-        dense = self._own_dense(bundle) if self._mode != "sparse" else None
-        wanted = {
-            "dense": self._mode != "sparse" and dense is None,
-            "sparse": self._mode != "dense",
-            "colbert": self._rerank is not None,
-        }
-        sparse = colbert = None
-        if any(wanted.values()):
-            encoded = self._embedder.encode_query(text, **wanted)
-            if encoded.dense is not None:
-                dense = encoded.dense[0]
-            if encoded.sparse is not None and len(encoded.sparse[0]):
-                sparse = models.SparseVector(**_lists(encoded.sparse[0]))
-            if encoded.colbert is not None:
-                colbert = encoded.colbert[0]
-        if dense is None and sparse is None:
-            return None
-        return _Query(None if dense is None else dense.tolist(), sparse, colbert)
+            raise InputError(f"a query must be a str that is not blank, got {text!r}")
+        dense = None
+        if self._mode != "sparse":
+            dense = self._embed_substitute(bundle)
+        needs_dense = self._mode != "sparse" and dense is None
+        needs_sparse = self._mode != "dense"
+        needs_colbert = self._rerank is not None
+        if not (needs_dense or needs_sparse or needs_colbert):
+            return _QueryVectors(dense=dense)
+        encoded = self._embedder.encode_query(
+            text, dense=needs_dense, sparse=needs_sparse, colbert=needs_colbert
+        )
+        if encoded.dense is not None:
+            dense = encoded.dense[0]
+        sparse = encoded.sparse[0] if encoded.sparse else None
+        colbert = encoded.colbert[0] if encoded.colbert else None
+        return _QueryVectors(dense=dense, sparse=sparse, colbert=colbert)
 
-    def _own_dense(self, bundle: QueryBundle) -> FloatArray | None:
-        """The dense vector a bundle brings itself, (dimension,); None if it brings none."""
+    def _embed_substitute(self, bundle: QueryBundle) -> FloatArray | None:
+        """Return the dense vector that stands in for the question's own, (dimension,).
+
+        It is the bundle's embedding, or else the mean of its `custom_embedding_strs`, at unit
+        length. Without either it is None.
+        """
         if bundle.embedding is not None:
-            try:
-                vector = np.asarray(bundle.embedding, dtype=np.float32)
-            except (TypeError, ValueError):
-                vector = np.array(np.nan, dtype=np.float32)
-            if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
-                raise InputError(
-                    f"the query's own embedding must be {self._embedder.dimension} finite numbers, "
-                    f"got {bundle.embedding!r:.80}"
-                )
-            return vector
+            return self._check_embedding(bundle.embedding)
         if not bundle.custom_embedding_strs:
             return None
         vectors = self._embedder.encode_queries(bundle.custom_embedding_strs, sparse=False).dense
@@ -211,235 +230,161 @@ class UnifiedHybridRetriever(BaseRetriever):
         mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))[0]
         return mean
 
-    # --- the one call to Qdrant -----------------------------------------------------------------
-
-    def _request(self, query: _Query) -> tuple[str, dict[str, Any]]:
-        """The client's method and its arguments."""
-        limit = self._candidates if self._rerank else self._top_k
-        lists = [
-            (vector, name)
-            for vector, name in (
-                (query.dense, self._dense_name),
-                (query.sparse, self._store.sparse_vector_name),
+    def _check_embedding(self, embedding: list[float]) -> FloatArray:
+        """Return a bundle's own embedding as an array, and reject one that does not fit."""
+        try:
+            vector = np.asarray(embedding, dtype=np.float32)
+        except (TypeError, ValueError):
+            vector = np.array(np.nan, dtype=np.float32)
+        if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
+            raise InputError(
+                f"the query's own embedding must be {self._embedder.dimension} finite numbers, "
+                f"got {embedding!r:.80}"
             )
-            if vector is not None
-        ]
-        if self._mode != "hybrid":
-            ((vector, name),) = lists
-            return "query_points", {
-                "query": vector,
-                "using": name or None,
-                "query_filter": self._filter,
-                "limit": limit,
-                "with_payload": True,
-            }
-        if self._weights[0] == self._weights[1] > 0:
-            # Qdrant scores 1 / (k + rank) with rank from 0: its k is one more than ours.
-            return "query_points", {
-                "prefetch": [
-                    models.Prefetch(
-                        query=vector,
-                        using=name or None,
-                        filter=self._filter,
-                        limit=self._candidates,
-                    )
-                    for vector, name in lists
-                ],
-                "query": models.RrfQuery(rrf=models.Rrf(k=self._rrf_k + 1)),
-                "limit": limit,
-                "with_payload": True,
-            }
-        # Qdrant's own weights divide the rank, so unequal ones are fused here, from one batch.
-        return "query_batch_points", {
-            "requests": [
-                models.QueryRequest(
-                    query=vector,
-                    using=name or None,
-                    filter=self._filter,
-                    limit=self._candidates,
-                    with_payload=True,
-                )
-                for vector, name in lists
-            ]
-        }
+        return vector
 
-    def _nodes(self, response: Any) -> list[NodeWithScore]:
-        """What Qdrant answered, as scored nodes, best first."""
-        if isinstance(response, list):
-            return self._fuse(response)
-        scale = self._weights[0] if self._mode == "hybrid" else 1.0
+    # --- the round trip to Qdrant ---------------------------------------------------------------
+
+    @property
+    def _qdrant_fuses(self) -> bool:
+        """Whether Qdrant fuses the rankings, rather than this class.
+
+        Qdrant's own weights divide the rank instead of multiplying the score, so it is given equal
+        weights only.
+        """
+        dense_weight, sparse_weight = self._weights
+        return self._mode == "hybrid" and dense_weight == sparse_weight
+
+    @property
+    def _answer_size(self) -> int:
+        """How many nodes the search has to yield: those returned, or those to rerank."""
+        return self._top_k if self._rerank is None else self._candidates
+
+    def _build_requests(self, query: _QueryVectors) -> list[qm.QueryRequest]:
+        """Return the requests to send in one batch; none if there is nothing to search with.
+
+        Each asks for payloads, which a batch leaves out otherwise.
+        """
+        branches = self._build_branches(query)
+        if branches and self._qdrant_fuses:
+            return [self._build_fused_request(branches)]
+        limit = self._candidates if self._mode == "hybrid" else self._answer_size
         return [
-            NodeWithScore(node=node, score=score * scale)
-            for node, score in self._parse(response.points)
+            qm.QueryRequest(
+                query=branch.vector,
+                using=branch.vector_name,
+                filter=self._filter,
+                limit=limit,
+                with_payload=True,
+            )
+            for branch in branches
         ]
 
-    def _fuse(self, responses: list[Any]) -> list[NodeWithScore]:
-        weights = self._weights if len(responses) == 2 else self._weights[:1]
-        points = {point.id: point for response in responses for point in response.points}
-        fused = rrf([[p.id for p in r.points] for r in responses], self._rrf_k, weights)
-        kept = fused[: self._candidates if self._rerank else self._top_k]
-        nodes = self._parse([points[point_id] for point_id, _ in kept])
-        return [
-            NodeWithScore(node=node, score=score)
-            for (node, _), (_, score) in zip(nodes, kept, strict=True)
+    def _build_fused_request(self, branches: Sequence[_Branch]) -> qm.QueryRequest:
+        prefetches = [
+            qm.Prefetch(
+                query=branch.vector,
+                using=branch.vector_name,
+                filter=self._filter,
+                limit=self._candidates,
+            )
+            for branch in branches
         ]
+        return qm.QueryRequest(
+            prefetch=prefetches,
+            # Qdrant scores 1 / (k + rank) with rank from 0, so its k is one more than ours.
+            query=qm.RrfQuery(rrf=qm.Rrf(k=self._rrf_k + 1)),
+            limit=self._answer_size,
+            with_payload=True,
+        )
 
-    def _parse(self, points: list[Any]) -> list[tuple[Any, float]]:
-        with store_errors(self._collection, "reading the points found"):
-            result = self._store.parse_to_query_result(points)
-        return list(zip(result.nodes or [], result.similarities or [], strict=True))
+    def _build_branches(self, query: _QueryVectors) -> list[_Branch]:
+        """Return the searches that the question's vectors allow, the dense one first."""
+        branches = []
+        if query.dense is not None:
+            branches.append(
+                _Branch(vector=query.dense.tolist(), vector_name=self._dense_name or None)
+            )
+        # A question made of unknown or special tokens alone has no lexical weights.
+        if query.sparse is not None and len(query.sparse) > 0:
+            weights = qm.SparseVector(
+                indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
+            )
+            branches.append(_Branch(vector=weights, vector_name=self._store.sparse_vector_name))
+        return branches
 
-    def _finish(self, query: _Query, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    # --- the answer -----------------------------------------------------------------------------
+
+    def _build_answer(
+        self, query: _QueryVectors, rankings: list[list[qm.ScoredPoint]]
+    ) -> list[NodeWithScore]:
+        """Return the nodes found, best first, reranked if that was asked for."""
+        if self._mode == "hybrid" and not self._qdrant_fuses:
+            nodes = self._fuse(rankings)
+        else:
+            (points,) = rankings
+            weight = self._weights[0] if self._qdrant_fuses else 1.0
+            nodes = self._reader.to_nodes(points, [point.score * weight for point in points])
         if query.colbert is None or not nodes:
             return nodes
+        return self._rerank_nodes(query.colbert, nodes)
+
+    def _fuse(self, rankings: list[list[qm.ScoredPoint]]) -> list[NodeWithScore]:
+        points_by_id: dict[qm.ExtendedPointId, qm.ScoredPoint] = {}
+        for ranking in rankings:
+            points_by_id.update((point.id, point) for point in ranking)
+        ids_by_rank = [[point.id for point in ranking] for ranking in rankings]
+        # The dense ranking comes first. The sparse one is missing if the question had no weights.
+        weights = self._weights[: len(rankings)]
+        best = rrf(ids_by_rank, self._rrf_k, weights)[: self._answer_size]
+        points = [points_by_id[point_id] for point_id, _ in best]
+        return self._reader.to_nodes(points, [score for _, score in best])
+
+    def _rerank_nodes(
+        self, question: FloatArray, nodes: list[NodeWithScore]
+    ) -> list[NodeWithScore]:
+        """Return the best nodes by the ColBERT score of their texts.
+
+        Args:
+            question: The question's ColBERT vectors, float32 (q, d).
+            nodes: The candidates.
+        """
         texts = [scored.node.get_content(metadata_mode=MetadataMode.EMBED) for scored in nodes]
         documents = self._embedder.encode_documents(
             texts, dense=False, sparse=False, colbert=True
         ).colbert
         assert documents is not None
-        scored = [
-            NodeWithScore(node=old.node, score=heads.colbert_score(query.colbert, rows))
-            for old, rows in zip(nodes, documents, strict=True)
+        reranked = [
+            NodeWithScore(node=candidate.node, score=heads.colbert_score(question, document))
+            for candidate, document in zip(nodes, documents, strict=True)
         ]
-        return sorted(scored, key=lambda node: -(node.score or 0.0))[: self._top_k]
+        reranked.sort(key=lambda scored: scored.score or 0.0, reverse=True)
+        return reranked[: self._top_k]
 
-    def _check(self, info: models.CollectionInfo) -> None:
+    # --- the collection -------------------------------------------------------------------------
+
+    def _check_collection(self, info: qm.CollectionInfo) -> None:
+        """Reject a collection whose vectors do not fit, and note the name of its dense ones."""
         vectors = info.config.params.vectors
-        unnamed = isinstance(vectors, models.VectorParams) or "" in (vectors or {})
-        self._dense_name = "" if unnamed else self._store.dense_vector_name
+        # LlamaIndex's older collections, and its stores without a hybrid mode, name no vectors.
+        is_unnamed = isinstance(vectors, qm.VectorParams) or "" in (vectors or {})
+        self._dense_name = "" if is_unnamed else self._store.dense_vector_name
+        needed_dense = needed_sparse = None
+        if self._mode != "sparse":
+            needed_dense = self._dense_name
+        if self._mode != "dense":
+            needed_sparse = self._store.sparse_vector_name
         check_collection(
-            self._collection,
+            self._reader.collection,
             info,
             self._embedder,
-            dense=self._dense_name if self._mode != "sparse" else None,
-            sparse=self._store.sparse_vector_name if self._mode != "dense" else None,
+            dense=needed_dense,
+            sparse=needed_sparse,
         )
-        self._checked = True
-
-    def _call(self, method: str, **arguments: Any) -> Any:
-        if self._client is None:
-            raise StoreError(
-                self._collection, method, "the store has only an async client; use aretrieve"
-            )
-        with store_errors(self._collection, method):
-            return getattr(self._client, method)(**arguments)
-
-    async def _acall(self, method: str, **arguments: Any) -> Any:
-        if self._aclient is None:
-            return await asyncio.to_thread(self._call, method, **arguments)
-        with store_errors(self._collection, method):
-            return await getattr(self._aclient, method)(**arguments)
+        self._collection_is_checked = True
 
 
-def _question(query: QueryType) -> QueryType:
+def _require_question(query: QueryType) -> QueryType:
     if not isinstance(query, str | QueryBundle):
         raise InputError(f"a query must be one str or QueryBundle, got {type(query).__name__}")
     return query
-
-
-def _check_options(
-    top_k: int,
-    candidates: int,
-    rrf_k: int,
-    weights: Sequence[float],
-    mode: str,
-    rerank: str | None,
-) -> None:
-    check_counts(top_k, candidates, rrf_k)
-    if not are_weights(weights):
-        raise InputError(
-            f"weights must be two numbers >= 0, dense and sparse, not both 0; got {weights!r}"
-        )
-    if mode not in get_args(Mode):
-        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-    if rerank not in (None, "colbert"):
-        raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
-
-
-_ADVICE = {
-    "dense": "which this mode needs; take a model that does",
-    "sparse": "which this mode needs; search with mode='dense', or set a sparse_model beside it",
-    "colbert": "which rerank='colbert' needs; leave it out, or take bge-m3",
-}
-
-
-def _check_heads(embedder: TextEmbedder, mode: str, rerank: str | None) -> None:
-    needed = {"hybrid": ["dense", "sparse"], "dense": ["dense"], "sparse": ["sparse"]}[mode]
-    for head in [*needed, rerank] if rerank else needed:
-        if head not in embedder.heads:
-            raise InputError(
-                f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} "
-                f"ones, {_ADVICE[head]}"
-            )
-
-
-def check_counts(top_k: Any, candidates: Any, rrf_k: Any) -> None:
-    """Refuse counts that are no whole numbers in range.
-
-    Raises:
-        InputError: If they are not; the first one is named.
-    """
-    for name, value, least in (
-        ("similarity_top_k", top_k, 1),
-        ("candidates", candidates, 1),
-        ("rrf_k", rrf_k, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
-
-
-def are_weights(weights: Any) -> bool:
-    """Whether these are two finite weights >= 0, not both 0."""
-    return (
-        isinstance(weights, Sequence)
-        and len(weights) == 2
-        and all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
-        and sum(weights) > 0
-    )
-
-
-def _translate(store: QdrantVectorStore, filters: MetadataFilters | None) -> Any:
-    """The filters as Qdrant's, by the store's own translation, minus what it would let slip."""
-    if filters is None:
-        return None
-    _check_filters(filters)
-    try:
-        return store._build_query_filter(VectorStoreQuery(filters=filters))
-    except (NotImplementedError, ValueError, TypeError) as error:
-        raise InputError(
-            f"the filter {filters} cannot be translated for Qdrant: {error}"
-        ) from error
-
-
-def _check_filters(filters: MetadataFilters) -> None:
-    if not isinstance(filters, MetadataFilters):
-        raise InputError(f"filters must be MetadataFilters, not {type(filters).__name__}")
-    if filters.condition is None:
-        raise InputError("filters need a condition (and, or, not); without one all would be lost")
-    for index, one in enumerate(filters.filters):
-        if isinstance(one, MetadataFilters):
-            _check_filters(one)
-        elif one.value is None and one.operator != FilterOperator.IS_EMPTY:
-            raise InputError(
-                f"operator {one.operator.value!r} on {one.key!r} needs a value; for fields without "
-                "one use IS_EMPTY",
-                index=index,
-            )
-        elif one.operator in _ORDER and not isinstance(one.value, int | float):
-            raise InputError(
-                f"operator {one.operator.value!r} on {one.key!r} compares numbers, got "
-                f"{one.value!r}",
-                index=index,
-            )
-        elif one.operator in (FilterOperator.IN, FilterOperator.NIN) and not isinstance(
-            one.value, list | str
-        ):
-            raise InputError(
-                f"operator {one.operator.value!r} on {one.key!r} needs a list of values, got "
-                f"{one.value!r}",
-                index=index,
-            )
-
-
-def _lists(vector: SparseVector) -> dict[str, Any]:
-    return dict(vector.to_qdrant())

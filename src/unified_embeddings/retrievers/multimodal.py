@@ -1,14 +1,16 @@
 """Texts and images in one answer: hybrid text search and CLIP search, fused by rank.
 
 What lives here: LlamaIndex's BaseRetriever over a store of texts and a store of images. What does
-not: searching one store (`hybrid`), the vectors (`embedder`, `images`), the arithmetic (`fusion`).
+not: searching one store (`hybrid`), the vectors (`embedders`), the arithmetic (`fusion`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -21,12 +23,23 @@ from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
-from unified_embeddings.retrievers.hybrid import (
-    Mode,
-    UnifiedHybridRetriever,
-    are_weights,
-    check_counts,
-)
+from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.retrievers.options import Mode, are_weights, check_counts
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One of the searches that a question consists of.
+
+    Attributes:
+        retriever: Which store to search, and how.
+        bundle: What to search it for.
+        weight: Weight of its ranking in the fusion, > 0.
+    """
+
+    retriever: UnifiedHybridRetriever
+    bundle: QueryBundle
+    weight: float
 
 
 class UnifiedMultiModalRetriever(BaseRetriever):
@@ -34,29 +47,50 @@ class UnifiedMultiModalRetriever(BaseRetriever):
 
     A text is searched for in the text store (dense and sparse, fused) and, through CLIP, in the
     image store. An image, given as `QueryBundle(query_str="", image_path=...)`, is searched for in
-    the image store. The lists are fused by rank, since their scores do not compare: a node's score
-    is the sum of weight / (rrf_k + rank + 1) over the lists it is in, rank from 0. An image with a
-    caption stands in both stores under one id, and is found by either, or both.
+    the image store. The rankings are fused by rank, since their scores are not comparable: a node's
+    score is the sum of weight / (rrf_k + rank + 1) over the rankings that contain it, rank from 0.
+    An image with a caption is in both stores under the same id, and can be found through either.
 
     Args:
-        vector_store: The texts, as `UnifiedEmbeddingConfig.vector_store` builds it.
-        image_store: The images, as `UnifiedEmbeddingConfig.image_store` builds it.
+        vector_store: The texts; a store made by `UnifiedEmbeddingConfig.vector_store`.
+        image_store: The images; a store made by `UnifiedEmbeddingConfig.image_store`.
         embedder: Embeds questions for the text store.
         clip: Embeds questions and images for the image store.
-        similarity_top_k: Nodes returned at most.
-        candidates: Nodes each list brings into the fusion; at least `similarity_top_k`.
-        rrf_k: RRF's damping.
-        weights: Of the texts and the images; 0 leaves one out.
-        mode: How texts are searched: "hybrid", "dense" or "sparse"; None takes "hybrid" where the
-            embedder gives sparse vectors.
-        rerank: "colbert" reranks the texts found before they are fused.
+        similarity_top_k: Maximum number of nodes returned.
+        candidates: Depth of each ranking that is fused; at least `similarity_top_k`.
+        rrf_k: RRF's damping, >= 0.
+        weights: Weights of the texts and the images; 0 leaves one out.
+        mode: How texts are searched: "hybrid", "dense" or "sparse". None means "hybrid" if the
+            embedder gives sparse vectors, and "dense" otherwise.
+        rerank: "colbert" reranks the texts before they are fused with the images.
         filters: LlamaIndex's metadata filters, applied to both stores.
-        callback_manager: As every BaseRetriever has it.
+        callback_manager: LlamaIndex's, passed to BaseRetriever.
 
     Raises:
-        InputError: If an option is out of range or a filter cannot be translated.
+        InputError: If an option is out of range, or a filter cannot be translated.
         FingerprintMismatchError: If a collection was made with another model.
-        StoreError: If Qdrant cannot be reached, or lacks the vectors needed.
+        StoreError: If Qdrant cannot be reached, or a collection lacks the vectors needed.
+
+    Example:
+        Lines marked SKIP need a CLIP's weights.
+
+        >>> from llama_index.core.schema import QueryBundle
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import ClipEmbedder, UnifiedMultiModalRetriever
+        >>> from unified_embeddings.embedders.clip_text import ClipTextEmbedder
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> from unified_embeddings.llama.vector_store import build_vector_store
+        >>> client, embedder = QdrantClient(":memory:"), FakeEmbedder()
+        >>> clip = ClipEmbedder("openai/clip-vit-base-patch32")
+        >>> texts = build_vector_store(embedder, "texts", client=client)
+        >>> images = build_vector_store(    # doctest: +SKIP
+        ...     ClipTextEmbedder(clip), "images", client=client
+        ... )
+        >>> retriever = UnifiedMultiModalRetriever(    # doctest: +SKIP
+        ...     texts, images, embedder, clip
+        ... )
+        >>> retriever.retrieve("Which foxes jump?")    # doctest: +SKIP
+        >>> retriever.retrieve(QueryBundle("", image_path="fox.jpg"))    # doctest: +SKIP
     """
 
     def __init__(
@@ -81,92 +115,97 @@ class UnifiedMultiModalRetriever(BaseRetriever):
             )
         if mode is None:
             mode = "hybrid" if "sparse" in embedder.heads else "dense"
-        check_counts(similarity_top_k, candidates, rrf_k)
-        shared: dict[str, Any] = {
-            "similarity_top_k": max(candidates, similarity_top_k),
-            "candidates": candidates,
-            "rrf_k": rrf_k,
-            "filters": filters,
-        }
-        self._texts = UnifiedHybridRetriever(
-            vector_store, embedder, mode=mode, rerank=rerank, **shared
+        check_counts(similarity_top_k=similarity_top_k, candidates=candidates, rrf_k=rrf_k)
+        # Each store has to yield as many nodes as are fused, not as are returned.
+        make_retriever = partial(
+            UnifiedHybridRetriever,
+            similarity_top_k=max(candidates, similarity_top_k),
+            candidates=candidates,
+            rrf_k=rrf_k,
+            filters=filters,
         )
-        self._images = UnifiedHybridRetriever(
-            image_store, ClipTextEmbedder(clip), mode="dense", **shared
-        )
+        self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
+        self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
         self._clip = clip
         self._top_k = similarity_top_k
         self._rrf_k = rrf_k
-        self._weights = weights
+        self._text_weight, self._image_weight = weights
         super().__init__(callback_manager=callback_manager)
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """The nodes that answer best, texts and images, best first.
+        """Return the texts and images that answer a question best, best first.
 
         Raises:
-            InputError: If there is neither text nor image in the question, or the image cannot be
+            InputError: If the question has neither a text nor an image, or its image cannot be
                 read.
             FingerprintMismatchError: If a collection was made with another model.
             StoreError: If Qdrant fails, or a collection does not exist.
         """
-        return super().retrieve(_question(str_or_query_bundle))
+        return super().retrieve(_to_bundle(str_or_query_bundle))
 
     async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """As `retrieve`, without blocking the event loop."""
-        return await super().aretrieve(_question(str_or_query_bundle))
+        """Like `retrieve`, but without blocking the event loop."""
+        return await super().aretrieve(_to_bundle(str_or_query_bundle))
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        searches = self._searches(query_bundle)
-        return self._fuse(
-            [(weight, search._retrieve(bundle)) for weight, search, bundle in searches]
-        )
+        searches = self._plan_searches(query_bundle)
+        rankings = [search.retriever._retrieve(search.bundle) for search in searches]
+        return self._fuse(searches, rankings)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        searches = await asyncio.to_thread(self._searches, query_bundle)
-        found = await asyncio.gather(*(search._aretrieve(bundle) for _, search, bundle in searches))
-        weights = (weight for weight, _, _ in searches)
-        return self._fuse(zip(weights, found, strict=True))
+        searches = await asyncio.to_thread(self._plan_searches, query_bundle)
+        running = [search.retriever._aretrieve(search.bundle) for search in searches]
+        return self._fuse(searches, await asyncio.gather(*running))
 
-    def _searches(
-        self, bundle: QueryBundle
-    ) -> list[tuple[float, UnifiedHybridRetriever, QueryBundle]]:
-        """What to search for, where, and how much it counts."""
-        for_texts, for_images = self._weights
+    def _plan_searches(self, bundle: QueryBundle) -> list[_Search]:
+        """Return the searches for a question, without those of weight 0.
+
+        The question's image is embedded here, and not even read if images have no weight.
+        """
+        has_text = bool(bundle.query_str.strip())
         searches = []
-        if bundle.query_str.strip():
+        if has_text and self._text_weight > 0:
             words = QueryBundle(
-                bundle.query_str, custom_embedding_strs=bundle.custom_embedding_strs
+                bundle.query_str,
+                custom_embedding_strs=bundle.custom_embedding_strs,
+                embedding=bundle.embedding,
             )
-            words.embedding = bundle.embedding
-            searches += [
-                (for_texts, self._texts, words),
-                (for_images, self._images, QueryBundle(bundle.query_str)),
-            ]
-        if bundle.image_path and for_images > 0:
-            (vector,) = self._encoded(bundle.image_path)
-            searches.append((for_images, self._images, QueryBundle("", embedding=vector)))
-        return [search for search in searches if search[0] > 0]
+            searches.append(_Search(self._text_retriever, words, self._text_weight))
+        if has_text and self._image_weight > 0:
+            # A bundle's own embedding belongs to the text model, so CLIP embeds the text itself.
+            words = QueryBundle(bundle.query_str)
+            searches.append(_Search(self._image_retriever, words, self._image_weight))
+        if bundle.image_path and self._image_weight > 0:
+            picture = QueryBundle("", embedding=self._embed_image(bundle.image_path))
+            searches.append(_Search(self._image_retriever, picture, self._image_weight))
+        return searches
 
-    def _encoded(self, image: str) -> list[list[float]]:
+    def _embed_image(self, image: str) -> list[float]:
+        """Return the vector of a question's image, `dimension` numbers."""
         try:
-            rows: list[list[float]] = self._clip.encode_images([image]).dense.tolist()
+            vectors = self._clip.encode_images([image]).dense
         except InputError as error:
-            problem = str(error).removeprefix("item 0: ")
-            raise InputError(f"the question's image: {problem}") from error
-        return rows
+            # The question has one image, so its position in a list would only confuse.
+            raise InputError(f"the question's image: {error.problem}") from error
+        vector: list[float] = vectors[0].tolist()
+        return vector
 
-    def _fuse(self, found: Iterable[tuple[float, list[NodeWithScore]]]) -> list[NodeWithScore]:
-        nodes: dict[str, BaseNode] = {}
-        rankings, weights = [], []
-        for weight, ranking in found:
-            rankings.append([scored.node.node_id for scored in ranking])
-            weights.append(weight)
-            nodes |= {scored.node.node_id: scored.node for scored in ranking}
-        fused = rrf(rankings, self._rrf_k, weights)[: self._top_k]
-        return [NodeWithScore(node=nodes[node_id], score=score) for node_id, score in fused]
+    def _fuse(
+        self, searches: Sequence[_Search], rankings: Sequence[list[NodeWithScore]]
+    ) -> list[NodeWithScore]:
+        """Return the best nodes of several rankings, fused by rank."""
+        nodes_by_id: dict[str, BaseNode] = {}
+        for ranking in rankings:
+            # The image store comes last. An image with a caption is taken from there.
+            nodes_by_id.update((scored.node.node_id, scored.node) for scored in ranking)
+        ids_by_rank = [[scored.node.node_id for scored in ranking] for ranking in rankings]
+        weights = [search.weight for search in searches]
+        best = rrf(ids_by_rank, self._rrf_k, weights)[: self._top_k]
+        return [NodeWithScore(node=nodes_by_id[node_id], score=score) for node_id, score in best]
 
 
-def _question(query: QueryType) -> QueryBundle:
+def _to_bundle(query: QueryType) -> QueryBundle:
+    """Return a question as a bundle, and reject one with nothing to search for."""
     if isinstance(query, str):
         query = QueryBundle(query)
     if not isinstance(query, QueryBundle):

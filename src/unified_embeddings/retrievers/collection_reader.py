@@ -1,0 +1,122 @@
+"""Reading a store's collection: its settings, and the answers to a batch of queries.
+
+What lives here: the calls to Qdrant, sync and async, and points turned into LlamaIndex's nodes.
+What does not: what is asked for, and what the answers mean (`hybrid`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from llama_index.core.schema import NodeWithScore
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import AsyncQdrantClient
+from qdrant_client import models as qm
+
+from unified_embeddings.errors import StoreError
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client, make_thread_safe
+
+_LOOK_UP = "get_collection"
+_SEARCH = "query_batch_points"
+"""The operations that a StoreError names: qdrant-client's methods."""
+
+
+class CollectionReader:
+    """Read the collection of a QdrantVectorStore through the clients that the store has.
+
+    Coroutines use the store's async client. If it has none, they run the sync call in a worker
+    thread, so that neither blocks the event loop. Errors of a client are raised as StoreErrors.
+
+    Args:
+        store: Has a sync client, an async one, or both. A sync one in local mode is made
+            thread-safe.
+    """
+
+    def __init__(self, store: QdrantVectorStore) -> None:
+        self._store = store
+        self._client: Client | None = store.client
+        self._aclient: AsyncQdrantClient | None = store._aclient
+        if self._client is not None:
+            make_thread_safe(self._client)
+
+    @property
+    def collection(self) -> str:
+        """The collection's name."""
+        return str(self._store.collection_name)
+
+    @property
+    def has_sync_client(self) -> bool:
+        """Whether the methods that are not coroutines can be called."""
+        return self._client is not None
+
+    def exists(self) -> bool:
+        """Tell whether the collection exists."""
+        operation = "looking the collection up"
+        client = self._require_client(operation)
+        with store_errors(self.collection, operation):
+            return client.collection_exists(self.collection)
+
+    def look_up(self) -> qm.CollectionInfo:
+        """Return the collection's settings.
+
+        Raises:
+            StoreError: If the collection does not exist, or Qdrant fails.
+        """
+        client = self._require_client(_LOOK_UP)
+        with store_errors(self.collection, _LOOK_UP):
+            return client.get_collection(self.collection)
+
+    async def alook_up(self) -> qm.CollectionInfo:
+        """Like `look_up`, but without blocking the event loop."""
+        if self._aclient is None:
+            return await asyncio.to_thread(self.look_up)
+        with store_errors(self.collection, _LOOK_UP):
+            return await self._aclient.get_collection(self.collection)
+
+    def search(self, requests: Sequence[qm.QueryRequest]) -> list[list[qm.ScoredPoint]]:
+        """Send the requests in one round trip and return the points found by each, best first.
+
+        Unlike a single query, a batch returns payloads only if its requests ask for them.
+
+        Raises:
+            StoreError: If the collection does not exist, or Qdrant fails.
+        """
+        client = self._require_client(_SEARCH)
+        with store_errors(self.collection, _SEARCH):
+            responses = client.query_batch_points(self.collection, requests)
+        return [response.points for response in responses]
+
+    async def asearch(self, requests: Sequence[qm.QueryRequest]) -> list[list[qm.ScoredPoint]]:
+        """Like `search`, but without blocking the event loop."""
+        if self._aclient is None:
+            return await asyncio.to_thread(self.search, requests)
+        with store_errors(self.collection, _SEARCH):
+            responses = await self._aclient.query_batch_points(self.collection, requests)
+        return [response.points for response in responses]
+
+    def to_nodes(
+        self, points: list[qm.ScoredPoint], scores: Sequence[float]
+    ) -> list[NodeWithScore]:
+        """Return the nodes that points hold, in the same order.
+
+        Args:
+            points: Points with payloads.
+            scores: One for each point, to give its node.
+
+        Raises:
+            StoreError: If a point holds neither a node nor a text.
+        """
+        with store_errors(self.collection, "reading the points found"):
+            nodes = self._store.parse_to_query_result(points).nodes or []
+        return [
+            NodeWithScore(node=node, score=score) for node, score in zip(nodes, scores, strict=True)
+        ]
+
+    def _require_client(self, operation: str) -> Client:
+        if self._client is None:
+            raise StoreError(
+                self.collection, operation, "the store has only an async client; use aretrieve"
+            )
+        return self._client
