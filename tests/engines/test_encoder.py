@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
 from unified_embeddings.engines import encoder
-from unified_embeddings.system.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import passive_wait_policy
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
 
@@ -134,17 +134,17 @@ def test_onednns_products_are_pytorchs(
         torch.testing.assert_close(residual, before)  # the residual is read, not written
 
 
-class TestThreadsThatSleep:
+class TestPassiveWaitPolicy:
     def test_the_environment_is_left_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
         monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-        with threads_that_sleep():
+        with passive_wait_policy():
             assert os.environ["OMP_WAIT_POLICY"] == "passive"
         assert "OMP_WAIT_POLICY" not in os.environ
 
     def test_what_the_user_has_set_stands(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-        with threads_that_sleep():
+        with passive_wait_policy():
             assert os.environ["OMP_WAIT_POLICY"] == "active"
         assert os.environ["OMP_WAIT_POLICY"] == "active"
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,6 @@ from unified_embeddings.system.files import (
     require_space,
     scratch_folder,
     sync_tree,
-    uninterrupted,
 )
 
 KILLS = 30
@@ -317,7 +315,7 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
             make_folder(folder)
 
 
-# --- locks, space, signals ----------------------------------------------------------------------
+# --- locks and space ----------------------------------------------------------------------------
 
 
 def test_a_lock_excludes_everybody_until_it_is_released(tmp_path: Path) -> None:
@@ -378,41 +376,3 @@ def test_free_space_is_that_of_a_path_to_be(
         require_space(tmp_path / "a", 4 * 2**20)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path) in str(caught.value)
-
-
-class TestUninterrupted:
-    def test_it_hands_back_results_and_errors(self) -> None:
-        assert uninterrupted(lambda: 5) == 5
-        with pytest.raises(OSError, match="failed"):
-            uninterrupted(_fail)
-
-    @pytest.mark.parametrize("signals", [1, 3])
-    @pytest.mark.parametrize("ends", ["well", "with an error"])
-    def test_signals_wait_until_the_call_has_ended(self, signals: int, ends: str) -> None:
-        done: list[str] = []
-
-        def call() -> None:
-            for _ in range(signals):
-                signal.raise_signal(signal.SIGINT)
-                time.sleep(0.05)
-            done.append("done")
-            if ends != "well":
-                _fail()
-
-        with pytest.raises(KeyboardInterrupt):
-            uninterrupted(call)
-        assert done == ["done"]
-
-    def test_without_a_thread_the_call_is_not_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def failing(_: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        called: list[Callable[[], None]] = []
-        monkeypatch.setattr(threading.Thread, "start", failing)
-        with pytest.raises(RuntimeError, match="start new thread"):
-            uninterrupted(lambda: called.append(_fail))
-        assert called == []
-
-
-def _fail() -> None:
-    raise OSError("failed")

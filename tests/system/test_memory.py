@@ -32,12 +32,12 @@ def test_only_touched_pages_are_resident(touched: int) -> None:
 
 
 @linux
-def test_pages_that_two_stretches_share_count_once() -> None:
+def test_pages_that_two_regions_share_count_once() -> None:
     buffer = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer[:] = b"x" * (4 * PAGE)
     start = address(buffer)
-    stretches = [(start, 10), (start + 100, PAGE), (start, 2 * PAGE), (start + 3 * PAGE, 1)]
-    assert memory.resident_bytes(stretches) == 3 * PAGE
+    regions = [(start, 10), (start + 100, PAGE), (start, 2 * PAGE), (start + 3 * PAGE, 1)]
+    assert memory.resident_bytes(regions) == 3 * PAGE
     assert memory.resident_bytes([]) == 0
 
 
@@ -46,22 +46,22 @@ def test_a_file_mapped_and_not_read_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"x" * (256 * PAGE))
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
-    stretch = [(int(mapped.ctypes.data), mapped.nbytes)]
-    assert memory.resident_bytes(stretch) == 0
+    region = [(int(mapped.ctypes.data), mapped.nbytes)]
+    assert memory.resident_bytes(region) == 0
     assert mapped.sum() == 256 * PAGE * ord("x")
-    assert memory.resident_bytes(stretch) == 256 * PAGE
+    assert memory.resident_bytes(region) == 256 * PAGE
 
 
 @linux
-def test_given_back_pages_are_read_again_from_their_file(tmp_path: Path) -> None:
+def test_released_pages_are_read_again_from_their_file(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(range(256)) * 16 * 64)
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
     start = int(mapped.ctypes.data)
     expected = mapped.sum()
-    memory.give_back(start + 1, mapped.nbytes - 1)
+    memory.release_pages(start + 1, mapped.nbytes - 1)
     assert memory.resident_bytes([(start, mapped.nbytes)]) == PAGE  # the first, not a whole one
-    memory.give_back(start, 10)
+    memory.release_pages(start, 10)
     assert memory.resident_bytes([(start, mapped.nbytes)]) == PAGE
     assert mapped.sum() == expected
 
@@ -70,7 +70,7 @@ def test_where_the_system_does_not_tell_nothing_is_made_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_PAGEMAP", tmp_path / "missing")
-    assert memory.measure("it", "torch, fp32, cpu", [(0, 5)]).resident is None
+    assert memory.measure_model("it", "torch, fp32, cpu", [(0, 5)]).resident is None
 
 
 def test_the_process_takes_more_than_an_array_it_holds() -> None:
@@ -90,14 +90,14 @@ class TestMappedFiles:
         return path
 
     @pytest.mark.parametrize("mode", ["r", "c"])
-    def test_what_is_given_back_is_read_again(self, file: Path, mode: Literal["r", "c"]) -> None:
+    def test_what_is_released_is_read_again(self, file: Path, mode: Literal["r", "c"]) -> None:
         mapped = np.memmap(file, dtype=np.uint8, mode=mode)
         before = mapped.copy()
         ((start, end),) = memory.mapped_spans(file)
         assert start == mapped.ctypes.data
         assert end - start == file.stat().st_size
         assert memory.resident_bytes([(start, end - start)]) == end - start
-        memory.give_back_file(file)
+        memory.release_file_pages(file)
         assert memory.resident_bytes([(start, end - start)]) < end - start
         np.testing.assert_array_equal(mapped, before)
 
@@ -105,9 +105,9 @@ class TestMappedFiles:
         mapped = np.memmap(file, dtype=np.uint8, mode="c")  # changes stay in memory
         mapped[5000] = 7
         assert memory.mapped_spans(file) == []
-        memory.give_back_file(file)
+        memory.release_file_pages(file)
         assert mapped[5000] == 7
 
     def test_a_file_that_is_not_mapped(self, file: Path) -> None:
         assert memory.mapped_spans(file) == []
-        memory.give_back_file(file)
+        memory.release_file_pages(file)

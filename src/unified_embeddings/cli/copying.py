@@ -230,10 +230,10 @@ def _copy_collection(
 ) -> CopyReport:
     """Copy one collection and show how far it is."""
     from unified_embeddings.stores.copying import copy_collection
-    from unified_embeddings.system.progress import counted_later
+    from unified_embeddings.system.progress import open_ended_progress_bar
 
     title = f"Copying {escape(shared.printable(name))}"
-    with counted_later(title, shown=shared.is_terminal()) as (start, advance):
+    with open_ended_progress_bar(title, shown=shared.is_terminal()) as (start, advance):
         return copy_collection(
             reader,
             writer,

@@ -36,7 +36,7 @@ def index(
     replaced, and files that were deleted from the folders are removed.
     """
     from unified_embeddings.llama.indexing import index_paths
-    from unified_embeddings.system.progress import counted_later
+    from unified_embeddings.system.progress import open_ended_progress_bar
 
     config = shared.open_config(model, sparse_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
@@ -44,7 +44,7 @@ def index(
     # `index .` must not index the store that it writes to.
     excluded_folders = [] if url else [path]
     try:
-        with counted_later("Indexing", shown=shared.is_terminal()) as (start, advance):
+        with open_ended_progress_bar("Indexing", shown=shared.is_terminal()) as (start, advance):
             report = index_paths(
                 paths,
                 store,

@@ -24,7 +24,7 @@ from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.catalogue import CLIP
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.system.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import passive_wait_policy
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -243,7 +243,7 @@ class UnifiedEmbeddingConfig:
 
     def memory(self) -> MemoryReport:
         """Measure what the models loaded so far take in memory, against the planned budget."""
-        from unified_embeddings.system.memory import MemoryReport, measure, process_bytes
+        from unified_embeddings.system.memory import MemoryReport, measure_model, process_bytes
 
         local_models: list[LocalModel] = []
         if self._embedder is not None:
@@ -256,7 +256,7 @@ class UnifiedEmbeddingConfig:
             if regions:
                 runtime = model.runtime
                 runs_on = f"{runtime.engine}, {runtime.precision}, {runtime.device}"
-                measured.append(measure(model.model_name, runs_on, regions))
+                measured.append(measure_model(model.model_name, runs_on, regions))
         return MemoryReport(tuple(measured), process_bytes())
 
     # --- stores and retrievers ------------------------------------------------------------------
@@ -347,7 +347,7 @@ class UnifiedEmbeddingConfig:
     # --- making the parts -----------------------------------------------------------------------
 
     def _make_clip(self) -> ClipEmbedder:
-        with threads_that_sleep():
+        with passive_wait_policy():
             from unified_embeddings.embedders.clip import ClipEmbedder
 
         options = self._options.for_images(self._cache)

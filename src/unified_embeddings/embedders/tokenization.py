@@ -16,7 +16,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.memory import trim
+from unified_embeddings.system.memory import trim_heap
 from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
@@ -75,7 +75,7 @@ class Tokenizer:
         self._rust.no_padding()
         self._rust.no_truncation()
         # Parsing the file leaves freed memory in the heap, 14 MB for BGE-M3's.
-        trim()
+        trim_heap()
         self._closing = self.added - self._count_opening_tokens()
         special_ids = set()
         for token_id, token in self._rust.get_added_tokens_decoder().items():

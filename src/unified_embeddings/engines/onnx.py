@@ -22,8 +22,8 @@ from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, threads_that_sleep
-from unified_embeddings.system.memory import give_back_file
+from unified_embeddings.system.hardware import cpu, passive_wait_policy
+from unified_embeddings.system.memory import release_file_pages
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
@@ -63,7 +63,7 @@ class OnnxEngine:
         self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
         # The session keeps its own arrangement of the weights, so the file's pages in memory are a
         # second copy.
-        give_back_file(checkpoint.require(notes.weights_file).resolve())
+        release_file_pages(checkpoint.require(notes.weights_file).resolve())
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != {*INPUTS} or not needed_outputs <= outputs:
@@ -207,7 +207,7 @@ def _find_or_publish_export(checkpoint: Checkpoint, precision: str) -> Checkpoin
             return resolve(folder, local_files_only=True)
     _LOG.warning("Writing %s in %s into %s, once.", checkpoint.name, precision, folder)
     # Exporting reads the weights with torch, which running the export does not need.
-    with threads_that_sleep():
+    with passive_wait_policy():
         from unified_embeddings.export.folder import replace_export
     replace_export(checkpoint, folder, precision)
     return resolve(folder, local_files_only=True)

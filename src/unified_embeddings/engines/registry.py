@@ -12,7 +12,7 @@ from unified_embeddings.engines.base import Engine, EngineClass, Runtime
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.hardware import threads_that_sleep
+from unified_embeddings.system.hardware import passive_wait_policy
 
 ENGINE_NAMES = ("torch", "sentence", "onnx", "flag")
 """What users may choose, besides "auto"."""
@@ -64,7 +64,7 @@ def _import_engine(name: str) -> EngineClass:
         MissingExtraError: If the library is not installed.
     """
     # The first import of torch, in whichever engine, decides how its worker threads wait.
-    with threads_that_sleep():
+    with passive_wait_policy():
         if name == "torch":
             from unified_embeddings.engines.torch import TorchEngine
 

@@ -1,7 +1,7 @@
-"""Writing a model into a folder that the engine 'onnx' runs.
+"""Export a model to a folder that the engine 'onnx' runs.
 
-What lives here: the folder, whole or not at all. What does not: the graph in it (`graph`), running
-it (`engines.onnx`).
+What lives here: the folder, its small files and its notes. What does not: the graph in it
+(`graph`), running it (`engines.onnx`), publishing it atomically (`system.files`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,8 +26,13 @@ from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.system.files import publish_folder, scratch_folder
 
-_FILE = "model.onnx"
-_COPIED = ("config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json")
+_GRAPH_FILE = "model.onnx"
+_COPIED_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+)
 
 
 def export_onnx(
@@ -39,25 +44,25 @@ def export_onnx(
     local_files_only: bool = False,
     show_progress: bool = False,
 ) -> Path:
-    """Write a model into a folder that the engine 'onnx' runs, whole or not at all.
+    """Export a model to a folder that the engine 'onnx' runs; atomic.
 
-    The folder is a model of its own (`UnifiedEmbeddingConfig(folder)`) with the source's
-    fingerprint: collections made with the one are searched with the other.
+    The folder is a model of its own (`UnifiedEmbeddingConfig(folder)`). It has the source's
+    fingerprint, so a collection made with one of them can be searched with the other.
 
     Args:
         model: A model that the engine 'torch' runs.
-        folder: Where to; must not exist, or be empty.
-        precision: "int8" takes a quarter of the memory; see `graph`.
+        folder: The folder to create. It must not exist, or be empty.
+        precision: "fp32", or "int8", which takes a quarter of the memory; see `graph`.
         revision: Branch, tag or commit on the hub.
-        local_files_only: Never ask the hub.
-        show_progress: Draw a progress bar on standard error.
+        local_files_only: Whether to use only files that are on this machine.
+        show_progress: Whether to draw a progress bar on standard error.
 
     Returns:
         The folder's absolute path.
 
     Raises:
         InputError: If the folder is in use or cannot be written, or the precision is unknown.
-        ModelLoadError: If the model cannot be loaded, or is of a kind that cannot be exported.
+        ModelLoadError: If the model cannot be loaded, or its architecture cannot be exported.
     """
     if precision not in EXPORTED_IN:
         raise InputError(f"precision must be {' or '.join(EXPORTED_IN)}, got {precision!r}")
@@ -67,9 +72,9 @@ def export_onnx(
     checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
     try:
         with scratch_folder(target.parent) as scratch:
-            fresh = scratch / target.name
-            write_export(checkpoint, fresh, precision, show_progress=show_progress)
-            publish_folder(fresh, target)
+            new_folder = scratch / target.name
+            write_export(checkpoint, new_folder, precision, show_progress=show_progress)
+            publish_folder(new_folder, target)
     except OSError as error:
         raise InputError(
             f"{target} cannot be written: {error}. Make room or name another"
@@ -78,18 +83,23 @@ def export_onnx(
 
 
 def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
-    """Write a model's export into a folder, in place of what is there; whole or not at all.
+    """Export a model to a folder, replacing a damaged export; atomic.
 
-    Two processes may do this at once.
+    Two processes may do this at once. The export of the first one is kept.
+
+    Args:
+        checkpoint: The model.
+        folder: The folder to create or to replace.
+        precision: "fp32" or "int8".
 
     Raises:
-        ModelLoadError: As `export_onnx`, and if the folder cannot be written.
+        ModelLoadError: If the model cannot be exported, or the folder cannot be written.
     """
     try:
         with scratch_folder(folder.parent) as scratch:
-            fresh = scratch / folder.name
-            write_export(checkpoint, fresh, precision)
-            publish_folder(fresh, folder, is_complete=_is_complete)
+            new_folder = scratch / folder.name
+            write_export(checkpoint, new_folder, precision)
+            publish_folder(new_folder, folder, is_complete=_is_complete_export)
     except OSError as error:
         raise checkpoint.problem(
             f"its export {folder} cannot be written ({error}). Make room, or set XDG_CACHE_HOME to "
@@ -97,7 +107,8 @@ def replace_export(checkpoint: Checkpoint, folder: Path, precision: str) -> None
         ) from error
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete_export(folder: Path) -> bool:
+    """Tell whether a folder holds an export that can be loaded."""
     try:
         return resolve(folder, local_files_only=True).is_exported
     except ModelLoadError:
@@ -107,11 +118,17 @@ def _is_complete(folder: Path) -> bool:
 def write_export(
     checkpoint: Checkpoint, folder: Path, precision: str, *, show_progress: bool = False
 ) -> None:
-    """Write a new folder: the graph, the small files and the notes on where they come from.
+    """Write an export to a new folder, not atomically.
+
+    Args:
+        checkpoint: The model.
+        folder: The folder to create.
+        precision: "fp32" or "int8".
+        show_progress: Whether to draw a progress bar on standard error.
 
     Raises:
-        OSError: If it cannot be written; what was written stays.
-        ModelLoadError: As `export_onnx`.
+        OSError: If it cannot be written. What was written so far stays.
+        ModelLoadError: If the model's files are damaged, or its architecture cannot be exported.
     """
     if problem := packing_problem(checkpoint):
         raise checkpoint.problem(f"it cannot be exported: {problem}")
@@ -120,34 +137,41 @@ def write_export(
         backbone=read_backbone(checkpoint),
         pooling=checkpoint.pooling,
         padding=None if checkpoint.positions_start_at_zero else checkpoint.pad_id,
-        sparse=_head(checkpoint, SPARSE_HEAD, rows=1) if "sparse" in heads else None,
-        colbert=_head(checkpoint, COLBERT_HEAD) if "colbert" in heads else None,
+        sparse=_read_head(checkpoint, SPARSE_HEAD, rows=1) if "sparse" in heads else None,
+        colbert=_read_head(checkpoint, COLBERT_HEAD) if "colbert" in heads else None,
     )
     folder.mkdir()
-    write_graph(model, folder / _FILE, quantised=precision == "int8", show_progress=show_progress)
+    write_graph(
+        model, folder / _GRAPH_FILE, quantised=precision == "int8", show_progress=show_progress
+    )
+    _copy_small_files(checkpoint.folder, folder)
     _write_notes(checkpoint, folder, precision)
 
 
-def _head(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Linear:
+def _read_head(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Linear:
+    """Return a head's weight (rows, d) and bias (rows,), float32."""
     head = load_head(checkpoint, name, rows=rows)
     return np.asarray(head.weight.numpy()), np.asarray(head.bias.numpy())
 
 
-def _write_notes(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
-    """The small files, and what the engine has to know of where this comes from."""
-    for name in _COPIED:
-        if (checkpoint.folder / name).is_file():
+def _copy_small_files(source: Path, folder: Path) -> None:
+    for name in _COPIED_FILES:
+        if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_notes(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
+    """Write what the engine must know about the export and the model it was made from."""
     spec = checkpoint.spec.to_dict()
-    notes: dict[str, Any] = {
+    notes: dict[str, object] = {
         "format": EXPORT_FORMAT,
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "digest": checkpoint.digest,
         "precision": precision,
-        "file": _FILE,
-        "content": content_digest([folder / _FILE, folder / f"{_FILE}.data"]),
+        "file": _GRAPH_FILE,
+        "content": content_digest([folder / _GRAPH_FILE, folder / f"{_GRAPH_FILE}.data"]),
         "spec": {**spec, "model_id": ".", "engine": "onnx", "revision": None},
         "made_with": {"unified-embeddings": __version__},
     }

@@ -20,7 +20,7 @@ import torch
 
 from unified_embeddings.models.architecture import ACTIVATIONS, packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.system.memory import give_back, mapped_spans
+from unified_embeddings.system.memory import mapped_spans, release_pages
 
 VOCABULARY_TABLE = "embeddings.word_embeddings.weight"
 """Embeddings of the vocabulary, 45% of BGE-M3."""
@@ -84,7 +84,7 @@ class Backbone:
         """
         for name in self.mapped:
             if name.startswith(prefix):
-                give_back(self.tensors[name].data_ptr(), self.tensors[name].nbytes)
+                release_pages(self.tensors[name].data_ptr(), self.tensors[name].nbytes)
 
 
 class _Tensor(NamedTuple):

@@ -22,16 +22,10 @@ import re
 import secrets
 import shutil
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
-
-T = TypeVar("T")
 
 _SCRATCH_NAME = re.compile(r"\.unified-embeddings-(?P<machine>[0-9a-f]{8})-[0-9a-f]{16}")
 _LOCK = "lock"
@@ -104,12 +98,7 @@ class FileLock:
     def __enter__(self) -> FileLock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -381,44 +370,3 @@ def require_space(path: Path, needed: int) -> None:
 def _existing_part(path: Path) -> Path:
     absolute = path.absolute()
     return next(parent for parent in (absolute, *absolute.parents) if parent.exists())
-
-
-# --- signals ------------------------------------------------------------------------------------
-
-
-def uninterrupted(call: Callable[[], T]) -> T:
-    """Run a call to its end, even if signals such as Ctrl-C arrive meanwhile.
-
-    Python runs signal handlers in the main thread, so the call runs in another one, and this waits
-    for it. `call` must not need a lock that its caller holds.
-
-    Raises:
-        BaseException: What a signal handler raised meanwhile, or else what `call` raised.
-    """
-    future: Future[T] = Future()
-
-    def work() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = call()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    interruption: BaseException | None = None
-    try:
-        threading.Thread(target=work, name="uninterrupted").start()
-    except BaseException as error:
-        if future.cancel():  # It has not begun, and now it never will.
-            raise
-        interruption = error
-    while not future.done():
-        try:
-            wait([future])
-        except BaseException as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption from future.exception()
-    return future.result()

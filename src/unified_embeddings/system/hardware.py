@@ -1,4 +1,8 @@
-"""What this machine's processor can do, read once, without any model library."""
+"""This machine's processor: what it can do, and how idle threads wait on it.
+
+What lives here: facts that are read once, without any model library. What does not: which precision
+or engine follows from them (`engines`).
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,31 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _INT8_PRODUCTS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
+"""Flags of instructions that multiply and add int8 in one step."""
 _INT8_VECTORS = frozenset(("avx2", "avx512f", "asimd"))
-_ENVIRONMENT = threading.RLock()
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What tells OpenMP, once, when it is loaded with torch, how its threads wait."""
-
-_TELLING_FLAGS = (
+"""Flags of the vector instructions that int8 kernels are written for."""
+_REPORTED_FLAGS = (
     "sse2", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16",
     "amx_int8", "amx_fp16", "asimd", "asimddp", "sve", "bf16", "i8mm",
 )  # fmt: skip
+"""Flags that matter to speed, by their names in /proc/cpuinfo."""
+
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+_WAIT_VARIABLES = (_WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables that tell OpenMP how its idle threads wait: the standard's own, GCC's and Intel's."""
+_ENVIRONMENT_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor.
+    """A processor.
 
     Attributes:
-        name: As the system names it.
-        cores: Logical processors this process may run on.
-        flags: Those of its instruction sets that matter to speed, sorted.
+        name: Its name, as the system reports it.
+        cores: Number of logical processors that this process may run on.
+        flags: Its instruction sets that matter to speed. Empty if the system does not report them.
     """
 
     name: str
@@ -39,7 +48,7 @@ class Cpu:
 
     @property
     def has_amx_bf16(self) -> bool:
-        """Whether bf16 products run on matrix units: the one case in which bf16 pays on a CPU."""
+        """Whether bf16 products run on matrix units, the one case in which bf16 pays on a CPU."""
         return "amx_bf16" in self.flags
 
     @property
@@ -49,45 +58,61 @@ class Cpu:
 
     @property
     def lacks_int8(self) -> bool:
-        """Whether it is known to have no vector instructions that int8 kernels are written for."""
+        """Whether it is known to lack all vector instructions that int8 kernels are written for."""
         return bool(self.flags) and _INT8_VECTORS.isdisjoint(self.flags)
 
 
 @cache
 def cpu() -> Cpu:
-    """Read the processor's name, cores and flags; flags stay empty where the system hides them."""
-    name, flags = "", ""
-    fields: dict[str, str] = {}
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", "replace").splitlines():
-            key, _, value = line.partition(":")
-            fields[key.strip()] = value.strip()
-        name = fields.get("model name", "")
-        flags = fields.get("flags", fields.get("Features", ""))
-    name = name or platform.processor() or platform.machine()
-    has = set(flags.split())
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return Cpu(name, cores, tuple(flag for flag in _TELLING_FLAGS if flag in has))
+    """Return this machine's processor."""
+    fields = _read_cpu_info()
+    # x86 and ARM use different keys.
+    present_flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return Cpu(
+        name=fields.get("model name") or platform.processor() or platform.machine(),
+        cores=_usable_cores(),
+        flags=tuple(flag for flag in _REPORTED_FLAGS if flag in present_flags),
+    )
+
+
+def _read_cpu_info() -> dict[str, str]:
+    """Return the fields of /proc/cpuinfo; empty on systems without it.
+
+    It has one block per logical processor. The last one counts: they differ in nothing used here.
+    """
+    if not _CPU_INFO.is_file():
+        return {}
+    fields = {}
+    for line in _CPU_INFO.read_text("utf-8", "replace").splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    return fields
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Only Linux can tie a process to some of the cores.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def threads_that_sleep() -> Iterator[None]:
-    """Within, an import of torch gets worker threads that sleep between two products.
+def passive_wait_policy() -> Iterator[None]:
+    """Inside this context, importing torch makes its idle worker threads sleep, not spin.
 
-    By default they spin, and where another process wants their core each of a forward pass's
-    hundred products waits for the scheduler: a query of 16 tokens takes 2 s instead of 0.3 s (ADR
-    15). The variable is read as torch is first imported, so it is set for that long; what the user
-    has set stands, and torch that is already imported stays as it is.
+    By default they spin between two matrix products. If another process wants their core, each of
+    a forward pass's hundred products then waits for the scheduler: a query of 16 tokens takes 2 s
+    instead of 0.3 s (ADR 15).
+
+    OpenMP reads OMP_WAIT_POLICY once, when it is loaded with torch, so the variable is set only
+    inside the context. If the user has set it, or its GCC or Intel equivalent, it is left alone.
+    If torch is already imported, this has no effect.
     """
-    with _ENVIRONMENT:
-        if any(name in os.environ for name in _WAITING):
+    with _ENVIRONMENT_LOCK:
+        if any(name in os.environ for name in _WAIT_VARIABLES):
             yield
             return
-        os.environ[_WAITING[0]] = "passive"
+        os.environ[_WAIT_POLICY] = "passive"
         try:
             yield
         finally:
-            os.environ.pop(_WAITING[0], None)
+            os.environ.pop(_WAIT_POLICY, None)

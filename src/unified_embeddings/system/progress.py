@@ -1,4 +1,4 @@
-"""One progress bar for all long work: drawn on standard error, only on a terminal."""
+"""One progress bar for all long work, drawn on standard error, and only if asked for."""
 
 from __future__ import annotations
 
@@ -8,35 +8,44 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show how far work of `total` steps has come.
+    """Show the progress of work that takes `total` steps.
+
+    Args:
+        title: What is being done.
+        total: Number of steps.
+        shown: Whether to draw the bar.
 
     Yields:
-        A function to call with the number of steps just done; it does nothing where the bar is
-        not shown.
+        A function to call with the number of steps just done. If the bar is not shown, it does
+        nothing.
     """
-    with _bar(title, total, shown=shown) as (_, advance):
+    with _open_bar(title, total, shown=shown) as (_, advance):
         yield advance
 
 
 @contextlib.contextmanager
-def counted_later(
+def open_ended_progress_bar(
     title: str, *, shown: bool = True
 ) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """As `progress_bar` where the total is not known yet.
+    """Show the progress of work whose number of steps is not known at first.
+
+    Args:
+        title: What is being done.
+        shown: Whether to draw the bar.
 
     Yields:
-        A function to call once with the total, and one to call with the steps just done.
+        A function to call once with the total, and one to call with the number of steps just done.
     """
-    with _bar(title, None, shown=shown) as functions:
+    with _open_bar(title, None, shown=shown) as functions:
         yield functions
 
 
 @contextlib.contextmanager
-def _bar(
+def _open_bar(
     title: str, total: int | None, *, shown: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     if not shown:
-        yield (lambda _: None), (lambda _: None)
+        yield _ignore, _ignore
         return
     from rich.console import Console
     from rich.progress import (
@@ -55,6 +64,17 @@ def _bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield (lambda found: bar.update(task, total=found)), (lambda n: bar.advance(task, n))
+    ) as progress:
+        task = progress.add_task(title, total=total)
+
+        def set_total(total: int) -> None:
+            progress.update(task, total=total)
+
+        def advance(steps: int) -> None:
+            progress.advance(task, steps)
+
+        yield set_total, advance
+
+
+def _ignore(_: int) -> None:
+    pass

@@ -1,13 +1,16 @@
-"""The folder of an embedded store: who has it open, which collections are in it, under which names.
+"""The folder of an embedded store: its lock, its collections and their aliases.
 
     store/
       .lock          held by the one process that has the store open
-      catalog.json   every collection, its settings and folder, and every alias
+      catalog.json   every collection with its settings and folder, and every alias
       shards/<id>/   the points of one collection, which `shard` reads and writes
 
-The catalogue is replaced in one step, so a change to it happened or did not: making, swapping and
-deleting a collection and switching aliases are all that one step. A folder under `shards/` that it
-does not name is the rest of something that was stopped, and is removed when the store is opened.
+What lives here: the catalogue and the names of the folders. What does not: what is in the folders.
+
+The catalogue is replaced atomically (`system.files`), so a change to it happened or did not.
+Creating, swapping and deleting a collection and switching aliases are each one such replacement. A
+folder under `shards/` that the catalogue does not name is left over from an interrupted operation
+and is removed when the store is opened.
 """
 
 from __future__ import annotations
@@ -35,22 +38,31 @@ from unified_embeddings.system.files import (
     make_folder,
     remove_litter,
     replace_file,
-    uninterrupted,
 )
+from unified_embeddings.system.signals import uninterrupted
 
 _FORMAT = 1
+"""Version of the catalogue's layout, written into it."""
 _CATALOG = "catalog.json"
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}")
 _CORE = "qdrant-edge-py"
+"""Package whose files the shards are."""
 _CLIENT = "qdrant-client"
-"""Whose models the settings are written as."""
+"""Package whose models serialise the settings."""
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a damaged catalogue can raise. pydantic's ValidationError is a ValueError."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One collection: its settings, and the folder under `shards/` that holds its points."""
+    """One collection in the catalogue.
+
+    Attributes:
+        shard: Name of the folder under `shards/` that holds its points.
+        settings: What it was created with.
+    """
 
     shard: str
     settings: Settings
@@ -58,13 +70,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class State:
-    """All collections and aliases of one moment, by name."""
+    """A snapshot of all collections and aliases.
+
+    Attributes:
+        collections: Name → collection.
+        aliases: Alias → name of its collection.
+    """
 
     collections: Mapping[str, Entry] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def entry(self, name: str) -> tuple[str, Entry] | None:
-        """The collection that a name or an alias stands for: its own name, and what it is."""
+        """Resolve a name or an alias.
+
+        Returns:
+            The collection's own name, and its entry; None if there is no such collection.
+        """
         resolved = name if name in self.collections else self.aliases.get(name, name)
         entry = self.collections.get(resolved)
         return None if entry is None else (resolved, entry)
@@ -74,18 +95,18 @@ _SETTINGS: TypeAdapter[Settings] = TypeAdapter(Settings)
 
 
 class Catalog:
-    """The collections and aliases of one folder, which this process has to itself.
+    """The collections and aliases of one folder, which this process alone has open.
 
     Args:
-        folder: The store's; made if it is not there.
+        folder: The store's folder; created if it is missing.
 
     Raises:
-        StoreError: If another process or client has it open, it cannot be written, was made by
-            newer software or by qdrant-client's local mode, or its catalogue is lost or damaged.
+        StoreError: If the folder is open elsewhere, cannot be written, was made by newer software
+            or by qdrant-client's local mode, or its catalogue is missing or damaged.
 
     Attributes:
-        folder: The store's.
-        state: What is in it; replaced as a whole, so that a reader sees all of one moment.
+        folder: The store's folder.
+        state: Its collections and aliases. Replaced as a whole, so a reader always has a snapshot.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,67 +122,50 @@ class Catalog:
                 )
             make_folder(folder / _SHARDS)
             self._lock = self._acquire_lock()
-        except (OSError, ValueError) as error:  # ValueError: a path that cannot be
+        except (OSError, ValueError) as error:  # ValueError: there cannot be such a path.
             reason = getattr(error, "strerror", None) or error
             raise self._error(f"it cannot be written: {reason}") from error
         try:
-            if self._read():
-                self._clean()
-            else:
-                self.save(self.state)
+            self._open()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let another process open the folder."""
+        """Release the folder, so that another process can open it. Idempotent."""
         self._lock.release()
 
     def shard_path(self, shard: str) -> Path:
-        """The folder of one collection's points."""
+        """Return the folder of one collection's points."""
         return self.folder / _SHARDS / shard
 
     def new_shard(self) -> str:
-        """A name for the points of a collection to be, under which nothing lies yet."""
+        """Return a name, not in use, for the folder of a new collection's points."""
         return uuid.uuid4().hex
 
     def drop_shard(self, shard: str) -> None:
-        """Remove the points of a collection that the catalogue does not name any more.
+        """Remove the points of a collection that the catalogue no longer names.
 
-        What cannot be removed now (Windows keeps open files) goes when the store is next opened.
+        What cannot be removed now (Windows keeps open files) is removed when the store is next
+        opened.
         """
         shutil.rmtree(self.shard_path(shard), ignore_errors=True)
 
     def save(self, state: State) -> None:
-        """Replace the state, on disk and here, in one step that outlives a crash.
+        """Replace the state, on disk and in memory, atomically and durably.
 
         Raises:
             StoreError: If it cannot be written; everything is then as it was.
         """
-        content = {
-            "format": _FORMAT,
-            "core": version(_CORE),
-            "client": version(_CLIENT),
-            "collections": {
-                name: {
-                    "shard": entry.shard,
-                    "settings": _SETTINGS.dump_python(
-                        entry.settings, mode="json", exclude_none=True
-                    ),
-                }
-                for name, entry in state.collections.items()
-            },
-            "aliases": dict(state.aliases),
-        }
-        text = json.dumps(content, indent=1, ensure_ascii=False)
+        content = _to_json(state)
 
         def replace_catalogue() -> None:
-            replace_file(self.folder / _CATALOG, text.encode())
+            replace_file(self.folder / _CATALOG, content.encode())
             self.state = state
 
         try:
-            # Disk and memory change together: an interrupt between the two would make the caller
-            # undo, in memory, what is on disk.
+            # Disk and memory change together. If an interrupt came between the two, the caller
+            # would take the change for failed and delete what the file on disk names.
             uninterrupted(replace_catalogue)
         except OSError as error:
             raise StoreError(
@@ -180,69 +184,79 @@ class Catalog:
         except LockUnsupportedError as error:
             raise self._error(f"its file system does not support locks: {error}") from error
 
-    def _read(self) -> bool:
-        """Read the catalogue; False if this is a new store, which has none."""
+    def _open(self) -> None:
+        """Read the catalogue and clean up; write an empty one if the store is new."""
         file = self.folder / _CATALOG
-        if not file.exists():
-            if self._shard_folders():
-                raise self._error(
-                    f"its {_CATALOG} is missing, but there are points under {_SHARDS}/, which are "
-                    f"left alone; restore {_CATALOG} from a backup, or give another folder"
-                )
-            return False
+        if file.exists():
+            self._read(file)
+            self._clean_up()
+            return
+        if self._shard_folders():
+            raise self._error(
+                f"its {_CATALOG} is missing, but there are points under {_SHARDS}/, which are "
+                f"left alone; restore {_CATALOG} from a backup, or give another folder"
+            )
+        self.save(self.state)
+
+    def _read(self, file: Path) -> None:
+        """Read the state from the catalogue.
+
+        Raises:
+            StoreError: If newer software wrote it, or it is damaged.
+        """
         content: Any = None
         try:
             content = json.loads(file.read_text("utf-8"))
-            if content["format"] > _FORMAT or _newer(content["core"], version(_CORE)):
-                raise self._error(
-                    f"it was written with format {content['format']} and {_CORE} "
-                    f"{content['core']}; installed are format {_FORMAT} and {version(_CORE)}. "
-                    "Upgrade unified-embeddings"
-                )
-            self.state = State(
-                collections={
-                    name: Entry(entry["shard"], _SETTINGS.validate_python(entry["settings"]))
-                    for name, entry in content["collections"].items()
-                },
-                aliases=dict(content["aliases"]),
-            )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            if isinstance(error, ValidationError) and _newer(
-                str(content.get("client", "")), version(_CLIENT)
-            ):
-                raise self._error(
-                    f"it was written with {_CLIENT} {content['client']}, installed is "
-                    f"{version(_CLIENT)}. Upgrade it"
-                ) from error
+            self._require_known_version(content)
+            self.state = _to_state(content)
+        except _UNREADABLE as error:
+            if isinstance(error, ValidationError):
+                self._require_known_client(content, error)
             raise self._error(
                 f"its {_CATALOG} cannot be read ({type(error).__name__}: {error}). The points "
                 f"under {_SHARDS}/ are left alone; restore {_CATALOG} from a backup"
             ) from error
         if (content["core"], content.get("client")) != (version(_CORE), version(_CLIENT)):
-            self.save(self.state)  # says that this version may have written in it
-        return True
+            self.save(self.state)  # From now on these versions may have written to the store.
+
+    def _require_known_version(self, content: Any) -> None:
+        """Refuse a store that a newer version has written, which may have changed its files."""
+        if content["format"] > _FORMAT or _is_newer(content["core"], version(_CORE)):
+            raise self._error(
+                f"it was written with format {content['format']} and {_CORE} {content['core']}; "
+                f"installed are format {_FORMAT} and {version(_CORE)}. Upgrade unified-embeddings"
+            )
+
+    def _require_known_client(self, content: Any, error: ValidationError) -> None:
+        """Blame settings that are not understood on a newer qdrant-client, if one wrote them."""
+        if _is_newer(str(content.get("client", "")), version(_CLIENT)):
+            raise self._error(
+                f"it was written with {_CLIENT} {content['client']}, installed is "
+                f"{version(_CLIENT)}. Upgrade it"
+            ) from error
 
     def _shard_folders(self) -> set[str]:
         folders = (self.folder / _SHARDS).iterdir()
         return {path.name for path in folders if _SHARD_NAME.fullmatch(path.name)}
 
-    def _clean(self) -> None:
-        """Remove what is under `shards/` and in no collection.
+    def _clean_up(self) -> None:
+        """Remove what interrupted operations have left.
 
-        Only where every collection has its folder: a catalogue from before the last `optimize`, put
-        back by hand, would otherwise cost the points it does not know of.
+        Nothing under `shards/` is removed if a collection's folder is missing. The catalogue is
+        then probably from before the last `optimize` and was restored by hand, and the points are
+        in a folder that it does not name.
         """
         remove_litter(self.folder)
-        known = {entry.shard for entry in self.state.collections.values()}
-        there = self._shard_folders()
-        if known - there:
+        named_folders = {entry.shard for entry in self.state.collections.values()}
+        existing_folders = self._shard_folders()
+        if named_folders - existing_folders:
             _LOG.warning(
                 "A collection's folder is missing under %s; nothing is cleaned up.", self.folder
             )
             return
-        for name in there - known:
+        for name in existing_folders - named_folders:
             path = self.shard_path(name)
-            _LOG.warning("Removing %s, left behind by an operation that was stopped.", path)
+            _LOG.warning("Removing %s, left behind by an interrupted operation.", path)
             shutil.rmtree(path, ignore_errors=True)
 
     def _error(self, problem: str) -> StoreError:
@@ -250,13 +264,48 @@ class Catalog:
 
 
 def is_local_mode_folder(folder: Path) -> bool:
-    """Whether qdrant-client's local mode keeps collections there."""
+    """Tell whether a folder holds collections of qdrant-client's local mode."""
     with contextlib.suppress(OSError, ValueError):
         return not (folder / _CATALOG).exists() and any((folder / "collection").iterdir())
     return False
 
 
-def _newer(one: str, other: str) -> bool:
-    """Whether a version is above another in its major or minor part, which set what is on disk."""
-    numbers = [[int(part) for part in re.findall(r"\d+", text)[:2]] for text in (one, other)]
-    return numbers[0] > numbers[1]
+def _to_json(state: State) -> str:
+    """Return the catalogue's text."""
+    collections = {}
+    for name, entry in state.collections.items():
+        settings = _SETTINGS.dump_python(entry.settings, mode="json", exclude_none=True)
+        collections[name] = {"shard": entry.shard, "settings": settings}
+    content = {
+        "format": _FORMAT,
+        "core": version(_CORE),
+        "client": version(_CLIENT),
+        "collections": collections,
+        "aliases": dict(state.aliases),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _to_state(content: Any) -> State:
+    """Return the state that a catalogue's content describes.
+
+    Raises:
+        Exception: One of `_UNREADABLE`, if the content is not a catalogue's.
+    """
+    collections = {}
+    for name, entry in content["collections"].items():
+        settings = _SETTINGS.validate_python(entry["settings"])
+        collections[name] = Entry(entry["shard"], settings)
+    return State(collections=collections, aliases=dict(content["aliases"]))
+
+
+def _is_newer(one: str, other: str) -> bool:
+    """Tell whether a version is above another in its major or minor part.
+
+    The files' layout is a matter of these two; patch releases do not change it.
+    """
+    return _major_and_minor(one) > _major_and_minor(other)
+
+
+def _major_and_minor(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)[:2]]

@@ -1,4 +1,4 @@
-"""What a collection was made with."""
+"""The settings that a collection of the embedded store was created with."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from qdrant_client import models
+from qdrant_client import models as qm
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a collection was made with.
+    """The settings of one collection.
 
     Attributes:
-        vectors: Name → dense or multi-vector; the unnamed one is "".
+        vectors: Name → dense vector or multi-vector. The unnamed vector's name is "".
         sparse_vectors: Name → sparse vector.
-        hnsw_config: Of every dense vector that has none of its own.
-        quantization_config: The same.
+        hnsw_config: Index options of every dense vector that has none of its own.
+        quantization_config: Quantisation of every dense vector that has none of its own.
         optimizers_config: When `optimize` merges and indexes.
         on_disk_payload: Whether payloads are read from disk.
-        payload: Where payloads are held, which overrides it.
+        payload: Where payloads are held. Overrides `on_disk_payload`.
         id_tracker: Where the ids of indexed points are held.
-        metadata: The collection's own, JSON.
+        metadata: The caller's own data about the collection, JSON.
     """
 
-    vectors: Mapping[str, models.VectorParams] = field(default_factory=dict)
-    sparse_vectors: Mapping[str, models.SparseVectorParams] = field(default_factory=dict)
-    hnsw_config: models.HnswConfigDiff | None = None
-    quantization_config: models.QuantizationConfig | None = None
-    optimizers_config: models.OptimizersConfigDiff | None = None
+    vectors: Mapping[str, qm.VectorParams] = field(default_factory=dict)
+    sparse_vectors: Mapping[str, qm.SparseVectorParams] = field(default_factory=dict)
+    hnsw_config: qm.HnswConfigDiff | None = None
+    quantization_config: qm.QuantizationConfig | None = None
+    optimizers_config: qm.OptimizersConfigDiff | None = None
     on_disk_payload: bool | None = None
-    payload: models.PayloadStorageParams | None = None
-    id_tracker: models.IdTrackerParams | None = None
+    payload: qm.PayloadStorageParams | None = None
+    id_tracker: qm.IdTrackerParams | None = None
     metadata: dict[str, Any] | None = None
 
 
 def settings_with(settings: Settings, **changes: Any) -> Settings:
-    """The settings with some replaced; those given as None stay."""
-    kept = {item.name: getattr(settings, item.name) for item in fields(Settings)}
-    return Settings(**kept | {key: value for key, value in changes.items() if value is not None})
+    """Return the settings with some fields replaced; a change to None is ignored."""
+    values = {item.name: getattr(settings, item.name) for item in fields(Settings)}
+    for name, value in changes.items():
+        if value is not None:
+            values[name] = value
+    return Settings(**values)

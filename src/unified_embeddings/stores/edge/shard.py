@@ -1,9 +1,13 @@
-"""One collection's points: a shard of Qdrant's core in a folder, and what keeps it whole.
+"""One collection's points: a shard of Qdrant's core in a folder, kept safe from crashes.
 
-The core logs every write before it applies it, so what was acknowledged outlives a killed process.
-It holds Python's interpreter while it works (no other thread runs meanwhile), and a full disk ends
-the process (SIGBUS, a write to a mapped page with nothing behind it). Hence here: writes in small
-pieces, a look at the free space before each, indexes built in a process of their own.
+What lives here: loading, reading, writing, flushing and optimising a shard. What does not: what is
+asked of the core (`queries`) or written to it (`points`), and which shards exist (`catalog`).
+
+The core logs every write before it applies it, so acknowledged writes survive a killed process. Two
+of its properties shape this module. It holds Python's interpreter lock while it works, so no other
+thread runs meanwhile: writes come in small pieces, and indexes are built in another process. A full
+disk ends the process (SIGBUS, from a write to a mapped page that cannot be allocated): free space
+is checked before each write.
 """
 
 from __future__ import annotations
@@ -26,24 +30,27 @@ from unified_embeddings.system.files import (
     make_folder,
     require_space,
     sync_tree,
-    uninterrupted,
 )
 from unified_embeddings.system.processes import ChildFailedError, ChildProcess
+from unified_embeddings.system.signals import uninterrupted
 
 T = TypeVar("T")
 
 _RESERVE = 64 * 2**20
-"""Bytes that must be free beside a write: the core's log grows by 32 MiB at a time."""
-_LEAST = 1024
-"""Bytes that an operation is counted with at least: deletions take room in the log too."""
+"""Bytes that must be free in addition to a write: the core's log grows by 32 MiB at a time."""
+_SMALLEST_WRITE = 1024
+"""Bytes that an operation counts as at least: deletions take space in the log too."""
 _FLUSH_EVERY = 32 * 2**20
-"""Bytes written after which the log is brought home, so that it stays short."""
+"""Bytes written after which the log is flushed, so that it stays short."""
 _BLOCK = 64 * 2**10
+"""Bytes that are copied at a time."""
+_STAT_BLOCK = 512
+"""Bytes that `st_blocks` counts in (POSIX)."""
 
 
 @contextlib.contextmanager
 def core_errors(collection: str, operation: str) -> Iterator[None]:
-    """Turn what the core raises, a panic included, into a StoreError that says where."""
+    """Turn what the core raises, panics included, into a StoreError that names the collection."""
     try:
         yield
     except UnifiedEmbeddingsError:
@@ -51,7 +58,8 @@ def core_errors(collection: str, operation: str) -> Iterator[None]:
     except Exception as error:
         raise StoreError(collection, operation, str(error).strip()) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3's, not an Exception and not public
+        # A panic arrives as pyo3's PanicException, which is not an Exception and not public.
+        if type(error).__name__ != "PanicException":
             raise
         raise StoreError(
             collection, operation, f"Qdrant's core failed: {error}. Open the store again"
@@ -59,19 +67,19 @@ def core_errors(collection: str, operation: str) -> Iterator[None]:
 
 
 class Shard:
-    """The points of one collection, loaded when they are first asked for.
+    """The points of one collection, loaded on first use.
 
-    Reads need no lock; writes are made one at a time, by who holds `writing`.
+    Reads take no lock. Writes are made one at a time, by the holder of `writing`.
 
     Args:
         collection: The collection's name, for messages.
-        folder: Where its files are.
+        folder: The folder of its files.
 
     Attributes:
         collection: The collection's name.
-        folder: Where its files are now; `optimize` moves them.
+        folder: The current folder of its files. `optimize` changes it.
         closed: Whether `close` was called.
-        writing: Held by who writes, and by `optimize` for as long as it takes.
+        writing: Held by the writer, and by `optimize` for as long as it runs.
     """
 
     def __init__(self, collection: str, folder: Path) -> None:
@@ -80,56 +88,63 @@ class Shard:
         self.closed = False
         self.writing = threading.RLock()
         self._core: Any = None
-        self._unflushed = 0
+        self._unflushed_bytes = 0
         self._optimizer: ChildProcess[bool] | None = None
 
     def create(self, config: Any) -> None:
-        """Make it, empty.
+        """Create an empty shard.
+
+        Args:
+            config: The core's settings.
 
         Raises:
-            StoreError: If the core refuses, or there is no room.
+            StoreError: If the core refuses, or the disk is full.
         """
         with self.writing, core_errors(self.collection, "creating the collection"):
             self._require_space("creating the collection")
             make_folder(self.folder)
             self._core = core.EdgeShard.create(str(self.folder), config)
             self._core.flush()
-            # The catalogue will name these files for good, so they must be on the disk before.
+            # The catalogue is about to name these files, and it outlives a loss of power.
             sync_tree(self.folder)
 
     def read(self, operation: str, call: Callable[[Any], T]) -> T:
-        """Let `call` ask the core something.
+        """Return what `call` gets from the core's shard.
 
         Raises:
             StoreError: If the core fails, or the store was closed.
         """
         with core_errors(self.collection, operation):
-            return call(self._loaded())
+            return call(self._load())
 
     def write(self, operation: str, update: Any, *, size: int = 0) -> None:
-        """Apply one of the core's operations; when it returns, a crash cannot undo it.
+        """Apply one of the core's operations. Once this returns, a crash does not undo it.
 
         Args:
-            operation: What is done, for messages.
+            operation: What is being done, for messages.
             update: The core's UpdateOperation.
-            size: About how many bytes it brings.
+            size: Approximate bytes that it adds.
 
         Raises:
             StoreError: If the core fails, the disk is full, or the store was closed.
         """
         with self.writing, core_errors(self.collection, operation):
-            shard = self._loaded()
-            self._require_space(operation, 4 * size)  # in the log and the segment, and to grow
+            shard = self._load()
+            # Once in the log and once in the segment, both of which may double to grow.
+            self._require_space(operation, 4 * size)
             shard.update(update)
-            self._unflushed += max(size, _LEAST)
-            if self._unflushed >= _FLUSH_EVERY:
+            self._unflushed_bytes += max(size, _SMALLEST_WRITE)
+            if self._unflushed_bytes >= _FLUSH_EVERY:
                 self._flush(shard)
 
     def write_alone(self, operation: str, update: Any) -> None:
-        """Apply an operation that changes what a vector's name means.
+        """Apply an operation that changes what a vector's name means, between two flushes.
 
-        The log must not span it: what was written before would be replayed, after a crash, against
-        the vectors there are since.
+        After a crash the core replays its log against the vector names of that time. If the log
+        held writes from before this operation, they would be lost.
+
+        Raises:
+            StoreError: If the core fails, the disk is full, or the store was closed.
         """
         with self.writing:
             self.flush()
@@ -137,12 +152,19 @@ class Shard:
             self.flush()
 
     def flush(self) -> None:
-        """Force everything written to the disk itself, against a loss of power too."""
+        """Force everything written to the disk itself, so that it survives a loss of power.
+
+        Raises:
+            StoreError: If the core fails, or the store was closed.
+        """
         with self.writing, core_errors(self.collection, "flushing"):
-            self._flush(self._loaded())
+            self._flush(self._load())
 
     def vector_names(self) -> set[str] | None:
-        """The vectors it has on disk; None if that cannot be read, which loading it will tell."""
+        """Return the names of the vectors on disk.
+
+        None if they cannot be read. Loading the shard then fails too, and says why.
+        """
         try:
             config = json.loads((self.folder / "edge_config.json").read_text("utf-8"))
             return {*config["vectors"], *config["sparse_vectors"]}
@@ -150,15 +172,19 @@ class Shard:
             return None
 
     def close(self, *, keep: bool = True) -> None:
-        """Let go of the files, the log brought home unless they are to go; twice is once.
+        """Close the files, and end a running `optimize`. Idempotent.
+
+        Args:
+            keep: Whether to flush the log first; not needed if the files will be deleted.
 
         Raises:
-            StoreError: If the log cannot be brought home; the next one to open the shard does it.
+            StoreError: If the log cannot be flushed. It is, when the shard is next opened.
         """
         self.closed = True
         optimizer = self._optimizer
         if optimizer is not None:
-            optimizer.kill()  # who waits for it holds `writing`
+            # Killed before the lock is taken: the thread that waits for this process holds it.
+            optimizer.kill()
         with self.writing, core_errors(self.collection, "closing"):
             shard, self._core = self._core, None
             if shard is None:
@@ -170,50 +196,46 @@ class Shard:
                 shard.close()
 
     def optimize(self, folder: Path, commit: Callable[[], None]) -> bool:
-        """Merge and index the points in a copy, in another process, and then work on the copy.
+        """Merge and index the points in a copy, in another process, then switch to the copy.
 
-        Reads go on meanwhile, writes wait. Stopped at any time, nothing has changed.
+        Reads continue meanwhile, writes wait. If it is interrupted, nothing has changed.
 
         Args:
             folder: Where the copy goes.
-            commit: Called when the copy is ready, to make it the collection's; if it raises, it has
-                not.
+            commit: Called when the copy is complete, to make it the collection's. If it raises,
+                the original stays the collection's.
 
         Returns:
-            Whether there was something to do; if not, the copy is gone again.
+            Whether there was something to do. If not, the copy is deleted again.
 
         Raises:
-            StoreError: If there is no room for the copy, or the core fails.
+            StoreError: If there is no space for the copy, or the core fails.
         """
         with self.writing, core_errors(self.collection, "optimizing"):
-            self._flush(self._loaded())
-            # The copy, and its segments beside what they are merged into.
-            self._require_space("optimizing", 3 * _allocated(self.folder))
+            self._flush(self._load())
+            # For the copy, and for its new segments while the ones they replace still exist.
+            self._require_space("optimizing", 3 * _disk_usage(self.folder))
             try:
                 shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
-                changed = self._optimize_copy(folder)
-                if changed:
-                    # The core flushes what it has written, not what `copytree` has. The original
-                    # is deleted after `commit`, so by then the whole copy must be on the disk.
+                has_changed = self._optimize_copy(folder)
+                if has_changed:
+                    # The core flushes its own writes, not those of `copytree`. The original will
+                    # be deleted, so the whole copy must be on the disk before `commit`.
                     sync_tree(folder)
-                    new = core.EdgeShard.load(str(folder))
-
-                    def swap() -> None:
-                        commit()
-                        # Not closed here: a reader may be in it, and its last one lets go of it.
-                        self._core, self.folder = new, folder
-
-                    uninterrupted(swap)
+                    self._switch_to(folder, commit)
             finally:
                 if self.folder != folder:
                     shutil.rmtree(folder, ignore_errors=True)
-            return changed
+            return has_changed
 
     def _optimize_copy(self, folder: Path) -> bool:
-        """Optimize the shard in a folder, in a process that ends with the wait for it.
+        """Optimise the shard in a folder, in a process of its own.
+
+        Returns:
+            Whether there was something to do.
 
         Raises:
-            RuntimeError: If that process fails.
+            RuntimeError: If that process fails, or the store is closed meanwhile.
         """
         has_changed = False
         with ChildProcess(optimize_folder, [str(folder)], show_stderr=False) as process:
@@ -231,7 +253,21 @@ class Shard:
             raise RuntimeError("the store was closed meanwhile")
         return has_changed
 
-    def _loaded(self) -> Any:
+    def _switch_to(self, folder: Path, commit: Callable[[], None]) -> None:
+        """Load the copy in a folder and make it the collection's."""
+        new_core = core.EdgeShard.load(str(folder))
+
+        def switch() -> None:
+            commit()
+            # The old one is not closed here: a reader may be using it. It is released with the
+            # last reference.
+            self._core, self.folder = new_core, folder
+
+        # An interrupt between the two would leave the catalogue and this object apart.
+        uninterrupted(switch)
+
+    def _load(self) -> Any:
+        """Return the core's shard, loaded now if it is not yet."""
         shard = self._core
         if shard is not None:
             return shard
@@ -241,20 +277,20 @@ class Shard:
                     self.collection, "opening", "it was deleted, or the store has been closed"
                 )
             if self._core is None:
-                # What is in the log is written to the segments when a shard is loaded.
-                self._require_space("opening", _allocated(self.folder / "wal"))
+                # Loading writes what is in the log to the segments.
+                self._require_space("opening", _disk_usage(self.folder / "wal"))
                 self._core = core.EdgeShard.load(str(self.folder))
             return self._core
 
     def _flush(self, shard: Any) -> None:
         shard.flush()
-        self._unflushed = 0
+        self._unflushed_bytes = 0
 
     def _require_space(self, operation: str, size: int = 0) -> None:
-        """Refuse what may fill the disk, which the core does not survive.
+        """Refuse an operation that may fill the disk, which the core does not survive.
 
         Raises:
-            StoreError: If there are not `size` bytes free beside the reserve.
+            StoreError: If fewer than `size` bytes are free in addition to the reserve.
         """
         try:
             require_space(self.folder, _RESERVE + size)
@@ -266,14 +302,25 @@ class Shard:
             ) from error
 
 
-def _allocated(folder: Path) -> int:
-    """Bytes that the files under a folder take on disk: holes, of which the core has many, none."""
-    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    return sum(min(one.st_size, 512 * getattr(one, "st_blocks", one.st_size)) for one in stats)
+def _disk_usage(folder: Path) -> int:
+    """Return the bytes that a folder's files use on disk.
+
+    The core's files are mostly holes, which use none. Windows does not report what is used, so
+    there it is the files' lengths.
+    """
+    used_bytes = 0
+    for file in folder.rglob("*"):
+        if file.is_file():
+            stat = file.stat()
+            size = stat.st_size
+            if hasattr(stat, "st_blocks"):
+                size = min(size, _STAT_BLOCK * stat.st_blocks)
+            used_bytes += size
+    return used_bytes
 
 
 def _copy_with_holes(source: str, target: str) -> None:
-    """Copy a file, blocks of zeros as holes: the core's files are longer than what is in them."""
+    """Copy a file, leaving holes for blocks of zeros; the core's files are mostly zeros."""
     with Path(source).open("rb") as reading, Path(target).open("wb") as writing:
         while block := reading.read(_BLOCK):
             if any(block):
