@@ -32,6 +32,8 @@ _LOCK = "lock"
 _WORK = "work"
 _ABANDONED_AFTER = 24 * 3600
 """Seconds after which another machine's scratch folder counts as litter."""
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What a rename reports if its target holds a folder with content, or a file."""
 _MIB = 2**20
 
 
@@ -238,8 +240,13 @@ def publish_folder(
         try:
             folder.replace(target)
             break
-        except OSError:
-            if is_complete is None or not os.path.lexists(target):
+        except OSError as error:
+            if is_complete is None:
+                raise
+            if not os.path.lexists(target):
+                # What was in the way may have been moved by another process since.
+                if error.errno in _IN_THE_WAY:
+                    continue
                 raise
             if is_complete(target):
                 return
