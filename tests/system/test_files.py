@@ -308,6 +308,22 @@ def test_links_in_a_folder_do_not_stop_it_from_being_flushed(tmp_path: Path) -> 
     sync_tree(tmp_path / "new")
 
 
+def test_a_file_that_goes_while_its_folder_is_flushed_does_not_stop_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qdrant's core renames files of its log in a thread of its own."""
+    folder, fsync = write_tree(tmp_path / "new"), os.fsync
+
+    def renaming(handle: int) -> None:
+        fsync(handle)
+        if (folder / "file").exists():
+            (folder / "file").rename(folder / "renamed")
+
+    monkeypatch.setattr(os, "fsync", renaming)
+    sync_tree(folder)
+    assert names(folder) == ["inner", "renamed"]
+
+
 def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "inner"):

@@ -307,6 +307,8 @@ def make_folder(folder: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Flush a folder, and every file and folder in it, to disk.
 
+    The folder may be in use: a file that is renamed or removed meanwhile is passed over.
+
     Raises:
         OSError: If a file cannot be flushed.
     """
@@ -314,7 +316,8 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             path = Path(parent, name)
             if not path.is_symlink():
-                sync_file(path)
+                with contextlib.suppress(FileNotFoundError):
+                    sync_file(path)
         sync_folder(Path(parent))
 
 

@@ -105,7 +105,8 @@ class Shard:
             make_folder(self.folder)
             self._core = core.EdgeShard.create(str(self.folder), config)
             self._core.flush()
-            # The catalogue is about to name these files, and it outlives a loss of power.
+            # The catalogue is about to name these files, and it outlives a loss of power. A thread
+            # of the core's goes on preparing the log's next segment, so files may be renamed now.
             sync_tree(self.folder)
 
     def read(self, operation: str, call: Callable[[Any], T]) -> T:
