@@ -19,11 +19,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import qdrant_edge as core
 
 from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
+from unified_embeddings.stores.edge.core_types import CoreConfig, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.optimizer import optimize_folder
 from unified_embeddings.system.files import (
     NoSpaceError,
@@ -87,11 +88,11 @@ class Shard:
         self.folder = folder
         self.closed = False
         self.writing = threading.RLock()
-        self._core: Any = None
+        self._core: CoreShard | None = None
         self._unflushed_bytes = 0
         self._optimizer: ChildProcess[bool] | None = None
 
-    def create(self, config: Any) -> None:
+    def create(self, config: CoreConfig) -> None:
         """Create an empty shard.
 
         Args:
@@ -109,7 +110,7 @@ class Shard:
             # of the core's goes on preparing the log's next segment, so files may be renamed now.
             sync_tree(self.folder)
 
-    def read(self, operation: str, call: Callable[[Any], T]) -> T:
+    def read(self, operation: str, call: Callable[[CoreShard], T]) -> T:
         """Return what `call` gets from the core's shard.
 
         Raises:
@@ -118,7 +119,7 @@ class Shard:
         with core_errors(self.collection, operation):
             return call(self._load())
 
-    def write(self, operation: str, update: Any, *, size: int = 0) -> None:
+    def write(self, operation: str, update: CoreUpdate, *, size: int = 0) -> None:
         """Apply one of the core's operations. Once this returns, a crash does not undo it.
 
         Args:
@@ -138,7 +139,7 @@ class Shard:
             if self._unflushed_bytes >= _FLUSH_EVERY:
                 self._flush(shard)
 
-    def write_alone(self, operation: str, update: Any) -> None:
+    def write_alone(self, operation: str, update: CoreUpdate) -> None:
         """Apply an operation that changes what a vector's name means, between two flushes.
 
         After a crash the core replays its log against the vector names of that time. If the log
@@ -267,7 +268,7 @@ class Shard:
         # An interrupt between the two would leave the catalogue and this object apart.
         uninterrupted(switch)
 
-    def _load(self) -> Any:
+    def _load(self) -> CoreShard:
         """Return the core's shard, loaded now if it is not yet."""
         shard = self._core
         if shard is not None:
@@ -283,7 +284,7 @@ class Shard:
                 self._core = core.EdgeShard.load(str(self.folder))
             return self._core
 
-    def _flush(self, shard: Any) -> None:
+    def _flush(self, shard: CoreShard) -> None:
         shard.flush()
         self._unflushed_bytes = 0
 
