@@ -33,12 +33,7 @@ def test_examples_give_what_they_show(
     assert not results.failed
 
 
-PENDING = {
-    "MemoryReport", "ModelMemory", "ModelSpec",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in PENDING])
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_public_class_has_an_example(name: str) -> None:
     documented = getattr(unified_embeddings, name).__doc__ or ""
     assert ">>>" in documented, f"{name} has no example"

@@ -28,6 +28,7 @@ from unified_embeddings import BGE_M3_Embedder
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import quantize
 from unified_embeddings.engines.base import Runtime
+from unified_embeddings.system.files import copy_with_holes
 
 FILES = {
     "alpha.txt": "The quick brown fox jumps over the lazy dog.",
@@ -84,7 +85,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, xlmr: Path) -> tuple[Pat
 def work(tmp_path: Path, first_run: tuple[Path, Ended], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder to work in."""
     work = tmp_path / "work"
-    shutil.copytree(first_run[0], work)
+    shutil.copytree(first_run[0], work, copy_function=copy_with_holes)
     monkeypatch.chdir(work)
     return work
 

@@ -25,6 +25,7 @@ from unified_embeddings.system.files import (
     LockHeldError,
     LockUnsupportedError,
     NoSpaceError,
+    copy_with_holes,
     free_space,
     make_folder,
     publish_folder,
@@ -392,3 +393,20 @@ def test_free_space_is_that_of_a_path_to_be(
         require_space(tmp_path / "a", 4 * 2**20)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path) in str(caught.value)
+
+
+# --- copying ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 300_000])
+@pytest.mark.parametrize("content", ["zeros", "random", "a byte at the end", "a byte in between"])
+def test_a_copy_with_holes_has_the_same_content(tmp_path: Path, content: str, size: int) -> None:
+    data = bytearray(random.Random(size).randbytes(size) if content == "random" else size)
+    if content == "a byte at the end" and size:
+        data[-1] = 1
+    elif content == "a byte in between" and size:
+        data[size // 2] = 1
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    copy_with_holes(str(source), str(target))
+    assert target.read_bytes() == data

@@ -34,6 +34,8 @@ _ABANDONED_AFTER = 24 * 3600
 """Seconds after which another machine's scratch folder counts as litter."""
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """What a rename reports if its target holds a folder with content, or a file."""
+_ZEROS = bytes(64 * 2**10)
+"""A block of a file, as it is copied."""
 _MIB = 2**20
 
 
@@ -380,3 +382,20 @@ def require_space(path: Path, needed: int) -> None:
 def _existing_part(path: Path) -> Path:
     absolute = path.absolute()
     return next(parent for parent in (absolute, *absolute.parents) if parent.exists())
+
+
+# --- copying ------------------------------------------------------------------------------------
+
+
+def copy_with_holes(source: str, target: str) -> None:
+    """Copy a file, leaving holes for blocks of zeros, as a `copy_function` of `shutil.copytree`.
+
+    The files of Qdrant's core are mostly zeros.
+    """
+    with Path(source).open("rb") as reading, Path(target).open("wb") as writing:
+        while block := reading.read(len(_ZEROS)):
+            if block == _ZEROS[: len(block)]:
+                writing.seek(len(block), os.SEEK_CUR)
+            else:
+                writing.write(block)
+        writing.truncate(reading.tell())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from unified_embeddings.stores.edge.core_types import CoreConfig, CoreShard, Cor
 from unified_embeddings.stores.edge.optimizer import optimize_folder
 from unified_embeddings.system.files import (
     NoSpaceError,
+    copy_with_holes,
     make_folder,
     require_space,
     sync_tree,
@@ -43,8 +43,6 @@ _SMALLEST_WRITE = 1024
 """Bytes that an operation counts as at least: deletions take space in the log too."""
 _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is flushed, so that it stays short."""
-_BLOCK = 64 * 2**10
-"""Bytes that are copied at a time."""
 _STAT_BLOCK = 512
 """Bytes that `st_blocks` counts in (POSIX)."""
 
@@ -218,7 +216,7 @@ class Shard:
             # For the copy, and for its new segments while the ones they replace still exist.
             self._require_space("optimizing", 3 * _disk_usage(self.folder))
             try:
-                shutil.copytree(self.folder, folder, copy_function=_copy_with_holes)
+                shutil.copytree(self.folder, folder, copy_function=copy_with_holes)
                 has_changed = self._optimize_copy(folder)
                 if has_changed:
                     # The core flushes its own writes, not those of `copytree`. The original will
@@ -319,14 +317,3 @@ def _disk_usage(folder: Path) -> int:
                 size = min(size, _STAT_BLOCK * stat.st_blocks)
             used_bytes += size
     return used_bytes
-
-
-def _copy_with_holes(source: str, target: str) -> None:
-    """Copy a file, leaving holes for blocks of zeros; the core's files are mostly zeros."""
-    with Path(source).open("rb") as reading, Path(target).open("wb") as writing:
-        while block := reading.read(_BLOCK):
-            if any(block):
-                writing.write(block)
-            else:
-                writing.seek(len(block), os.SEEK_CUR)
-        writing.truncate(reading.tell())
