@@ -34,8 +34,7 @@ _ABANDONED_AFTER = 24 * 3600
 """Seconds after which another machine's scratch folder counts as litter."""
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """What a rename reports if its target holds a folder with content, or a file."""
-_ZEROS = bytes(64 * 2**10)
-"""A block of a file, as it is copied."""
+_ZEROS = bytes(64 * 2**10)  # as much as is copied at a time
 _MIB = 2**20
 
 
