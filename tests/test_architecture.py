@@ -40,7 +40,7 @@ NEIGHBOURS = {
 """(importer, imported) in one row: the one import between two rooms that goes one way."""
 
 EXPORTERS = {"export", "engines.onnx", "cli"}
-"""The rooms and modules that may import the room `export`: of the engines only the one it is for."""
+"""Rooms and modules that may import the room `export`: of the engines, the one that runs it."""
 
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
