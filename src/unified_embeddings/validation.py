@@ -6,6 +6,7 @@ one class's own options, which stand in that class.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Iterable, KeysView, Mapping, Set
@@ -29,10 +30,8 @@ def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
     """
     number = None
     if not isinstance(value, bool):
-        try:
+        with contextlib.suppress(TypeError):
             number = operator.index(value)  # type: ignore[arg-type]  # refuses what it cannot take
-        except TypeError:
-            pass
     if number is None or number < least:
         raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
     return number

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from llama_index.core.readers import SimpleDirectoryReader
 from llama_index.core.schema import TextNode
-from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient, models
 
 from unified_embeddings import BGE_M3_Embedder, InputError
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.indexing import IndexReport, index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
@@ -677,14 +677,14 @@ class TestInterruptedRuns:
         expected = library.from_scratch(chunk_tokens=128)
         assert sum(expected.values()) > 258
 
-        def killed_at(self: QdrantVectorStore, nodes: Any, **options: Any) -> Any:
+        def killed_at(self: FingerprintedStore, nodes: Any, **options: Any) -> Any:
             if library.count():
                 raise Killed
             return add(self, nodes, **options)
 
-        add = QdrantVectorStore.add
+        add = FingerprintedStore.add
         with monkeypatch.context() as patch:
-            patch.setattr(QdrantVectorStore, "add", killed_at)
+            patch.setattr(FingerprintedStore, "add", killed_at)
             with pytest.raises(Killed):
                 library.index(chunk_tokens=128)
         assert 0 < library.count() < sum(expected.values())

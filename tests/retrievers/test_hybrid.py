@@ -758,22 +758,48 @@ class TestCollections:
                 await answer(retriever, QUERY, is_async=is_async)
         assert caught.value.found == embedder.fingerprint
 
-    def test_one_without_our_metadata_is_accepted_with_a_warning(
-        self, embedder: BGE_M3_Embedder, client: QdrantClient, caplog: pytest.LogCaptureFixture
+    @sync_and_async
+    async def test_one_that_does_not_record_its_model_is_refused_unless_it_is_trusted(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
     ) -> None:
         store = stock_store(embedder, "theirs", client)
         store.add(embedded(embedder, CORPUS))
-        with caplog.at_level(logging.WARNING, logger="unified_embeddings"):
-            retriever = UnifiedHybridRetriever(store, embedder)
-        (warning,) = [r for r in caplog.records if r.name.startswith("unified_embeddings")]
-        assert warning.levelno == logging.WARNING
-        assert "theirs" in warning.getMessage()
+        with pytest.raises(StoreError, match=r"theirs.*does not record.*adopt='trust'"):
+            UnifiedHybridRetriever(store, embedder)
+        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust")
         expected = fused(
             dense_scores(embedder, CORPUS, QUERY),
             sparse_scores(embedder, CORPUS, QUERY),
             candidates=20,
         )
-        assert_best(retriever.retrieve(QUERY), expected, 10)
+        assert_best(await answer(retriever, QUERY, is_async=is_async), expected, 10)
+
+    def test_what_a_store_was_opened_to_trust_a_retriever_over_it_trusts(
+        self, embedder: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        stock_store(embedder, "theirs", client).add(embedded(embedder, CORPUS))
+        with pytest.raises(StoreError, match="adopt='trust'"):
+            build_vector_store(embedder, "theirs", client=client)
+        store = build_vector_store(embedder, "theirs", client=client, adopt="trust")
+        assert UnifiedHybridRetriever(store, embedder).retrieve(QUERY)
+
+    def test_trust_is_for_the_unknown_only(
+        self, store: QdrantVectorStore, another: BGE_M3_Embedder, client: QdrantClient
+    ) -> None:
+        with pytest.raises(FingerprintMismatchError):
+            UnifiedHybridRetriever(store, another, adopt="trust")
+        make_collection(client, "narrow", dense={"text-dense": 16}, sparse=["text-sparse-new"])
+        with pytest.raises(StoreError, match=r"narrow.*16.*32"):
+            build_vector_store(another, "narrow", client=client, adopt="trust")
+
+    @pytest.mark.parametrize("adopt", ["Trust", "yes", True, ""])
+    def test_trust_is_said_in_one_word(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, adopt: Any
+    ) -> None:
+        with pytest.raises(InputError, match="adopt must be 'trust' or None"):
+            UnifiedHybridRetriever(store, embedder, adopt=adopt)
+        with pytest.raises(InputError, match="adopt must be 'trust' or None"):
+            build_vector_store(embedder, "new", client=QdrantClient(":memory:"), adopt=adopt)
 
     def test_ours_gives_no_warning(
         self,
@@ -807,7 +833,7 @@ class TestCollections:
         plain = QdrantVectorStore("plain", client=client)  # LlamaIndex's own, not hybrid
         plain.add(embedded(embedder, CORPUS))
         for store in (plain, QdrantVectorStore("plain", client=client)):
-            nodes = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(QUERY)
+            nodes = trusting(store, embedder, mode="dense").retrieve(QUERY)
             assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
 
     @sync_and_async
@@ -815,7 +841,7 @@ class TestCollections:
         self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
     ) -> None:
         early = QdrantVectorStore("plain", client=client)  # finds no collection to look at
-        retriever = UnifiedHybridRetriever(early, embedder, mode="dense")
+        retriever = trusting(early, embedder, mode="dense")
         QdrantVectorStore("plain", client=client).add(embedded(embedder, CORPUS))
         nodes = await answer(retriever, QUERY, is_async=is_async)
         assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
@@ -825,7 +851,7 @@ class TestCollections:
     ) -> None:
         make_collection(client, "sparse-only", dense={}, sparse=["text-sparse-new"])
         store = stock_store(embedder, "sparse-only", client)
-        assert UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(QUERY) == []
+        assert trusting(store, embedder, mode="sparse").retrieve(QUERY) == []
 
     def test_vectors_of_other_names_are_found_under_the_stores_names(
         self, embedder: BGE_M3_Embedder, client: QdrantClient
@@ -839,7 +865,14 @@ class TestCollections:
             sparse_scores(embedder, CORPUS, QUERY),
             candidates=20,
         )
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(QUERY), expected, 10)
+        assert_best(trusting(store, embedder).retrieve(QUERY), expected, 10)
+
+
+def trusting(
+    store: QdrantVectorStore, embedder: BGE_M3_Embedder, mode: Any = "hybrid"
+) -> UnifiedHybridRetriever:
+    """Return a retriever over a collection that other software made."""
+    return UnifiedHybridRetriever(store, embedder, mode=mode, adopt="trust")
 
 
 def make_collection(
@@ -863,7 +896,7 @@ class TestAsyncClientOnly:
     ) -> None:
         store = stock_store(embedder, "docs", aclient=AsyncQdrantClient(":memory:"))
         await store.async_add(embedded(embedder, CORPUS))
-        retriever = UnifiedHybridRetriever(store, embedder)
+        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust")
         expected = fused(
             dense_scores(embedder, CORPUS, QUERY),
             sparse_scores(embedder, CORPUS, QUERY),
@@ -885,7 +918,9 @@ class TestAsyncClientOnly:
         aclient = AsyncQdrantClient(":memory:")
         await QdrantVectorStore("plain", aclient=aclient).async_add(embedded(embedder, CORPUS))
         store = QdrantVectorStore("plain", aclient=aclient)  # has not looked at the collection yet
-        nodes = await UnifiedHybridRetriever(store, embedder, mode="dense").aretrieve(QUERY)
+        nodes = await UnifiedHybridRetriever(
+            store, embedder, mode="dense", adopt="trust"
+        ).aretrieve(QUERY)
         assert_best(nodes, dense_scores(embedder, CORPUS, QUERY), 10, tolerance=1e-4)
 
 
@@ -918,6 +953,13 @@ def none_of(*filters: Any) -> MetadataFilters:
     return MetadataFilters(filters=list(filters), condition=FilterCondition.NOT)
 
 
+def nested(depth: int) -> MetadataFilters:
+    filters = every(where("lang", Op.EQ, "en"))
+    for _ in range(depth):
+        filters = none_of(filters)
+    return filters
+
+
 FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
     "no filters": (every(), {0, 1, 2, 3, 4, 5}),
     "EQ str": (every(where("lang", Op.EQ, "en")), {0, 1}),
@@ -930,7 +972,13 @@ FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
     ),
     "EQ nothing": (every(where("lang", Op.EQ, "it")), set()),
     "NE": (every(where("lang", Op.NE, "en")), {2, 3, 4, 5}),
-    "NE int": (every(where("year", Op.NE, 2021)), {0, 1, 4}),
+    "NE float": (every(where("rating", Op.NE, 4.5)), {1, 2, 4, 5}),
+    "NE int": (every(where("year", Op.NE, 2021)), {0, 1, 4, 5}),
+    "NE of a list": (every(where("tags", Op.NE, "x")), {0, 1, 2, 3, 4}),
+    "EQ int as a float": (every(where("year", Op.EQ, 2021.0)), {2, 3}),
+    "EQ float as an int": (every(where("rating", Op.EQ, 3)), {1}),
+    "EQ text is no number": (every(where("year", Op.EQ, "2021")), set()),
+    "EQ a bool is no number": (every(where("draft", Op.EQ, 1)), set()),
     "GT": (every(where("year", Op.GT, 2020)), {2, 3, 4}),
     "GT float": (every(where("rating", Op.GT, 3.0)), {0, 3}),
     "GTE": (every(where("year", Op.GTE, 2020)), {1, 2, 3, 4}),
@@ -940,9 +988,22 @@ FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
     "IN int": (every(where("year", Op.IN, [2019, 2022])), {0, 4}),
     "IN a list in the payload": (every(where("tags", Op.IN, ["x", "y"])), {5}),
     "IN none": (every(where("lang", Op.IN, [])), set()),
-    "IN words with commas": (every(where("lang", Op.IN, "en,fr")), {0, 1, 4, 5}),
+    "IN a text is one value": (every(where("lang", Op.IN, "en,fr")), set()),
+    "IN a text": (every(where("lang", Op.IN, "en")), {0, 1}),
+    "IN float": (every(where("rating", Op.IN, [4.5, 3])), {0, 1, 3}),
+    "IN of several types": (
+        every(MetadataFilter.model_construct(key="year", operator=Op.IN, value=["x", 2019, True])),
+        {0},
+    ),
+    "ANY": (every(where("tags", Op.ANY, ["x", "y"])), {5}),
+    "ALL": (every(where("tags", Op.ALL, ["x"])), {5}),
+    "ALL of two": (every(where("tags", Op.ALL, ["x", "y"])), set()),
+    "CONTAINS": (every(where("tags", Op.CONTAINS, "x")), {5}),
+    "CONTAINS in OR": (every(some(where("tags", Op.CONTAINS, "x"))), {5}),
     "NIN str": (every(where("lang", Op.NIN, ["en", "fr"])), {2, 3}),
-    "NIN int": (every(where("year", Op.NIN, [2021, 2022])), {0, 1}),
+    "NIN int": (every(where("year", Op.NIN, [2021, 2022])), {0, 1, 5}),
+    "NIN none": (every(where("lang", Op.NIN, [])), {0, 1, 2, 3, 4, 5}),
+    "NIN a text": (every(where("lang", Op.NIN, "en")), {2, 3, 4, 5}),
     "TEXT_MATCH": (every(where("title", Op.TEXT_MATCH, "gamma")), {1, 2}),
     "TEXT_MATCH two words": (every(where("title", Op.TEXT_MATCH, "gamma beta")), {1}),
     "TEXT_MATCH_INSENSITIVE": (every(where("title", Op.TEXT_MATCH_INSENSITIVE, "GAMMA")), {1, 2}),
@@ -973,7 +1034,7 @@ FILTERS: dict[str, tuple[MetadataFilters, set[int]]] = {
         ),
         {0, 1, 2, 3, 4, 5},
     ),
-    "an empty group in OR": (some(every(), where("lang", Op.EQ, "en")), {0, 1}),
+    "none of no filters": (none_of(), {0, 1, 2, 3, 4, 5}),
 }
 
 
@@ -1009,21 +1070,34 @@ class TestFilters:
     @pytest.mark.parametrize(
         "filters",
         [
-            every(where("tags", Op.ANY, ["x"])),
-            every(where("tags", Op.ALL, ["x"])),
-            every(where("tags", Op.CONTAINS, "x")),
-            every(some(where("tags", Op.CONTAINS, "x"))),
+            some(),
+            some(every(), where("lang", Op.EQ, "en")),
+            every(where("tags", Op.ALL, [])),
+            every(where("tags", Op.EQ, ["x"])),
+            every(where("tags", Op.CONTAINS, ["x"])),
+            every(where("tags", Op.IS_EMPTY, "x")),
+            every(where("year", Op.EQ, 2**63)),
+            every(where("year", Op.GT, float("inf"))),
+            every(where("rating", Op.EQ, float("nan"))),
+            every(where("title", Op.TEXT_MATCH, "?!")),
+            every(where("title", Op.EQ, "\ud800")),
+            every(where('a "title"', Op.EQ, "x")),
+            every(where("C:\\title", Op.EQ, "x")),
+            every(where("\ud800", Op.EQ, "x")),
+            nested(40),
             MetadataFilters(filters=[where("lang", Op.EQ, "en")], condition=None),
             every(MetadataFilters(filters=[where("lang", Op.EQ, "en")], condition=None)),
             every(where("year", Op.IN, 2021)),
             every(where("year", Op.NIN, 2021)),
             every(none_of(where("year", Op.IN, 20.5))),
             every(where("year", Op.IN, None)),
-            every(where("rating", Op.IN, [4.5])),
+            every(MetadataFilter.model_construct(key="a", operator=Op.IN, value=[1, None])),
+            every(MetadataFilter.model_construct(key="a", operator=Op.EQ, value={"b": 1})),
+            every(MetadataFilter.model_construct(key=7, operator=Op.EQ, value=1)),
+            every(MetadataFilter.model_construct(key="year", operator=Op.GT, value=True)),
             every(where("year", Op.GT, "late")),
             every(where("year", Op.LTE, "late")),
             every(where("year", Op.EQ, None)),
-            every(where("year", Op.NE, 20.5)),
             every(where("title", Op.TEXT_MATCH, 3)),
             # Without a bound, Qdrant would read the condition as "is any number".
             every(where("year", Op.GT, None)),
@@ -1089,6 +1163,37 @@ class TestInvalidOptions:
         of_list = UnifiedHybridRetriever(store, embedder, weights=[2, 1])  # type: ignore[arg-type]
         of_tuple = UnifiedHybridRetriever(store, embedder, weights=(2.0, 1.0))
         assert shown(of_list.retrieve(QUERY)) == shown(of_tuple.retrieve(QUERY))
+
+    def test_numpys_numbers_are_as_good_as_pythons(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
+    ) -> None:
+        of_numpy = UnifiedHybridRetriever(
+            store,
+            embedder,
+            similarity_top_k=np.int64(5),
+            candidates=np.uint8(7),
+            rrf_k=np.int32(9),
+            weights=np.array([1, 0.5], dtype=np.float32),  # type: ignore[arg-type]
+        )
+        of_python = UnifiedHybridRetriever(
+            store, embedder, similarity_top_k=5, candidates=7, rrf_k=9, weights=(1, 0.5)
+        )
+        assert shown(of_numpy.retrieve(QUERY)) == shown(of_python.retrieve(QUERY))
+
+    @pytest.mark.parametrize(
+        ("option", "replacement"),
+        [
+            ("sparse_top_k", "candidates="),
+            ("alpha", "weights="),
+            ("vector_store_query_mode", "mode="),
+            ("similarity_topk", "similarity_top_k="),
+        ],
+    )
+    def test_an_option_of_another_retriever_says_what_replaces_it(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, option: str, replacement: str
+    ) -> None:
+        with pytest.raises(InputError, match=f"{option}=.*{replacement}"):
+            UnifiedHybridRetriever(store, embedder, **{option: 5})  # type: ignore[arg-type]
 
     def test_another_kind_of_store_is_an_input_error(self, embedder: BGE_M3_Embedder) -> None:
         with pytest.raises(InputError, match="QdrantVectorStore"):

@@ -10,6 +10,7 @@ import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
@@ -52,7 +53,7 @@ def search(
     metadata_filters = _parse_filters(filters or [])
     config = shared.open_config(model, sparse_model)
     store = shared.open_store(config, collection, path, url, create=False)
-    options: dict[str, object] = {
+    options: Options = {
         "similarity_top_k": top_k,
         "filters": metadata_filters,
         "rerank": "colbert" if rerank else None,

@@ -22,6 +22,13 @@ from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.stock_arguments import (
+    RETRIEVER_ADVICE,
+    STORE_ADVICE,
+    PlacedStoreOptions,
+    RetrieverOptions,
+    refuse_unknown,
+)
 from unified_embeddings.models.catalogue import CLIP
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.hardware import passive_wait_policy
@@ -30,13 +37,13 @@ if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
     from llama_index.vector_stores.qdrant import QdrantVectorStore
-    from qdrant_client import AsyncQdrantClient
+    from typing_extensions import Unpack
 
     from unified_embeddings.embedders.clip import ClipEmbedder
+    from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
     from unified_embeddings.llama.text import UnifiedSparseEmbedding
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
-    from unified_embeddings.stores.opening import Client
     from unified_embeddings.system.memory import MemoryReport
 
 
@@ -261,38 +268,31 @@ class UnifiedEmbeddingConfig:
 
     # --- stores and retrievers ------------------------------------------------------------------
 
+    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions)
     def vector_store(
-        self,
-        collection: str,
-        *,
-        url: str | None = None,
-        path: str | os.PathLike[str] | None = None,
-        client: Client | None = None,
-        aclient: AsyncQdrantClient | None = None,
-        api_key: str | None = None,
-        **collection_options: Any,
-    ) -> QdrantVectorStore:
-        """Open a QdrantVectorStore for this config's vectors; see `llama.vector_store`.
+        self, collection: str, **options: Unpack[PlacedStoreOptions]
+    ) -> FingerprintedStore:
+        """Open a QdrantVectorStore for this config's vectors.
+
+        Args:
+            collection: The collection's name; it is created if it does not exist.
+            **options: Exactly one of url, path and client, and more; see `llama.vector_store`.
 
         Raises:
-            InputError: If not exactly one of url, path and client is given.
+            InputError: If not exactly one of url, path and client is given, or an option does not
+                exist; the message says what replaces an option of LlamaIndex's own store.
             FingerprintMismatchError: If the collection holds another model's vectors.
-            StoreError: If Qdrant cannot be reached or refuses.
+            StoreError: If Qdrant cannot be reached or refuses, or the collection does not record
+                its model and `adopt` is not given.
         """
         from unified_embeddings.llama.vector_store import build_vector_store
 
-        return build_vector_store(
-            self.embedder,
-            collection,
-            url=url,
-            path=path,
-            client=client,
-            aclient=aclient,
-            api_key=api_key,
-            **collection_options,
-        )
+        return build_vector_store(self.embedder, collection, **options)
 
-    def image_store(self, collection: str, **options: Any) -> QdrantVectorStore:
+    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions)
+    def image_store(
+        self, collection: str, **options: Unpack[PlacedStoreOptions]
+    ) -> FingerprintedStore:
         """Open a QdrantVectorStore for this config's vectors of images.
 
         Take another collection than the texts': an image with a caption is in both under one id.
@@ -309,19 +309,30 @@ class UnifiedEmbeddingConfig:
 
         return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
 
-    def retriever(self, vector_store: QdrantVectorStore, **options: Any) -> UnifiedHybridRetriever:
+    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions)
+    def retriever(
+        self, vector_store: QdrantVectorStore, **options: Unpack[RetrieverOptions]
+    ) -> UnifiedHybridRetriever:
         """Make a UnifiedHybridRetriever over the store; the options and errors are its own.
 
-        Where the model gives no sparse vectors, `mode` is "dense" unless given.
+        Without a `mode` it is "hybrid", or "dense" where the model gives no sparse vectors.
         """
         from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 
-        if "sparse" not in self.embedder.heads:
-            options.setdefault("mode", "dense")
-        return UnifiedHybridRetriever(vector_store, self.embedder, **options)
+        if options.get("mode") is None:
+            options["mode"] = "hybrid" if "sparse" in self.embedder.heads else "dense"
+        return UnifiedHybridRetriever(
+            vector_store,
+            self.embedder,
+            **options,  # type: ignore[arg-type]  # the mode is no longer None
+        )
 
+    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions)
     def multimodal_retriever(
-        self, vector_store: QdrantVectorStore, image_store: QdrantVectorStore, **options: Any
+        self,
+        vector_store: QdrantVectorStore,
+        image_store: QdrantVectorStore,
+        **options: Unpack[RetrieverOptions],
     ) -> UnifiedMultiModalRetriever:
         """Make a UnifiedMultiModalRetriever over both stores; options and errors are its own."""
         from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever

@@ -27,6 +27,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.image_nodes import (
     drop_image_vectors,
     has_image,
@@ -34,7 +35,6 @@ from unified_embeddings.llama.image_nodes import (
     to_image_node,
 )
 from unified_embeddings.llama.images import UnifiedImageEmbedding
-from unified_embeddings.llama.vector_store import FingerprintedStore
 
 
 class UnifiedMultiModalIndex(MultiModalVectorStoreIndex):

@@ -14,7 +14,8 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient
 from qdrant_client import models as qm
 
-from unified_embeddings.errors import StoreError
+from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
 
@@ -36,10 +37,30 @@ class CollectionReader:
 
     def __init__(self, store: QdrantVectorStore) -> None:
         self._store = store
-        self._client: Client | None = store.client
-        self._aclient: AsyncQdrantClient | None = store._aclient
         if self._client is not None:
             make_thread_safe(self._client)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the store.
+
+        Raises:
+            InputError: If the store is a stock one, which loses its clients when it is pickled.
+        """
+        if not isinstance(self._store, FingerprintedStore):
+            raise InputError(
+                f"a retriever over a {type(self._store).__name__} cannot be pickled, since its "
+                "client cannot; open the store with UnifiedEmbeddingConfig.vector_store()"
+            )
+        return CollectionReader, (self._store,)
+
+    @property
+    def _client(self) -> Client | None:
+        client: Client | None = self._store.client
+        return client
+
+    @property
+    def _aclient(self) -> AsyncQdrantClient | None:
+        return self._store._aclient
 
     @property
     def collection(self) -> str:

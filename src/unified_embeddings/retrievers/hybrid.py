@@ -8,6 +8,7 @@ its options (`options`), the vectors (`embedders`), and the arithmetic of fusion
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,15 +25,18 @@ from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
+from unified_embeddings.llama.filters import translate_filters
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
 from unified_embeddings.retrievers.collection_reader import CollectionReader
+from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.options import (
     Mode,
     check_heads,
     check_options,
     check_store,
-    translate_filters,
 )
-from unified_embeddings.stores.schema import check_collection
+from unified_embeddings.stores.schema import check_adopt, check_collection
 from unified_embeddings.types import FloatArray, SparseVector
 
 
@@ -84,7 +88,10 @@ class UnifiedHybridRetriever(BaseRetriever):
         weights: Weights of the dense and the sparse ranking.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates' texts against the question token by token.
-        filters: LlamaIndex's metadata filters, applied to both rankings.
+        filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
+            each means.
+        adopt: "trust" accepts a collection that does not record which model made it, as one that
+            was made with this model. None takes over what the store was opened with.
         callback_manager: LlamaIndex's, passed to BaseRetriever.
 
     Raises:
@@ -92,7 +99,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         FingerprintMismatchError: If the collection was made with another model. It is checked
             here, or at the first query if it does not exist yet.
         StoreError: If Qdrant cannot be reached, or the collection lacks the vectors that the mode
-            needs.
+            needs, or it does not record its model and `adopt` is not given.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -110,6 +117,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         ('Foxes jump over dogs.', 0.0328)
     """
 
+    @refuse_unknown(RETRIEVER_ADVICE)
     def __init__(
         self,
         vector_store: QdrantVectorStore,
@@ -122,6 +130,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
         filters: MetadataFilters | None = None,
+        adopt: Adopt | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         check_options(
@@ -134,6 +143,10 @@ class UnifiedHybridRetriever(BaseRetriever):
         )
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
+        check_adopt(adopt)
+        if adopt is None and isinstance(vector_store, FingerprintedStore):
+            adopt = vector_store.adopt
+        self._adopt = adopt
         self._store = vector_store
         self._embedder = embedder
         self._mode = mode
@@ -143,13 +156,17 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._candidates = max(int(candidates), self._top_k)
         self._rrf_k = int(rrf_k)
         self._weights = (float(weights[0]), float(weights[1]))
-        self._filter = translate_filters(vector_store, filters)
+        self._filter = translate_filters(filters)
         self._reader = CollectionReader(vector_store)
         self._dense_name = vector_store.dense_vector_name
         self._collection_is_checked = False
         super().__init__(callback_manager=callback_manager)
         if self._reader.has_sync_client and self._reader.exists():
             self._check_collection(self._reader.look_up())
+
+    def __deepcopy__(self, memo: dict[int, object]) -> UnifiedHybridRetriever:
+        """Return a copy over the same store and embedder, which can be shared but not copied."""
+        return copy.copy(self)
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Return the nodes that answer a question best, best first.
@@ -207,9 +224,17 @@ class UnifiedHybridRetriever(BaseRetriever):
         needs_colbert = self._rerank is not None
         if not (needs_dense or needs_sparse or needs_colbert):
             return _QueryVectors(dense=dense)
-        encoded = self._embedder.encode_query(
-            text, dense=needs_dense, sparse=needs_sparse, colbert=needs_colbert
-        )
+        with embedding_events(
+            self.callback_manager,
+            self._embedder.model_name,
+            [text],
+            dense=needs_dense,
+            sparse=needs_sparse,
+        ) as embedded:
+            encoded = self._embedder.encode_query(
+                text, dense=needs_dense, sparse=needs_sparse, colbert=needs_colbert
+            )
+            embedded.dense, embedded.sparse = encoded.dense, encoded.sparse
         if encoded.dense is not None:
             dense = encoded.dense[0]
         sparse = encoded.sparse[0] if encoded.sparse else None
@@ -226,7 +251,11 @@ class UnifiedHybridRetriever(BaseRetriever):
             return self._check_embedding(bundle.embedding)
         if not bundle.custom_embedding_strs:
             return None
-        vectors = self._embedder.encode_queries(bundle.custom_embedding_strs, sparse=False).dense
+        texts = bundle.custom_embedding_strs
+        with embedding_events(
+            self.callback_manager, self._embedder.model_name, texts, dense=True
+        ) as embedded:
+            vectors = embedded.dense = self._embedder.encode_queries(texts, sparse=False).dense
         assert vectors is not None
         mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))[0]
         return mean
@@ -381,6 +410,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             self._embedder,
             dense=needed_dense,
             sparse=needed_sparse,
+            adopt=self._adopt,
         )
         self._collection_is_checked = True
 

@@ -7,6 +7,7 @@ not: searching one store (`hybrid`), the vectors (`embedders`), the arithmetic (
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
+from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
+from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.options import Mode, are_weights, check_counts
 
@@ -64,6 +67,7 @@ class UnifiedMultiModalRetriever(BaseRetriever):
             embedder gives sparse vectors, and "dense" otherwise.
         rerank: "colbert" reranks the texts before they are fused with the images.
         filters: LlamaIndex's metadata filters, applied to both stores.
+        adopt: "trust" accepts collections that do not record which model made them.
         callback_manager: LlamaIndex's, passed to BaseRetriever.
 
     Raises:
@@ -93,6 +97,7 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         >>> retriever.retrieve(QueryBundle("", image_path="fox.jpg"))    # doctest: +SKIP
     """
 
+    @refuse_unknown(RETRIEVER_ADVICE)
     def __init__(
         self,
         vector_store: QdrantVectorStore,
@@ -107,6 +112,7 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         mode: Mode | None = None,
         rerank: Literal["colbert"] | None = None,
         filters: MetadataFilters | None = None,
+        adopt: Adopt | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if not are_weights(weights):
@@ -123,6 +129,8 @@ class UnifiedMultiModalRetriever(BaseRetriever):
             candidates=candidates,
             rrf_k=rrf_k,
             filters=filters,
+            adopt=adopt,
+            callback_manager=callback_manager,
         )
         self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
         self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
@@ -131,6 +139,10 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         self._rrf_k = int(rrf_k)
         self._text_weight, self._image_weight = (float(weight) for weight in weights)
         super().__init__(callback_manager=callback_manager)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> UnifiedMultiModalRetriever:
+        """Return a copy over the same stores and embedders."""
+        return copy.copy(self)
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Return the texts and images that answer a question best, best first.
@@ -183,7 +195,10 @@ class UnifiedMultiModalRetriever(BaseRetriever):
     def _embed_image(self, image: str) -> list[float]:
         """Return the vector of a question's image, `dimension` numbers."""
         try:
-            vectors = self._clip.encode_images([image]).dense
+            with embedding_events(
+                self.callback_manager, self._clip.model_name, [str(image)], dense=True
+            ) as embedded:
+                vectors = embedded.dense = self._clip.encode_images([image]).dense
         except InputError as error:
             # The question has one image, so its position in a list would only confuse.
             raise InputError(f"the question's image: {error.problem}") from error

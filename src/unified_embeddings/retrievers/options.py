@@ -1,7 +1,7 @@
 """Checks of a retriever's options, made while it is being constructed.
 
-What lives here: the ranges of the options, which vectors each mode needs, and LlamaIndex's metadata
-filters translated into Qdrant's. What does not: anything that sends a request or runs a model.
+What lives here: the ranges of the options, and which vectors each mode needs. What does not:
+metadata filters (`llama.filters`), and anything that sends a request or runs a model.
 """
 
 from __future__ import annotations
@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeGuard, get_args
 
 import numpy as np
-from llama_index.core.vector_stores.types import (
-    FilterOperator,
-    MetadataFilter,
-    MetadataFilters,
-    VectorStoreQuery,
-)
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
@@ -36,8 +29,6 @@ _ADVICE_FOR_MISSING_HEAD: dict[HeadName, str] = {
     "sparse": "which this mode needs; search with mode='dense', or set a sparse_model for it",
     "colbert": "which rerank='colbert' needs; leave rerank out, or choose bge-m3",
 }
-_NUMBER_OPERATORS = (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE)
-_LIST_OPERATORS = (FilterOperator.IN, FilterOperator.NIN)
 
 
 def check_options(
@@ -108,63 +99,3 @@ def check_heads(embedder: TextEmbedder, mode: Mode, rerank: Literal["colbert"] |
                 f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} "
                 f"ones, {_ADVICE_FOR_MISSING_HEAD[head]}"
             )
-
-
-def translate_filters(
-    store: QdrantVectorStore, filters: MetadataFilters | None
-) -> qm.Filter | None:
-    """Translate LlamaIndex's metadata filters into Qdrant's.
-
-    The store's own translation does the work. Conditions whose translation would not mean what
-    they say are rejected first.
-
-    Args:
-        store: The store that will be searched.
-        filters: The filters; None filters nothing.
-
-    Raises:
-        InputError: If a filter cannot be translated. `index` is its position within its group.
-    """
-    if filters is None:
-        return None
-    _check_filters(filters)
-    try:
-        # The method is private, but it is the translation that the store's own queries use. The
-        # tests of filters run every operator through it.
-        translated: qm.Filter | None = store._build_query_filter(VectorStoreQuery(filters=filters))
-    except (NotImplementedError, ValueError, TypeError) as error:
-        raise InputError(
-            f"the filter {filters} cannot be translated for Qdrant: {error}"
-        ) from error
-    return translated
-
-
-def _check_filters(filters: MetadataFilters) -> None:
-    """Reject a group of filters, nested ones included, of which the store would drop a part."""
-    if not isinstance(filters, MetadataFilters):
-        raise InputError(f"filters must be MetadataFilters, not {type(filters).__name__}")
-    if filters.condition is None:
-        # The store would build a filter without conditions, which every point matches.
-        raise InputError(
-            "filters need a condition (and, or, not); without one Qdrant would apply none of them"
-        )
-    for index, condition in enumerate(filters.filters):
-        if isinstance(condition, MetadataFilters):
-            _check_filters(condition)
-            continue
-        problem = _problem_of(condition)
-        if problem is not None:
-            operator = condition.operator.value
-            raise InputError(f"operator {operator!r} on {condition.key!r} {problem}", index=index)
-
-
-def _problem_of(condition: MetadataFilter) -> str | None:
-    """Return why a condition's value does not suit its operator, or None if it does."""
-    operator, value = condition.operator, condition.value
-    if value is None and operator != FilterOperator.IS_EMPTY:
-        return "needs a value; for fields without one use IS_EMPTY"
-    if operator in _NUMBER_OPERATORS and not isinstance(value, int | float):
-        return f"compares numbers, got {value!r}"
-    if operator in _LIST_OPERATORS and not isinstance(value, list | str):
-        return f"needs a list of values, got {value!r}"
-    return None

@@ -1,9 +1,15 @@
-"""A sync client's methods as coroutines, each run in a worker thread."""
+"""A sync client's methods as coroutines, each run in a worker thread.
+
+An AsyncQdrantClient keeps connections open that belong to one event loop. A sync client belongs to
+none: its connections are shared by all threads, so its methods can be awaited in any number of
+loops, one after the other or at once, and nothing has to be closed when a loop ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -12,20 +18,25 @@ _PLAIN_METHODS = frozenset(("upload_points", "upload_collection"))
 """AsyncQdrantClient has these as plain methods: its callers do not await them."""
 _READ_PREFIXES = ("get_", "query_", "collection_exists", "retrieve", "scroll", "count")
 _WRITER_THREADS = 4
+_SERVER_THREADS = 32
+"""How many requests may wait for servers at once."""
 
 
 class AsyncView:
-    """AsyncQdrantClient's methods over a sync client that runs in this process.
+    """AsyncQdrantClient's methods over a sync client.
 
-    Reads run in the event loop's own threads, everything else in a few others: a write may wait for
-    minutes while a collection is optimised, and must not keep reads waiting.
+    Over a client that runs in this process, reads run in the event loop's own threads, everything
+    else in a few others: a write may wait for minutes while a collection is optimised, and must not
+    keep reads waiting. Requests to a server do nothing but wait, and have threads of their own.
 
     Args:
         client: The sync client; it has to be thread-safe.
+        is_remote: Whether it talks to a server.
     """
 
-    def __init__(self, client: object) -> None:
+    def __init__(self, client: object, *, is_remote: bool = False) -> None:
         self._client = client
+        self._is_remote = is_remote
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -36,7 +47,9 @@ class AsyncView:
 
         async def call(*args: object, **kwargs: object) -> object:
             executor = None  # the event loop's own threads
-            if not name.startswith(_READ_PREFIXES):
+            if self._is_remote:
+                executor = _server_threads()
+            elif not name.startswith(_READ_PREFIXES):
                 executor = _writer_threads()
             # Context variables do not reach an executor's threads by themselves.
             context = contextvars.copy_context()
@@ -50,3 +63,14 @@ class AsyncView:
 @cache
 def _writer_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_WRITER_THREADS, thread_name_prefix="store-write")
+
+
+@cache
+def _server_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_SERVER_THREADS, thread_name_prefix="store-server")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # A forked process has none of its parent's threads, although the pools would believe so.
+    os.register_at_fork(after_in_child=_writer_threads.cache_clear)
+    os.register_at_fork(after_in_child=_server_threads.cache_clear)

@@ -68,14 +68,11 @@ def make_thread_safe(client: Client) -> Client:
     return client
 
 
-def async_view(client: Client) -> AsyncQdrantClient | None:
-    """Return the async side of a client that runs in this process; None for a server's."""
+def async_view(client: Client) -> AsyncQdrantClient:
+    """Return the async side of a client, which works in any number of event loops."""
+    view = AsyncView(client, is_remote=not is_in_process(client))
     if isinstance(client, EdgeQdrantClient):
         view = client.aclient
-    elif is_local_mode(client):
-        view = AsyncView(client)
-    else:
-        return None
     return cast("AsyncQdrantClient", view)  # it has the same methods
 
 

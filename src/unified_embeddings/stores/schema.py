@@ -7,15 +7,14 @@ that knows the names, the payload indexes and where the model is recorded.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpc import RpcError
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import ApiException
 
-from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
 
@@ -28,7 +27,6 @@ PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
 """Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
 METADATA_KEY = "unified_embeddings"
 """Key of the collection's metadata under which the model is recorded."""
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,19 +63,38 @@ def sparse_vectors(info: qm.CollectionInfo) -> dict[str, qm.SparseVectorParams]:
     return dict(info.config.params.sparse_vectors or {})
 
 
-def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **options: Any) -> None:
+def check_adopt(adopt: object) -> None:
+    """Refuse anything but the one way in which a collection of an unknown model is accepted.
+
+    Raises:
+        InputError: If it is neither None nor "trust".
+    """
+    if adopt not in (None, "trust"):
+        raise InputError(f"adopt must be 'trust' or None, not {adopt!r}")
+
+
+def ensure_collection(
+    client: Client,
+    name: str,
+    embedder: TextEmbedder,
+    *,
+    adopt: Literal["trust"] | None = None,
+    **options: Any,
+) -> None:
     """Create the collection for an embedder's vectors, or check the existing one.
 
     Args:
         client: Sync client.
         name: The collection's name.
         embedder: The embedder whose vectors it will hold.
+        adopt: "trust" accepts an existing collection that does not record its model.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
 
     Raises:
         FingerprintMismatchError: If it holds another model's vectors.
-        StoreError: If Qdrant cannot be reached or refuses.
+        StoreError: If Qdrant cannot be reached or refuses, or the collection does not record its
+            model.
     """
     with store_errors(name, "creating the collection"):
         if not client.collection_exists(name):
@@ -85,7 +102,7 @@ def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **optio
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
-    check_collection(name, info, embedder, sparse=sparse)
+    check_collection(name, info, embedder, sparse=sparse, adopt=adopt)
 
 
 def check_collection(
@@ -95,11 +112,12 @@ def check_collection(
     *,
     dense: str | None = DENSE_VECTOR,
     sparse: str | None = SPARSE_VECTOR,
+    adopt: Literal["trust"] | None = None,
 ) -> None:
     """Refuse a collection whose vectors cannot be compared with an embedder's queries.
 
-    A collection without our metadata (made by other software) is accepted with a warning if its
-    dimension fits, since nothing records which model made it.
+    In a collection without our metadata (made by other software) nothing records which model made
+    it. Two models of the same dimension give answers that look like answers and are not.
 
     Args:
         name: The collection's name, for messages.
@@ -108,10 +126,12 @@ def check_collection(
         dense: Name of its dense vectors, "" for the unnamed one of LlamaIndex's older collections;
             None if they are not needed.
         sparse: Name of its sparse vectors; None if they are not needed.
+        adopt: "trust" accepts a collection without our metadata whose dimension fits.
 
     Raises:
         FingerprintMismatchError: If its metadata records another model.
-        StoreError: If the vectors needed are missing or have another dimension.
+        StoreError: If the vectors needed are missing or have another dimension, or its metadata
+            records no model and `adopt` is not given.
     """
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
@@ -131,12 +151,13 @@ def check_collection(
             f"it has no sparse vector named {sparse!r}; search it with mode='dense', or "
             "index the documents again into a collection made by .vector_store()",
         )
-    if model is None:
-        _LOG.warning(
-            "Collection %r does not record which model made it. Its dimension fits %r; nothing "
-            "else is known.",
+    if model is None and adopt is None:
+        raise StoreError(
             name,
-            embedder.model_name,
+            "checking",
+            "it does not record which model made it: its dimension fits "
+            f"{embedder.model_name!r}, but so do other models'. If you know that this model made "
+            "it, give adopt='trust'; otherwise index the documents again into a new collection",
         )
 
 

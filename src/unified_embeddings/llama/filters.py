@@ -1,0 +1,335 @@
+"""LlamaIndex's metadata filters as Qdrant's.
+
+What lives here: what each operator means for values of every type, how a metadata key is addressed
+in a payload, and what is refused because Qdrant cannot express it. What does not: sending anything.
+
+A condition on a list holds if it holds for one of its elements, as in Qdrant. NE and NIN are the
+negations of EQ and IN, so they also hold where the field is absent. A number equals another of the
+same value, whether int or float; a bool and a text equal no number.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+from qdrant_client import models as qm
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama import filter_numbers
+
+Scalar: TypeAlias = str | bool | int | float
+
+LLAMA_INDEX_KEYS = frozenset(("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"))
+"""Payload keys that LlamaIndex writes next to a node's metadata, over metadata of that name."""
+OWN_METADATA = "_own_metadata"
+"""Payload key under which a node's metadata of those names is kept."""
+
+_NO_DOCUMENT = "None"
+"""What LlamaIndex records as the document of a node that has none."""
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_DOTTED_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
+_WORD = re.compile(r"[^\W_]")
+_DEEPEST_GROUP = 32
+"""Qdrant reads filters to a limited depth of JSON, of which a group takes two levels."""
+
+_NEGATED = (FilterOperator.NE, FilterOperator.NIN)
+_ORDERS = {
+    FilterOperator.GT: filter_numbers.above,
+    FilterOperator.GTE: filter_numbers.at_least,
+    FilterOperator.LT: filter_numbers.below,
+    FilterOperator.LTE: filter_numbers.at_most,
+}
+_TEXT_OPERATORS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
+_LIST_OPERATORS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
+
+
+def translate_filters(filters: MetadataFilters | None) -> qm.Filter | None:
+    """Translate LlamaIndex's metadata filters into Qdrant's.
+
+    ANY and CONTAINS mean what IN and EQ mean, since a condition on a list holds for one of its
+    elements. TEXT_MATCH is Qdrant's full-text match: every word of the value occurs in the field,
+    in any case.
+
+    Args:
+        filters: The filters. None, and an empty list of them, filter nothing.
+
+    Raises:
+        InputError: If a filter cannot be translated with its meaning. `index` is its position
+            within its group.
+    """
+    if filters is None:
+        return None
+    if not isinstance(filters, MetadataFilters):
+        raise InputError(f"filters must be MetadataFilters, not {type(filters).__name__}")
+    if not filters.filters and filters.condition != FilterCondition.OR:
+        return None
+    return _translate_group(filters, depth=1)
+
+
+def select_points(
+    node_ids: Sequence[str] | None, filters: MetadataFilters | None
+) -> qm.Filter | None:
+    """Return the filter of the nodes that are among the ids and match the filters.
+
+    Args:
+        node_ids: The ids; None for any.
+        filters: The filters; None, and an empty list of them, filter nothing.
+
+    Returns:
+        The filter; None if it would select everything.
+
+    Raises:
+        InputError: If an id is none that Qdrant can have, or a filter cannot be translated.
+    """
+    matching = translate_filters(filters)
+    if node_ids is None:
+        return matching
+    if isinstance(node_ids, str):
+        raise InputError(f"node_ids must be a list of ids, got {node_ids!r}")
+    has_id = qm.HasIdCondition(
+        has_id=[_to_point_id(node_id, index) for index, node_id in enumerate(node_ids)]
+    )
+    return qm.Filter(must=[has_id] if matching is None else [has_id, matching])
+
+
+def select_for_deletion(node_ids: list[str] | None, filters: MetadataFilters | None) -> qm.Filter:
+    """Return the filter of the nodes to delete; see `select_points`.
+
+    Raises:
+        InputError: If an id or a filter cannot be translated, or neither restricts what is deleted.
+    """
+    selected = select_points(node_ids, filters)
+    if selected is None:
+        raise InputError(
+            "neither node_ids nor filters restrict what would be deleted; to delete everything "
+            "call clear()"
+        )
+    return selected
+
+
+def is_of_document(ref_doc_ids: Sequence[str]) -> qm.Condition:
+    """Return the condition that a node is of one of the documents.
+
+    Raises:
+        InputError: If an id is not a text, or the one under which nodes without a document are.
+    """
+    for ref_doc_id in ref_doc_ids:
+        if not isinstance(ref_doc_id, str) or ref_doc_id == _NO_DOCUMENT:
+            raise InputError(
+                f"a document's id must be a text, got {ref_doc_id!r}; nodes without a document are "
+                f"stored under {_NO_DOCUMENT!r}"
+            )
+    return qm.FieldCondition(key="doc_id", match=qm.MatchAny(any=list(ref_doc_ids)))
+
+
+def _to_point_id(node_id: str, index: int) -> qm.ExtendedPointId:
+    """Return a node's id as Qdrant's: a UUID, or the number that other software gave the point."""
+    text = str(node_id)
+    if text.isascii() and text.isdigit() and int(text) < 2**64:
+        return int(text)
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise InputError(
+            f"the node id {node_id!r} is neither a UUID nor a number, so Qdrant has no such point",
+            index=index,
+        ) from None
+
+
+def payload_paths(key: str) -> list[str]:
+    """Return where a metadata key's value is in a payload, the place that takes precedence first.
+
+    A key is a name, not a path: "dc.title" is the field of that name. Only where a node has no such
+    field, it is also the field `title` inside nested metadata `dc`.
+
+    Args:
+        key: The key.
+
+    Raises:
+        InputError: If Qdrant's paths cannot express it.
+    """
+    if '"' in key or "\\" in key:
+        raise InputError(
+            f'the metadata key {key!r} cannot be filtered on: Qdrant cannot address keys with " '
+            "or \\ in them; store the value under another key"
+        )
+    if not _is_unicode(key):
+        raise InputError(f"the metadata key {key!r} is not valid Unicode")
+    path = key if _PLAIN_KEY.fullmatch(key) else f'"{key}"'
+    if key == OWN_METADATA:
+        return [f"{OWN_METADATA}.{path}"]
+    if key in LLAMA_INDEX_KEYS:
+        return [f"{OWN_METADATA}.{path}", path]
+    if _DOTTED_KEY.fullmatch(key):
+        return [path, key]
+    return [path]
+
+
+def _translate_group(group: MetadataFilters, depth: int) -> qm.Filter:
+    if not group.filters:
+        raise InputError(
+            "an empty list of filters within others, or under OR, is ambiguous: it could mean "
+            "everything or nothing; leave it out"
+        )
+    if depth > _DEEPEST_GROUP:
+        raise InputError(f"filters can be nested {_DEEPEST_GROUP} deep; these are deeper")
+    conditions: list[qm.Condition] = []
+    for index, member in enumerate(group.filters):
+        if isinstance(member, MetadataFilters):
+            conditions.append(_translate_group(member, depth + 1))
+            continue
+        try:
+            conditions.append(_translate_filter(member))
+        except InputError as error:
+            raise InputError(error.problem, index=index) from None
+    match group.condition:
+        case FilterCondition.AND:
+            return qm.Filter(must=conditions)
+        case FilterCondition.OR:
+            return qm.Filter(should=conditions)
+        case FilterCondition.NOT:
+            return qm.Filter(must_not=conditions)
+    raise InputError(
+        f"filters need a condition (and, or, not), got {group.condition!r}; without one it is not "
+        "said how they combine"
+    )
+
+
+def _translate_filter(given: MetadataFilter) -> qm.Condition:
+    if not isinstance(given, MetadataFilter) or not isinstance(given.key, str):
+        raise InputError(f"expected a MetadataFilter with a text as its key, got {given!r}")
+    operator, value = given.operator, _to_python(given.value)
+    problem = _problem_of(operator, value)
+    if problem is not None:
+        name = getattr(operator, "value", operator)
+        raise InputError(f"operator {name!r} on {given.key!r} {problem}")
+    condition = _at_places(payload_paths(given.key), operator, value)
+    if operator in _NEGATED:
+        return qm.Filter(must_not=[condition])
+    return condition
+
+
+def _at_places(paths: Sequence[str], operator: FilterOperator, value: object) -> qm.Condition:
+    """Return a condition on the first of the places that a payload has."""
+    first, *others = paths
+    condition = _condition(first, operator, value)
+    if not others:
+        return condition
+    is_missing = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=first))
+    elsewhere = qm.Filter(must=[is_missing, _at_places(others, operator, value)])
+    if operator == FilterOperator.IS_EMPTY:
+        return elsewhere
+    return qm.Filter(should=[condition, elsewhere])
+
+
+def _condition(path: str, operator: FilterOperator, value: Any) -> qm.Condition:
+    """Return the condition at one place in the payload; NE and NIN are not negated yet."""
+    if operator == FilterOperator.IS_EMPTY:
+        return qm.IsEmptyCondition(is_empty=qm.PayloadField(key=path))
+    if isinstance(value, str) and operator in _TEXT_OPERATORS:
+        return qm.FieldCondition(key=path, match=qm.MatchText(text=value))
+    if isinstance(value, int | float) and operator in _ORDERS:
+        return _any_of(_ORDERS[operator](path, value))
+    values = value if isinstance(value, list) else [value]
+    if operator == FilterOperator.ALL:
+        return qm.Filter(must=[_any_of(_equals_one(path, [each])) for each in values])
+    return _any_of(_equals_one(path, values))
+
+
+def _any_of(conditions: list[qm.Condition]) -> qm.Condition:
+    if len(conditions) == 1:
+        return conditions[0]
+    return qm.Filter(should=conditions)
+
+
+def _equals_one(path: str, values: Sequence[Scalar]) -> list[qm.Condition]:
+    """Return conditions of which one holds where a field is one of the values."""
+    texts = [value for value in values if isinstance(value, str)]
+    conditions: list[qm.Condition] = []
+    if len(texts) == 1:
+        conditions.append(qm.FieldCondition(key=path, match=qm.MatchValue(value=texts[0])))
+    elif texts or not values:  # of no values at all, a field is none
+        conditions.append(qm.FieldCondition(key=path, match=qm.MatchAny(any=texts)))
+    for value in values:
+        if isinstance(value, bool):
+            conditions.append(qm.FieldCondition(key=path, match=qm.MatchValue(value=value)))
+        elif not isinstance(value, str):
+            conditions += filter_numbers.equals(path, value)
+    return conditions
+
+
+# --- what cannot be translated ------------------------------------------------------------------
+
+
+def _problem_of(operator: FilterOperator, value: object) -> str | None:
+    """Return why a value does not suit an operator, or None if it does."""
+    if operator == FilterOperator.IS_EMPTY:
+        return None if value in (None, "") else f"takes no value, got {value!r}"
+    if value is None:
+        return "needs a value; for fields without one use IS_EMPTY"
+    if operator in _ORDERS:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return f"compares numbers, got {value!r}"
+        return _problem_of_scalar(value)
+    if operator in _TEXT_OPERATORS:
+        if not isinstance(value, str) or not _WORD.search(value):
+            return f"needs a text with at least one word, got {value!r}"
+        return _problem_of_scalar(value)
+    if operator in _LIST_OPERATORS:
+        return _problem_of_list(operator, value)
+    if operator in (FilterOperator.EQ, FilterOperator.NE, FilterOperator.CONTAINS):
+        if isinstance(value, list):
+            return f"compares with one value, got {value!r}; use IN, NIN, ANY or ALL"
+        return _problem_of_scalar(value)
+    return "is not one that Qdrant has"
+
+
+def _problem_of_list(operator: FilterOperator, value: object) -> str | None:
+    if not isinstance(value, list | str):
+        return f"needs a list of values, got {value!r}"
+    if isinstance(value, str):  # the one value, commas and all
+        return _problem_of_scalar(value)
+    if operator == FilterOperator.ALL and not value:
+        return "needs at least one value"
+    problems = (_problem_of_scalar(each) for each in value)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _problem_of_scalar(value: object) -> str | None:
+    if isinstance(value, str):
+        return None if _is_unicode(value) else f"got a text that is not valid Unicode: {value!r}"
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, int | float):
+        return f"compares texts, numbers and truth values, got {value!r}"
+    if not filter_numbers.fits(value):
+        return f"takes finite numbers, whole ones of at most 64 bits, got {value!r}"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _to_python(value: object) -> object:
+    """Return a filter's value with NumPy's scalars and tuples as Python's numbers and lists."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [_to_python(each) for each in value]
+    return value

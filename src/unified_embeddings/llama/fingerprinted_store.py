@@ -1,0 +1,391 @@
+"""A QdrantVectorStore that knows its model, means what its filters say, and works in every loop.
+
+What lives here: what is done with the collection of a store: adding, finding, deleting and
+clearing nodes. What does not: opening it (`vector_store`), what a filter means (`filters`), what a
+node becomes (`payloads`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client import models as qm
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
+from unified_embeddings.llama.filters import (
+    is_of_document,
+    select_for_deletion,
+    select_points,
+)
+from unified_embeddings.llama.payloads import build_payloads
+from unified_embeddings.llama.sparse_functions import sparse_options
+from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.pages import Pages
+from unified_embeddings.stores.schema import DENSE_VECTOR
+
+
+class FingerprintedStore(QdrantVectorStore):
+    """A QdrantVectorStore whose collection keeps its fingerprint, even after it was cleared.
+
+    Filters mean what `llama.filters` says, in queries, in `get_nodes` and in deletions alike.
+    Errors of the client are raised as StoreErrors. A copy shares the clients. A pickled store opens
+    its place again.
+
+    Args:
+        embedder: The embedder that the collection was opened for.
+        collection: The collection's name.
+        client: Sync client of its place.
+        aclient: Async client of the same place.
+        make_collection: Creates the collection, or checks the one that exists.
+        reopen: Opens the store again, for a pickled copy; None if only the caller's client can.
+        adopt: How the collection was opened; a retriever over the store takes it over.
+        **options: The stock store's own.
+    """
+
+    _embedder: TextEmbedder = PrivateAttr()
+    _make_collection: Callable[[], None] = PrivateAttr()
+    _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
+    _adopt: Adopt | None = PrivateAttr()
+
+    def __init__(
+        self,
+        embedder: TextEmbedder,
+        collection: str,
+        *,
+        client: Client,
+        aclient: AsyncQdrantClient,
+        make_collection: Callable[[], None],
+        reopen: Callable[[], FingerprintedStore] | None = None,
+        adopt: Adopt | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            collection_name=collection,
+            client=cast("QdrantClient", client),  # both have the methods that the stock store calls
+            aclient=aclient,
+            dense_vector_name=DENSE_VECTOR,
+            **sparse_options(embedder),
+            **options,
+        )
+        self._embedder = embedder
+        self._make_collection = make_collection
+        self._reopen = reopen
+        self._adopt = adopt
+
+    @property
+    def adopt(self) -> Adopt | None:
+        """How a collection that does not record its model is treated."""
+        return self._adopt
+
+    def check_model(self, fingerprint: str, model_name: str) -> None:
+        """Reject another model than the one that the collection was opened for.
+
+        Args:
+            fingerprint: The fingerprint of the model that is about to write or search.
+            model_name: Its name, for the message.
+
+        Raises:
+            FingerprintMismatchError: If the fingerprints differ.
+        """
+        if fingerprint != self._embedder.fingerprint:
+            raise FingerprintMismatchError(
+                self.collection_name,
+                expected=fingerprint,
+                found=self._embedder.fingerprint,
+                model=model_name,
+                found_model=self._embedder.model_name,
+            )
+
+    # --- adding ---------------------------------------------------------------------------------
+
+    def add(
+        self,
+        nodes: Sequence[BaseNode],
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[str]:
+        """Store nodes that have embeddings, and return their ids.
+
+        Args:
+            nodes: The nodes; a node with an id that is stored already replaces it.
+            shard_identifier: Ignored, as there is no custom sharding.
+            **kwargs: Ignored, as in the stock store.
+
+        Raises:
+            InputError: If a node has no embedding, or metadata that is not JSON: the message names
+                node and key. Nothing is stored then.
+            StoreError: If Qdrant rejects them.
+        """
+        points, node_ids = self._build_points(list(nodes), self.sparse_vector_name)
+        if points:
+            with store_errors(self.collection_name, "adding nodes"):
+                self._client.upload_points(
+                    self.collection_name,
+                    points,
+                    batch_size=self.batch_size,
+                    parallel=self.parallel,
+                    max_retries=self.max_retries,
+                    wait=True,
+                )
+        return node_ids
+
+    async def async_add(
+        self,
+        nodes: Sequence[BaseNode],
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[str]:
+        """Like `add`, but without blocking the event loop."""
+        points, node_ids = await asyncio.to_thread(
+            self._build_points, list(nodes), self.sparse_vector_name
+        )
+        for start in range(0, len(points), self.batch_size):
+            await self._upsert(points[start : start + self.batch_size])
+        return node_ids
+
+    async def _upsert(self, points: list[qm.PointStruct]) -> None:
+        for attempt in range(1, self.max_retries + 1):
+            try:
+                with store_errors(self.collection_name, "adding nodes"):
+                    await self._aclient.upsert(self.collection_name, points)
+            except StoreError:
+                if attempt == self.max_retries:
+                    raise
+            else:
+                return
+
+    def _build_points(
+        self, nodes: list[BaseNode], sparse_vector_name: str
+    ) -> tuple[list[qm.PointStruct], list[str]]:
+        payloads = build_payloads(nodes)
+        points: list[qm.PointStruct] = []
+        for start in range(0, len(nodes), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            vectors = self._build_vectors(nodes[batch], start, sparse_vector_name)
+            points += [
+                qm.PointStruct(id=node.node_id, payload=payload, vector=vector)
+                for node, payload, vector in zip(
+                    nodes[batch], payloads[batch], vectors, strict=True
+                )
+            ]
+        return points, [node.node_id for node in nodes]
+
+    def _build_vectors(
+        self, nodes: list[BaseNode], start: int, sparse_vector_name: str
+    ) -> list[dict[str, Any]]:
+        """Return the vectors of each node by name.
+
+        Args:
+            nodes: A batch of the nodes that are added.
+            start: The position of its first node among them, for messages.
+            sparse_vector_name: The name of the sparse vectors.
+        """
+        vectors: list[dict[str, Any]] = []
+        for index, node in enumerate(nodes, start):
+            if node.embedding is None:
+                raise InputError(f"node {node.node_id} has no embedding", index=index)
+            vectors.append({self.dense_vector_name: [float(value) for value in node.embedding]})
+        if self.enable_hybrid and self._sparse_doc_fn is not None:
+            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
+            for vector, indices, values in rows:
+                vector[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
+        return vectors
+
+    # --- finding --------------------------------------------------------------------------------
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Search, as LlamaIndex's own retrievers do.
+
+        Raises:
+            InputError: If a filter of the query cannot be translated with its meaning.
+            StoreError: If Qdrant fails.
+        """
+        self._build_query_filter(query)  # refuses before anything is sent, with errors of our own
+        with store_errors(self.collection_name, "querying"):
+            return super().query(query, **kwargs)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Like `query`, but without blocking the event loop."""
+        self._build_query_filter(query)
+        with store_errors(self.collection_name, "querying"):
+            return await super().aquery(query, **kwargs)
+
+    def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
+        """Return the filter of a query; its lists of ids restrict it unless they are empty."""
+        conditions: list[qm.Condition] = []
+        if query.doc_ids:
+            conditions.append(is_of_document(query.doc_ids))
+        selected = select_points(query.node_ids or None, query.filters)
+        if selected is not None:
+            conditions.append(selected)
+        return qm.Filter(must=conditions) if conditions else None
+
+    def get_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        limit: int | None = None,
+        shard_identifier: object = None,  # noqa: ARG002
+    ) -> list[BaseNode]:
+        """Return the nodes that are among the ids and match the filters.
+
+        Args:
+            node_ids: The ids; None for any.
+            filters: The filters; None for any.
+            limit: The most nodes to return; None for all.
+            shard_identifier: Ignored, as there is no custom sharding.
+
+        Raises:
+            InputError: If an id or a filter cannot be translated.
+            StoreError: If Qdrant fails.
+        """
+        selected = select_points(node_ids, filters)
+        reading = Pages(limit)
+        while reading.wanted and node_ids != []:
+            with store_errors(self.collection_name, "reading nodes"):
+                reading.add(
+                    self._client.scroll(
+                        self.collection_name,
+                        scroll_filter=selected,
+                        limit=reading.wanted,
+                        offset=reading.offset,
+                        with_vectors=True,
+                    )
+                )
+        return list(self.parse_to_query_result(reading.points).nodes or ())
+
+    async def aget_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        limit: int | None = None,
+        shard_identifier: object = None,  # noqa: ARG002
+    ) -> list[BaseNode]:
+        """Like `get_nodes`, but without blocking the event loop."""
+        selected = select_points(node_ids, filters)
+        reading = Pages(limit)
+        while reading.wanted and node_ids != []:
+            with store_errors(self.collection_name, "reading nodes"):
+                reading.add(
+                    await self._aclient.scroll(
+                        self.collection_name,
+                        scroll_filter=selected,
+                        limit=reading.wanted,
+                        offset=reading.offset,
+                        with_vectors=True,
+                    )
+                )
+        return list(self.parse_to_query_result(reading.points).nodes or ())
+
+    # --- deleting -------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        ref_doc_id: str,
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Delete the nodes of a document.
+
+        Raises:
+            InputError: If it is not a text, or the one under which nodes without a document are.
+            StoreError: If Qdrant fails.
+        """
+        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        with store_errors(self.collection_name, "deleting a document"):
+            self._client.delete(self.collection_name, points_selector=selected)
+
+    async def adelete(
+        self,
+        ref_doc_id: str,
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Like `delete`, but without blocking the event loop."""
+        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        with store_errors(self.collection_name, "deleting a document"):
+            await self._aclient.delete(self.collection_name, points_selector=selected)
+
+    def delete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Delete the nodes that `get_nodes` with the same ids and filters returns.
+
+        An empty list of ids deletes nothing.
+
+        Raises:
+            InputError: If an id or a filter cannot be translated, or neither restricts what is
+                deleted.
+            StoreError: If Qdrant fails.
+        """
+        selected = select_for_deletion(node_ids, filters)
+        if node_ids != []:
+            with store_errors(self.collection_name, "deleting nodes"):
+                self._client.delete(self.collection_name, points_selector=selected)
+
+    async def adelete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        shard_identifier: object = None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Like `delete_nodes`, but without blocking the event loop."""
+        selected = select_for_deletion(node_ids, filters)
+        if node_ids != []:
+            with store_errors(self.collection_name, "deleting nodes"):
+                await self._aclient.delete(self.collection_name, points_selector=selected)
+
+    def clear(self) -> None:
+        """Delete all nodes. An empty collection with the model's record stays.
+
+        Raises:
+            StoreError: If Qdrant fails.
+        """
+        with store_errors(self.collection_name, "clearing"):
+            self._client.delete_collection(self.collection_name)
+        self._make_collection()
+
+    async def aclear(self) -> None:
+        """Like `clear`, but without blocking the event loop."""
+        with store_errors(self.collection_name, "clearing"):
+            await self._aclient.delete_collection(self.collection_name)
+        await asyncio.to_thread(self._make_collection)
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> FingerprintedStore:
+        """Return a copy with the same clients, which can be shared but not copied."""
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Callable[[], FingerprintedStore], tuple[()]]:
+        """Pickle the place and the model.
+
+        Raises:
+            InputError: If the store was made over a client, which cannot be pickled.
+        """
+        if self._reopen is None:
+            raise InputError(
+                f"the store of collection {self.collection_name!r} is over a client of yours, "
+                "which cannot be pickled; open it with path= or url="
+            )
+        return self._reopen, ()

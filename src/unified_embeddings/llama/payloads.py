@@ -1,0 +1,113 @@
+"""What LlamaIndex's store keeps of a node in a point's payload.
+
+What lives here: metadata as JSON, with everything named that is not, and metadata whose keys
+LlamaIndex uses itself. What does not: vectors and requests (`vector_store`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from pydantic_core import to_jsonable_python
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama.filters import LLAMA_INDEX_KEYS, OWN_METADATA
+
+_RESERVED_KEYS = (*sorted(LLAMA_INDEX_KEYS), OWN_METADATA)
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+"""What JSON's integers may be in Qdrant."""
+
+
+def build_payloads(nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
+    """Return the payload of each node.
+
+    The nodes are not changed. NumPy's scalars and arrays become Python's numbers and lists.
+
+    Raises:
+        InputError: If an item is not a node, or its metadata is not JSON. The message names node
+            and key, `index` is the node's position.
+    """
+    return [_build_payload(node, index) for index, node in enumerate(nodes)]
+
+
+def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
+    if not isinstance(node, BaseNode):
+        raise InputError(f"expected a node, got {type(node).__name__}", index=index)
+    metadata: dict[str, Any] = {}
+    for key, value in node.metadata.items():
+        try:
+            metadata[_to_key(key)] = _to_json(value)
+        except (InputError, RecursionError) as error:
+            problem = "it is nested too deeply"
+            if isinstance(error, InputError):
+                problem = error.problem
+            raise InputError(
+                f"metadata {key!r} of node {node.node_id} cannot be stored: {problem}", index=index
+            ) from None
+    # Without its vector, which LlamaIndex would turn into JSON only to drop it.
+    stored = node.model_copy(update={"metadata": metadata, "embedding": None})
+    payload: dict[str, Any] = node_to_metadata_dict(stored)
+    own = {key: metadata[key] for key in _RESERVED_KEYS if key in metadata}
+    payload.pop(OWN_METADATA, None)
+    if own:
+        payload[OWN_METADATA] = own
+    return payload
+
+
+def _to_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise InputError(f"its key is not a str but {type(key).__name__}")
+    return _to_text(key)
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON has it.
+
+    Raises:
+        InputError: If JSON cannot hold it.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _to_text(value)
+    if isinstance(value, int | float):
+        return _to_number(value)
+    if isinstance(value, np.datetime64):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return _to_json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_to_json(each) for each in value]
+    if isinstance(value, dict):
+        return {_to_key(key): _to_json(each) for key, each in value.items()}
+    try:
+        converted = to_jsonable_python(value)
+    except ValueError:  # pydantic's errors of serialisation are
+        converted = value
+    if type(converted) is type(value):
+        raise InputError(f"its type is {type(value).__name__}; store a text, a number or a list")
+    return _to_json(converted)
+
+
+def _to_number(number: float) -> float:
+    if isinstance(number, int):
+        if not _SMALLEST <= number <= _LARGEST:
+            raise InputError(f"{number} does not fit into 64 bits; store it as a text")
+    elif not math.isfinite(number):
+        raise InputError(f"it is {number}; leave the key out where there is no number")
+    return number
+
+
+def _to_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"it holds a lone surrogate at character {error.start}, which is not valid Unicode"
+        ) from None
+    return text

@@ -1,0 +1,221 @@
+"""Arguments of LlamaIndex's own stores and retrievers, and what replaces them here.
+
+What lives here: which options a store takes, and the advice for arguments that people paste from
+code written for the stock classes. What does not: LlamaIndex and Qdrant are not imported, so that
+`config` can describe its methods without loading them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
+
+from unified_embeddings.errors import InputError
+
+if TYPE_CHECKING:
+    from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.vector_stores.types import MetadataFilters
+    from qdrant_client import AsyncQdrantClient
+    from qdrant_client import models as qm
+
+    from unified_embeddings.stores.opening import Client
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+Adopt: TypeAlias = Literal["trust"]
+"""How to treat a collection that does not record which model made it: as made with this model."""
+
+
+class CollectionOptions(TypedDict, total=False):
+    """Qdrant's settings of a new collection, by the names of its `create_collection`."""
+
+    shard_number: int | None
+    sharding_method: qm.ShardingMethod | None
+    replication_factor: int | None
+    write_consistency_factor: int | None
+    on_disk_payload: bool | None
+    hnsw_config: qm.HnswConfigDiff | None
+    optimizers_config: qm.OptimizersConfigDiff | None
+    wal_config: qm.WalConfigDiff | None
+    quantization_config: qm.QuantizationConfig | None
+    strict_mode_config: qm.StrictModeConfig | None
+    timeout: int | None
+
+
+class WritingOptions(TypedDict, total=False):
+    """Options of LlamaIndex's store that mean here what they mean there."""
+
+    batch_size: int
+    parallel: int
+    max_retries: int
+    text_key: str
+    payload_indexes: Sequence[Mapping[str, Any]] | None
+    hybrid_fusion_fn: Callable[..., Any] | None
+
+
+class PlaceOptions(TypedDict, total=False):
+    """Where a store's collection is; see `llama.vector_store`."""
+
+    url: str | None
+    path: str | os.PathLike[str] | None
+    client: Client | None
+    aclient: AsyncQdrantClient | None
+    api_key: str | None
+    adopt: Adopt | None
+
+
+class StoreOptions(CollectionOptions, WritingOptions, total=False):
+    """Options of `vector_store` besides the place."""
+
+    client_kwargs: Mapping[str, Any] | None
+    """More arguments for the QdrantClient that is made for `url`: timeout, prefer_grpc, ..."""
+    enable_hybrid: bool | None
+    """Must be what the model gives; every collection of ours with sparse vectors is hybrid."""
+    index_doc_id: bool | None
+    """Must be True: every collection of ours has this index."""
+
+
+class PlacedStoreOptions(PlaceOptions, StoreOptions, total=False):
+    """All options of `vector_store`."""
+
+
+class RetrieverOptions(TypedDict, total=False):
+    """Options of the retrievers; see `UnifiedHybridRetriever`, which has the defaults."""
+
+    similarity_top_k: int
+    candidates: int
+    rrf_k: int
+    weights: tuple[float, float]
+    mode: Literal["hybrid", "dense", "sparse"] | None
+    rerank: Literal["colbert"] | None
+    filters: MetadataFilters | None
+    adopt: Adopt | None
+    callback_manager: CallbackManager | None
+
+
+_FROM_THE_MODEL = "leave it out; the collection's vectors follow from the model"
+_SPARSE_MODEL = (
+    "leave it out; sparse vectors are the model's own. For a model without them set "
+    "UnifiedEmbeddingConfig(sparse_model=...)"
+)
+_CLIENT = "put it into url=, or into client_kwargs={...} along with url="
+_SHARDS = "custom sharding is not supported; create the store without it"
+
+STORE_ADVICE: Mapping[str, str] = {
+    "fastembed_sparse_model": _SPARSE_MODEL,
+    "sparse_doc_fn": _SPARSE_MODEL,
+    "sparse_query_fn": _SPARSE_MODEL,
+    "sparse_config": _SPARSE_MODEL,
+    "dense_config": f"{_FROM_THE_MODEL}; set hnsw_config= and quantization_config= directly",
+    "dense_vector_name": _FROM_THE_MODEL,
+    "sparse_vector_name": _FROM_THE_MODEL,
+    "vectors_config": _FROM_THE_MODEL,
+    "sparse_vectors_config": _FROM_THE_MODEL,
+    "distance": _FROM_THE_MODEL,
+    "metadata": "leave it out; the collection's metadata records the model",
+    "collection_name": "it is the first argument",
+    "embed_model": "leave it out; the config's own model is used",
+    "location": 'give client=QdrantClient(":memory:"), path= or url=',
+    "host": _CLIENT,
+    "port": _CLIENT,
+    "grpc_port": _CLIENT,
+    "prefer_grpc": _CLIENT,
+    "https": _CLIENT,
+    "prefix": _CLIENT,
+    "shard_keys": _SHARDS,
+    "shard_key_selector_fn": _SHARDS,
+}
+"""Argument of LlamaIndex's store or Qdrant's client → what to do instead."""
+
+RETRIEVER_ADVICE: Mapping[str, str] = {
+    "sparse_top_k": "give candidates=, the depth of both rankings",
+    "hybrid_top_k": "give similarity_top_k=, the number of nodes returned",
+    "top_k": "give similarity_top_k=",
+    "k": "give similarity_top_k= for the number of nodes, or rrf_k= for the fusion",
+    "alpha": "give weights=(dense, sparse); alpha=0.7 is weights=(0.7, 0.3)",
+    "vector_store_query_mode": "give mode='hybrid', 'dense' or 'sparse'",
+    "query_mode": "give mode='hybrid', 'dense' or 'sparse'",
+    "node_ids": "give filters=, or call the store's get_nodes(node_ids=...)",
+    "doc_ids": "give filters= on the key 'doc_id'",
+    "embed_model": "leave it out; the config's own model is used",
+    "vector_store_kwargs": "leave it out; filters= and the retriever's own options replace it",
+    "similarity_cutoff": "put a SimilarityPostprocessor behind the retriever",
+    "node_postprocessors": "give them to the query engine",
+    "reranker": "give rerank='colbert', or a postprocessor to the query engine",
+    "verbose": "leave it out; use a callback_manager or LlamaIndex's instrumentation",
+}
+"""Argument of LlamaIndex's retrievers → what to do instead."""
+
+
+def check_names(given: Iterable[str], known: Iterable[str], advice: Mapping[str, str]) -> None:
+    """Refuse arguments that do not exist.
+
+    Args:
+        given: The names that the caller passed.
+        known: The names that exist.
+        advice: Name → what replaces it here.
+
+    Raises:
+        InputError: If there is one; the message says what replaces it, or which name is nearest.
+    """
+    names = sorted(known)
+    for name in given:
+        if name in names:
+            continue
+        if name in advice:
+            raise InputError(f"{name}= is not taken here: {advice[name]}")
+        nearest = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {nearest[0]}=?" if nearest else f"possible are {', '.join(names)}"
+        raise InputError(f"there is no option {name}=; {hint}")
+
+
+def refuse_unknown(
+    advice: Mapping[str, str], options: type | None = None
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Return a decorator that refuses unknown keyword arguments with an InputError.
+
+    Args:
+        advice: Name → what replaces it here.
+        options: A TypedDict of the function's `**options`. `inspect.signature` then shows each of
+            them, as editors and mypy do.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = _expand(inspect.signature(function), options)
+
+        @functools.wraps(function)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            check_names(kwargs, signature.parameters, advice)
+            return function(*args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
+        return checked
+
+    return decorate
+
+
+def _expand(signature: inspect.Signature, options: type | None) -> inspect.Signature:
+    """Return a signature with the keys of a TypedDict in place of `**options`.
+
+    Their default is `...`, as in stubs: there is one, which the function that gets them knows.
+    """
+    if options is None:
+        return signature
+    parameters = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for name, annotation in options.__annotations__.items():
+        annotation = getattr(annotation, "__forward_arg__", annotation)
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=annotation
+            )
+        )
+    return signature.replace(parameters=parameters)
