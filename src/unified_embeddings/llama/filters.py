@@ -29,7 +29,8 @@ from unified_embeddings.llama import filter_numbers
 
 Scalar: TypeAlias = str | bool | int | float
 
-LLAMA_INDEX_KEYS = frozenset(("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"))
+_DOCUMENT_KEYS = frozenset(("document_id", "doc_id", "ref_doc_id"))
+LLAMA_INDEX_KEYS = _DOCUMENT_KEYS | {"_node_content", "_node_type"}
 """Payload keys that LlamaIndex writes next to a node's metadata, over metadata of that name."""
 OWN_METADATA = "_own_metadata"
 """Payload key under which a node's metadata of those names is kept."""
@@ -221,16 +222,28 @@ def _translate_filter(given: MetadataFilter) -> qm.Condition:
 
 
 def _at_places(paths: Sequence[str], operator: FilterOperator, value: object) -> qm.Condition:
-    """Return a condition on the first of the places that a payload has."""
+    """Return a condition on the first of the one or two places that a payload has."""
     first, *others = paths
     condition = _condition(first, operator, value)
-    if not others:
-        return condition
-    is_missing = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=first))
-    elsewhere = qm.Filter(must=[is_missing, _at_places(others, operator, value)])
+    for second in others:
+        is_missing = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=first))
+        elsewhere = _condition(second, operator, value)
+        if second in _DOCUMENT_KEYS:
+            elsewhere = _unless_without_document(second, operator, elsewhere)
+        if operator == FilterOperator.IS_EMPTY:
+            return qm.Filter(must=[is_missing, elsewhere])
+        return qm.Filter(should=[condition, qm.Filter(must=[is_missing, elsewhere])])
+    return condition
+
+
+def _unless_without_document(
+    path: str, operator: FilterOperator, condition: qm.Condition
+) -> qm.Condition:
+    """Return a condition on a document's id for which LlamaIndex's "None" is no id."""
+    has_none = qm.FieldCondition(key=path, match=qm.MatchValue(value=_NO_DOCUMENT))
     if operator == FilterOperator.IS_EMPTY:
-        return elsewhere
-    return qm.Filter(should=[condition, elsewhere])
+        return qm.Filter(should=[condition, has_none])
+    return qm.Filter(must=[condition], must_not=[has_none])
 
 
 def _condition(path: str, operator: FilterOperator, value: Any) -> qm.Condition:
