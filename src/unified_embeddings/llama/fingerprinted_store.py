@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -36,6 +37,8 @@ from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
+from unified_embeddings.types import Options
+from unified_embeddings.validation import require_whole_number
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -215,15 +218,30 @@ class FingerprintedStore(QdrantVectorStore):
             InputError: If a filter of the query cannot be translated with its meaning.
             StoreError: If Qdrant fails.
         """
-        self._build_query_filter(query)  # refuses before anything is sent, with errors of our own
+        query = self._check_query(query)
         with store_errors(self.collection_name, "querying"):
             return super().query(query, **kwargs)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
-        self._build_query_filter(query)
+        query = self._check_query(query)
         with store_errors(self.collection_name, "querying"):
             return await super().aquery(query, **kwargs)
+
+    def _check_query(self, query: VectorStoreQuery) -> VectorStoreQuery:
+        """Return a query with Python's numbers, and reject one before anything is sent.
+
+        Within the stock store's own methods an InputError would count as one of the client's.
+        """
+        self._build_query_filter(query)
+        changes: Options = {}
+        for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
+            limit = getattr(query, name)
+            if limit is not None:
+                changes[name] = require_whole_number(name, limit)
+        if query.query_embedding is not None:
+            changes["query_embedding"] = [float(value) for value in query.query_embedding]
+        return replace(query, **changes)
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
         """Return the filter of a query; its lists of ids restrict it unless they are empty."""

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from unified_embeddings.embedders.base import TextEmbedder
@@ -79,7 +80,7 @@ def build_vector_store(
             model and `adopt` is not given.
     """
     check_names(options, StoreOptions.__annotations__, STORE_ADVICE)
-    given: Options = {name: value for name, value in options.items() if value is not None}
+    given = _to_python(options)
     _check_place(url, path, client)
     _check_collection(collection, embedder)
     check_adopt(adopt)
@@ -115,6 +116,17 @@ def build_vector_store(
             adopt=adopt,
             **_select(given, WritingOptions),
         )
+
+
+def _to_python(options: Mapping[str, Any]) -> Options:
+    """Return the options that are given, NumPy's numbers as Python's."""
+    given: Options = {}
+    for name, value in options.items():
+        if isinstance(value, np.generic):
+            given[name] = value.item()
+        elif value is not None:
+            given[name] = value
+    return given
 
 
 def _check_place(
