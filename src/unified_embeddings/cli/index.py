@@ -28,6 +28,7 @@ def index(
     shard_number: shared.ShardNumber = None,
     replication_factor: shared.ReplicationFactor = None,
     write_consistency: shared.WriteConsistency = None,
+    adopt: shared.Adopt = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Bring a collection up to date with files and folders.
@@ -40,7 +41,7 @@ def index(
 
     config = shared.open_config(model, sparse_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
-    store = shared.open_store(config, collection, path, url, create=True, **settings)
+    store = shared.open_store(config, collection, path, url, create=True, adopt=adopt, **settings)
     # `index .` must not index the store that it writes to.
     excluded_folders = [] if url else [path]
     try:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
-    from llama_index.core.vector_stores.types import MetadataFilters
 
-_CONDITION = re.compile(r"^\s*([^=!<>\s][^=!<>]*)(!=|>=|<=|==?|>|<)(.*)$", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?\d+(?P<fraction>\.\d*)?(?P<exponent>[eE][+-]?\d+)?")
 _PASSAGE_WIDTH = 300
 
 
@@ -40,22 +35,26 @@ def search(
         typer.Option(
             "--filter",
             help="Condition on a passage's metadata: KEY=VALUE, or != > >= < <= in place of =. "
-            "Repeatable; all conditions must hold. Quote a VALUE to compare a number as text.",
+            "Repeatable; all conditions must hold. A VALUE in quotes is a text, never a number.",
         ),
     ] = None,
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Rerank the candidates with ColBERT.")
     ] = False,
+    adopt: shared.Adopt = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Print the passages that best answer a question."""
+    from unified_embeddings.cli.conditions import check_conditions, parse_conditions, to_filters
+
     shared.require_text(query)
-    metadata_filters = _parse_filters(filters or [])
+    conditions = parse_conditions(filters or [])
     config = shared.open_config(model, sparse_model)
-    store = shared.open_store(config, collection, path, url, create=False)
+    store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
+    check_conditions(conditions, store)
     options: Options = {
         "similarity_top_k": top_k,
-        "filters": metadata_filters,
+        "filters": to_filters(conditions),
         "rerank": "colbert" if rerank else None,
     }
     if mode is not None:
@@ -85,53 +84,3 @@ def _print_passage(rank: int, node: NodeWithScore) -> None:
     source = shared.printable(node.node.metadata.get("file_path", node.node.node_id))
     shared.out.print(f"{rank}. {node.score:.4f}  {source}", markup=False, soft_wrap=True)
     shared.print_line(f"   {shared.one_line(node.node.get_content(), _PASSAGE_WIDTH)}")
-
-
-def _parse_filters(conditions: list[str]) -> MetadataFilters | None:
-    """Turn texts such as `year>=2020` into LlamaIndex's filters; all of them must hold.
-
-    Raises:
-        InputError: If a text is not a condition.
-    """
-    from llama_index.core.vector_stores.types import (
-        FilterOperator,
-        MetadataFilter,
-        MetadataFilters,
-    )
-
-    if not conditions:
-        return None
-    filters: list[MetadataFilter | MetadataFilters] = []
-    for condition in conditions:
-        match = _CONDITION.match(condition)
-        if match is None:
-            raise InputError(
-                f"--filter {condition!r} should be KEY=VALUE (or != > >= < <=); quote it for the "
-                "shell, as in --filter 'file_size>10'"
-            )
-        key, operator, value = match.groups()
-        if operator == "=":
-            operator = "=="
-        filters.append(
-            MetadataFilter(
-                key=key.strip(),
-                value=_parse_value(value.strip()),
-                operator=FilterOperator(operator),
-            )
-        )
-    return MetadataFilters(filters=filters)
-
-
-def _parse_value(text: str) -> str | int | float:
-    """Return a number if the text reads as one, otherwise the text without its quotes.
-
-    Not float(): it would also read "nan", "inf" and "1_000" as numbers.
-    """
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    number = _NUMBER.fullmatch(text)
-    if number is None:
-        return text
-    if number["fraction"] or number["exponent"]:
-        return float(text)
-    return int(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,8 +19,7 @@ from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
-    from llama_index.vector_stores.qdrant import QdrantVectorStore
-
+    from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
     from unified_embeddings.stores.opening import Client
 
 out = Console()
@@ -54,6 +53,12 @@ WriteConsistency = Annotated[
     int | None,
     typer.Option(min=1, help="Write consistency factor (new collection, server only)."),
 ]
+Adopt = Annotated[
+    Literal["trust"] | None,
+    typer.Option(
+        "--adopt", help="Accept a collection that does not record its model as this model's own."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_PATH = Path("qdrant_data")
@@ -64,6 +69,12 @@ def print_error(problem: str) -> None:
     """Print an error message on standard error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"error: {printable(problem)}", markup=False)
+
+
+def print_note(note: str) -> None:
+    """Print on standard error what the user should know about an answer."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"note: {printable(note)}", markup=False)
 
 
 def open_config(model: str | None, sparse_model: str | None = None) -> UnifiedEmbeddingConfig:
@@ -78,8 +89,9 @@ def open_store(
     url: str | None,
     *,
     create: bool,
+    adopt: Literal["trust"] | None = None,
     **settings: int,
-) -> QdrantVectorStore:
+) -> FingerprintedStore:
     """Open the collection to work on: on the server `url` if given, otherwise in a folder.
 
     Args:
@@ -88,6 +100,7 @@ def open_store(
         path: Folder of the embedded store; ignored if `url` is given.
         url: Address of a server.
         create: Whether to create the collection if it does not exist.
+        adopt: Whether to accept a collection that does not record its model.
         **settings: Result of `server_settings`, used if the collection is created.
 
     Raises:
@@ -96,7 +109,7 @@ def open_store(
     # `client` stays referenced while the store opens. The embedded client of a folder is shared
     # through a weak reference: without an owner it would be closed, and the folder read twice.
     client = None if create else require_collection(collection, path, url)
-    options: Options = {**settings}
+    options: Options = {**settings, "adopt": adopt}
     if url:
         options["url"] = url
     else:

@@ -326,9 +326,11 @@ def _problem_of_scalar(value: object) -> str | None:
         return None
     if not isinstance(value, int | float):
         return f"compares texts, numbers and truth values, got {value!r}"
-    if not filter_numbers.fits(value):
-        return f"takes finite numbers, whole ones of at most 64 bits, got {value!r}"
-    return None
+    if filter_numbers.fits(value):
+        return None
+    # Python refuses to write out whole numbers of thousands of digits.
+    got = f"one of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
+    return f"takes finite numbers, whole ones of at most 64 bits, got {got}"
 
 
 def _is_unicode(text: str) -> bool:

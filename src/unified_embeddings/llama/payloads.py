@@ -97,7 +97,9 @@ def _to_json(value: Any) -> Any:
 def _to_number(number: float) -> float:
     if isinstance(number, int):
         if not _SMALLEST <= number <= _LARGEST:
-            raise InputError(f"{number} does not fit into 64 bits; store it as a text")
+            raise InputError(
+                f"a whole number of {number.bit_length()} bits does not fit into 64; store a text"
+            )
     elif not math.isfinite(number):
         raise InputError(f"it is {number}; leave the key out where there is no number")
     return number

@@ -157,7 +157,8 @@ def check_collection(
             "checking",
             "it does not record which model made it: its dimension fits "
             f"{embedder.model_name!r}, but so do other models'. If you know that this model made "
-            "it, give adopt='trust'; otherwise index the documents again into a new collection",
+            "it, give adopt='trust' (--adopt trust); otherwise index the documents again into a "
+            "new collection",
         )
 
 

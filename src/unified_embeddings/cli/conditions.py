@@ -1,0 +1,199 @@
+"""The conditions of `search --filter`: what they say, and whether a collection can meet them.
+
+What lives here: reading texts such as `year>=2020`, and rejecting a key that no passage has or an
+order that its values do not have. What does not: what a filter means (`llama.filters`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+
+from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama import filter_numbers
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+
+Value: TypeAlias = str | bool | int | float
+
+_CONDITION = re.compile(r"^\s*([^=!<>\s][^=!<>]*)(!=|>=|<=|==?|>|<)(.*)$", re.DOTALL)
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})(?P<fraction>\.[0-9]*)?(?P<exponent>[eE][+-]?[0-9]+)?")
+"""Not what float() reads, as it takes "nan" and "1_000" too. "007" is a code, not a number, and
+20 digits are more than Qdrant's integers have."""
+_EQUALITIES = {"=": FilterOperator.IN, "==": FilterOperator.IN, "!=": FilterOperator.NIN}
+_ORDERS = frozenset((">", ">=", "<", "<="))
+_PATH_KEY = "file_path"
+"""The key under which `index` stores a file's absolute path."""
+_NODES_TO_LOOK_AT = 1000
+_SHOWN_KEYS = 12
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one --filter says.
+
+    Attributes:
+        text: As it was given, for messages.
+        key: A metadata key.
+        filter: The condition as LlamaIndex's filter.
+    """
+
+    text: str
+    key: str
+    filter: MetadataFilter
+
+    @property
+    def is_order(self) -> bool:
+        """Whether it compares in order, which numbers alone have."""
+        return self.filter.operator not in _EQUALITIES.values()
+
+
+def parse_conditions(texts: Sequence[str]) -> list[Condition]:
+    """Read texts such as `year>=2020`.
+
+    In an equality a value stands for the text as written and for the number or truth value that it
+    reads as: `page_label=2` finds "2" and 2. In quotes it is the text alone. A relative `file_path`
+    also stands for the absolute one.
+
+    Raises:
+        InputError: If a text is not a condition, or compares a text in order.
+    """
+    return [_parse_condition(text) for text in texts]
+
+
+def to_filters(conditions: Sequence[Condition]) -> MetadataFilters | None:
+    """Return conditions as one filter that holds where all of them hold; None without any."""
+    if not conditions:
+        return None
+    return MetadataFilters(filters=[condition.filter for condition in conditions])
+
+
+def check_conditions(conditions: Sequence[Condition], store: FingerprintedStore) -> None:
+    """Reject conditions that hold for no passage whatever their value.
+
+    Says so on standard error where a key holds texts for some passages and numbers for others, and
+    only the numbers are compared.
+
+    Raises:
+        InputError: If a key is unknown; the nearest known ones are named. If numbers are asked for
+            and the key holds none.
+        StoreError: If Qdrant fails.
+    """
+    for condition in conditions:
+        is_empty = _filter(condition.key, FilterOperator.IS_EMPTY, None)
+        if not store.get_nodes(filters=_none_of(is_empty), limit=1):
+            _check_is_known(condition, store)
+        elif condition.is_order:
+            _check_has_numbers(condition, is_empty, store)
+
+
+def _check_is_known(condition: Condition, store: FingerprintedStore) -> None:
+    keys: set[str] = set()
+    for node in store.get_nodes(limit=_NODES_TO_LOOK_AT):
+        keys.update(node.metadata)
+    if not keys or condition.key in keys:
+        return
+    by_lower_case = {key.lower(): key for key in sorted(keys)}
+    nearest = difflib.get_close_matches(condition.key.lower(), by_lower_case, n=3, cutoff=0.5)
+    if nearest:
+        names = ", ".join(repr(by_lower_case[name]) for name in nearest)
+        advice = f"nearest are {names}"
+    else:
+        names = ", ".join(repr(key) for key in sorted(keys)[:_SHOWN_KEYS])
+        advice = f"there are {names}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
+    raise InputError(
+        f"--filter {condition.text!r}: no passage has metadata {condition.key!r}; {advice}"
+    )
+
+
+def _check_has_numbers(
+    condition: Condition, is_empty: MetadataFilter, store: FingerprintedStore
+) -> None:
+    is_number = _filter(condition.key, FilterOperator.GTE, -sys.float_info.max)
+    others = store.get_nodes(filters=_none_of(is_empty, is_number), limit=1)
+    if not others:
+        return
+    example = others[0].metadata.get(condition.key)
+    if not store.get_nodes(filters=MetadataFilters(filters=[is_number]), limit=1):
+        raise InputError(
+            f"--filter {condition.text!r} compares numbers, and {condition.key!r} holds none but "
+            f"values such as {example!r}; compare with = or != instead"
+        )
+    shared.print_note(
+        f"--filter {condition.text!r} leaves out passages whose {condition.key!r} is not a number, "
+        f"such as {example!r}"
+    )
+
+
+def _filter(key: str, operator: FilterOperator, value: object) -> MetadataFilter:
+    """Make a filter, also of values of several types, which the constructor does not take."""
+    return MetadataFilter.model_construct(key=key, operator=operator, value=value)
+
+
+def _none_of(*filters: MetadataFilter) -> MetadataFilters:
+    return MetadataFilters(filters=list(filters), condition=FilterCondition.NOT)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _parse_condition(text: str) -> Condition:
+    match = _CONDITION.match(text)
+    if match is None:
+        raise InputError(
+            f"--filter {text!r} should be KEY=VALUE (or != > >= < <=); quote it for the shell, as "
+            "in --filter 'file_size>10'"
+        )
+    key, sign, written = (part.strip() for part in match.groups())
+    if sign in _ORDERS:
+        number = _to_number(written)
+        if number is None:
+            raise InputError(
+                f"--filter {text!r}: {sign} on {key!r} compares numbers, got {written!r}; texts "
+                "are compared with = or !="
+            )
+        return Condition(text, key, _filter(key, FilterOperator(sign), number))
+    values = _values_of(written)
+    if key == _PATH_KEY:
+        values += _paths_of(str(values[0]))
+    return Condition(text, key, _filter(key, _EQUALITIES[sign], values))
+
+
+def _values_of(written: str) -> list[Value]:
+    """Return the values that a condition's right side may stand for, the text first."""
+    if len(written) > 1 and written[0] == written[-1] and written[0] in "'\"":
+        return [written[1:-1]]
+    values: list[Value] = [written]
+    number = _to_number(written)
+    if number is not None:
+        values.append(number)
+    if written.lower() in ("true", "false"):
+        values.append(written.lower() == "true")
+    return values
+
+
+def _to_number(text: str) -> float | None:
+    """Return the number that a text reads as; None if it is none, or one beyond 64 bits."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    number = float(text) if match["fraction"] or match["exponent"] else int(text)
+    return number if filter_numbers.fits(number) else None
+
+
+def _paths_of(text: str) -> list[Value]:
+    """Return the absolute paths of a file, as it is named and with its links followed."""
+    path = os.path.expanduser(text)  # noqa: PTH111  # Path's raises where there is no such user
+    return [os.path.abspath(path), os.path.realpath(path)]  # noqa: PTH100  # Path.resolve() follows
