@@ -24,7 +24,9 @@ from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.stock_arguments import (
     RETRIEVER_ADVICE,
+    RETRIEVER_DEFAULTS,
     STORE_ADVICE,
+    STORE_DEFAULTS,
     PlacedStoreOptions,
     RetrieverOptions,
     refuse_unknown,
@@ -271,7 +273,7 @@ class UnifiedEmbeddingConfig:
 
     # --- stores and retrievers ------------------------------------------------------------------
 
-    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions)
+    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions, STORE_DEFAULTS)
     def vector_store(
         self, collection: str, **options: Unpack[PlacedStoreOptions]
     ) -> FingerprintedStore:
@@ -292,7 +294,7 @@ class UnifiedEmbeddingConfig:
 
         return build_vector_store(self.embedder, collection, **options)
 
-    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions)
+    @refuse_unknown(STORE_ADVICE, PlacedStoreOptions, STORE_DEFAULTS)
     def image_store(
         self, collection: str, **options: Unpack[PlacedStoreOptions]
     ) -> FingerprintedStore:
@@ -312,7 +314,7 @@ class UnifiedEmbeddingConfig:
 
         return build_vector_store(ClipTextEmbedder(self.clip), collection, **options)
 
-    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions)
+    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions, RETRIEVER_DEFAULTS)
     def retriever(
         self, vector_store: QdrantVectorStore, **options: Unpack[RetrieverOptions]
     ) -> UnifiedHybridRetriever:
@@ -330,7 +332,7 @@ class UnifiedEmbeddingConfig:
             **options,  # type: ignore[arg-type]  # the mode is no longer None
         )
 
-    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions)
+    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions, RETRIEVER_DEFAULTS)
     def multimodal_retriever(
         self,
         vector_store: QdrantVectorStore,

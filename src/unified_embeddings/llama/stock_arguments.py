@@ -152,6 +152,24 @@ RETRIEVER_ADVICE: Mapping[str, str] = {
 """Argument of LlamaIndex's retrievers → what to do instead."""
 
 
+STORE_DEFAULTS: Mapping[str, object] = {
+    "batch_size": 64,
+    "parallel": 1,
+    "max_retries": 3,
+    "text_key": "text",
+    "index_doc_id": True,
+}
+"""Defaults of `vector_store` that are not None, for its signature."""
+
+RETRIEVER_DEFAULTS: Mapping[str, object] = {
+    "similarity_top_k": 10,
+    "candidates": 20,
+    "rrf_k": 60,
+    "weights": (1.0, 1.0),
+}
+"""Defaults of the retrievers that are not None, for the signatures of the config's methods."""
+
+
 def check_names(given: Iterable[str], known: Iterable[str], advice: Mapping[str, str]) -> None:
     """Refuse arguments that do not exist.
 
@@ -163,7 +181,7 @@ def check_names(given: Iterable[str], known: Iterable[str], advice: Mapping[str,
     Raises:
         InputError: If there is one; the message says what replaces it, or which name is nearest.
     """
-    names = sorted(known)
+    names = sorted(set(known) - {"self"})
     for name in given:
         if name in names:
             continue
@@ -175,22 +193,29 @@ def check_names(given: Iterable[str], known: Iterable[str], advice: Mapping[str,
 
 
 def refuse_unknown(
-    advice: Mapping[str, str], options: type | None = None
+    advice: Mapping[str, str],
+    options: type | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Return a decorator that refuses unknown keyword arguments with an InputError.
+    """Return a decorator that refuses arguments that do not fit with an InputError.
 
     Args:
-        advice: Name → what replaces it here.
+        advice: Name of an argument → what replaces it here.
         options: A TypedDict of the function's `**options`. `inspect.signature` then shows each of
             them, as editors and mypy do.
+        defaults: The defaults to show for them where they are not None.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-        signature = _expand(inspect.signature(function), options)
+        signature = _expand(inspect.signature(function), options, defaults or {})
 
         @functools.wraps(function)
         def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             check_names(kwargs, signature.parameters, advice)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise InputError(f"{function.__qualname__}{_shown(signature)}: {error}") from None
             return function(*args, **kwargs)
 
         checked.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
@@ -199,11 +224,10 @@ def refuse_unknown(
     return decorate
 
 
-def _expand(signature: inspect.Signature, options: type | None) -> inspect.Signature:
-    """Return a signature with the keys of a TypedDict in place of `**options`.
-
-    Their default is `...`, as in stubs: there is one, which the function that gets them knows.
-    """
+def _expand(
+    signature: inspect.Signature, options: type | None, defaults: Mapping[str, object]
+) -> inspect.Signature:
+    """Return a signature with the keys of a TypedDict in place of `**options`."""
     if options is None:
         return signature
     parameters = [
@@ -215,7 +239,20 @@ def _expand(signature: inspect.Signature, options: type | None) -> inspect.Signa
         annotation = getattr(annotation, "__forward_arg__", annotation)
         parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=annotation
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name),
+                annotation=annotation,
             )
         )
     return signature.replace(parameters=parameters)
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """Return how a function is called: its positional arguments, then a few of the others."""
+    positional = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and name != "self"
+    ]
+    return f"({', '.join(positional)}, *, ...)"

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from unified_embeddings.embedders.base import TextEmbedder
@@ -27,11 +26,25 @@ from unified_embeddings.llama.stock_arguments import (
     WritingOptions,
     check_names,
 )
+from unified_embeddings.llama.store_options import (
+    check_collection_name,
+    check_embedder,
+    check_meaning,
+    check_place,
+    read_options,
+    resolve_folder,
+    select_options,
+)
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client, async_view, make_thread_safe, open_folder
+from unified_embeddings.stores.opening import (
+    Client,
+    async_view,
+    discard_unused,
+    make_thread_safe,
+    missing_folders,
+    open_folder,
+)
 from unified_embeddings.stores.schema import check_adopt, ensure_collection
-from unified_embeddings.types import Options
-from unified_embeddings.validation import require_whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -80,31 +93,38 @@ def build_vector_store(
             model and `adopt` is not given.
     """
     check_names(options, StoreOptions.__annotations__, STORE_ADVICE)
-    given = _to_python(options)
-    _check_place(url, path, client)
-    _check_collection(collection, embedder)
+    check_place(url=url, path=path, client=client, aclient=aclient, api_key=api_key)
+    check_collection_name(collection)
+    check_embedder(embedder)
     check_adopt(adopt)
-    _check_options(given, embedder, url)
+    given = read_options(options)
+    check_meaning(given, embedder, url)
+    folder = None if path is None else resolve_folder(path)
     # Resolves the model's files, so that a model that is missing leaves no folder behind.
     _ = embedder.fingerprint
     reopen = None
     if client is None:
-        place = None if path is None else Path(path).expanduser().resolve()
         reopen = partial(
-            build_vector_store, embedder, collection, url=url, path=place, api_key=api_key,
+            build_vector_store, embedder, collection, url=url, path=folder, api_key=api_key,
             adopt=adopt, **options,
         )  # fmt: skip
-    if path is not None:
-        client = open_folder(path)
+    new_folders: list[Path] = []
+    if folder is not None:
+        new_folders = missing_folders(folder)
+        client = open_folder(folder)
     elif url is not None:
         client = _connect(collection, url, api_key, given.get("client_kwargs", {}))
     assert client is not None
     make_thread_safe(client)
     make_collection = partial(
         ensure_collection, client, collection, embedder, adopt=adopt,
-        **_select(given, CollectionOptions),
+        **select_options(given, CollectionOptions),
     )  # fmt: skip
-    make_collection()
+    try:
+        make_collection()
+    except BaseException:
+        discard_unused(client, new_folders)
+        raise
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
@@ -114,70 +134,8 @@ def build_vector_store(
             make_collection=make_collection,
             reopen=reopen,
             adopt=adopt,
-            **_select(given, WritingOptions),
+            **select_options(given, WritingOptions),
         )
-
-
-def _to_python(options: Mapping[str, Any]) -> Options:
-    """Return the options that are given, NumPy's numbers as Python's."""
-    given: Options = {}
-    for name, value in options.items():
-        if isinstance(value, np.generic):
-            given[name] = value.item()
-        elif value is not None:
-            given[name] = value
-    return given
-
-
-def _check_place(
-    url: str | None, path: str | os.PathLike[str] | None, client: Client | None
-) -> None:
-    """Reject anything but one place to open."""
-    places = [place for place in (url, path, client) if place is not None]
-    if len(places) != 1:
-        raise InputError("give exactly one of url=, path= and client=")
-    if isinstance(client, AsyncQdrantClient):
-        raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
-    if path == ":memory:":
-        raise InputError('path= takes a folder; for memory give client=QdrantClient(":memory:")')
-
-
-def _check_collection(collection: str, embedder: TextEmbedder) -> None:
-    """Reject a blank name, and an embedder without the vectors that every collection has."""
-    if not isinstance(collection, str) or not collection.strip():
-        raise InputError(f"a collection needs a name, got {collection!r}")
-    if "dense" not in embedder.heads:
-        raise InputError(
-            f"{embedder.model_name!r} gives no dense vectors, which a collection needs; set it as "
-            "the sparse_model of a dense one"
-        )
-
-
-def _check_options(given: Mapping[str, Any], embedder: TextEmbedder, url: str | None) -> None:
-    """Reject options of the stock store that would mean something else here."""
-    for name in ("batch_size", "parallel", "max_retries"):
-        if name in given:
-            require_whole_number(name, given[name])
-    if "client_kwargs" in given and url is None:
-        raise InputError("client_kwargs= is for the client that is made for url=")
-    is_hybrid = "sparse" in embedder.heads
-    if bool(given.get("enable_hybrid", is_hybrid)) != is_hybrid:
-        if is_hybrid:
-            raise InputError(
-                "enable_hybrid=False is not possible: the model gives sparse vectors, and the "
-                "collection stores them; search with retriever(mode='dense') instead"
-            )
-        raise InputError(
-            f"enable_hybrid=True needs sparse vectors, which {embedder.model_name!r} does not "
-            "give; set UnifiedEmbeddingConfig(sparse_model=...)"
-        )
-    if not given.get("index_doc_id", True):
-        raise InputError("index_doc_id=False is not possible: documents are deleted through it")
-
-
-def _select(given: Mapping[str, Any], kind: type) -> Options:
-    """Return those of the options that a TypedDict has."""
-    return {name: value for name, value in given.items() if name in kind.__annotations__}
 
 
 def _connect(

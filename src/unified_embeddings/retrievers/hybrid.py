@@ -32,6 +32,7 @@ from unified_embeddings.retrievers.collection_reader import CollectionReader
 from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.options import (
     Mode,
+    check_callbacks,
     check_heads,
     check_options,
     check_store,
@@ -144,6 +145,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
         check_adopt(adopt)
+        check_callbacks(callback_manager)
         if adopt is None and isinstance(vector_store, FingerprintedStore):
             adopt = vector_store.adopt
         self._adopt = adopt

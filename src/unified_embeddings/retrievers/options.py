@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeGuard, get_args
 
 import numpy as np
+from llama_index.core.callbacks import CallbackManager
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
@@ -82,6 +83,17 @@ def check_store(store: object) -> None:
     """
     if not isinstance(store, QdrantVectorStore):
         raise InputError(f"vector_store must be a QdrantVectorStore, not {type(store).__name__}")
+
+
+def check_callbacks(callback_manager: object) -> None:
+    """Reject anything but LlamaIndex's CallbackManager or None.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(callback_manager, CallbackManager | None):
+        kind = type(callback_manager).__name__
+        raise InputError(f"callback_manager must be a CallbackManager, not {kind}")
 
 
 def check_heads(embedder: TextEmbedder, mode: Mode, rerank: Literal["colbert"] | None) -> None:

@@ -8,10 +8,13 @@ client gets a lock around it, and an async view of itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -92,6 +95,34 @@ def open_folder(path: str | os.PathLike[str]) -> EdgeQdrantClient:
             client = EdgeQdrantClient(folder)
             _open_clients[folder] = client
         return client
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return the folder and those above it that do not exist yet, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+
+
+def discard_unused(client: Client, new_folders: Sequence[Path]) -> None:
+    """Remove the folders that opening a store made, if no collection came to be in it.
+
+    Args:
+        client: The store's client; it is closed.
+        new_folders: The store's folder and those above it that did not exist before; none if the
+            store existed.
+    """
+    if not new_folders or not isinstance(client, EdgeQdrantClient):
+        return
+    # The caller is about to raise what went wrong; a folder that cannot be removed stays, empty.
+    with _open_lock, contextlib.suppress(OSError, StoreError):
+        if client.closed or client.get_collections().collections:
+            return
+        client.close()
+        # Another thread may have made a collection through the same client until now.
+        if any(new_folders[0].glob("shards/*")):
+            return
+        shutil.rmtree(new_folders[0])
+        for folder in new_folders[1:]:
+            folder.rmdir()
 
 
 def open_local_mode_folder(path: str | os.PathLike[str]) -> QdrantClient:
