@@ -13,7 +13,13 @@ from collections.abc import Iterable, KeysView, Mapping, Set
 from numbers import Real
 from typing import TypeGuard
 
+import numpy as np
+
 from unified_embeddings.errors import InputError
+from unified_embeddings.types import FloatArray
+
+_LARGEST = 2**63 - 1
+"""What other languages' libraries count with."""
 
 
 def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
@@ -26,20 +32,54 @@ def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
         least: The smallest value allowed.
 
     Raises:
-        InputError: If it is not a whole number, or below `least`.
+        InputError: If it is not a whole number, below `least`, or one that no machine counts to.
     """
     number = None
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
             number = operator.index(value)  # type: ignore[arg-type]  # refuses what it cannot take
     if number is None or number < least:
-        raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
+        raise InputError(f"{name} must be a whole number >= {least}, got {value!r:.80}")
+    if number > _LARGEST:
+        raise InputError(f"{name} must be a whole number <= {_LARGEST}")
     return number
 
 
 def is_weight(value: object) -> TypeGuard[float]:
     """Tell whether a value is a finite real number >= 0; NumPy's numbers are."""
-    return isinstance(value, Real) and 0 <= float(value) < math.inf
+    if not isinstance(value, Real):
+        return False
+    try:
+        return 0 <= float(value) < math.inf
+    except OverflowError:  # of an int with hundreds of digits
+        return False
+
+
+def require_vector(
+    numbers: object, dimension: int, *, subject: str, index: int | None = None
+) -> FloatArray:
+    """Return an embedding that a caller brings, float32 (dimension,), and refuse what is none.
+
+    Args:
+        numbers: What came: a list or an array of numbers.
+        dimension: How many the model's vectors have.
+        subject: Whose embedding it is, for the message.
+        index: Its position in the caller's list, if there is one.
+
+    Raises:
+        InputError: If it is not as many finite numbers.
+    """
+    try:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            vector = np.asarray(numbers, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        vector = np.array(np.nan, dtype=np.float32)
+    if vector.shape != (dimension,) or not np.isfinite(vector).all():
+        count = f"{vector.size} numbers: " if vector.size != dimension and vector.ndim else ""
+        raise InputError(
+            f"{subject} must be {dimension} finite numbers, got {count}{numbers!r:.80}", index=index
+        )
+    return vector
 
 
 def check_is_list(items: object, subject: str) -> None:

@@ -802,7 +802,7 @@ class TestIndexing:
     ) -> None:
         index = index_of(config, config.vector_store("docs", client=client))
         nodes = [TextNode(text="x", id_="my node")]
-        with pytest.raises(StoreError, match=r"my node.*UUID"):
+        with pytest.raises(InputError, match=r"item 0: .*my node.*UUID"):
             await call(index, "insert_nodes", nodes, is_async=is_async)
         assert client.count("docs").count == 0
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama import filter_numbers
+from unified_embeddings.validation import check_is_list
 
 Scalar: TypeAlias = str | bool | int | float
 
@@ -79,7 +80,7 @@ def translate_filters(filters: MetadataFilters | None) -> qm.Filter | None:
 
 
 def select_points(
-    node_ids: Sequence[str] | None, filters: MetadataFilters | None
+    node_ids: Collection[str] | None, filters: MetadataFilters | None
 ) -> qm.Filter | None:
     """Return the filter of the nodes that are among the ids and match the filters.
 
@@ -96,15 +97,17 @@ def select_points(
     matching = translate_filters(filters)
     if node_ids is None:
         return matching
-    if isinstance(node_ids, str):
-        raise InputError(f"node_ids must be a list of ids, got {node_ids!r}")
+    if not isinstance(node_ids, Set):  # ids need no order
+        check_is_list(node_ids, "ids")
     has_id = qm.HasIdCondition(
-        has_id=[_to_point_id(node_id, index) for index, node_id in enumerate(node_ids)]
+        has_id=[to_point_id(node_id, index) for index, node_id in enumerate(node_ids)]
     )
     return qm.Filter(must=[has_id] if matching is None else [has_id, matching])
 
 
-def select_for_deletion(node_ids: list[str] | None, filters: MetadataFilters | None) -> qm.Filter:
+def select_for_deletion(
+    node_ids: Collection[str] | None, filters: MetadataFilters | None
+) -> qm.Filter:
     """Return the filter of the nodes to delete; see `select_points`.
 
     Raises:
@@ -125,6 +128,7 @@ def is_of_document(ref_doc_ids: Sequence[str]) -> qm.Condition:
     Raises:
         InputError: If an id is not a text, or the one under which nodes without a document are.
     """
+    check_is_list(ref_doc_ids, "ids")
     for ref_doc_id in ref_doc_ids:
         if not isinstance(ref_doc_id, str) or ref_doc_id == _NO_DOCUMENT:
             raise InputError(
@@ -134,16 +138,20 @@ def is_of_document(ref_doc_ids: Sequence[str]) -> qm.Condition:
     return qm.FieldCondition(key="doc_id", match=qm.MatchAny(any=list(ref_doc_ids)))
 
 
-def _to_point_id(node_id: str, index: int) -> qm.ExtendedPointId:
-    """Return a node's id as Qdrant's: a UUID, or the number that other software gave the point."""
+def to_point_id(node_id: str, index: int) -> qm.ExtendedPointId:
+    """Return a node's id as Qdrant's: a UUID, or a number below 2^64.
+
+    Raises:
+        InputError: If it is neither; `index` is its position in the caller's list.
+    """
     text = str(node_id)
-    if text.isascii() and text.isdigit() and int(text) < 2**64:
+    if text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 2**64:
         return int(text)
     try:
         return str(uuid.UUID(text))
     except ValueError:
         raise InputError(
-            f"the node id {node_id!r} is neither a UUID nor a number, so Qdrant has no such point",
+            f"the node id {node_id!r:.80} is neither a UUID nor a number, as Qdrant's ids are",
             index=index,
         ) from None
 

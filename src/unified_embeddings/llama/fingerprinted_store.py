@@ -8,7 +8,7 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from unified_embeddings.llama.filters import (
     is_of_document,
     select_for_deletion,
     select_points,
+    to_point_id,
 )
 from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.sparse_functions import sparse_options
@@ -38,7 +39,9 @@ from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
 from unified_embeddings.types import Options
-from unified_embeddings.validation import require_whole_number
+from unified_embeddings.validation import check_is_list, require_vector, require_whole_number
+
+_EVERYTHING = qm.FilterSelector(filter=qm.Filter())
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -133,7 +136,7 @@ class FingerprintedStore(QdrantVectorStore):
                 node and key. Nothing is stored then.
             StoreError: If Qdrant rejects them.
         """
-        points, node_ids = self._build_points(list(nodes), self.sparse_vector_name)
+        points, node_ids = self._build_points(_to_list(nodes), self.sparse_vector_name)
         if points:
             with store_errors(self.collection_name, "adding nodes"):
                 self._client.upload_points(
@@ -154,7 +157,7 @@ class FingerprintedStore(QdrantVectorStore):
     ) -> list[str]:
         """Like `add`, but without blocking the event loop."""
         points, node_ids = await asyncio.to_thread(
-            self._build_points, list(nodes), self.sparse_vector_name
+            self._build_points, _to_list(nodes), self.sparse_vector_name
         )
         for start in range(0, len(points), self.batch_size):
             await self._upsert(points[start : start + self.batch_size])
@@ -175,14 +178,15 @@ class FingerprintedStore(QdrantVectorStore):
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[qm.PointStruct], list[str]]:
         payloads = build_payloads(nodes)
+        point_ids = [to_point_id(node.node_id, index) for index, node in enumerate(nodes)]
         points: list[qm.PointStruct] = []
         for start in range(0, len(nodes), self.batch_size):
             batch = slice(start, start + self.batch_size)
             vectors = self._build_vectors(nodes[batch], start, sparse_vector_name)
             points += [
-                qm.PointStruct(id=node.node_id, payload=payload, vector=vector)
-                for node, payload, vector in zip(
-                    nodes[batch], payloads[batch], vectors, strict=True
+                qm.PointStruct(id=point_id, payload=payload, vector=named_vectors)
+                for point_id, payload, named_vectors in zip(
+                    point_ids[batch], payloads[batch], vectors, strict=True
                 )
             ]
         return points, [node.node_id for node in nodes]
@@ -201,12 +205,18 @@ class FingerprintedStore(QdrantVectorStore):
         for index, node in enumerate(nodes, start):
             if node.embedding is None:
                 raise InputError(f"node {node.node_id} has no embedding", index=index)
-            vectors.append({self.dense_vector_name: [float(value) for value in node.embedding]})
+            vector = require_vector(
+                node.embedding,
+                self._embedder.dimension,
+                subject=f"the embedding of node {node.node_id}",
+                index=index,
+            )
+            vectors.append({self.dense_vector_name: vector.tolist()})
         if self.enable_hybrid and self._sparse_doc_fn is not None:
             texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
             rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
-            for vector, indices, values in rows:
-                vector[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
+            for named_vectors, indices, values in rows:
+                named_vectors[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
         return vectors
 
     # --- finding --------------------------------------------------------------------------------
@@ -233,6 +243,8 @@ class FingerprintedStore(QdrantVectorStore):
 
         Within the stock store's own methods an InputError would count as one of the client's.
         """
+        if not isinstance(query, VectorStoreQuery):
+            raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
         self._build_query_filter(query)
         changes: Options = {}
         for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
@@ -240,15 +252,20 @@ class FingerprintedStore(QdrantVectorStore):
             if limit is not None:
                 changes[name] = require_whole_number(name, limit)
         if query.query_embedding is not None:
-            changes["query_embedding"] = [float(value) for value in query.query_embedding]
+            changes["query_embedding"] = require_vector(
+                query.query_embedding,
+                self._embedder.dimension,
+                subject="the query's own embedding",
+            ).tolist()
         return replace(query, **changes)
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
         """Return the filter of a query; its lists of ids restrict it unless they are empty."""
         conditions: list[qm.Condition] = []
-        if query.doc_ids:
-            conditions.append(is_of_document(query.doc_ids))
-        selected = select_points(query.node_ids or None, query.filters)
+        if not _is_empty(query.doc_ids):
+            conditions.append(is_of_document(cast("list[str]", query.doc_ids)))
+        node_ids = None if _is_empty(query.node_ids) else query.node_ids
+        selected = select_points(node_ids, query.filters)
         if selected is not None:
             conditions.append(selected)
         return qm.Filter(must=conditions) if conditions else None
@@ -274,7 +291,7 @@ class FingerprintedStore(QdrantVectorStore):
         """
         selected = select_points(node_ids, filters)
         reading = Pages(limit)
-        while reading.wanted and node_ids != []:
+        while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
                 reading.add(
                     self._client.scroll(
@@ -297,7 +314,7 @@ class FingerprintedStore(QdrantVectorStore):
         """Like `get_nodes`, but without blocking the event loop."""
         selected = select_points(node_ids, filters)
         reading = Pages(limit)
-        while reading.wanted and node_ids != []:
+        while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
                 reading.add(
                     await self._aclient.scroll(
@@ -356,9 +373,8 @@ class FingerprintedStore(QdrantVectorStore):
             StoreError: If Qdrant fails.
         """
         selected = select_for_deletion(node_ids, filters)
-        if node_ids != []:
-            with store_errors(self.collection_name, "deleting nodes"):
-                self._client.delete(self.collection_name, points_selector=selected)
+        with store_errors(self.collection_name, "deleting nodes"):
+            self._client.delete(self.collection_name, points_selector=selected)
 
     async def adelete_nodes(
         self,
@@ -369,25 +385,35 @@ class FingerprintedStore(QdrantVectorStore):
     ) -> None:
         """Like `delete_nodes`, but without blocking the event loop."""
         selected = select_for_deletion(node_ids, filters)
-        if node_ids != []:
-            with store_errors(self.collection_name, "deleting nodes"):
-                await self._aclient.delete(self.collection_name, points_selector=selected)
+        with store_errors(self.collection_name, "deleting nodes"):
+            await self._aclient.delete(self.collection_name, points_selector=selected)
 
     def clear(self) -> None:
-        """Delete all nodes. An empty collection with the model's record stays.
+        """Delete all nodes. An empty collection with the model's record and its settings stays.
 
         Raises:
             StoreError: If Qdrant fails.
         """
-        with store_errors(self.collection_name, "clearing"):
-            self._client.delete_collection(self.collection_name)
-        self._make_collection()
+        name = self.collection_name
+        with store_errors(name, "clearing"):
+            self._client.delete_collection(name)
+            if self._client.collection_exists(name):  # the name is an alias, of which others know
+                self._client.delete(name, points_selector=_EVERYTHING)
+        self._make_empty_collection()
 
     async def aclear(self) -> None:
         """Like `clear`, but without blocking the event loop."""
-        with store_errors(self.collection_name, "clearing"):
-            await self._aclient.delete_collection(self.collection_name)
-        await asyncio.to_thread(self._make_collection)
+        name = self.collection_name
+        with store_errors(name, "clearing"):
+            await self._aclient.delete_collection(name)
+            if await self._aclient.collection_exists(name):
+                await self._aclient.delete(name, points_selector=_EVERYTHING)
+        await asyncio.to_thread(self._make_empty_collection)
+
+    def _make_empty_collection(self) -> None:
+        self._make_collection()
+        with store_errors(self.collection_name, "creating the payload indexes"):
+            self._create_payload_indexes()
 
     # --- copies ---------------------------------------------------------------------------------
 
@@ -407,3 +433,13 @@ class FingerprintedStore(QdrantVectorStore):
                 "which cannot be pickled; open it with path= or url="
             )
         return self._reopen, ()
+
+
+def _is_empty(ids: object) -> bool:
+    """Tell whether a query's list of ids restricts nothing."""
+    return ids is None or (isinstance(ids, Sized) and len(ids) == 0)
+
+
+def _to_list(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    check_is_list(nodes, "nodes")
+    return list(nodes)

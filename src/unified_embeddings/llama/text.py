@@ -8,6 +8,7 @@ thread.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -47,6 +48,22 @@ class ValidatedTexts(BaseEmbedding):
         return await super().aget_text_embedding_batch(
             require_texts(texts), show_progress, **kwargs
         )
+
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Return one vector for several queries, their mean unless `agg_fn` says otherwise.
+
+        Raises:
+            InputError: If an item is not a text.
+        """
+        return super().get_agg_embedding_from_queries(require_texts(queries), agg_fn)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Like `get_agg_embedding_from_queries`, but without blocking the event loop."""
+        return await super().aget_agg_embedding_from_queries(require_texts(queries), agg_fn)
 
 
 class UnifiedTextEmbedding(ValidatedTexts):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
@@ -39,6 +38,7 @@ from unified_embeddings.retrievers.options import (
 )
 from unified_embeddings.stores.schema import check_adopt, check_collection
 from unified_embeddings.types import FloatArray, SparseVector
+from unified_embeddings.validation import require_vector
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,9 @@ class UnifiedHybridRetriever(BaseRetriever):
         length. Without either it is None.
         """
         if bundle.embedding is not None:
-            return self._check_embedding(bundle.embedding)
+            return require_vector(
+                bundle.embedding, self._embedder.dimension, subject="the query's own embedding"
+            )
         if not bundle.custom_embedding_strs:
             return None
         texts = bundle.custom_embedding_strs
@@ -261,19 +263,6 @@ class UnifiedHybridRetriever(BaseRetriever):
         assert vectors is not None
         mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))[0]
         return mean
-
-    def _check_embedding(self, embedding: list[float]) -> FloatArray:
-        """Return a bundle's own embedding as an array, and reject one that does not fit."""
-        try:
-            vector = np.asarray(embedding, dtype=np.float32)
-        except (TypeError, ValueError):
-            vector = np.array(np.nan, dtype=np.float32)
-        if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
-            raise InputError(
-                f"the query's own embedding must be {self._embedder.dimension} finite numbers, "
-                f"got {embedding!r:.80}"
-            )
-        return vector
 
     # --- the round trip to Qdrant ---------------------------------------------------------------
 

@@ -139,6 +139,17 @@ class EdgeQdrantClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Refuse to be copied or pickled.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"a client of the folder {str(self.path)!r} can be neither copied nor pickled, as only "
+            "one can hold the folder open; share the client"
+        )
+
     if not TYPE_CHECKING:  # or a type checker would accept any misspelt attribute
 
         def __getattr__(self, name: str) -> Any:
