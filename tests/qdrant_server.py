@@ -29,7 +29,7 @@ def running_server() -> Iterator[tuple[str, QdrantClient]]:
     make_thread_safe(client)
     server = ThreadingHTTPServer(("127.0.0.2", 0), _handler_over(client))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.2:{server.server_port}", client

@@ -22,13 +22,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.callbacks import (
+    CallbackManager,
+    CBEventType,
+    LlamaDebugHandler,
+    TokenCountingHandler,
+)
 from llama_index.core.callbacks.schema import EventPayload
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.indices.query.query_transform import HyDEQueryTransform
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import (
+    EmbeddingEndEvent,
+    EmbeddingStartEvent,
+    SparseEmbeddingEndEvent,
+    SparseEmbeddingStartEvent,
+)
 from llama_index.core.instrumentation.events.retrieval import (
     RetrievalEndEvent,
     RetrievalStartEvent,
@@ -1532,6 +1543,67 @@ class TestLlamaIndex:
         ended = [e for e in recorder.events if isinstance(e, RetrievalEndEvent)]
         assert [event.str_or_query_bundle for event in started] == [QUERY]
         assert [shown(event.nodes) for event in ended] == [shown(nodes)]
+
+    @pytest.mark.parametrize(
+        ("mode", "kinds"),
+        [("hybrid", ["dense", "sparse"]), ("dense", ["dense"]), ("sparse", ["sparse"])],
+    )
+    @sync_and_async
+    async def test_instrumentation_sees_what_is_embedded(
+        self,
+        store: QdrantVectorStore,
+        embedder: BGE_M3_Embedder,
+        recorder: _Recorder,
+        mode: Any,
+        kinds: list[str],
+        is_async: bool,
+    ) -> None:
+        retriever = UnifiedHybridRetriever(store, embedder, mode=mode)
+        await answer(retriever, QUERY, is_async=is_async)
+        for kind, start_type, end_type in (
+            ("dense", EmbeddingStartEvent, EmbeddingEndEvent),
+            ("sparse", SparseEmbeddingStartEvent, SparseEmbeddingEndEvent),
+        ):
+            # Exactly: LlamaIndex's sparse start event is also a kind of the dense one.
+            started: list[Any] = [e for e in recorder.events if type(e) is start_type]
+            ended: list[Any] = [e for e in recorder.events if type(e) is end_type]
+            assert len(started) == len(ended) == (kind in kinds)
+            if not ended:
+                continue
+            assert started[0].model_dict["model_name"] == embedder.model_name
+            assert ended[0].chunks == [QUERY]
+            vectors = embedder.encode_query(QUERY, dense=True, sparse=True)
+            assert vectors.dense is not None
+            assert vectors.sparse is not None
+            expected = vectors.dense.tolist() if kind == "dense" else [dict(vectors.sparse[0])]
+            assert ended[0].embeddings == expected
+
+    @sync_and_async
+    async def test_the_callback_manager_sees_what_is_embedded(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, is_async: bool
+    ) -> None:
+        debug, counter = (
+            LlamaDebugHandler(print_trace_on_end=False),
+            TokenCountingHandler(str.split),
+        )
+        retriever = UnifiedHybridRetriever(
+            store, embedder, callback_manager=CallbackManager([debug, counter])
+        )
+        bundle = QueryBundle(QUERY, custom_embedding_strs=["one two", "three"])
+        await answer(retriever, bundle, is_async=is_async)
+        pairs = debug.get_event_pairs(CBEventType.EMBEDDING)
+        ends = [end.payload for _, end in pairs if end.payload is not None]
+        assert [end[EventPayload.CHUNKS] for end in ends] == [["one two", "three"], [QUERY]]
+        assert [len(end[EventPayload.EMBEDDINGS]) for end in ends] == [2, 0]
+        assert counter.total_embedding_token_count == 3 + len(QUERY.split())
+
+    def test_a_question_with_its_own_embedding_is_not_embedded(
+        self, store: QdrantVectorStore, embedder: BGE_M3_Embedder, recorder: _Recorder
+    ) -> None:
+        vector = [1.0] * embedder.dimension
+        retriever = UnifiedHybridRetriever(store, embedder, mode="dense")
+        assert retriever.retrieve(QueryBundle(QUERY, embedding=vector))
+        assert not [e for e in recorder.events if isinstance(e, EmbeddingStartEvent)]
 
     @sync_and_async
     async def test_a_query_engine_answers_from_its_nodes(
