@@ -24,6 +24,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, StoreError
@@ -308,6 +309,32 @@ def test_numbers_that_round_to_the_same_float_are_told_apart(shelf: Shelf, op: O
             }
             filters = one("n", comparison, bound)
             assert shelf.numbers(shelf.store.get_nodes(filters=filters)) == wanted
+
+
+@pytest.mark.parametrize("step", [1, 2.5, 2**51, 2**58])
+def test_one_of_many_numbers_is_exactly_those(shelf: Shelf, step: float) -> None:
+    numbers = [each * step for each in range(-12, 13)]
+    rows: list[dict[str, Any]] = [{"n": number} for number in numbers]
+    rows += [{"n": float(number)} for number in numbers[::3]]
+    rows += [{"n": [numbers[0], numbers[5]]}, {"n": [0.5, "1"]}, {"n": []}, {"n": "1"}, {}]
+    shelf.fill(rows)
+    for asked in (numbers, numbers[::2], numbers[3:20], [*numbers[::4], "1", True], numbers[:5]):
+        wanted = {number for number, row in enumerate(rows) if holds(row, "n", Op.IN, asked)}
+        assert shelf.find(one("n", Op.IN, asked)) == wanted
+        assert shelf.find(one("n", Op.NIN, asked)) == set(range(len(rows))) - wanted
+
+
+def test_many_numbers_cost_little_more_than_one(shelf: Shelf) -> None:
+    condition = translate_filters(one("n", Op.IN, list(range(4**6))))
+    assert condition is not None
+    tried, level = 0, condition.must
+    while level:  # the ranges that a number is compared with until the one it is in is found
+        group = level[0]
+        assert isinstance(group, qm.Filter)
+        members = group.should or (group.must or [])[1].should  # type: ignore[union-attr,index]
+        tried += len(members)
+        level = None if isinstance(members[0], qm.FieldCondition) else [members[0]]
+    assert tried == 4 * 6
 
 
 # --- keys ---------------------------------------------------------------------------------------

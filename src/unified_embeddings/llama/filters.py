@@ -42,7 +42,7 @@ _NO_DOCUMENT = "None"
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _DOTTED_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 _WORD = re.compile(r"[^\W_]")
-_DEEPEST_GROUP = 32
+_DEEPEST_GROUP = 24
 """Qdrant reads filters to a limited depth of JSON, of which a group takes two levels."""
 
 _NEGATED = (FilterOperator.NE, FilterOperator.NIN)
@@ -282,12 +282,11 @@ def _equals_one(path: str, values: Sequence[Scalar]) -> list[qm.Condition]:
         conditions.append(qm.FieldCondition(key=path, match=qm.MatchValue(value=texts[0])))
     elif texts or not values:  # of no values at all, a field is none
         conditions.append(qm.FieldCondition(key=path, match=qm.MatchAny(any=texts)))
-    for value in values:
-        if isinstance(value, bool):
+    for value in (True, False):
+        if any(each is value for each in values):
             conditions.append(qm.FieldCondition(key=path, match=qm.MatchValue(value=value)))
-        elif not isinstance(value, str):
-            conditions += filter_numbers.equals(path, value)
-    return conditions
+    numbers = [value for value in values if not isinstance(value, str | bool)]
+    return conditions + filter_numbers.equals_any(path, numbers)
 
 
 # --- what cannot be translated ------------------------------------------------------------------
