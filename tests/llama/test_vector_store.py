@@ -397,6 +397,11 @@ def test_ids_come_in_any_collection_and_may_be_numbers(
         VectorStoreQuery(query_embedding=[1.0] * 3),
         VectorStoreQuery(query_embedding=[float("nan")] * 16),
         VectorStoreQuery(query_embedding="fox"),  # type: ignore[arg-type]
+        VectorStoreQuery(),
+        VectorStoreQuery(query_str="fox"),
+        VectorStoreQuery(query_str="fox", mode=VectorStoreQueryMode.HYBRID),
+        VectorStoreQuery(query_embedding=[1.0] * 16, mode=VectorStoreQueryMode.HYBRID),
+        VectorStoreQuery(query_embedding=[1.0] * 16, mode=VectorStoreQueryMode.SPARSE),
         VectorStoreQuery(query_embedding=[1.0] * 16, similarity_top_k=0),
         VectorStoreQuery(query_embedding=[1.0] * 16, similarity_top_k=10**30),
         VectorStoreQuery(query_embedding=[1.0] * 16, doc_ids="abc"),  # type: ignore[arg-type]
@@ -407,6 +412,39 @@ def test_what_is_no_query_is_refused(store: FingerprintedStore, query: Any) -> N
         store.query(query)
     with pytest.raises(InputError):
         asyncio.run(store.aquery(query))
+
+
+@pytest.mark.parametrize("mode", [VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SPARSE])
+def test_a_mode_that_the_model_cannot_serve_is_refused(mode: VectorStoreQueryMode) -> None:
+    dense_only = FakeEmbedder(dimension=16, heads=("dense",))
+    store = build_vector_store(dense_only, "docs", client=QdrantClient(":memory:"))
+    query = VectorStoreQuery(query_str="fox", query_embedding=[1.0] * 16, mode=mode)
+    with pytest.raises(InputError, match=f"no sparse vectors, which the mode '{mode.value}'"):
+        store.query(query)
+
+
+def test_the_model_never_runs_in_the_event_loop(store: FingerprintedStore) -> None:
+    insert(store, "a red fox", "an owl")
+    threads: list[threading.Thread] = []
+    sparse = store._sparse_query_fn
+    assert sparse is not None
+
+    def watched(texts: list[str]) -> Any:
+        threads.append(threading.current_thread())
+        return sparse(texts)
+
+    store._sparse_query_fn = watched
+    for mode in (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SPARSE):
+        query = VectorStoreQuery(
+            query_str="fox",
+            query_embedding=MODEL.get_query_embedding("fox"),
+            mode=mode,
+            alpha=0.0,
+            similarity_top_k=1,
+        )
+        assert asyncio.run(store.aquery(query)).ids == store.query(query).ids
+    ours = threading.current_thread()
+    assert [thread is ours for thread in threads] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("embedding", [[1.0] * 3, [float("inf")] * 16, [1e39] * 16, []])

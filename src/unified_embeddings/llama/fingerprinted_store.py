@@ -8,8 +8,7 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -32,14 +31,14 @@ from unified_embeddings.llama.filters import (
     to_point_id,
 )
 from unified_embeddings.llama.payloads import build_payloads
+from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
-from unified_embeddings.types import Options
-from unified_embeddings.validation import check_is_list, require_vector, require_whole_number
+from unified_embeddings.validation import check_is_list, require_vector
 
 _EVERYTHING = qm.FilterSelector(filter=qm.Filter())
 
@@ -235,40 +234,17 @@ class FingerprintedStore(QdrantVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
         query = self._check_query(query)
+        if query.mode in SPARSE_MODES:  # the stock method runs the model in the event loop
+            return await asyncio.to_thread(self.query, query, **kwargs)
         with store_errors(self.collection_name, "querying"):
             return await super().aquery(query, **kwargs)
 
     def _check_query(self, query: VectorStoreQuery) -> VectorStoreQuery:
-        """Return a query with Python's numbers, and reject one before anything is sent.
-
-        Within the stock store's own methods an InputError would count as one of the client's.
-        """
-        if not isinstance(query, VectorStoreQuery):
-            raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
-        self._build_query_filter(query)
-        changes: Options = {}
-        for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
-            limit = getattr(query, name)
-            if limit is not None:
-                changes[name] = require_whole_number(name, limit)
-        if query.query_embedding is not None:
-            changes["query_embedding"] = require_vector(
-                query.query_embedding,
-                self._embedder.dimension,
-                subject="the query's own embedding",
-            ).tolist()
-        return replace(query, **changes)
+        """Reject a query here: in the stock methods an InputError would count as the client's."""
+        return check_query(query, self._embedder, is_hybrid=self.enable_hybrid)
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
-        """Return the filter of a query; its lists of ids restrict it unless they are empty."""
-        conditions: list[qm.Condition] = []
-        if not _is_empty(query.doc_ids):
-            conditions.append(is_of_document(cast("list[str]", query.doc_ids)))
-        node_ids = None if _is_empty(query.node_ids) else query.node_ids
-        selected = select_points(node_ids, query.filters)
-        if selected is not None:
-            conditions.append(selected)
-        return qm.Filter(must=conditions) if conditions else None
+        return build_query_filter(query)
 
     def get_nodes(
         self,
@@ -433,11 +409,6 @@ class FingerprintedStore(QdrantVectorStore):
                 "which cannot be pickled; open it with path= or url="
             )
         return self._reopen, ()
-
-
-def _is_empty(ids: object) -> bool:
-    """Tell whether a query's list of ids restricts nothing."""
-    return ids is None or (isinstance(ids, Sized) and len(ids) == 0)
 
 
 def _to_list(nodes: Sequence[BaseNode]) -> list[BaseNode]:
