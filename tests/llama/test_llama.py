@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import io
 import json
 import pickle
 import re
@@ -173,6 +174,31 @@ class TestTextEmbedding:
             assert caught.value.index == 2
             with pytest.raises(InputError):
                 await call(model, "get_query_embedding", bad, is_async=is_async)
+
+    @pytest.mark.parametrize(
+        "texts",
+        [{"q": "a fox"}, io.StringIO("a fox"), {"a fox"}, "a fox", None, 7, b"a fox"],
+        ids=lambda texts: type(texts).__name__,
+    )
+    @sync_and_async
+    async def test_what_is_no_list_of_texts_is_an_input_error(
+        self, config: UnifiedEmbeddingConfig, texts: Any, is_async: bool
+    ) -> None:
+        for model in (config.text_model, config.sparse_model):
+            for method in ("get_text_embedding_batch", "get_agg_embedding_from_queries"):
+                with pytest.raises(InputError, match=r"expected a list of texts, got \w+; "):
+                    await call(model, method, texts, is_async=is_async)
+
+    @sync_and_async
+    async def test_any_iterable_that_is_a_list_in_spirit_is_taken(
+        self, config: UnifiedEmbeddingConfig, is_async: bool
+    ) -> None:
+        texts = ["a fox", "an owl"]
+        for model in (config.text_model, config.sparse_model):
+            expected = await call(model, "get_text_embedding_batch", texts, is_async=is_async)
+            for same in (tuple(texts), np.array(texts), (text for text in texts)):
+                given = await call(model, "get_text_embedding_batch", same, is_async=is_async)
+                assert given == expected
 
     @sync_and_async
     async def test_the_mean_of_several_queries(

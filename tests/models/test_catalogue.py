@@ -80,6 +80,11 @@ class TestSpec:
         spec = MODELS[name]
         assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
+    def test_numpys_numbers_become_pythons(self) -> None:
+        spec = ModelSpec("mine", "a/b", dimension=np.int64(5), normalise=np.bool_(False))  # type: ignore[arg-type]
+        assert spec == ModelSpec("mine", "a/b", dimension=5, normalise=False)
+        assert json.loads(json.dumps(spec.to_dict()))["dimension"] == 5
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [

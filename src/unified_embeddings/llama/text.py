@@ -172,6 +172,38 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
         """Return LlamaIndex's name for this class in serialised form."""
         return "UnifiedSparseEmbedding"
 
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[SparseEmbedding]:
+        """Return the sparse vectors of texts, in the same order.
+
+        Raises:
+            InputError: If an item is not a text; its index refers to `texts`.
+        """
+        return super().get_text_embedding_batch(require_texts(texts), show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False
+    ) -> list[SparseEmbedding]:
+        """Like `get_text_embedding_batch`, but without blocking the event loop."""
+        return await super().aget_text_embedding_batch(require_texts(texts), show_progress)
+
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., SparseEmbedding] | None = None
+    ) -> SparseEmbedding:
+        """Return one vector for several queries, their mean unless `agg_fn` says otherwise.
+
+        Raises:
+            InputError: If an item is not a text.
+        """
+        return super().get_agg_embedding_from_queries(require_texts(queries), agg_fn)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., SparseEmbedding] | None = None
+    ) -> SparseEmbedding:
+        """Like `get_agg_embedding_from_queries`, but without blocking the event loop."""
+        return await super().aget_agg_embedding_from_queries(require_texts(queries), agg_fn)
+
     def _get_query_embedding(self, query: str) -> SparseEmbedding:
         return _to_dicts(self._embedder.encode_query(query, sparse=True))[0]
 

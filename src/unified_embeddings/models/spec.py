@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
+
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
@@ -167,6 +169,9 @@ class ModelSpec:
     def _check_types(self) -> None:
         for name, allowed_types in _FIELD_TYPES.items():
             value = getattr(self, name)
+            if isinstance(value, np.generic):
+                value = value.item()
+                object.__setattr__(self, name, value)
             # A bool is an int in Python, but `dimension = true` is a mistake.
             is_stray_bool = isinstance(value, bool) and bool not in allowed_types
             if is_stray_bool or not isinstance(value, allowed_types):
