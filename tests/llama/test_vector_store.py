@@ -28,7 +28,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import models as qm
 
 from qdrant_server import running_server
@@ -291,6 +291,10 @@ def test_every_option_of_the_stock_store_is_taken_or_replaced_by_advice(option: 
         ({"hybrid_fusion_fn": 5}, "hybrid_fusion_fn="),
         ({"client_kwargs": {"timeout": 3}}, "client_kwargs="),
         ({"aclient": QdrantClient(":memory:")}, "AsyncQdrantClient"),
+        (
+            {"aclient": AsyncQdrantClient(url="http://127.0.0.1:1", check_compatibility=False)},
+            "leave aclient= out",
+        ),
         ({"api_key": 5}, "api_key="),
         ({"adopt": "yes"}, "adopt must be 'trust'"),
     ],
@@ -337,6 +341,13 @@ def test_what_the_core_refuses_leaves_nothing_behind(
 def test_a_place_that_is_none_is_an_input_error(place: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         build_vector_store(EMBEDDER, "docs", **place)
+
+
+def test_an_async_client_of_another_place_is_refused() -> None:
+    client, aclient = QdrantClient(":memory:"), AsyncQdrantClient(":memory:")
+    with pytest.raises(InputError, match="leave aclient= out"):
+        build_vector_store(EMBEDDER, "docs", client=client, aclient=aclient)
+    assert client.get_collections().collections == []
 
 
 def test_numpys_numbers_are_options(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client import AsyncQdrantClient
 from qdrant_client import models as qm
+from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
@@ -41,8 +42,8 @@ def check_place(
         raise InputError("client= takes a QdrantClient; give an AsyncQdrantClient as aclient= too")
     if client is not None and not callable(getattr(client, "collection_exists", None)):
         raise InputError(f"client= takes a QdrantClient, got {client!r:.80}")
-    if aclient is not None and not _is_async_client(aclient):
-        raise InputError(f"aclient= takes an AsyncQdrantClient, got {aclient!r:.80}")
+    if aclient is not None:
+        _check_async_client(aclient, path)
     if url is not None and (not isinstance(url, str) or not url.strip()):
         raise InputError(f"url= takes the address of a server, got {url!r:.80}")
     if not isinstance(api_key, str | None):
@@ -154,5 +155,12 @@ def _adapters() -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(hint) for name, hint in hints.items()}
 
 
-def _is_async_client(client: object) -> bool:
-    return inspect.iscoroutinefunction(getattr(client, "get_collection", None))
+def _check_async_client(aclient: object, path: object) -> None:
+    """Reject what is no async client, and one that is not of the same place."""
+    if not inspect.iscoroutinefunction(getattr(aclient, "get_collection", None)):
+        raise InputError(f"aclient= takes an AsyncQdrantClient, got {aclient!r:.80}")
+    if path is not None or isinstance(getattr(aclient, "_client", None), AsyncQdrantLocal):
+        raise InputError(
+            "leave aclient= out: an AsyncQdrantClient in local mode shares no data with another "
+            "client, and a store over a folder or in memory needs none"
+        )
