@@ -234,6 +234,13 @@ def test_clearing_under_an_alias_empties_the_collection_behind_it(
         assert [a.alias_name for a in client.get_aliases().aliases] == ["docs"]
 
 
+def test_clearing_a_collection_that_is_gone_makes_it(store: FingerprintedStore) -> None:
+    store.client.delete_collection("docs")
+    store.clear()
+    insert(store, "a red fox")
+    assert texts_of(store) == ["a red fox"]
+
+
 def test_a_cleared_collection_has_the_settings_it_was_made_with(tmp_path: Path) -> None:
     store = build_vector_store(
         EMBEDDER,
@@ -243,9 +250,12 @@ def test_a_cleared_collection_has_the_settings_it_was_made_with(tmp_path: Path) 
         hnsw_config={"m": 5},  # type: ignore[typeddict-item]  # as a server's client takes it
         payload_indexes=[{"field_name": "year", "field_schema": "integer"}],
     )
+    alias = qm.CreateAlias(collection_name="docs", alias_name="current")
+    store.client.update_collection_aliases([qm.CreateAliasOperation(create_alias=alias)])
     before = store.client.get_collection("docs")
-    store.clear()
-    after = store.client.get_collection("docs")
+    again = build_vector_store(EMBEDDER, "docs", path=tmp_path / "q")  # names no settings
+    again.clear()
+    after = store.client.get_collection("current")
     assert after.config == before.config
     assert after.config.params.on_disk_payload is True
     assert after.config.hnsw_config.m == 5

@@ -34,13 +34,12 @@ from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
 from unified_embeddings.validation import check_is_list, require_vector
-
-_EVERYTHING = qm.FilterSelector(filter=qm.Filter())
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -365,31 +364,20 @@ class FingerprintedStore(QdrantVectorStore):
             await self._aclient.delete(self.collection_name, points_selector=selected)
 
     def clear(self) -> None:
-        """Delete all nodes. An empty collection with the model's record and its settings stays.
+        """Delete all nodes. The empty collection keeps its settings and the model's record.
 
         Raises:
             StoreError: If Qdrant fails.
         """
-        name = self.collection_name
-        with store_errors(name, "clearing"):
-            self._client.delete_collection(name)
-            if self._client.collection_exists(name):  # the name is an alias, of which others know
-                self._client.delete(name, points_selector=_EVERYTHING)
-        self._make_empty_collection()
+        client = cast("Client", self._client)
+        with store_errors(self.collection_name, "clearing"):
+            if client.collection_exists(self.collection_name):
+                clear_collection(client, self.collection_name)
+        self._make_collection()  # creates it if it was gone
 
     async def aclear(self) -> None:
         """Like `clear`, but without blocking the event loop."""
-        name = self.collection_name
-        with store_errors(name, "clearing"):
-            await self._aclient.delete_collection(name)
-            if await self._aclient.collection_exists(name):
-                await self._aclient.delete(name, points_selector=_EVERYTHING)
-        await asyncio.to_thread(self._make_empty_collection)
-
-    def _make_empty_collection(self) -> None:
-        self._make_collection()
-        with store_errors(self.collection_name, "creating the payload indexes"):
-            self._create_payload_indexes()
+        await asyncio.to_thread(self.clear)
 
     # --- copies ---------------------------------------------------------------------------------
 

@@ -196,7 +196,7 @@ def copy_collection(
     source_aliases = read_aliases_of(source, name)
     copies_aliases = aliases and bool(source_aliases)
     if copies_aliases:
-        _set_aliases(target, target_name, source_aliases)
+        set_aliases(target, target_name, source_aliases)
     return CopyReport(
         collection=name,
         target=target_name,
@@ -266,7 +266,7 @@ def _prepare_target(
     with store_errors(name, "creating the collection in the target"):
         is_missing = not target.collection_exists(name)
         if is_missing:
-            options = _creation_options(source, local=local) | settings
+            options = creation_options(source, local=local) | settings
             target.create_collection(name, **options)
         info = target.get_collection(name)
     # A server before 1.16 keeps no metadata, so resuming would find no model: fail now rather than
@@ -274,13 +274,13 @@ def _prepare_target(
     check_same_shape(name, source, info)
     with store_errors(name, "indexing the payload in the target"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # local mode warns that an index has no effect there
-        for field, index in _payload_indexes(source, local=local).items():
+        for field, index in payload_indexes(source, local=local).items():
             if field not in info.payload_schema:
                 target.create_payload_index(name, field, field_schema=index)
     return is_missing
 
 
-def _payload_indexes(source: qm.CollectionInfo, *, local: bool) -> dict[str, qm.PayloadFieldSchema]:
+def payload_indexes(source: qm.CollectionInfo, *, local: bool) -> dict[str, qm.PayloadFieldSchema]:
     """Return the payload indexes of a copy, by field."""
     indexes: dict[str, qm.PayloadFieldSchema] = {}
     if local and recorded_model(source) is not None:
@@ -291,7 +291,7 @@ def _payload_indexes(source: qm.CollectionInfo, *, local: bool) -> dict[str, qm.
     return indexes
 
 
-def _creation_options(source: qm.CollectionInfo, *, local: bool) -> dict[str, Any]:
+def creation_options(source: qm.CollectionInfo, *, local: bool) -> dict[str, Any]:
     """Return the options of `create_collection` that make a collection like the source's."""
     params = source.config.params
     optional = {
@@ -314,7 +314,12 @@ def _creation_options(source: qm.CollectionInfo, *, local: bool) -> dict[str, An
     return options
 
 
-def _set_aliases(target: Client, target_name: str, aliases: Sequence[str]) -> None:
+def set_aliases(target: Client, target_name: str, aliases: Sequence[str]) -> None:
+    """Let aliases name a collection; one that named another names this one.
+
+    Raises:
+        StoreError: If the target refuses.
+    """
     operations = [
         qm.CreateAliasOperation(
             create_alias=qm.CreateAlias(collection_name=target_name, alias_name=alias)
