@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,6 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
@@ -48,9 +48,11 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-import checkpoints
 from unified_embeddings.embedders import lazy
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.cached import Vectors
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import (
     FingerprintMismatchError,
     InputError,
@@ -60,6 +62,7 @@ from unified_embeddings.errors import (
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.types import HeadName, SparseVector
 
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "band", "plays", "documents;",
          "ranking", "orders", "fusion", "merges", "two", "rankings", "into", "finds"]  # fmt: skip
@@ -93,35 +96,41 @@ sync_and_async = pytest.mark.parametrize("is_async", [False, True], ids=["sync",
 # --- what the tests stand on ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread. A second does not speed up a model this small, and slows a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+class FakeInContext(FakeEmbedder):
+    """A FakeEmbedder whose words have other vectors in another text, as a model's have.
+
+    Texts that share a word with the query would otherwise all have the same score.
+    """
+
+    def _embed(self, words: list[str], heads: frozenset[HeadName]) -> Vectors:
+        vectors = super()._embed(words, heads)
+        for head, vector in vectors.items():
+            context = np.random.default_rng(zlib.crc32(" ".join([head, *words]).encode()))
+            if isinstance(vector, SparseVector):
+                factors = context.uniform(0.8, 1.2, len(vector)).astype(np.float32)
+                vectors[head] = SparseVector(vector.indices, vector.values * factors)
+            else:
+                moved = vector + context.normal(scale=0.05, size=vector.shape)
+                lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
+                vectors[head] = (moved / lengths).astype(np.float32)
+        return vectors
+
+
+def new_embedder(name: str = "one") -> FakeEmbedder:
+    return FakeInContext(dimension=32, model_name=name)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.xlm_roberta(tmp_path_factory.mktemp("model") / "one")
-
-
-@pytest.fixture(scope="module")
-def embedder(folder: Path) -> BGE_M3_Embedder:
-    """Knows the texts and queries that examples are drawn from."""
-    embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
-    embedder.encode_documents([*CORPUS, *POOL], colbert=True)
-    embedder.encode_queries([QUERY, *QUERIES], colbert=True)
+def embedder() -> TextEmbedder:
+    embedder = new_embedder()
     assert is_clear(embedder, CORPUS, QUERY)
     return embedder
 
 
 @pytest.fixture(scope="module")
-def another(tmp_path_factory: pytest.TempPathFactory) -> BGE_M3_Embedder:
-    """An embedder of the same dimension, but with other weights."""
-    folder = checkpoints.xlm_roberta(tmp_path_factory.mktemp("model") / "two", seed=1)
-    return BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+def another() -> TextEmbedder:
+    """An embedder of the same dimension, but of another model."""
+    return new_embedder("two")
 
 
 @pytest.fixture
@@ -353,7 +362,7 @@ class TestScoresByHand:
     def test_a_query_without_sparse_weights_falls_back_on_the_dense_list(
         self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
     ) -> None:
-        only_special = "</s>"  # a special token, never indexed
+        only_special = "?!"  # no word
         (weights,) = embedder.encode_query(only_special, dense=False).sparse or []
         assert not len(weights)
         for options in ({}, {"weights": (1.0, 2.0)}):
@@ -648,9 +657,9 @@ class TestCost:
     )
     @sync_and_async
     async def test_a_new_query_is_one_forward_pass_and_a_repeated_one_none(
-        self, folder: Path, client: QdrantClient, options: dict[str, Any], is_async: bool
+        self, client: QdrantClient, options: dict[str, Any], is_async: bool
     ) -> None:
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        embedder = new_embedder()
         retriever = UnifiedHybridRetriever(filled(embedder, client, CORPUS), embedder, **options)
         before = embedder.stats()
         first = await answer(retriever, QUERY, is_async=is_async)
@@ -663,8 +672,8 @@ class TestCost:
         assert after_second.tokenised == after_first.tokenised
         assert_same(again, first)
 
-    def test_reranking_runs_the_question_once(self, folder: Path, client: QdrantClient) -> None:
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+    def test_reranking_runs_the_question_once(self, client: QdrantClient) -> None:
+        embedder = new_embedder()
         store = filled(embedder, client, CORPUS)
         embedder.encode_documents(CORPUS, colbert=True)  # so that only the question is new
         retriever = UnifiedHybridRetriever(store, embedder, rerank="colbert")
@@ -675,8 +684,8 @@ class TestCost:
         retriever.retrieve(QUERY)
         assert embedder.stats().forwards == after.forwards
 
-    def test_making_a_retriever_runs_no_text(self, folder: Path, client: QdrantClient) -> None:
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+    def test_making_a_retriever_runs_no_text(self, client: QdrantClient) -> None:
+        embedder = new_embedder()
         UnifiedHybridRetriever(build_vector_store(embedder, "docs", client=client), embedder)
         assert embedder.stats().forwards == 0
 
@@ -1287,10 +1296,10 @@ class TestConcurrency:
 
     @pytest.mark.parametrize("way", ["equal", "weighted", "rerank"])
     async def test_fifty_tasks_and_as_many_threads_beside_a_writer_get_the_same_answers(
-        self, folder: Path, embedder: BGE_M3_Embedder, client: QdrantClient, way: str
+        self, embedder: BGE_M3_Embedder, client: QdrantClient, way: str
     ) -> None:
         options, known = HYBRIDS[way], embedder
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        embedder = new_embedder()  # whose cache is empty
         store = filled(embedder, client, CORPUS)
         retriever = UnifiedHybridRetriever(store, embedder, **options)
         queries = [query for query in QUERIES if is_clear(known, CORPUS, query)]
@@ -1306,7 +1315,6 @@ class TestConcurrency:
             in_tasks = await asyncio.gather(*(retriever.aretrieve(query) for query in queries))
             from_threads = await asyncio.gather(*map(asyncio.wrap_future, in_threads))
             writing.result()
-        # A text's vectors differ by rounding, depending on what it was batched with.
         for answers in (in_tasks, from_threads):
             for got, wanted in zip(answers, expected, strict=True):
                 assert_best(got, dict(wanted), len(wanted), tolerance=1e-5)
@@ -1315,29 +1323,26 @@ class TestConcurrency:
     async def test_the_event_loop_runs_while_the_question_is_encoded(
         self,
         store: QdrantVectorStore,
-        folder: Path,
         options: dict[str, Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        embedder = new_embedder()
         retriever = UnifiedHybridRetriever(store, embedder, **options)
-        _, engine = embedder._load()
         hold = Hold()
-        monkeypatch.setattr(engine, "run", hold.wrap(engine.run))
+        monkeypatch.setattr(embedder, "_run", hold.wrap(embedder._run))
         task = asyncio.create_task(retriever.aretrieve(QUERY))
         await hold.let_go(task)
         assert await task
         assert hold.was_released
 
     async def test_the_event_loop_runs_while_candidates_are_encoded_for_reranking(
-        self, store: QdrantVectorStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, store: QdrantVectorStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        embedder = new_embedder()
         retriever = UnifiedHybridRetriever(store, embedder, rerank="colbert")
         embedder.encode_query(QUERY, colbert=True)
-        _, engine = embedder._load()
         hold = Hold()
-        monkeypatch.setattr(engine, "run", hold.wrap(engine.run))
+        monkeypatch.setattr(embedder, "_run", hold.wrap(embedder._run))
         task = asyncio.create_task(retriever.aretrieve(QUERY))
         await hold.let_go(task)
         assert await task
@@ -1361,11 +1366,11 @@ class TestConcurrency:
         assert hold.was_released
 
     async def test_the_event_loop_runs_while_the_first_query_looks_the_model_up(
-        self, client: QdrantClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, client: QdrantClient, xlmr: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A fingerprint needs the model's files, which may have to be fetched and digested."""
-        known = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
-        embedder = BGE_M3_Embedder(folder, precision="fp32", device="cpu")
+        known = BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
+        embedder = BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
         retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
         filled(known, client, CORPUS)
         hold = Hold()
