@@ -24,7 +24,8 @@ from llama_index.core.schema import TextNode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient, models
 
-from unified_embeddings import BGE_M3_Embedder, InputError
+from unified_embeddings import BGE_M3_Embedder, InputError, TextEmbedder
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.indexing import IndexReport, index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
@@ -33,22 +34,22 @@ COLLECTION = "notes"
 
 
 @pytest.fixture(scope="module")
-def embedder(xlmr: Path) -> BGE_M3_Embedder:
+def embedder() -> TextEmbedder:
     """Takes texts of up to 512 tokens."""
-    return BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
+    return FakeEmbedder(max_length=512)
 
 
 @pytest.fixture(scope="module")
-def short_embedder(bert: Path) -> BGE_M3_Embedder:
+def short_embedder() -> TextEmbedder:
     """Takes texts of up to 256 tokens."""
-    return BGE_M3_Embedder(bert, precision="fp32", device="cpu")
+    return FakeEmbedder(max_length=256)
 
 
 class Library:
     """A folder of files and a collection to bring in line with it."""
 
     def __init__(
-        self, folder: Path, embedder: BGE_M3_Embedder, client: QdrantClient | None = None
+        self, folder: Path, embedder: TextEmbedder, client: QdrantClient | None = None
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ class Library:
 
 
 @pytest.fixture
-def library(tmp_path: Path, embedder: BGE_M3_Embedder) -> Library:
+def library(tmp_path: Path, embedder: TextEmbedder) -> Library:
     return Library(tmp_path / "notes", embedder)
 
 
