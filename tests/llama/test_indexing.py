@@ -98,7 +98,7 @@ def library(tmp_path: Path, embedder: TextEmbedder) -> Library:
 
 
 def prose(sentences: int, topic: str = "fox") -> str:
-    """Return distinct sentences of about 25 tokens."""
+    """Return distinct sentences of 11 words."""
     notes = [f"Note {i} says that the quick brown {topic} jumps over it." for i in range(sentences)]
     return " ".join(notes)
 
@@ -675,7 +675,7 @@ class TestInterruptedRuns:
         library.write("a.txt", "done before")
         library.write("b.txt", prose(1400))
         library.write("c.txt", "never reached")
-        expected = library.from_scratch(chunk_tokens=128)
+        expected = library.from_scratch(chunk_tokens=64)
         assert sum(expected.values()) > 258
 
         def killed_at(self: QdrantVectorStore, nodes: Any, **options: Any) -> Any:
@@ -687,11 +687,11 @@ class TestInterruptedRuns:
         with monkeypatch.context() as patch:
             patch.setattr(QdrantVectorStore, "add", killed_at)
             with pytest.raises(Killed):
-                library.index(chunk_tokens=128)
+                library.index(chunk_tokens=64)
         assert 0 < library.count() < sum(expected.values())
-        library.index(chunk_tokens=128)
+        library.index(chunk_tokens=64)
         assert library.chunks() == expected
-        assert is_idle(library.index(chunk_tokens=128))
+        assert is_idle(library.index(chunk_tokens=64))
 
     @pytest.mark.parametrize("kept", [0, 1, -1], ids=["none", "first", "all but last"])
     def test_within_a_files_chunks(self, library: Library, kept: int) -> None:
