@@ -39,6 +39,7 @@ from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+from unified_embeddings.stores import opening
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.schema import recorded_model
 
@@ -46,6 +47,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Failed to obtain server version"
 
 EMBEDDER = FakeEmbedder(dimension=16)
 MODEL = UnifiedTextEmbedding(EMBEDDER)
+
+
+@pytest.fixture(autouse=True)
+def _close_folders(tmp_path: Path) -> Iterator[None]:
+    """Close the folders that a test opened before `tmp_path` goes."""
+    yield
+    for client in list(opening._open_clients.values()):
+        client.close()
 
 
 @pytest.fixture
