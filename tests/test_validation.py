@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,12 +14,17 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.validation import require_texts, require_whole_number
 
 
-@pytest.mark.parametrize("value", [1, 5, 2**40])
-def test_a_whole_number_is_returned(value: int) -> None:
-    assert require_whole_number("count", value) == value
+@pytest.mark.parametrize("value", [1, 5, 2**40, np.int64(5), np.uint8(7), np.array(3)])
+def test_a_whole_number_is_returned_as_an_int(value: Any) -> None:
+    number = require_whole_number("count", value)
+    assert number == value
+    assert type(number) is int
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, np.nan])
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, 1.0, "1", None, True, np.nan, np.float64(2), np.bool_(True), np.int64(0), np.ones(2)],
+)
 def test_everything_else_is_refused_by_name(value: object) -> None:
     with pytest.raises(InputError, match=r"^count must be a whole number >= 1, got "):
         require_whole_number("count", value)
@@ -35,6 +45,40 @@ def test_texts_are_returned_as_a_list() -> None:
 def test_what_is_not_a_list_of_texts_is_refused(texts: object) -> None:
     with pytest.raises(InputError, match="expected a list of texts, got "):
         require_texts(texts)  # type: ignore[arg-type]
+
+
+class Frame:
+    """What a DataFrame has: columns, whose names are what iterating it gives."""
+
+    columns = ("title", "text")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"q": "a fox", "d": "an owl"},
+        OrderedDict(q="a fox"),
+        {"a", "b"},
+        frozenset("ab"),
+        io.StringIO("a line\nanother"),
+        Frame(),
+        bytearray(b"ab"),
+    ],
+)
+def test_what_only_happens_to_be_iterable_is_refused_by_name(texts: Any) -> None:
+    with pytest.raises(InputError, match=f"expected a list of texts, got {type(texts).__name__}; "):
+        require_texts(texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [("a", "b"), np.array(["a", "b"]), iter(["a", "b"]), {"a": 1, "b": 2}.keys(), deque("ab")],
+)
+def test_everything_with_an_order_of_its_own_is_a_list(texts: Any) -> None:
+    assert require_texts(texts) == ["a", "b"]
 
 
 @pytest.mark.parametrize("bad", [None, 5, b"bytes"])

@@ -6,25 +6,70 @@ one class's own options, which stand in that class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import operator
+from collections.abc import Iterable, KeysView, Mapping, Set
+from numbers import Real
+from typing import TypeGuard
 
 from unified_embeddings.errors import InputError
 
 
 def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
-    """Return a whole number, and refuse everything else.
+    """Return a whole number as an int, and refuse everything else.
 
     Args:
         name: What the caller calls it, for the message.
-        value: What came. A bool is not a number here.
+        value: What came: an int, or another type that Python takes for an index, such as NumPy's
+            integers. A bool is not a number here.
         least: The smallest value allowed.
 
     Raises:
         InputError: If it is not a whole number, or below `least`.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    number = None
+    if not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]  # refuses what it cannot take
+        except TypeError:
+            pass
+    if number is None or number < least:
         raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
-    return value
+    return number
+
+
+def is_weight(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a finite real number >= 0; NumPy's numbers are."""
+    return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
+def check_is_list(items: object, subject: str) -> None:
+    """Refuse what is not a list, or only happens to be iterable.
+
+    Iterating a dict or a table gives its keys, a set has no order, and an open file gives its
+    lines: none of these is a list of texts, although iterating it gives some.
+
+    Args:
+        items: A list, a tuple, an array or a generator. It is not iterated over.
+        subject: What the items are, in the plural, for the message.
+
+    Raises:
+        InputError: If it is something else; the message says what to pass instead.
+    """
+    one_item = subject.removesuffix("s")
+    advice = None
+    if isinstance(items, Mapping):
+        advice = f"pass its values as a list, or put one {one_item} into a list"
+    elif isinstance(items, Set) and not isinstance(items, KeysView):
+        advice = "a set has no order; pass a list"
+    elif hasattr(items, "read"):
+        advice = "read it first, and pass a list"
+    elif hasattr(items, "columns"):
+        advice = "pass one of its columns as a list"
+    elif isinstance(items, str | bytes | bytearray) or not isinstance(items, Iterable):
+        advice = f"put one {one_item} into a list"
+    if advice is not None:
+        raise InputError(f"expected a list of {subject}, got {type(items).__name__}; {advice}")
 
 
 def require_texts(texts: Iterable[str]) -> list[str]:
@@ -34,13 +79,10 @@ def require_texts(texts: Iterable[str]) -> list[str]:
         texts: Any number of texts; none gives an empty list.
 
     Raises:
-        InputError: If it is a single text or not a list, or if an item is not a str or holds a lone
-            surrogate. The `index` of the first bad item is named.
+        InputError: If it is a single text or not a list (see `check_is_list`), or if an item is not
+            a str or holds a lone surrogate. The `index` of the first bad item is named.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputError(
-            f"expected a list of texts, got {type(texts).__name__}; put a single text into a list"
-        )
+    check_is_list(texts, "texts")
     items = list(texts)
     for index, item in enumerate(items):
         if not isinstance(item, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -34,7 +34,7 @@ from unified_embeddings.models.catalogue import CLIP, image_spec_for
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray, ImageEmbeddings
-from unified_embeddings.validation import require_texts, require_whole_number
+from unified_embeddings.validation import check_is_list, require_texts, require_whole_number
 
 _CLIP_LENGTH = 77
 """Tokens of a text where a model's files name no limit: CLIP's own."""
@@ -121,8 +121,8 @@ class ClipEmbedder(LazyModel):
         options = {
             "precision": precision,
             "device": device,
-            "batch_size": batch_size,
-            "max_pixels": max_pixels,
+            "batch_size": self._batch_size,
+            "max_pixels": self._max_pixels,
             "allow_urls": allow_urls,
             "cache": cache,
             "revision": revision,
@@ -193,11 +193,11 @@ class ClipEmbedder(LazyModel):
                 Vectors computed before it are in the cache.
             ModelLoadError: If the model cannot be loaded.
         """
-        is_single = isinstance(images, str | bytes | bytearray | os.PathLike | io.BytesIO | Mapping)
-        if is_single or is_image_node(images) or not isinstance(images, Iterable):
+        if isinstance(images, os.PathLike | io.BytesIO) or is_image_node(images):
             raise InputError(
                 f"expected a list of images, got {type(images).__name__}; put one image into a list"
             )
+        check_is_list(images, "images")
         if show_progress:
             images = list(images)
         total = len(images) if isinstance(images, list) else 0

@@ -138,10 +138,11 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
-        self._top_k = similarity_top_k
-        self._candidates = max(candidates, similarity_top_k)
-        self._rrf_k = rrf_k
-        self._weights = weights
+        # NumPy's numbers are taken too, but Qdrant's models and JSON want Python's.
+        self._top_k = int(similarity_top_k)
+        self._candidates = max(int(candidates), self._top_k)
+        self._rrf_k = int(rrf_k)
+        self._weights = (float(weights[0]), float(weights[1]))
         self._filter = translate_filters(vector_store, filters)
         self._reader = CollectionReader(vector_store)
         self._dense_name = vector_store.dense_vector_name

@@ -127,9 +127,9 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
         self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
         self._clip = clip
-        self._top_k = similarity_top_k
-        self._rrf_k = rrf_k
-        self._text_weight, self._image_weight = weights
+        self._top_k = int(similarity_top_k)
+        self._rrf_k = int(rrf_k)
+        self._text_weight, self._image_weight = (float(weight) for weight in weights)
         super().__init__(callback_manager=callback_manager)
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:

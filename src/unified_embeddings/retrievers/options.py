@@ -6,10 +6,10 @@ filters translated into Qdrant's. What does not: anything that sends a request o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeGuard, get_args
 
+import numpy as np
 from llama_index.core.vector_stores.types import (
     FilterOperator,
     MetadataFilter,
@@ -22,7 +22,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import HeadName
-from unified_embeddings.validation import require_whole_number
+from unified_embeddings.validation import is_weight, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
 
@@ -77,13 +77,10 @@ def check_counts(*, similarity_top_k: int, candidates: int, rrf_k: int) -> None:
 
 
 def are_weights(weights: object) -> TypeGuard[Sequence[float]]:
-    """Tell whether a value is two finite weights >= 0 that are not both 0."""
-    if not isinstance(weights, Sequence) or len(weights) != 2:
+    """Tell whether a value is two finite weights >= 0 that are not both 0; an array may be."""
+    if not isinstance(weights, Sequence | np.ndarray) or len(weights) != 2:
         return False
-    for weight in weights:
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            return False
-    return sum(weights) > 0
+    return all(is_weight(weight) for weight in weights) and sum(weights) > 0
 
 
 def check_store(store: object) -> None:
