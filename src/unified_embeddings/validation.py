@@ -6,11 +6,14 @@ one class's own options, which stand in that class.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Iterable, KeysView, Mapping, Set
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Real
 from typing import TypeGuard
+
+import numpy as np
 
 from unified_embeddings.errors import InputError
 
@@ -29,10 +32,8 @@ def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
     """
     number = None
     if not isinstance(value, bool):
-        try:
+        with contextlib.suppress(TypeError):
             number = operator.index(value)  # type: ignore[arg-type]  # refuses what it cannot take
-        except TypeError:
-            pass
     if number is None or number < least:
         raise InputError(f"{name} must be a whole number >= {least}, got {value!r}")
     return number
@@ -41,6 +42,24 @@ def require_whole_number(name: str, value: object, *, least: int = 1) -> int:
 def is_weight(value: object) -> TypeGuard[float]:
     """Tell whether a value is a finite real number >= 0; NumPy's numbers are."""
     return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
+def require_weights(weights: object, *, of: str) -> tuple[float, float]:
+    """Return two weights as floats, and refuse everything else.
+
+    Args:
+        weights: What came: a tuple, a list or an array of two numbers.
+        of: What the two weigh, for the message.
+
+    Raises:
+        InputError: If it is not two finite numbers >= 0, or both are 0.
+    """
+    pair: list[float] = []
+    if isinstance(weights, Sequence | np.ndarray) and not isinstance(weights, str | bytes):
+        pair = [float(weight) for weight in weights if is_weight(weight)]
+    if len(pair) != 2 or len(weights) != 2 or sum(pair) == 0:  # type: ignore[arg-type]  # sized here
+        raise InputError(f"weights must be two numbers >= 0, {of}, not both 0; got {weights!r}")
+    return pair[0], pair[1]
 
 
 def check_is_list(items: object, subject: str) -> None:

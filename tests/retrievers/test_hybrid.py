@@ -78,8 +78,10 @@ POOL = sorted({" ".join(_draw.choices(WORDS, k=1 + i % 5)) for i in range(90)})
 """Some 80 texts of one to five words, for corpora drawn from them."""
 QUERIES = sorted({" ".join(_draw.sample(WORDS, k=2 + i % 2)) for i in range(60)})
 QUERY = "brown fox orders two"
+PLAIN: dict[str, Any] = {"weights": (1, 1)}
 HYBRIDS: dict[str, dict[str, Any]] = {
-    "equal": {},
+    "auto": {},
+    "equal": PLAIN,
     "weighted": {"weights": (2.0, 1.0)},
     "dense": {"mode": "dense"},
     "sparse": {"mode": "sparse"},
@@ -304,15 +306,19 @@ class TestScoresByHand:
     @pytest.mark.parametrize(
         ("options", "top", "second"),
         [
-            ({}, 2 / 61, 1 / 62),
+            ({"weights": (1, 1)}, 2 / 61, 1 / 62),
+            ({"weights": "auto"}, (1 + 0.3) / 61, 1 / 62),
+            ({"weights": "auto", "candidates": "auto", "rrf_k": "auto"}, (1 + 0.3) / 61, 1 / 62),
+            ({}, (1 + 0.3) / 61, 1 / 62),
             ({"weights": (3, 3)}, 6 / 61, 3 / 62),
             ({"weights": (2.0, 1.0)}, 3 / 61, 2 / 62),
             ({"weights": (1.0, 2.0)}, 3 / 61, 1 / 62),
             ({"weights": (1.0, 0.0)}, 1 / 61, 1 / 62),
             ({"weights": (0.0, 1.0)}, 1 / 61, None),
-            ({"rrf_k": 0}, 2 / 1, 1 / 2),
+            ({"rrf_k": 0}, 1.3, 1 / 2),
+            ({"rrf_k": 0, "weights": (1, 1)}, 2 / 1, 1 / 2),
             ({"rrf_k": 0, "weights": (2.0, 1.0)}, 3 / 1, 2 / 2),
-            ({"rrf_k": 1}, 2 / 2, 1 / 3),
+            ({"rrf_k": 1, "weights": (1, 1)}, 2 / 2, 1 / 3),
             ({"rrf_k": 9, "weights": (0.5, 0.5)}, 1 / 10, 0.5 / 11),
         ],
     )
@@ -336,7 +342,7 @@ class TestScoresByHand:
         self, embedder: BGE_M3_Embedder, client: QdrantClient
     ) -> None:
         store = filled(embedder, client, ["lazy dog jumps"])
-        nodes = UnifiedHybridRetriever(store, embedder).retrieve("lazy fox")
+        nodes = UnifiedHybridRetriever(store, embedder, **PLAIN).retrieve("lazy fox")
         assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
 
     @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0)])
@@ -356,7 +362,7 @@ class TestScoresByHand:
         only_special = "</s>"  # a special token, never indexed
         (weights,) = embedder.encode_query(only_special, dense=False).sparse or []
         assert not len(weights)
-        for options in ({}, {"weights": (1.0, 2.0)}):
+        for options in ({}, PLAIN, {"weights": (1.0, 2.0)}):
             nodes = UnifiedHybridRetriever(store, embedder, **options).retrieve(only_special)
             assert [score for _, score in shown(nodes)] == pytest.approx(
                 [1 / (61 + rank) for rank in range(len(CORPUS))], abs=1e-6
@@ -717,7 +723,8 @@ class TestCollections:
     async def test_one_made_after_the_retriever_works(
         self, embedder: BGE_M3_Embedder, client: QdrantClient, is_async: bool
     ) -> None:
-        retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
+        store = stock_store(embedder, "docs", client)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
         filled(embedder, client, ["quick fox"])
         nodes = await answer(retriever, "quick fox", is_async=is_async)
         assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
@@ -764,7 +771,7 @@ class TestCollections:
         store = stock_store(embedder, "theirs", client)
         store.add(embedded(embedder, CORPUS))
         with caplog.at_level(logging.WARNING, logger="unified_embeddings"):
-            retriever = UnifiedHybridRetriever(store, embedder)
+            retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
         (warning,) = [r for r in caplog.records if r.name.startswith("unified_embeddings")]
         assert warning.levelno == logging.WARNING
         assert "theirs" in warning.getMessage()
@@ -839,7 +846,8 @@ class TestCollections:
             sparse_scores(embedder, CORPUS, QUERY),
             candidates=20,
         )
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(QUERY), expected, 10)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
+        assert_best(retriever.retrieve(QUERY), expected, 10)
 
 
 def make_collection(
@@ -863,7 +871,7 @@ class TestAsyncClientOnly:
     ) -> None:
         store = stock_store(embedder, "docs", aclient=AsyncQdrantClient(":memory:"))
         await store.async_add(embedded(embedder, CORPUS))
-        retriever = UnifiedHybridRetriever(store, embedder)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
         expected = fused(
             dense_scores(embedder, CORPUS, QUERY),
             sparse_scores(embedder, CORPUS, QUERY),
@@ -1003,7 +1011,8 @@ class TestFilters:
     ) -> None:
         for i, fields in enumerate(LIBRARY[:3]):
             filters = every(where("title", Op.EQ, fields["title"]))
-            nodes = UnifiedHybridRetriever(library, embedder, filters=filters).retrieve("fox")
+            retriever = UnifiedHybridRetriever(library, embedder, filters=filters, **PLAIN)
+            nodes = retriever.retrieve("fox")
             assert shown(nodes) == [(node_id(i), pytest.approx(2 / 61, abs=1e-6))]
 
     @pytest.mark.parametrize(
@@ -1067,6 +1076,7 @@ class TestInvalidOptions:
                     ("1", "2"),
                     (None, 1.0),
                     "ab",
+                    "Auto",
                     1.0,
                     None,
                 )
@@ -1186,7 +1196,7 @@ class TestQueryBundles:
             candidates=20,
         )
         assert expected != plain
-        nodes = UnifiedHybridRetriever(store, embedder).retrieve(
+        nodes = UnifiedHybridRetriever(store, embedder, **PLAIN).retrieve(
             QueryBundle(QUERY, embedding=embedding)
         )
         assert_best(nodes, expected, 10)
@@ -1214,7 +1224,8 @@ class TestQueryBundles:
             candidates=20,
         )
         bundle = QueryBundle(QUERY, custom_embedding_strs=instead)
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
+        assert_best(retriever.retrieve(bundle), expected, 10)
         only_dense = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(bundle)
         assert_best(only_dense, dense_scores(embedder, CORPUS, mean), 10, tolerance=1e-4)
         only_sparse = UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(bundle)
@@ -1232,7 +1243,8 @@ class TestQueryBundles:
             sparse_scores(embedder, CORPUS, QUERY),
             candidates=20,
         )
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
+        assert_best(retriever.retrieve(bundle), expected, 10)
 
     def test_reranking_scores_by_the_users_words_whatever_was_embedded_instead(
         self, store: QdrantVectorStore, embedder: BGE_M3_Embedder
