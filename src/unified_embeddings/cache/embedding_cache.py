@@ -259,6 +259,7 @@ class Claim:
         self._claimed: dict[Key, Future[Value]] = {}
         self._given_up: set[Key] = set()
         self._unwritten: dict[Key, Value] = {}
+        self._is_entered = False
 
     def rounds(self) -> Iterator[frozenset[Key]]:
         """Yield the keys to compute now: none or one round, more only after another thread failed.
@@ -268,8 +269,11 @@ class Claim:
         that two threads cannot wait for each other.
 
         Raises:
-            UnifiedEmbeddingsError: If keys of a round were neither put nor released.
+            UnifiedEmbeddingsError: If keys of a round were neither put nor released, or the claim
+                was not entered: nothing would release its keys.
         """
+        if not self._is_entered:
+            raise UnifiedEmbeddingsError("enter the claim first: with cache.claim(keys) as claim")
         wanted = list(dict.fromkeys(self._keys))
         repeated = len(self._keys) - len(wanted)
         while wanted:
@@ -310,10 +314,12 @@ class Claim:
 
     def release(self, key: Key) -> None:
         """Give a key up that cannot be computed; a thread that waits for it tries itself."""
+        # In the order of `_publish`, for the same reason: an interrupt between two of these lines
+        # leaves a key that leaving the claim releases.
         self._given_up.add(key)
-        future = self._claimed.pop(key)
+        self._claimed[key].set_exception(UnifiedEmbeddingsError("it could not be computed"))
         self._cache._release([key])
-        future.set_exception(UnifiedEmbeddingsError("it could not be computed"))
+        del self._claimed[key]
 
     def __getitem__(self, key: Key) -> Value:
         """Return the value of a key.
@@ -324,6 +330,7 @@ class Claim:
         return self._values[key]
 
     def __enter__(self) -> Claim:
+        self._is_entered = True
         return self
 
     def __exit__(
