@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from mini_m3_backbone import Backbone, Encoded, FloatArray, IntArray, SparseHead
 
-RRF_K = 60
-CANDIDATES = 100
-WEIGHTS = (1.0, 0.5)
+RRF_K = 20
+CANDIDATES = 50
+WEIGHTS = (1.0, 0.6)
 """Of the dense and the sparse ranking: mini-m3's own fusion in `models/catalogue.py`."""
 TOP_K = 10
 
@@ -84,13 +84,13 @@ def best_names(scores: dict[str, float], limit: int) -> list[str]:
 
 
 def candidates(scores: FloatArray, names: Sequence[str], *, above: float) -> list[str]:
-    """Return the 100 best `names` by a row of scores (n,), among those with more than `above`."""
+    """Return the 50 best `names` by a row of scores (n,), among those with more than `above`."""
     scored = zip(names, scores.tolist(), strict=True)
     return best_names({name: score for name, score in scored if score > above}, CANDIDATES)
 
 
 def reciprocal_rank_fusion(lists: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Sum weight / (60 + rank + 1) over the lists, rank from 0 (Cormack et al., SIGIR 2009)."""
+    """Sum weight / (20 + rank + 1) over the lists, rank from 0 (Cormack et al., SIGIR 2009)."""
     fused: dict[str, float] = defaultdict(float)
     for names, weight in zip(lists, WEIGHTS, strict=True):
         for rank, name in enumerate(names):

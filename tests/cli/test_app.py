@@ -713,6 +713,15 @@ class TestModels:
         assert (ended.code, ended.out) == (1, "")
         assert "not a readable TOML" in ended.err
 
+    def test_one_model_shows_how_its_rankings_are_fused_and_why(self, run: Run) -> None:
+        fusion = run("models", "bge-m3", "--json").json["fusion"]
+        assert (fusion["weights"], fusion["k"]) == ([1.0, 0.3], 60)
+        assert "paper" in fusion["source"]
+        assert run("models", "e5-base-v2", "--json").json["fusion"] is None  # dense vectors alone
+        assert run("models", "bge-large-splade", "--json").json["fusion"]["weights"] == [1.0, 0.5]
+        shown = run("models", "mini-m3").out
+        assert "weights 1.0, 0.6, k 20, candidates 50, source measured on MED" in shown
+
     def test_nothing_is_claimed_about_a_missing_model(self, run: Run) -> None:
         assert run("models", "some/model", "--json").json["gives"] == []
 

@@ -64,7 +64,7 @@ def make_ids(count: int, seed: int) -> list[str]:
 
 TEXTS = make_texts(300, seed=1)
 IDS = make_ids(300, seed=2)
-QUERIES = make_texts(40, seed=3)
+QUERIES = make_texts(15, seed=3)
 
 
 def fill(
@@ -193,7 +193,7 @@ class TestOneOrder:
         self, memory: QdrantVectorStore, options: dict[str, Any]
     ) -> None:
         retriever = UnifiedHybridRetriever(memory, EMBEDDER, similarity_top_k=20, **options)
-        for query in QUERIES[:10]:
+        for query in QUERIES[:6]:
             nodes = retriever.retrieve(query)
             again = sorted(nodes, key=lambda scored: -(scored.score or 0.0))
             assert ids_of(again) == ids_of(nodes)
@@ -210,7 +210,7 @@ class TestOneOrder:
             )
             for size in sizes
         ]
-        for query in QUERIES[:10]:
+        for query in QUERIES[:6]:
             answers = [ids_of(retriever.retrieve(query)) for retriever in retrievers]
             for size, answer in zip(sizes, answers, strict=True):
                 assert answer == answers[-1][:size]
@@ -223,7 +223,7 @@ class TestOneOrder:
             store = fill(client)
             client.optimize("ties")
             retriever = UnifiedHybridRetriever(store, EMBEDDER, similarity_top_k=7, **options)
-            for query in QUERIES[:10]:
+            for query in QUERIES[:6]:
                 assert ids_of(retriever.retrieve(query)) == expected_ids(query, 7, options)
 
 
@@ -280,7 +280,7 @@ class TestTheEmbeddedClientsOwnFusion:
         ids=["rrf", "dbsf", "rrf 61"],
     )
     def test_by_score_then_id(self, embedded: QdrantVectorStore, fusion: qm.Query) -> None:
-        for query in QUERIES[:10]:
+        for query in QUERIES[:6]:
             question = EMBEDDER.encode_query(query)
             assert question.dense is not None
             assert question.sparse is not None

@@ -74,7 +74,7 @@ class Fusion:
 
 DEFAULT_FUSION = Fusion(
     weights=(1.0, 0.5),
-    candidates=100,
+    candidates=50,
     source="not measured for this model; good for mini-m3 with four sparse rankings (ADR 20)",
 )
 """For a model that nobody has measured: half the weight helps with weak and strong rankings."""
