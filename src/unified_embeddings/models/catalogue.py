@@ -37,7 +37,7 @@ _BGE_M3_FUSION = Fusion(
     source="BGE-M3's paper (Chen et al. 2024) weighs dense and sparse scores so; not measured here",
 )
 
-# The best weights lie between 0.5 and 0.7, and anything in between does nearly as well.
+# Weights from 0.4 to 1 and k from 10 to 60 do nearly as well on these sets (ADR 20).
 _MINI_M3_FUSION = Fusion(
     weights=(1.0, 0.6),
     k=20,
