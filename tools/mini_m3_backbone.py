@@ -49,9 +49,6 @@ class Backbone:
         vocabulary = self._tokenizer.get_vocab()
         self.vocabulary_size = len(vocabulary)
         self.special_ids = np.array([vocabulary[token] for token in SPECIAL_TOKENS])
-        self.continuations = np.zeros(self.vocabulary_size, dtype=bool)
-        for token, index in vocabulary.items():
-            self.continuations[index] = token.startswith("##")
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
         """Return each text's token ids, [CLS] and [SEP] included, at most 256."""

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mini_m3_backbone import Backbone, Encoded, FloatArray, IntArray, SparseHead
 
-RRF_K = 60
-CANDIDATES = 20
+RRF_K = 20
+CANDIDATES = 50
+WEIGHTS = (1.0, 0.6)
+"""Of the dense and the sparse ranking: mini-m3's own fusion in `models/catalogue.py`."""
 TOP_K = 10
 
 Judgements = dict[str, dict[str, int]]
@@ -43,10 +46,26 @@ def lexical_weights(text: Encoded, head: SparseHead, special_ids: IntArray) -> d
     return weights
 
 
+def inverse_document_frequencies(
+    token_ids: Sequence[IntArray], vocabulary_size: int
+) -> NDArray[np.float64]:
+    """Return each vocabulary id's idf over texts, (vocabulary,), as Qdrant computes it.
+
+    It is ln(1 + (n - df + 0.5) / (df + 0.5)), for an id that df of n texts hold.
+    """
+    frequency = np.zeros(vocabulary_size)
+    for ids in token_ids:
+        frequency[np.unique(ids)] += 1
+    idf: NDArray[np.float64] = np.log1p((len(token_ids) - frequency + 0.5) / (frequency + 0.5))
+    return idf
+
+
 def sparse_scores(
-    queries: Sequence[dict[int, float]], documents: Sequence[dict[int, float]]
+    queries: Sequence[dict[int, float]],
+    documents: Sequence[dict[int, float]],
+    idf: NDArray[np.float64],
 ) -> FloatArray:
-    """Return dot products of sparse vectors, by an inverted index: (queries, documents)."""
+    """Return sums of weight · weight · idf, by an inverted index: (queries, documents)."""
     postings: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for row, weights in enumerate(documents):
         for index, weight in weights.items():
@@ -55,7 +74,7 @@ def sparse_scores(
     for row, weights in enumerate(queries):
         for index, weight in weights.items():
             for document, document_weight in postings.get(index, ()):
-                scores[row, document] += weight * document_weight
+                scores[row, document] += weight * document_weight * idf[index]
     return scores
 
 
@@ -65,17 +84,17 @@ def best_names(scores: dict[str, float], limit: int) -> list[str]:
 
 
 def candidates(scores: FloatArray, names: Sequence[str], *, above: float) -> list[str]:
-    """Return the 20 best of `names` by a row of scores (n,), among those with more than `above`."""
+    """Return the 50 best `names` by a row of scores (n,), among those with more than `above`."""
     scored = zip(names, scores.tolist(), strict=True)
     return best_names({name: score for name, score in scored if score > above}, CANDIDATES)
 
 
 def reciprocal_rank_fusion(lists: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Sum 1 / (60 + rank + 1) over the lists, rank from 0 (Cormack et al., SIGIR 2009)."""
+    """Sum weight / (20 + rank + 1) over the lists, rank from 0 (Cormack et al., SIGIR 2009)."""
     fused: dict[str, float] = defaultdict(float)
-    for names in lists:
+    for names, weight in zip(lists, WEIGHTS, strict=True):
         for rank, name in enumerate(names):
-            fused[name] += 1 / (RRF_K + rank + 1)
+            fused[name] += weight / (RRF_K + rank + 1)
     return dict(fused)
 
 
@@ -112,9 +131,10 @@ def evaluate(backbone: Backbone, head: SparseHead, folder: Path) -> None:
     questions = backbone.encode(list(queries.values()))
     document_weights = [lexical_weights(text, head, backbone.special_ids) for text in documents]
     query_weights = [lexical_weights(text, head, backbone.special_ids) for text in questions]
+    idf = inverse_document_frequencies([text.ids for text in documents], backbone.vocabulary_size)
     scores = {
         "dense": dense_vectors(questions) @ dense_vectors(documents).T,
-        "sparse": sparse_scores(query_weights, document_weights),
+        "sparse": sparse_scores(query_weights, document_weights, idf),
     }
     rankings = rank(scores, list(queries), list(corpus))
     results = {kind: ndcg(judgements, found) for kind, found in rankings.items()}

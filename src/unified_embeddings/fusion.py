@@ -1,18 +1,25 @@
-"""Merging rankings by rank alone: pure Python, without a model or a store."""
+"""Merging rankings by rank alone, in one order: pure Python, without a model or a store."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from unified_embeddings.errors import InputError
 
 Item = TypeVar("Item", bound=Hashable)
 
+_ROUNDING = 1e-12
+"""Relative difference below which two sums are the same sum, rounded differently."""
+
 
 def rrf(
-    rankings: Sequence[Iterable[Item]], k: int = 60, weights: Sequence[float] | None = None
+    rankings: Sequence[Iterable[Item]],
+    k: int = 60,
+    weights: Sequence[float] | None = None,
+    *,
+    tie_key: Callable[[Item], Any] | None = None,
 ) -> list[tuple[Item, float]]:
     """Fuse rankings by reciprocal rank: an item scores Σ over rankings of weight / (k + rank + 1).
 
@@ -25,9 +32,12 @@ def rrf(
         k: Damping, >= 0. The larger it is, the less the first ranks stand out.
         weights: One for each ranking, >= 0; None makes all of them 1. An item whose weights are
             all 0 is left out.
+        tie_key: Orders items that tie in score and in their best rank, as `sorted` takes it. None
+            leaves them in the order in which they first appear.
 
     Returns:
-        (item, score), best first; equal scores in the order the items first appear.
+        (item, score), best first. Of equal scores, the item with the better single rank comes
+        first.
 
     Raises:
         InputError: If k or a weight is negative, or their number is not that of the rankings.
@@ -41,11 +51,53 @@ def rrf(
     if any(not weight >= 0 for weight in weights):
         raise InputError(f"weights must be >= 0, got {list(weights)}")
     terms_of: dict[Item, list[float]] = {}
+    best_ranks: dict[Item, int] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         if weight == 0:
             continue
         for rank, item in enumerate(dict.fromkeys(ranking)):
             terms_of.setdefault(item, []).append(weight / (k + rank + 1))
+            best_ranks[item] = min(rank, best_ranks.get(item, rank))
     # fsum rounds once, so that the score does not depend on the order of the rankings.
     scores = {item: math.fsum(terms) for item, terms in terms_of.items()}
-    return sorted(scores.items(), key=lambda scored: -scored[1])
+    places = {item: place for place, item in enumerate(scores)}
+    last_key = places.__getitem__ if tie_key is None else tie_key
+
+    def order_of_tie(item: Item) -> tuple[int, Any]:
+        return best_ranks[item], last_key(item)
+
+    # Equal sums of different fractions, such as 1/63 + 1/126 and 1/84 + 1/84, differ in their bits.
+    return sort_by_score(scores.items(), order_of_tie, relative=_ROUNDING)
+
+
+def sort_by_score(
+    scored: Iterable[tuple[Item, float]],
+    tie_key: Callable[[Item], Any],
+    *,
+    relative: float = 0.0,
+    absolute: float = 0.0,
+) -> list[tuple[Item, float]]:
+    """Sort items by score, best first, and items whose scores tie by a key of their own.
+
+    Scores tie with the best of their group, which they differ from by rounding alone, and get that
+    score. So sorting the result by score again changes nothing.
+
+    Args:
+        scored: (item, score), in any order.
+        tie_key: Orders the items of a tie, as `sorted` takes it.
+        relative: Difference below which scores tie, as a share of the group's best.
+        absolute: Difference below which scores tie, whatever their size.
+    """
+    by_score = sorted(scored, key=lambda pair: -pair[1])
+    ordered: list[tuple[Item, float]] = []
+    start = 0
+    while start < len(by_score):
+        best_score = by_score[start][1]
+        tolerance = max(relative * abs(best_score), absolute)
+        end = start + 1
+        while end < len(by_score) and best_score - by_score[end][1] <= tolerance:
+            end += 1
+        tied_items = [item for item, _ in by_score[start:end]]
+        ordered += [(item, best_score) for item in sorted(tied_items, key=tie_key)]
+        start = end
+    return ordered

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Iterable, KeysView, Mapping, Set
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Real
 from typing import TypeGuard
 
@@ -53,6 +53,24 @@ def is_weight(value: object) -> TypeGuard[float]:
         return 0 <= float(value) < math.inf
     except OverflowError:  # of an int with hundreds of digits
         return False
+
+
+def require_weights(weights: object, *, of: str) -> tuple[float, float]:
+    """Return two weights as floats, and refuse everything else.
+
+    Args:
+        weights: What came: a tuple, a list or an array of two numbers.
+        of: What the two weigh, for the message.
+
+    Raises:
+        InputError: If it is not two finite numbers >= 0, or both are 0.
+    """
+    pair: list[float] = []
+    if isinstance(weights, Sequence | np.ndarray) and not isinstance(weights, str | bytes):
+        pair = [float(weight) for weight in weights if is_weight(weight)]
+    if len(pair) != 2 or len(weights) != 2 or sum(pair) == 0:  # type: ignore[arg-type]  # sized here
+        raise InputError(f"weights must be two numbers >= 0, {of}, not both 0; got {weights!r}")
+    return pair[0], pair[1]
 
 
 def require_vector(

@@ -364,6 +364,25 @@ class TestRetriever:
         deep = stores.retriever(similarity_top_k=5, candidates=1).retrieve("fox")
         assert len(deep) == 5
 
+    def test_equal_texts_and_equal_images_come_in_one_order(
+        self, config: UnifiedEmbeddingConfig, tmp_path: Path
+    ) -> None:
+        """By score, then the better rank, then id, on both local cores; more only append."""
+        for place in ({"client": QdrantClient(":memory:")}, {"path": tmp_path / "store"}):
+            stores = Stores(config, **place)
+            texts = [text_node(number, TEXTS["fox"]) for number in (4, 1, 3, 2)]
+            pictures = [image_node(number) for number in (9, 6, 8, 7)]
+            for picture in pictures:
+                picture.image = base64.b64encode(png(IMAGES[0])).decode()
+            stores.index([*pictures, *texts])
+            answers = [numbers(stores.retriever().retrieve("fox")) for _ in range(5)]
+            # Both rankings give their first the same score, then their second, and so on.
+            assert answers == [[1, 6, 2, 7, 3, 8, 4, 9]] * 5
+            for size in range(1, 8):
+                found = stores.retriever(similarity_top_k=size).retrieve("fox")
+                assert numbers(found) == answers[0][:size]
+            stores.texts.client.close()
+
     def test_async_gives_the_same(self, stores: Stores) -> None:
         bundle = QueryBundle("quick fox", image_path=base64.b64encode(png(IMAGES[2])).decode())
         retriever = stores.retriever(rerank="colbert")

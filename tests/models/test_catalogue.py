@@ -32,6 +32,7 @@ from unified_embeddings import (
     make_embedder,
 )
 from unified_embeddings.models.catalogue import MODELS, spec_for, spec_from_dict
+from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 
 TEXTS = ["The quick brown fox jumps over the lazy dog", "fusion merges two rankings", "fox fox"]
 
@@ -72,6 +73,31 @@ class TestSpec:
         if spec.choice == "nomic":
             assert len(spec.revision or "") == len(spec.code_revision or "") == 40
 
+    def test_fusions_have_their_source(self) -> None:
+        """The paper's weights for BGE-M3 and checkpoints in its layout; mini-m3 was measured."""
+        assert spec_for("bge-m3").fusion == spec_for("/models/bge-m3").fusion
+        bge, mini = MODELS["bge-m3"].fusion, MODELS["mini-m3"].fusion
+        assert bge is not None
+        assert mini is not None
+        assert (bge.weights, bge.k) == ((1.0, 0.3), 60)
+        assert "paper" in bge.source
+        assert "measured on MED, CACM and XQuAD-R" in mini.source
+        assert "not measured" in DEFAULT_FUSION.source
+        for fusion in (bge, mini, DEFAULT_FUSION):
+            dense_weight, sparse_weight = fusion.weights
+            assert dense_weight > sparse_weight > 0  # equal weights are worse than dense alone
+
+    def test_a_fusion_of_ones_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "ours.toml"
+        path.write_text(
+            'like = "bge-m3"\nmodel_id = "me/ours"\n'
+            'fusion = { weights = [1, 0.4], k = 10, candidates = 50, source = "our judgements" }\n'
+        )
+        spec = spec_for(path)
+        assert spec.fusion == Fusion((1.0, 0.4), k=10, candidates=50, source="our judgements")
+        assert BGE_M3_Embedder(spec).fusion is spec.fusion
+        assert hash(spec) == hash(dataclasses.replace(spec))
+
     def test_jinas_licence_is_not_for_commerce(self) -> None:
         assert MODELS["jina-v3"].licence == "CC-BY-NC-4.0"
 
@@ -105,6 +131,14 @@ class TestSpec:
             ({"engine": ""}, "engine can be torch, sentence, onnx"),
             ({"query_prefix": None}, "query_prefix must be str"),
             ({"normalise": 1}, "normalise must be bool"),
+            ({"sparse_idf": 1}, "sparse_idf must be bool"),
+            ({"fusion": [1, 0.3]}, "fusion must be Fusion or dict or none"),
+            ({"fusion": {}}, "fusion.*needs weights"),
+            ({"fusion": {"weights": [1, 1], "depth": 3}}, "fusion.*weights, k, candidates, source"),
+            ({"fusion": {"weights": [1, -1]}}, "fusion: weights must be two numbers"),
+            ({"fusion": {"weights": [1, 1], "k": -1}}, "fusion: k must be a whole number"),
+            ({"fusion": {"weights": [1, 1], "candidates": 0}}, "fusion: candidates must be"),
+            ({"fusion": {"weights": [1, 1], "source": 3}}, "fusion: source must be a text"),
         ],
     )
     def test_invalid_fields(self, fields: dict[str, Any], message: str) -> None:
@@ -631,7 +665,7 @@ class TestLlamaIndex:
             [n.text for n in config.retriever(store, mode=mode).retrieve(TEXTS[1])]
             for mode in ("dense", "sparse")
         ]
-        for node in config.retriever(store).retrieve(TEXTS[1]):
+        for node in config.retriever(store, weights=(1, 1)).retrieve(TEXTS[1]):
             shares = [1 / (61 + texts.index(node.text)) for texts in ranks if node.text in texts]
             assert node.score == pytest.approx(sum(shares))
         sparse = config.retriever(store, mode="sparse").retrieve(TEXTS[1])

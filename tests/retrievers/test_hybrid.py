@@ -92,8 +92,10 @@ POOL = sorted({" ".join(_draw.choices(WORDS, k=1 + i % 5)) for i in range(90)})
 """Some 80 texts of one to five words, for corpora drawn from them."""
 QUERIES = sorted({" ".join(_draw.sample(WORDS, k=2 + i % 2)) for i in range(60)})
 QUERY = "brown fox orders two"
+PLAIN: dict[str, Any] = {"weights": (1, 1)}
 HYBRIDS: dict[str, dict[str, Any]] = {
-    "equal": {},
+    "auto": {},
+    "equal": PLAIN,
     "weighted": {"weights": (2.0, 1.0)},
     "dense": {"mode": "dense"},
     "sparse": {"mode": "sparse"},
@@ -324,15 +326,19 @@ class TestScoresByHand:
     @pytest.mark.parametrize(
         ("options", "top", "second"),
         [
-            ({}, 2 / 61, 1 / 62),
+            ({"weights": (1, 1)}, 2 / 61, 1 / 62),
+            ({"weights": "auto"}, (1 + 0.5) / 61, 1 / 62),
+            ({"weights": "auto", "candidates": "auto", "rrf_k": "auto"}, (1 + 0.5) / 61, 1 / 62),
+            ({}, (1 + 0.5) / 61, 1 / 62),
             ({"weights": (3, 3)}, 6 / 61, 3 / 62),
             ({"weights": (2.0, 1.0)}, 3 / 61, 2 / 62),
             ({"weights": (1.0, 2.0)}, 3 / 61, 1 / 62),
             ({"weights": (1.0, 0.0)}, 1 / 61, 1 / 62),
             ({"weights": (0.0, 1.0)}, 1 / 61, None),
-            ({"rrf_k": 0}, 2 / 1, 1 / 2),
+            ({"rrf_k": 0}, 1.5, 1 / 2),
+            ({"rrf_k": 0, "weights": (1, 1)}, 2 / 1, 1 / 2),
             ({"rrf_k": 0, "weights": (2.0, 1.0)}, 3 / 1, 2 / 2),
-            ({"rrf_k": 1}, 2 / 2, 1 / 3),
+            ({"rrf_k": 1, "weights": (1, 1)}, 2 / 2, 1 / 3),
             ({"rrf_k": 9, "weights": (0.5, 0.5)}, 1 / 10, 0.5 / 11),
         ],
     )
@@ -354,7 +360,7 @@ class TestScoresByHand:
 
     def test_one_text_tops_both_lists(self, embedder: TextEmbedder, client: QdrantClient) -> None:
         store = filled(embedder, client, ["lazy dog jumps"])
-        nodes = UnifiedHybridRetriever(store, embedder).retrieve("lazy fox")
+        nodes = UnifiedHybridRetriever(store, embedder, **PLAIN).retrieve("lazy fox")
         assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
 
     @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0)])
@@ -374,7 +380,7 @@ class TestScoresByHand:
         only_special = "?!"  # no word
         (weights,) = embedder.encode_query(only_special, dense=False).sparse or []
         assert not len(weights)
-        for options in ({}, {"weights": (1.0, 2.0)}):
+        for options in ({}, PLAIN, {"weights": (1.0, 2.0)}):
             nodes = UnifiedHybridRetriever(store, embedder, **options).retrieve(only_special)
             assert [score for _, score in shown(nodes)] == pytest.approx(
                 [1 / (61 + rank) for rank in range(len(CORPUS))], abs=1e-6
@@ -735,7 +741,8 @@ class TestCollections:
     async def test_one_made_after_the_retriever_works(
         self, embedder: TextEmbedder, client: QdrantClient, is_async: bool
     ) -> None:
-        retriever = UnifiedHybridRetriever(stock_store(embedder, "docs", client), embedder)
+        store = stock_store(embedder, "docs", client)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
         filled(embedder, client, ["quick fox"])
         nodes = await answer(retriever, "quick fox", is_async=is_async)
         assert shown(nodes) == [(node_id(0), pytest.approx(2 / 61, abs=1e-6))]
@@ -784,7 +791,7 @@ class TestCollections:
         store.add(embedded(embedder, CORPUS))
         with pytest.raises(StoreError, match=r"theirs.*does not record.*adopt='trust'"):
             UnifiedHybridRetriever(store, embedder)
-        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust")
+        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust", **PLAIN)
         expected = fused(
             dense_scores(embedder, CORPUS, QUERY),
             sparse_scores(embedder, CORPUS, QUERY),
@@ -890,7 +897,7 @@ def trusting(
     store: QdrantVectorStore, embedder: TextEmbedder, mode: Any = "hybrid"
 ) -> UnifiedHybridRetriever:
     """Return a retriever over a collection that other software made."""
-    return UnifiedHybridRetriever(store, embedder, mode=mode, adopt="trust")
+    return UnifiedHybridRetriever(store, embedder, mode=mode, adopt="trust", **PLAIN)
 
 
 def make_collection(
@@ -914,7 +921,7 @@ class TestAsyncClientOnly:
     ) -> None:
         store = stock_store(embedder, "docs", aclient=AsyncQdrantClient(":memory:"))
         await store.async_add(embedded(embedder, CORPUS))
-        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust")
+        retriever = UnifiedHybridRetriever(store, embedder, adopt="trust", **PLAIN)
         expected = fused(
             dense_scores(embedder, CORPUS, QUERY),
             sparse_scores(embedder, CORPUS, QUERY),
@@ -1082,7 +1089,8 @@ class TestFilters:
     ) -> None:
         for i, fields in enumerate(LIBRARY[:3]):
             filters = every(where("title", Op.EQ, fields["title"]))
-            nodes = UnifiedHybridRetriever(library, embedder, filters=filters).retrieve("fox")
+            retriever = UnifiedHybridRetriever(library, embedder, filters=filters, **PLAIN)
+            nodes = retriever.retrieve("fox")
             assert shown(nodes) == [(node_id(i), pytest.approx(2 / 61, abs=1e-6))]
 
     @pytest.mark.parametrize(
@@ -1159,6 +1167,7 @@ class TestInvalidOptions:
                     ("1", "2"),
                     (None, 1.0),
                     "ab",
+                    "Auto",
                     1.0,
                     None,
                 )
@@ -1309,7 +1318,7 @@ class TestQueryBundles:
             candidates=20,
         )
         assert expected != plain
-        nodes = UnifiedHybridRetriever(store, embedder).retrieve(
+        nodes = UnifiedHybridRetriever(store, embedder, **PLAIN).retrieve(
             QueryBundle(QUERY, embedding=embedding)
         )
         assert_best(nodes, expected, 10)
@@ -1337,7 +1346,8 @@ class TestQueryBundles:
             candidates=20,
         )
         bundle = QueryBundle(QUERY, custom_embedding_strs=instead)
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
+        assert_best(retriever.retrieve(bundle), expected, 10)
         only_dense = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve(bundle)
         assert_best(only_dense, dense_scores(embedder, CORPUS, mean), 10, tolerance=1e-4)
         only_sparse = UnifiedHybridRetriever(store, embedder, mode="sparse").retrieve(bundle)
@@ -1355,7 +1365,8 @@ class TestQueryBundles:
             sparse_scores(embedder, CORPUS, QUERY),
             candidates=20,
         )
-        assert_best(UnifiedHybridRetriever(store, embedder).retrieve(bundle), expected, 10)
+        retriever = UnifiedHybridRetriever(store, embedder, **PLAIN)
+        assert_best(retriever.retrieve(bundle), expected, 10)
 
     def test_reranking_scores_by_the_users_words_whatever_was_embedded_instead(
         self, store: QdrantVectorStore, embedder: TextEmbedder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Annotated
@@ -10,10 +11,10 @@ import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.catalogue import MODELS, spec_for
+from unified_embeddings.models.catalogue import MODELS, guess_spec, spec_for
+from unified_embeddings.models.fusion import DEFAULT_FUSION
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.types import HEAD_NAMES
 
 Name = Annotated[
     str | None,
@@ -70,8 +71,10 @@ def _format_fact(value: object) -> str:
     """Return a fact in words: yes and no, lists with commas, a dash for nothing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
-        value = ", ".join(value)
+    if isinstance(value, Mapping):
+        value = [f"{field} {_format_fact(part)}" for field, part in value.items()]
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
     if value is None or value == "":
         return "-"
     return str(value)
@@ -82,10 +85,13 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
     outputs = _outputs(spec)
     fields = spec.to_dict()
     del fields["heads"], fields["images"]  # both are among the outputs
+    fields["fusion"] = None
+    if {"dense", "sparse"} <= set(outputs):
+        fields["fusion"] = dataclasses.asdict(spec.fusion or DEFAULT_FUSION)
     folders, problem = _find_folders(spec)
     # A name that nothing is known of is taken for a model in BGE-M3's layout. Without its files
     # that is a guess, and nothing is claimed about its outputs.
-    is_guess = spec == ModelSpec(spec.choice, spec.choice, heads=HEAD_NAMES)
+    is_guess = spec == guess_spec(spec.choice)
     if is_guess and problem:
         outputs = []
     return {

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
+from unified_embeddings.validation import require_weights
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
@@ -30,6 +32,22 @@ def search(
     top_k: Annotated[
         int, typer.Option("--top-k", "-k", min=1, help="Number of passages to return.")
     ] = 5,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Passages of each ranking that are fused, or reranked.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="DENSE,SPARSE",
+            help="Weights of the two rankings, as in 1,0.3; 1,1 is plain RRF; auto is the "
+            "model's own.",
+        ),
+    ] = "auto",
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,6 +67,7 @@ def search(
 
     shared.require_text(query)
     conditions = parse_conditions(filters or [])
+    parsed_weights = _parse_weights(weights)
     config = shared.open_config(model, sparse_model)
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
     check_conditions(conditions, store)
@@ -56,9 +75,12 @@ def search(
         "similarity_top_k": top_k,
         "filters": to_filters(conditions),
         "rerank": "colbert" if rerank else None,
+        "weights": parsed_weights,
     }
     if mode is not None:
         options["mode"] = mode
+    if candidates is not None:
+        options["candidates"] = candidates
     nodes = config.retriever(store, **options).retrieve(query)
     if as_json:
         typer.echo(json.dumps([_to_json(node) for node in nodes], ensure_ascii=False))
@@ -84,3 +106,20 @@ def _print_passage(rank: int, node: NodeWithScore) -> None:
     source = shared.printable(node.node.metadata.get("file_path", node.node.node_id))
     shared.out.print(f"{rank}. {node.score:.4f}  {source}", markup=False, soft_wrap=True)
     shared.print_line(f"   {shared.one_line(node.node.get_content(), _PASSAGE_WIDTH)}")
+
+
+def _parse_weights(text: str) -> tuple[float, float] | Literal["auto"]:
+    """Return the weights of the dense and the sparse ranking; "auto" is the model's own.
+
+    Raises:
+        InputError: If the text is not two numbers >= 0 with a comma in between, or both are 0.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--weights {text!r} should be DENSE,SPARSE: two numbers, as in 1,0.3"
+        ) from None
+    return require_weights(numbers, of="dense and sparse")

@@ -23,10 +23,12 @@ from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.stock_arguments import (
+    MULTI_MODAL_DEFAULTS,
     RETRIEVER_ADVICE,
     RETRIEVER_DEFAULTS,
     STORE_ADVICE,
     STORE_DEFAULTS,
+    MultiModalOptions,
     PlacedStoreOptions,
     RetrieverOptions,
     refuse_unknown,
@@ -332,12 +334,12 @@ class UnifiedEmbeddingConfig:
             **options,  # type: ignore[arg-type]  # the mode is no longer None
         )
 
-    @refuse_unknown(RETRIEVER_ADVICE, RetrieverOptions, RETRIEVER_DEFAULTS)
+    @refuse_unknown(RETRIEVER_ADVICE, MultiModalOptions, MULTI_MODAL_DEFAULTS)
     def multimodal_retriever(
         self,
         vector_store: QdrantVectorStore,
         image_store: QdrantVectorStore,
-        **options: Unpack[RetrieverOptions],
+        **options: Unpack[MultiModalOptions],
     ) -> UnifiedMultiModalRetriever:
         """Make a UnifiedMultiModalRetriever over both stores; options and errors are its own."""
         from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role
 from unified_embeddings.validation import require_texts
 
@@ -127,6 +128,16 @@ class TextEmbedder(Closeable):
     def revision(self) -> str:
         """Return the commit of the models' files, or their digest, joined by "+"."""
         return "+".join(model.revision for model in self.models)
+
+    @property
+    def fusion(self) -> Fusion:
+        """Return how its dense and sparse rankings are fused, unless a caller says otherwise."""
+        return DEFAULT_FUSION
+
+    @property
+    def sparse_idf(self) -> bool:
+        """Tell whether a collection multiplies sparse scores by its tokens' IDF."""
+        return False
 
     @property
     def document_length(self) -> int:

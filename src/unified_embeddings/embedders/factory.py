@@ -65,10 +65,14 @@ def make_embedder(
         pair_options["sparse_model"] = second.to_dict()
     else:
         pair_options["sparse_model"] = os.fspath(second)
-    if not isinstance(model, ModelSpec):
-        return PairedEmbedder(dense, sparse, model_name=os.fspath(model), options=pair_options)
-    pair_options["spec"] = chosen.to_dict()
-    return PairedEmbedder(dense, sparse, model_name=chosen.choice, options=pair_options)
+    name = chosen.choice
+    if isinstance(model, ModelSpec):
+        pair_options["spec"] = chosen.to_dict()
+    else:
+        name = os.fspath(model)
+    # The fusion of a model with sparse vectors of its own says nothing about another model's.
+    fusion = None if "sparse" in chosen.heads else chosen.fusion
+    return PairedEmbedder(dense, sparse, model_name=name, options=pair_options, fusion=fusion)
 
 
 def _require_known(model: str | os.PathLike[str] | ModelSpec, options: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import Embeddings, HeadName, Options, Role
 
 
@@ -25,6 +26,7 @@ class PairedEmbedder(TextEmbedder):
         sparse: Gives the sparse vectors.
         model_name: What the pair is called; None joins the two names by "+".
         options: What it was made with, as `make_embedder` takes it.
+        fusion: How the two rankings are fused by default; None takes `DEFAULT_FUSION`.
 
     Raises:
         InputError: If the one gives no dense, or the other no sparse vectors.
@@ -46,6 +48,7 @@ class PairedEmbedder(TextEmbedder):
         *,
         model_name: str | None = None,
         options: Options | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         _require_head(dense, "dense")
         _require_head(sparse, "sparse")
@@ -54,6 +57,7 @@ class PairedEmbedder(TextEmbedder):
         self.heads = (*(head for head in dense.heads if head != "sparse"), "sparse")
         self.cache = dense.cache
         self._options = dict(options or {})
+        self._fusion = fusion or DEFAULT_FUSION
 
     @property
     def models(self) -> tuple[LocalModel, ...]:
@@ -74,6 +78,16 @@ class PairedEmbedder(TextEmbedder):
     def max_length(self) -> int:
         """Return the smaller of the two models' limits; each cuts at its own."""
         return min(self.dense.max_length, self.sparse.max_length)
+
+    @property
+    def fusion(self) -> Fusion:
+        """Return how the two rankings are fused by default."""
+        return self._fusion
+
+    @property
+    def sparse_idf(self) -> bool:
+        """Tell what holds for the model of the sparse vectors."""
+        return self.sparse.sparse_idf
 
     @property
     def document_length(self) -> int:
@@ -111,7 +125,7 @@ class PairedEmbedder(TextEmbedder):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the two embedders, which pickle their options."""
-        return _rebuild, (self.dense, self.sparse, self.model_name, self._options)
+        return _rebuild, (self.dense, self.sparse, self.model_name, self._options, self._fusion)
 
     def _encode(
         self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
@@ -152,6 +166,10 @@ def _require_head(embedder: TextEmbedder, head: HeadName) -> None:
 
 
 def _rebuild(
-    dense: TextEmbedder, sparse: TextEmbedder, model_name: str, options: Options
+    dense: TextEmbedder,
+    sparse: TextEmbedder,
+    model_name: str,
+    options: Options,
+    fusion: Fusion,
 ) -> PairedEmbedder:
-    return PairedEmbedder(dense, sparse, model_name=model_name, options=options)
+    return PairedEmbedder(dense, sparse, model_name=model_name, options=options, fusion=fusion)

@@ -26,6 +26,7 @@ from unified_embeddings.engines.base import Engine, RawHeads, Runtime
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, IntArray, Role
 from unified_embeddings.validation import require_texts, require_whole_number
@@ -123,6 +124,16 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
     def max_length(self) -> int:
         """Return the most tokens of a text: the smaller of asked for and possible."""
         return min(self._asked_length, self.checkpoint.max_length)
+
+    @property
+    def fusion(self) -> Fusion:
+        """Return how its rankings are fused by default: as its spec says."""
+        return self.spec.fusion or DEFAULT_FUSION
+
+    @property
+    def sparse_idf(self) -> bool:
+        """Tell whether a collection multiplies sparse scores by its tokens' IDF, by its spec."""
+        return self.spec.sparse_idf
 
     @property
     def document_length(self) -> int:

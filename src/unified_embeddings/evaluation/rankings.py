@@ -100,12 +100,18 @@ def ndcg(run: Run, qrels: Qrels, k: int = TOP_DOCUMENTS) -> float:
     nDCG divides it by the best possible DCG. A query counts 0 if the run lacks it, or if nothing
     is relevant to it. Grades below 0 count as 0.
     """
-    query_scores = []
+    query_scores = ndcg_by_query(run, qrels, k)
+    # fsum makes the mean independent of the order of the queries.
+    return math.fsum(query_scores.values()) / len(query_scores)
+
+
+def ndcg_by_query(run: Run, qrels: Qrels, k: int = TOP_DOCUMENTS) -> dict[str, float]:
+    """Return each judged query's nDCG@k; see `ndcg`."""
+    query_scores = {}
     for query_id, grades in qrels.items():
         ranking = sort_by_score(run.get(query_id, {}))
-        query_scores.append(_query_ndcg(ranking[:k], grades, k))
-    # fsum makes the mean independent of the order of the queries.
-    return math.fsum(query_scores) / len(query_scores)
+        query_scores[query_id] = _query_ndcg(ranking[:k], grades, k)
+    return query_scores
 
 
 def overlap(reference: Run, candidate: Run, k: int = TOP_DOCUMENTS) -> float:

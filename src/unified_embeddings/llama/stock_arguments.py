@@ -84,18 +84,30 @@ class PlacedStoreOptions(PlaceOptions, StoreOptions, total=False):
     """All options of `vector_store`."""
 
 
-class RetrieverOptions(TypedDict, total=False):
-    """Options of the retrievers; see `UnifiedHybridRetriever`, which has the defaults."""
+class CommonRetrieverOptions(TypedDict, total=False):
+    """Options that both retrievers take and mean alike."""
 
     similarity_top_k: int
-    candidates: int
-    rrf_k: int
-    weights: tuple[float, float]
+    rrf_k: int | Literal["auto"]
     mode: Literal["hybrid", "dense", "sparse"] | None
     rerank: Literal["colbert"] | None
     filters: MetadataFilters | None
     adopt: Adopt | None
     callback_manager: CallbackManager | None
+
+
+class RetrieverOptions(CommonRetrieverOptions, total=False):
+    """Options of `UnifiedHybridRetriever`, which has the defaults."""
+
+    candidates: int | Literal["auto"]
+    weights: tuple[float, float] | Literal["auto"]
+
+
+class MultiModalOptions(CommonRetrieverOptions, total=False):
+    """Options of `UnifiedMultiModalRetriever`, which has the defaults."""
+
+    candidates: int
+    weights: tuple[float, float]
 
 
 _FROM_THE_MODEL = "leave it out; the collection's vectors follow from the model"
@@ -163,11 +175,18 @@ STORE_DEFAULTS: Mapping[str, object] = {
 
 RETRIEVER_DEFAULTS: Mapping[str, object] = {
     "similarity_top_k": 10,
+    "rrf_k": "auto",
+    "candidates": "auto",
+    "weights": "auto",
+}
+"""Defaults of `retriever` that are not None, for its signature."""
+
+MULTI_MODAL_DEFAULTS: Mapping[str, object] = {
+    **RETRIEVER_DEFAULTS,
     "candidates": 20,
-    "rrf_k": 60,
     "weights": (1.0, 1.0),
 }
-"""Defaults of the retrievers that are not None, for the signatures of the config's methods."""
+"""Defaults of `multimodal_retriever` that are not None, for its signature."""
 
 
 def check_names(given: Iterable[str], known: Iterable[str], advice: Mapping[str, str]) -> None:

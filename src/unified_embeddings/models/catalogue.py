@@ -16,6 +16,7 @@ from pathlib import Path
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.exported import read_exported_spec
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.models.spec import EngineName, ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
@@ -29,6 +30,20 @@ MINI_M3 = "mini-m3"
 
 CLIP = "openai/clip-vit-base-patch32"
 """The default image model."""
+
+_BGE_M3_FUSION = Fusion(
+    weights=(1.0, 0.3),
+    candidates=50,
+    source="BGE-M3's paper (Chen et al. 2024) weighs dense and sparse scores so; not measured here",
+)
+
+# Weights from 0.4 to 1 and k from 10 to 60 do nearly as well on these sets (ADR 20).
+_MINI_M3_FUSION = Fusion(
+    weights=(1.0, 0.6),
+    k=20,
+    candidates=50,
+    source="measured on MED, CACM and XQuAD-R English by benchmarks/retrieval.py (ADR 20)",
+)
 
 _NOT_INHERITED = ("choice", "licence", "parameters", "revision", "code_revision")
 """Fields that belong to one model only; a spec that is `like` another does not inherit them."""
@@ -110,6 +125,7 @@ _KNOWN_SPECS = (
         parameters=568_805_377,
         heads=HEAD_NAMES,
         engine="torch",
+        fusion=_BGE_M3_FUSION,
     ),
     # all-MiniLM-L6-v2 (Apache-2.0) with a fitted sparse head; see mini_m3.py.
     ModelSpec(
@@ -121,6 +137,8 @@ _KNOWN_SPECS = (
         parameters=22_861_441,
         heads=HEAD_NAMES,
         engine="torch",
+        fusion=_MINI_M3_FUSION,
+        sparse_idf=True,
     ),
     # The code is in another repository, nomic-ai/nomic-bert-2048, and has a pin of its own.
     ModelSpec(
@@ -256,7 +274,12 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     exported_spec = read_exported_spec(name)
     if exported_spec is not None:
         return exported_spec
-    return ModelSpec(name, name, heads=HEAD_NAMES)
+    return guess_spec(name)
+
+
+def guess_spec(name: str) -> ModelSpec:
+    """Return the spec of a name that nothing is known of: a checkpoint in BGE-M3's layout."""
+    return ModelSpec(name, name, heads=HEAD_NAMES, fusion=_BGE_M3_FUSION)
 
 
 def image_spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
 Pooling: TypeAlias = Literal["cls", "mean", "splade"]
@@ -40,6 +41,8 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "remote_code": (bool,),
     "revision": (str, type(None)),
     "code_revision": (str, type(None)),
+    "fusion": (Fusion, dict, type(None)),
+    "sparse_idf": (bool,),
 }
 """Field of a spec → the types that its value may have."""
 
@@ -70,6 +73,10 @@ class ModelSpec:
             a pinned commit.
         revision: Commit of the hub repository that remote code is pinned to.
         code_revision: Commit of the repository with the code, if that is a different one.
+        fusion: How its dense and sparse rankings are fused, or the values of a Fusion by name. None
+            takes `DEFAULT_FUSION`.
+        sparse_idf: Whether Qdrant multiplies each token's part of a sparse score by the token's
+            inverse document frequency in the collection (its modifier "idf").
 
     Raises:
         InputError: If a field has the wrong type, or a value that is not listed above.
@@ -106,11 +113,14 @@ class ModelSpec:
     remote_code: bool = False
     revision: str | None = None
     code_revision: str | None = None
+    fusion: Fusion | None = None
+    sparse_idf: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
         # JSON and TOML give a list, and a name twice means the same as once.
         object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
+        object.__setattr__(self, "fusion", self._read_fusion())
         self._check_adapters()
         self._check_names("pooling", (self.pooling,), get_args(Pooling))
         self._check_names("engine", (self.engine,), get_args(EngineName))
@@ -137,7 +147,11 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as plain values, fit for JSON; `from_dict` reads them."""
-        return {**dataclasses.asdict(self), "heads": list(self.heads)}
+        values: dict[str, object] = {**dataclasses.asdict(self), "heads": list(self.heads)}
+        if self.fusion is not None:
+            fusion = dataclasses.asdict(self.fusion)
+            values["fusion"] = {**fusion, "weights": list(self.fusion.weights)}
+        return values
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object], *, where: str = "the spec") -> ModelSpec:
@@ -178,6 +192,15 @@ class ModelSpec:
                 expected = " or ".join(type_names).replace("NoneType", "none")
                 raise InputError(f"{self.choice}: {name} must be {expected}, got {value!r}")
         require_heads(self.choice, self.heads)
+
+    def _read_fusion(self) -> Fusion | None:
+        # JSON and TOML give a dict.
+        if not isinstance(self.fusion, Mapping):
+            return self.fusion
+        try:
+            return Fusion.from_dict(self.fusion)
+        except InputError as error:
+            raise InputError(f"{self.choice}: fusion: {error}") from error
 
     def _check_adapters(self) -> None:
         # A spec may come from a stranger's file: it must not make us read outside the model.

@@ -1,8 +1,8 @@
 """The hybrid retriever: one forward pass, one round trip to Qdrant, two rankings fused.
 
 What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the checks of
-its options (`options`), the vectors (`embedders`), and the arithmetic of fusion (Qdrant's, or
-`fusion` for unequal weights).
+its options (`options`), the vectors (`embedders`), the order of equal scores (`ranking`), and the
+arithmetic of fusion (`fusion`).
 """
 
 from __future__ import annotations
@@ -23,22 +23,33 @@ from qdrant_client import models as qm
 from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.fusion import rrf
+from unified_embeddings.fusion import rrf, sort_by_score
 from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
+from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
 from unified_embeddings.retrievers.collection_reader import CollectionReader
 from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.options import (
+    Auto,
     Mode,
     check_callbacks,
     check_heads,
-    check_options,
+    check_mode,
     check_store,
+    choose_fusion,
+    is_auto,
+)
+from unified_embeddings.retrievers.ranking import (
+    TOLERANCE,
+    first_limit,
+    id_order,
+    next_limit,
+    order_points,
 )
 from unified_embeddings.stores.schema import check_adopt, check_collection
 from unified_embeddings.types import FloatArray, SparseVector
-from unified_embeddings.validation import require_vector
+from unified_embeddings.validation import require_vector, require_whole_number
 
 
 @dataclass(frozen=True)
@@ -63,30 +74,40 @@ class _Branch:
     Attributes:
         vector: What to search with, in Qdrant's form.
         vector_name: Which of the points' vectors to search; None for unnamed ones.
+        weight: Weight of its ranking in the fusion.
     """
 
     vector: list[float] | qm.SparseVector
     vector_name: str | None
+    weight: float
 
 
 class UnifiedHybridRetriever(BaseRetriever):
     """Retrieve by dense and sparse vectors fused with RRF, as a LlamaIndex retriever.
 
-    A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which fuses the
-    two rankings. A node's score is Σ weight / (rrf_k + rank + 1) over the rankings that contain it,
-    rank from 0. Scores thus lie between about 0.016 and 0.033, so the cutoff of a
-    SimilarityPostprocessor has to be of that size. In the modes "dense" and "sparse" the score is
-    the vectors' own similarity. After reranking it is the ColBERT score.
+    A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which returns the
+    two rankings. They are fused here: a node's score is Σ weight / (rrf_k + rank + 1) over the
+    rankings that contain it, rank from 0. Scores thus lie between about 0.005 and 0.033, so the
+    cutoff of a SimilarityPostprocessor has to be of that size. In the modes "dense" and "sparse"
+    the score is the vectors' own similarity. After reranking it is the ColBERT score.
+
+    The same question to an unchanged collection gets the same answer. Nodes with equal scores are
+    ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less
+    than 1e-6 are equal, and ordered by id. This holds for ties of up to 1,000 points in a ranking;
+    which of more come first is up to Qdrant. A larger `similarity_top_k` only appends nodes, as
+    long as it is not above `candidates`.
 
     Args:
         vector_store: A store made by `UnifiedEmbeddingConfig.vector_store`, or any other
             QdrantVectorStore that holds vectors of this embedder's model.
         embedder: Embeds the questions.
         similarity_top_k: Maximum number of nodes returned.
-        candidates: Depth of each ranking that is fused, or number of nodes that are reranked. At
-            least `similarity_top_k` are fetched.
-        rrf_k: RRF's damping, >= 0.
-        weights: Weights of the dense and the sparse ranking.
+        candidates: Depth of each ranking that is fused, and number of nodes that are reranked; at
+            least `similarity_top_k`. "auto" fuses as deep as the model's own fusion, or 20 deep if
+            you give weights, and reranks 20 nodes.
+        rrf_k: RRF's damping, >= 0. "auto" takes the model's own, or 60 if you give weights.
+        weights: Weights of the dense and the sparse ranking. "auto" takes the model's own,
+            `embedder.fusion`; (1, 1) is plain RRF.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates' texts against the question token by token.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
@@ -112,7 +133,9 @@ class UnifiedHybridRetriever(BaseRetriever):
         >>> store = build_vector_store(embedder, "docs", client=QdrantClient(":memory:"))
         >>> nodes = [TextNode(text="Foxes jump over dogs."), TextNode(text="The sea is calm.")]
         >>> ids = store.add(UnifiedTextEmbedding(embedder)(nodes))
-        >>> retriever = UnifiedHybridRetriever(store, embedder, similarity_top_k=1)
+        >>> retriever = UnifiedHybridRetriever(
+        ...     store, embedder, similarity_top_k=1, weights=(1, 1)
+        ... )
         >>> best = retriever.retrieve("Which foxes jump?")[0]
         >>> best.text, round(best.score, 4)    # first in both rankings: 2/61
         ('Foxes jump over dogs.', 0.0328)
@@ -125,23 +148,20 @@ class UnifiedHybridRetriever(BaseRetriever):
         embedder: TextEmbedder,
         *,
         similarity_top_k: int = 10,
-        candidates: int = 20,
-        rrf_k: int = 60,
-        weights: tuple[float, float] = (1.0, 1.0),
+        candidates: int | Auto = "auto",
+        rrf_k: int | Auto = "auto",
+        weights: tuple[float, float] | Auto = "auto",
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
         filters: MetadataFilters | None = None,
         adopt: Adopt | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        check_options(
-            similarity_top_k=similarity_top_k,
-            candidates=candidates,
-            rrf_k=rrf_k,
-            weights=weights,
-            mode=mode,
-            rerank=rerank,
+        self._top_k = require_whole_number("similarity_top_k", similarity_top_k)
+        self._fusion = choose_fusion(
+            embedder.fusion, candidates=candidates, rrf_k=rrf_k, weights=weights
         )
+        check_mode(mode, rerank)
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
         check_adopt(adopt)
@@ -153,11 +173,10 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
-        # NumPy's numbers are taken too, but Qdrant's models and JSON want Python's.
-        self._top_k = int(similarity_top_k)
-        self._candidates = max(int(candidates), self._top_k)
-        self._rrf_k = int(rrf_k)
-        self._weights = (float(weights[0]), float(weights[1]))
+        self._candidates = max(self._fusion.candidates, self._top_k)
+        # Reranking runs the model over each text, which costs far more than searching deeper.
+        reranked = PLAIN_CANDIDATES if is_auto(candidates) else self._fusion.candidates
+        self._reranked = max(reranked, self._top_k)
         self._filter = translate_filters(filters)
         self._reader = CollectionReader(vector_store)
         self._dense_name = vector_store.dense_vector_name
@@ -165,6 +184,11 @@ class UnifiedHybridRetriever(BaseRetriever):
         super().__init__(callback_manager=callback_manager)
         if self._reader.has_sync_client and self._reader.exists():
             self._check_collection(self._reader.look_up())
+
+    @property
+    def fusion(self) -> Fusion:
+        """Return the weights, k and depth that rankings are fused with, and their source."""
+        return self._fusion
 
     def __deepcopy__(self, memo: dict[int, object]) -> UnifiedHybridRetriever:
         """Return a copy over the same store and embedder, which can be shared but not copied."""
@@ -188,10 +212,13 @@ class UnifiedHybridRetriever(BaseRetriever):
         if not self._collection_is_checked:
             self._check_collection(self._reader.look_up())
         query = self._embed(query_bundle)
-        requests = self._build_requests(query)
-        if not requests:
-            return []
-        return self._build_answer(query, self._reader.search(requests))
+        branches = self._build_branches(query)
+        limit = first_limit(self._depth) if branches else None
+        rankings: list[list[qm.ScoredPoint]] = []
+        while limit is not None:
+            rankings = self._reader.search(self._build_requests(branches, limit))
+            limit = next_limit(rankings, self._depth, limit)
+        return self._build_answer(query, branches, rankings)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The check may resolve the model's files, and the other two steps may run the model. Each
@@ -200,11 +227,13 @@ class UnifiedHybridRetriever(BaseRetriever):
             info = await self._reader.alook_up()
             await asyncio.to_thread(self._check_collection, info)
         query = await asyncio.to_thread(self._embed, query_bundle)
-        requests = self._build_requests(query)
-        if not requests:
-            return []
-        rankings = await self._reader.asearch(requests)
-        return await asyncio.to_thread(self._build_answer, query, rankings)
+        branches = self._build_branches(query)
+        limit = first_limit(self._depth) if branches else None
+        rankings: list[list[qm.ScoredPoint]] = []
+        while limit is not None:
+            rankings = await self._reader.asearch(self._build_requests(branches, limit))
+            limit = next_limit(rankings, self._depth, limit)
+        return await asyncio.to_thread(self._build_answer, query, branches, rankings)
 
     # --- the question ---------------------------------------------------------------------------
 
@@ -267,29 +296,52 @@ class UnifiedHybridRetriever(BaseRetriever):
     # --- the round trip to Qdrant ---------------------------------------------------------------
 
     @property
-    def _qdrant_fuses(self) -> bool:
-        """Whether Qdrant fuses the rankings, rather than this class.
-
-        Qdrant's own weights divide the rank instead of multiplying the score, so it is given equal
-        weights only.
-        """
-        dense_weight, sparse_weight = self._weights
-        return self._mode == "hybrid" and dense_weight == sparse_weight
-
-    @property
     def _answer_size(self) -> int:
         """How many nodes the search has to yield: those returned, or those to rerank."""
-        return self._top_k if self._rerank is None else self._candidates
+        return self._top_k if self._rerank is None else self._reranked
 
-    def _build_requests(self, query: _QueryVectors) -> list[qm.QueryRequest]:
-        """Return the requests to send in one batch; none if there is nothing to search with.
+    @property
+    def _depth(self) -> int:
+        """How many points of each ranking are needed."""
+        if self._mode == "hybrid":
+            return max(self._candidates, self._answer_size)
+        return self._answer_size
+
+    def _build_branches(self, query: _QueryVectors) -> list[_Branch]:
+        """Return the searches that the question's vectors allow, the dense one first.
+
+        A ranking of weight 0 would add nothing, so it is not searched for.
+        """
+        dense_weight, sparse_weight = 1.0, 1.0
+        if self._mode == "hybrid":
+            dense_weight, sparse_weight = self._fusion.weights
+        branches = []
+        if query.dense is not None and dense_weight > 0:
+            branches.append(
+                _Branch(
+                    vector=query.dense.tolist(),
+                    vector_name=self._dense_name or None,
+                    weight=dense_weight,
+                )
+            )
+        # A question made of unknown or special tokens alone has no lexical weights.
+        if query.sparse is not None and len(query.sparse) > 0 and sparse_weight > 0:
+            branches.append(
+                _Branch(
+                    vector=qm.SparseVector(
+                        indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
+                    ),
+                    vector_name=self._store.sparse_vector_name,
+                    weight=sparse_weight,
+                )
+            )
+        return branches
+
+    def _build_requests(self, branches: Sequence[_Branch], limit: int) -> list[qm.QueryRequest]:
+        """Return the requests to send in one batch, one for each ranking.
 
         Each asks for payloads, which a batch leaves out otherwise.
         """
-        branches = self._build_branches(query)
-        if branches and self._qdrant_fuses:
-            return [self._build_fused_request(branches)]
-        limit = self._candidates if self._mode == "hybrid" else self._answer_size
         return [
             qm.QueryRequest(
                 query=branch.vector,
@@ -301,65 +353,38 @@ class UnifiedHybridRetriever(BaseRetriever):
             for branch in branches
         ]
 
-    def _build_fused_request(self, branches: Sequence[_Branch]) -> qm.QueryRequest:
-        prefetches = [
-            qm.Prefetch(
-                query=branch.vector,
-                using=branch.vector_name,
-                filter=self._filter,
-                limit=self._candidates,
-            )
-            for branch in branches
-        ]
-        return qm.QueryRequest(
-            prefetch=prefetches,
-            # Qdrant scores 1 / (k + rank) with rank from 0, so its k is one more than ours.
-            query=qm.RrfQuery(rrf=qm.Rrf(k=self._rrf_k + 1)),
-            limit=self._answer_size,
-            with_payload=True,
-        )
-
-    def _build_branches(self, query: _QueryVectors) -> list[_Branch]:
-        """Return the searches that the question's vectors allow, the dense one first."""
-        branches = []
-        if query.dense is not None:
-            branches.append(
-                _Branch(vector=query.dense.tolist(), vector_name=self._dense_name or None)
-            )
-        # A question made of unknown or special tokens alone has no lexical weights.
-        if query.sparse is not None and len(query.sparse) > 0:
-            weights = qm.SparseVector(
-                indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
-            )
-            branches.append(_Branch(vector=weights, vector_name=self._store.sparse_vector_name))
-        return branches
-
     # --- the answer -----------------------------------------------------------------------------
 
     def _build_answer(
-        self, query: _QueryVectors, rankings: list[list[qm.ScoredPoint]]
+        self,
+        query: _QueryVectors,
+        branches: Sequence[_Branch],
+        rankings: Sequence[Sequence[qm.ScoredPoint]],
     ) -> list[NodeWithScore]:
         """Return the nodes found, best first, reranked if that was asked for."""
-        if self._mode == "hybrid" and not self._qdrant_fuses:
-            nodes = self._fuse(rankings)
-        else:
-            (points,) = rankings
-            weight = self._weights[0] if self._qdrant_fuses else 1.0
-            nodes = self._reader.to_nodes(points, [point.score * weight for point in points])
+        ordered = [order_points(points)[: self._depth] for points in rankings]
+        best: list[tuple[qm.ScoredPoint, float]] = []
+        if self._mode == "hybrid":
+            best = self._fuse(ordered, [branch.weight for branch in branches])
+        elif ordered:
+            (best,) = ordered
+        nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
         if query.colbert is None or not nodes:
             return nodes
         return self._rerank_nodes(query.colbert, nodes)
 
-    def _fuse(self, rankings: list[list[qm.ScoredPoint]]) -> list[NodeWithScore]:
+    def _fuse(
+        self,
+        rankings: Sequence[Sequence[tuple[qm.ScoredPoint, float]]],
+        weights: Sequence[float],
+    ) -> list[tuple[qm.ScoredPoint, float]]:
+        """Return the best points of several rankings with their fused scores, best first."""
         points_by_id: dict[qm.ExtendedPointId, qm.ScoredPoint] = {}
         for ranking in rankings:
-            points_by_id.update((point.id, point) for point in ranking)
-        ids_by_rank = [[point.id for point in ranking] for ranking in rankings]
-        # The dense ranking comes first. The sparse one is missing if the question had no weights.
-        weights = self._weights[: len(rankings)]
-        best = rrf(ids_by_rank, self._rrf_k, weights)[: self._answer_size]
-        points = [points_by_id[point_id] for point_id, _ in best]
-        return self._reader.to_nodes(points, [score for _, score in best])
+            points_by_id.update((point.id, point) for point, _ in ranking)
+        ids_by_rank = [[point.id for point, _ in ranking] for ranking in rankings]
+        fused = rrf(ids_by_rank, self._fusion.k, weights, tie_key=id_order)
+        return [(points_by_id[point_id], score) for point_id, score in fused[: self._answer_size]]
 
     def _rerank_nodes(
         self, question: FloatArray, nodes: list[NodeWithScore]
@@ -375,12 +400,16 @@ class UnifiedHybridRetriever(BaseRetriever):
             texts, dense=False, sparse=False, colbert=True
         ).colbert
         assert documents is not None
-        reranked = [
-            NodeWithScore(node=candidate.node, score=heads.colbert_score(question, document))
-            for candidate, document in zip(nodes, documents, strict=True)
+        # Equal scores keep the order of the first search.
+        scored = [
+            (place, heads.colbert_score(question, document))
+            for place, document in enumerate(documents)
         ]
-        reranked.sort(key=lambda scored: scored.score or 0.0, reverse=True)
-        return reranked[: self._top_k]
+        reranked = sort_by_score(scored, lambda place: place, absolute=TOLERANCE)
+        return [
+            NodeWithScore(node=nodes[place].node, score=score)
+            for place, score in reranked[: self._top_k]
+        ]
 
     # --- the collection -------------------------------------------------------------------------
 

@@ -25,9 +25,11 @@ from unified_embeddings.embedders.clip_text import ClipTextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import rrf
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
+from unified_embeddings.models.fusion import PLAIN_CANDIDATES
 from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.options import Mode, are_weights, check_counts
+from unified_embeddings.retrievers.options import Auto, Mode, choose_fusion
+from unified_embeddings.validation import require_weights, require_whole_number
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class UnifiedMultiModalRetriever(BaseRetriever):
     image store. An image, given as `QueryBundle(query_str="", image_path=...)`, is searched for in
     the image store. The rankings are fused by rank, since their scores are not comparable: a node's
     score is the sum of weight / (rrf_k + rank + 1) over the rankings that contain it, rank from 0.
-    An image with a caption is in both stores under the same id, and can be found through either.
+    Nodes with equal scores are ordered by the better of their ranks, then by id. An image with a
+    caption is in both stores under the same id, and can be found through either.
 
     Args:
         vector_store: The texts; a store made by `UnifiedEmbeddingConfig.vector_store`.
@@ -61,8 +64,10 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         clip: Embeds questions and images for the image store.
         similarity_top_k: Maximum number of nodes returned.
         candidates: Depth of each ranking that is fused; at least `similarity_top_k`.
-        rrf_k: RRF's damping, >= 0.
-        weights: Weights of the texts and the images; 0 leaves one out.
+        rrf_k: RRF's damping, >= 0. "auto" fuses texts with images by 60, and the texts' own two
+            rankings as their model does.
+        weights: Weights of the texts and the images; 0 leaves one out. The texts' own two rankings
+            are weighted as their model does.
         mode: How texts are searched: "hybrid", "dense" or "sparse". None means "hybrid" if the
             embedder gives sparse vectors, and "dense" otherwise.
         rerank: "colbert" reranks the texts before they are fused with the images.
@@ -106,8 +111,8 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         clip: ClipEmbedder,
         *,
         similarity_top_k: int = 10,
-        candidates: int = 20,
-        rrf_k: int = 60,
+        candidates: int = PLAIN_CANDIDATES,
+        rrf_k: int | Auto = "auto",
         weights: tuple[float, float] = (1.0, 1.0),
         mode: Mode | None = None,
         rerank: Literal["colbert"] | None = None,
@@ -115,18 +120,17 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         adopt: Adopt | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if not are_weights(weights):
-            raise InputError(
-                f"weights must be two numbers >= 0, texts and images, not both 0; got {weights!r}"
-            )
+        self._text_weight, self._image_weight = require_weights(weights, of="texts and images")
+        self._top_k = require_whole_number("similarity_top_k", similarity_top_k)
+        fusion = choose_fusion(embedder.fusion, candidates=candidates, rrf_k=rrf_k, weights=weights)
+        self._rrf_k = fusion.k
         if mode is None:
             mode = "hybrid" if "sparse" in embedder.heads else "dense"
-        check_counts(similarity_top_k=similarity_top_k, candidates=candidates, rrf_k=rrf_k)
         # Each store has to yield as many nodes as are fused, not as are returned.
         make_retriever = partial(
             UnifiedHybridRetriever,
-            similarity_top_k=max(candidates, similarity_top_k),
-            candidates=candidates,
+            similarity_top_k=max(fusion.candidates, self._top_k),
+            candidates=fusion.candidates,
             rrf_k=rrf_k,
             filters=filters,
             adopt=adopt,
@@ -135,9 +139,6 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
         self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
         self._clip = clip
-        self._top_k = int(similarity_top_k)
-        self._rrf_k = int(rrf_k)
-        self._text_weight, self._image_weight = (float(weight) for weight in weights)
         super().__init__(callback_manager=callback_manager)
 
     def __deepcopy__(self, memo: dict[int, object]) -> UnifiedMultiModalRetriever:
@@ -215,7 +216,7 @@ class UnifiedMultiModalRetriever(BaseRetriever):
             nodes_by_id.update((scored.node.node_id, scored.node) for scored in ranking)
         ids_by_rank = [[scored.node.node_id for scored in ranking] for ranking in rankings]
         weights = [search.weight for search in searches]
-        best = rrf(ids_by_rank, self._rrf_k, weights)[: self._top_k]
+        best = rrf(ids_by_rank, self._rrf_k, weights, tie_key=str)[: self._top_k]
         return [NodeWithScore(node=nodes_by_id[node_id], score=score) for node_id, score in best]
 
 

@@ -6,19 +6,21 @@ metadata filters (`llama.filters`), and anything that sends a request or runs a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Literal, TypeGuard, get_args
 
-import numpy as np
 from llama_index.core.callbacks import CallbackManager
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HeadName
-from unified_embeddings.validation import is_weight, require_whole_number
+from unified_embeddings.validation import require_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
+Auto = Literal["auto"]
+"""Leaves an option to the model."""
 
 _HEADS_OF_MODE: dict[Mode, tuple[HeadName, ...]] = {
     "hybrid": ("dense", "sparse"),
@@ -32,47 +34,49 @@ _ADVICE_FOR_MISSING_HEAD: dict[HeadName, str] = {
 }
 
 
-def check_options(
-    *,
-    similarity_top_k: int,
-    candidates: int,
-    rrf_k: int,
-    weights: Sequence[float],
-    mode: str,
-    rerank: str | None,
-) -> None:
-    """Reject options of the hybrid retriever that are out of range.
+def choose_fusion(own: Fusion, *, candidates: object, rrf_k: object, weights: object) -> Fusion:
+    """Return how a retriever fuses: as its options say, or as the model's own fusion does.
+
+    A caller who gives weights gets plain RRF with them: the model's own k and depth were chosen
+    for its own weights.
+
+    Args:
+        own: The model's own.
+        candidates: Depth of each ranking, or "auto".
+        rrf_k: RRF's damping, or "auto".
+        weights: Weights of the dense and the sparse ranking; "auto" takes the model's own.
 
     Raises:
-        InputError: If one is; the message names the first.
+        InputError: If an option is out of range; the message names the first.
     """
-    check_counts(similarity_top_k=similarity_top_k, candidates=candidates, rrf_k=rrf_k)
-    if not are_weights(weights):
-        raise InputError(
-            f"weights must be two numbers >= 0, dense and sparse, not both 0; got {weights!r}"
-        )
+    fusion = own
+    if not is_auto(weights):
+        given_weights = require_weights(weights, of="dense and sparse")
+        fusion = Fusion(weights=given_weights, source="given by the caller")
+    if not is_auto(candidates):
+        depth = require_whole_number("candidates", candidates)
+        fusion = dataclasses.replace(fusion, candidates=depth)
+    if not is_auto(rrf_k):
+        k = require_whole_number("rrf_k", rrf_k, least=0)
+        fusion = dataclasses.replace(fusion, k=k)
+    return fusion
+
+
+def is_auto(value: object) -> TypeGuard[Auto]:
+    """Tell whether an option is left to the model; an array compared with a text is not."""
+    return isinstance(value, str) and value == "auto"
+
+
+def check_mode(mode: str, rerank: str | None) -> None:
+    """Reject an unknown mode or an unknown way to rerank.
+
+    Raises:
+        InputError: If one is unknown; the message names the known ones.
+    """
     if mode not in get_args(Mode):
         raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
     if rerank not in (None, "colbert"):
         raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
-
-
-def check_counts(*, similarity_top_k: int, candidates: int, rrf_k: int) -> None:
-    """Reject counts that are not whole numbers in range.
-
-    Raises:
-        InputError: If one is not; the message names the first.
-    """
-    require_whole_number("similarity_top_k", similarity_top_k, least=1)
-    require_whole_number("candidates", candidates, least=1)
-    require_whole_number("rrf_k", rrf_k, least=0)
-
-
-def are_weights(weights: object) -> TypeGuard[Sequence[float]]:
-    """Tell whether a value is two finite weights >= 0 that are not both 0; an array may be."""
-    if not isinstance(weights, Sequence | np.ndarray) or len(weights) != 2:
-        return False
-    return all(is_weight(weight) for weight in weights) and sum(weights) > 0
 
 
 def check_store(store: object) -> None:

@@ -7,6 +7,7 @@ that knows the names, the payload indexes and where the model is recorded.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,8 @@ from unified_embeddings.stores.opening import Client, is_local_mode
 
 if TYPE_CHECKING:  # copying needs this module, and embeds nothing
     from unified_embeddings.embedders.base import TextEmbedder
+
+_LOG = logging.getLogger(__name__)
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
@@ -144,13 +147,8 @@ def check_collection(
         )
     if dense is not None:
         _check_dense_vector(name, info, embedder, dense)
-    if sparse is not None and sparse not in sparse_vectors(info):
-        raise StoreError(
-            name,
-            "checking",
-            f"it has no sparse vector named {sparse!r}; search it with mode='dense', or "
-            "index the documents again into a collection made by .vector_store()",
-        )
+    if sparse is not None:
+        _check_sparse_vector(name, info, embedder, sparse)
     if model is None and adopt is None:
         raise StoreError(
             name,
@@ -177,12 +175,47 @@ def _check_dense_vector(
         )
 
 
+def _check_sparse_vector(
+    name: str, info: qm.CollectionInfo, embedder: TextEmbedder, vector_name: str
+) -> None:
+    """Refuse a collection without sparse vectors, and warn if it scores them in another way."""
+    params = sparse_vectors(info).get(vector_name)
+    if params is None:
+        raise StoreError(
+            name,
+            "checking",
+            f"it has no sparse vector named {vector_name!r}; search it with mode='dense', or "
+            "index the documents again into a collection made by .vector_store()",
+        )
+    expected = _sparse_modifier(embedder) or qm.Modifier.NONE
+    modifier = params.modifier or qm.Modifier.NONE
+    if modifier != expected:
+        _LOG.warning(
+            "Collection %r scores sparse vectors with the modifier %r, but %r is made for %r: its "
+            "sparse ranking will be worse. Index the documents again into a collection made by "
+            ".vector_store().",
+            name,
+            modifier.value,
+            embedder.model_name,
+            expected.value,
+        )
+
+
+def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
+    """Return what Qdrant does to sparse scores, as the model needs it."""
+    return qm.Modifier.IDF if embedder.sparse_idf else None
+
+
 def _create_collection(
     client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
 ) -> None:
     sparse_params = None
     if "sparse" in embedder.heads:
-        sparse_params = {SPARSE_VECTOR: qm.SparseVectorParams(index=qm.SparseIndexParams())}
+        sparse_params = {
+            SPARSE_VECTOR: qm.SparseVectorParams(
+                index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder)
+            )
+        }
     record = {
         "fingerprint": embedder.fingerprint,
         "model": _model_names(embedder),

@@ -31,6 +31,7 @@ from unified_embeddings.stores.edge.configuration import (
 )
 from unified_embeddings.stores.edge.core_types import CorePoint, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.filters import to_core_filter
+from unified_embeddings.stores.edge.fused_order import order_fused
 from unified_embeddings.stores.edge.points import (
     split_into_pieces,
     to_core_point_vectors,
@@ -867,7 +868,7 @@ class EdgeQdrantClient:
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
             points: list[CorePoint] = core_shard.query(to_core_query(request, core_shard, settings))
-            return points
+            return order_fused(request, points)
 
         return _to_query_response(self._store.read(collection_name, "querying", ask))
 
@@ -900,7 +901,10 @@ class EdgeQdrantClient:
             answers: list[list[CorePoint]] = core_shard.query_batch(
                 core.QueryBatchRequest(core_queries)
             )
-            return answers
+            return [
+                order_fused(request, points)
+                for request, points in zip(requests, answers, strict=True)
+            ]
 
         answers = self._store.read(collection_name, "querying", ask)
         return [_to_query_response(points) for points in answers]

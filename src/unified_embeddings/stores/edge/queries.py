@@ -12,6 +12,11 @@ from qdrant_client import models as qm
 from unified_embeddings.errors import InputError
 from unified_embeddings.stores.edge.core_types import CoreQuery, CoreShard
 from unified_embeddings.stores.edge.filters import to_core_filter
+from unified_embeddings.stores.edge.fused_order import (
+    DEFAULT_LIMIT,
+    count_candidates,
+    is_fusion,
+)
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.edge.translation import (
     PointId,
@@ -25,9 +30,8 @@ from unified_embeddings.stores.edge.translation import (
 )
 from unified_embeddings.stores.edge.vectors import to_core_vector
 
-_DEFAULT_LIMIT = 10
 _DEFAULT_RRF_K = 2
-"""Qdrant's defaults where a request sets none."""
+"""Qdrant's default where a request sets none."""
 
 
 def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Settings) -> CoreQuery:
@@ -42,13 +46,16 @@ def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Set
         InputError: If it does not fit the collection, or is of a type that is not supported.
     """
     with argument_errors("the query"):
-        limit = _DEFAULT_LIMIT if request.limit is None else request.limit
+        limit = DEFAULT_LIMIT if request.limit is None else request.limit
         check_limit(limit, request.offset)
         if request.shard_key is not None:
             raise unsupported("shard_key")
+        offset = request.offset or 0
+        if is_fusion(request):  # `order_fused` cuts the page
+            limit, offset = max(count_candidates(_list_prefetches(request)), 1), 0
         return core.QueryRequest(
             limit=limit,
-            offset=request.offset or 0,
+            offset=offset,
             with_payload=to_payload_selector(request.with_payload),
             with_vector=to_vector_selector(request.with_vector, settings),
             **_shared_options(request, core_shard, settings),
@@ -70,7 +77,7 @@ def check_limit(limit: int, offset: int | None = None) -> None:
 def _to_core_prefetch(
     prefetch: qm.Prefetch, core_shard: CoreShard, settings: Settings
 ) -> CoreQuery:
-    limit = _DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit
+    limit = DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit
     check_limit(limit)
     return core.Prefetch(limit=limit, **_shared_options(prefetch, core_shard, settings))
 
