@@ -4,10 +4,10 @@
     python tools/damage_store.py --mutations 5 --state killed
 
 A store with every kind of file is made: dense, sparse and multi-vectors, quantised and indexed,
-and payload indexes of each type. Each trial copies it, changes one of its files (a bit, a byte, a
-run of bytes, a block of zeros, a shorter or a longer file, none), opens the copy in a process of
-its own and asks for everything. The store was closed, or its process was killed while it had
-written more; a killed one has no checksums.
+and payload indexes of each type. Each trial changes one file of a copy (a bit, a byte, a run of
+bytes, a block of zeros, a shorter or a longer file, none), opens the copy in a process that may
+come to grief, and asks for everything. The store was closed, or its process was killed while it
+had written more; a killed one has no checksums.
 
 What can come of it:
 
@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
 import re
-import selectors
+import select
 import shutil
 import signal
 import sys
@@ -38,7 +37,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,7 +57,6 @@ Expected: TypeAlias = Callable[[str], str]
 """File → what asking its collection gives if nothing is damaged."""
 OUTCOMES = ("same", "error", "died", "BAD")
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32}")
-_FOLDERS = ("*", "shards", "segments", "payload_index")
 
 
 # --- the store ----------------------------------------------------------------------------------
@@ -195,8 +193,7 @@ def find_kinds(folder: Path) -> dict[str, list[str]]:
             continue
         path = file.relative_to(folder)
         names = [_without_names(part) for part in path.parts]
-        kind = "/".join([name for name in names if name not in _FOLDERS][-3:])
-        kinds[kind].append(str(path))
+        kinds["/".join(names[-2:])].append(str(path))
     return dict(kinds)
 
 
@@ -205,41 +202,35 @@ def _without_names(part: str) -> str:
     if _UUID.fullmatch(part):
         return "*"
     part = re.sub(r"-(dense|multi|sparse)$", "", part)
-    part = re.sub(r"[0-9a-z]{24}-\w+-(map|null|numeric|bool|text)$", r"index of \1", part)
+    part = re.sub(r"[0-9a-z]{24}-\w+-(map|null|numeric|bool|text)$", "index", part)
     return re.sub(r"^(open|closed)-\d+$", r"\1-N", part)
 
 
 def mutate(file: Path, generator: random.Random) -> str:
-    """Damage a file in one of eight ways, near its data if it is mostly holes; say how."""
+    """Damage a file, near its data if it is mostly holes; say how. Its content changes always."""
     size = file.stat().st_size
     used = max(1, file.stat().st_blocks * 512)
     position = generator.randrange(min(size, used) if generator.random() < 0.8 else size)
-    way = generator.randrange(8)
+    way = generator.choice(["bit", "bit", "byte", "bytes", "zeros", "cut", "longer", "removed"])
+    if way == "removed":
+        file.unlink()
+        return way
     with file.open("r+b") as handle:
-        handle.seek(position)
-        if way <= 1:
-            old = handle.read(1)
-            handle.seek(position)
-            handle.write(bytes([old[0] ^ (1 << generator.randrange(8))]))
-            return f"bit at {position}"
-        if way == 2:
-            handle.write(generator.randbytes(1))
-            return f"byte at {position}"
-        if way == 3:
-            handle.write(generator.randbytes(min(size - position, generator.randrange(2, 64))))
-            return f"bytes at {position}"
-        if way == 4:
-            handle.write(bytes(min(size - position, 4096)))
-            return f"zeros at {position}"
-        if way == 5:
+        if way == "cut":
             handle.truncate(position)
-            return f"truncated to {position}"
-        if way == 6:
+        elif way == "longer":
             handle.seek(0, os.SEEK_END)
             handle.write(generator.randbytes(generator.randrange(1, 64)))
-            return "bytes at the end"
-    file.unlink()
-    return "removed"
+        else:
+            handle.seek(position)
+            lengths = {"bit": 1, "byte": 1, "bytes": generator.randrange(2, 64), "zeros": 4096}
+            old = handle.read(lengths[way])
+            new = bytes(len(old)) if way == "zeros" else generator.randbytes(len(old))
+            if way == "bit" or new == old:
+                new = bytes([old[0] ^ (1 << generator.randrange(8))]) + old[1:]
+            handle.seek(position)
+            handle.write(new)
+    return f"{way} at {position}"
 
 
 def copy_store(source: Path, target: Path) -> None:
@@ -270,54 +261,72 @@ def _copy_file(source: Path, target: Path) -> None:
 # --- trials -------------------------------------------------------------------------------------
 
 
-@dataclass
-class Trial:
-    """One mutation, and the process that finds out what comes of it."""
+@dataclass(frozen=True)
+class Mutation:
+    """A file to damage, relative to the store, and how."""
 
-    kind: str
     file: str
     seed: int
+
+
+@dataclass
+class Trials:
+    """Mutations of files in a copy of the store, one after the other.
+
+    Attributes:
+        template: The intact store.
+        folder: Where the copy is made.
+        expected: What asking a file's collection gives if nothing is damaged.
+    """
+
+    template: Path
     folder: Path
-    process: int = 0
-    pipe: int = -1
-    started: float = 0.0
+    expected: Expected
 
-    def start(self, template: Path, expected: Expected) -> None:
-        """Damage a copy in a forked process, and ask it for everything."""
+    def run(self, mutations: list[Mutation]) -> Iterator[tuple[Mutation, str, str]]:
+        """Yield each mutation with its outcome and a note.
 
-        def report() -> str:
-            copy_store(template, self.folder)
-            how = mutate(self.folder / self.file, random.Random(self.seed))
-            return f"{_open_damaged(self.folder, self.file, expected(self.file))} ({how})"
+        They are made in a forked process. If it ends, a new one goes on with the next.
+        """
+        remaining = list(mutations)
+        while remaining:
+            process, pipe = fork(partial(self._report, remaining))
+            for line in _lines(pipe):
+                outcome, _, note = line.partition("\t")
+                yield remaining.pop(0), outcome, note
+            hangs = _outlives(process)
+            if remaining:
+                outcome, note = ("BAD", "it hangs") if hangs else self._ask_check()
+                yield remaining.pop(0), outcome, note
+            shutil.rmtree(self.folder, ignore_errors=True)
 
-        self.process, self.pipe = fork(report)
-        self.started = time.monotonic()
-
-    def finish(self) -> tuple[str, str]:
-        """Return the outcome and what to say about it."""
-        os.kill(self.process, signal.SIGKILL)
-        text = _read_all(self.pipe)
-        os.waitpid(self.process, 0)
-        outcome, _, note = text.partition("\t")
-        if outcome in OUTCOMES:
-            return outcome, note
-        if time.monotonic() - self.started > LONGEST:
-            return "BAD", "it hangs"
-        return self._ask_check()
+    def _report(self, mutations: list[Mutation], send: Callable[[str], None]) -> None:
+        for mutation in mutations:
+            file = self.folder / mutation.file
+            if not self.folder.exists():
+                copy_store(self.template, self.folder)
+            how = mutate(file, random.Random(mutation.seed))
+            outcome = _open_damaged(self.folder, mutation.file, self.expected(mutation.file))
+            if outcome.startswith("error") and any(self.folder.rglob("checksums.json")):
+                # Found before anything was loaded: all but this file is as it was.
+                _copy_file(self.template / mutation.file, file)
+            else:
+                shutil.rmtree(self.folder)
+            send(f"{outcome} ({how})".replace("\n", " "))
 
     def _ask_check(self) -> tuple[str, str]:
         """The process ended; tell whether a check finds the damage."""
 
-        def report() -> str:
+        def report(send: Callable[[str], None]) -> None:
             try:
                 problems = [line for line in check_store(self.folder) if line.problems]
+                send("damaged" if problems else "nothing")
             except StoreError:
-                return "error"
-            return "damaged" if problems else "nothing"
+                send("error")
 
         process, pipe = fork(report)
-        answer = _read_all(pipe)
-        os.waitpid(process, 0)
+        answer = "".join(_lines(pipe))
+        _outlives(process)
         if answer in ("error", "damaged"):
             return "died", ""
         return "BAD", f"the process ended, and check says {answer or 'nothing, it ended as well'}"
@@ -333,16 +342,16 @@ def _open_damaged(folder: Path, file: str, expected: str) -> str:
     return "same\t" if answers == expected else "BAD\tother answers"
 
 
-def fork(function: Callable[[], str]) -> tuple[int, int]:
-    """Run a function in a forked process; return its id and the pipe that its result comes by."""
+def fork(function: Callable[[Callable[[str], None]], None]) -> tuple[int, int]:
+    """Run a function in a forked process; return its id and the pipe of the lines that it sends."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         try:
             os.close(reading)
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 2)  # Rust reports its panics there
-            os.write(writing, function().encode(errors="replace"))
+            os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # Rust reports its panics there
+            with os.fdopen(writing, "w", buffering=1) as lines:
+                function(lambda line: print(line, file=lines))
         except BaseException:
             print(traceback.format_exc(), flush=True)
         finally:
@@ -351,31 +360,38 @@ def fork(function: Callable[[], str]) -> tuple[int, int]:
     return process, reading
 
 
-def _read_all(pipe: int) -> str:
-    with os.fdopen(pipe, "rb") as reading:
-        return reading.read().decode()
+def _lines(pipe: int) -> Iterator[str]:
+    """Yield the lines from a pipe until it is closed, or none comes for too long."""
+    buffer = b""
+    with os.fdopen(pipe, "rb", buffering=0) as reading:
+        while select.select([reading], [], [], LONGEST)[0]:
+            received = reading.read(2**16)
+            if not received:
+                return
+            *lines, buffer = (buffer + received).split(b"\n")
+            yield from (line.decode() for line in lines)
 
 
-def run_trials(
-    trials: Iterator[Trial], template: Path, expected: Expected, jobs: int
-) -> Iterator[tuple[Trial, str, str]]:
-    """Run the trials, some at a time; yield each with its outcome and a note."""
-    selector = selectors.DefaultSelector()
-    while True:
-        while len(selector.get_map()) < jobs and (trial := next(trials, None)) is not None:
-            expected(trial.file)  # asked before forking, so that it is remembered
-            trial.start(template, expected)
-            selector.register(trial.pipe, selectors.EVENT_READ, trial)
-        if not selector.get_map():
-            return
-        ready = [key.data for key, _ in selector.select(timeout=1)]
-        for key in list(selector.get_map().values()):
-            trial = key.data
-            if trial in ready or time.monotonic() - trial.started > LONGEST:
-                selector.unregister(trial.pipe)
-                outcome, note = trial.finish()
-                shutil.rmtree(trial.folder, ignore_errors=True)
-                yield trial, outcome, note
+def _outlives(process: int) -> bool:
+    """Tell whether a process had to be killed now; it has ended afterwards."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(process, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+                continue
+        return False
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def ask(function: Callable[[], str]) -> str:
+    """Return a function's result from a forked process."""
+    process, pipe = fork(lambda send: send(function()))
+    answer = "".join(_lines(pipe))
+    _outlives(process)
+    return answer
 
 
 def main() -> None:
@@ -395,46 +411,53 @@ def main() -> None:
 
 
 def _run(folder: Path, arguments: argparse.Namespace) -> int:
+    """Make the store, run the trials in several processes, print what came of them."""
     made, template = folder / "made", folder / "template"
-    process, pipe = fork(lambda: make_store(made, arguments.state))
-    _read_all(pipe)
-    os.waitpid(process, 0)
+    ask(lambda: make_store(made, arguments.state))
     # In memory (tmpfs) the core's files have no holes until they are copied with them.
     shutil.copytree(made, template, copy_function=copy_with_holes)
-
-    @cache
-    def expected_of_shard(shard: str) -> str:
-        intact = folder / f"intact-{shard}"
-        copy_store(template, intact)
-        process, pipe = fork(lambda: ask_everything(intact, f"shards/{shard}/" if shard else ""))
-        answers = _read_all(pipe)
-        os.waitpid(process, 0)
-        assert answers, "the intact store cannot be read"
-        return answers
-
-    def expected(file: str) -> str:
-        return expected_of_shard(file.split("/")[1] if file.startswith("shards/") else "")
-
+    expected = _remembered_answers(template, folder)
     kinds = {kind: files for kind, files in find_kinds(template).items() if arguments.only in kind}
+    for files in kinds.values():
+        for file in files:
+            expected(file)  # asked before forking, so that it is remembered
 
-    serial = itertools.count()
-
-    def trials() -> Iterator[Trial]:
-        for kind, files in kinds.items():
-            for number in range(arguments.mutations):
-                seed = 10**6 * arguments.seed + number
-                file = files[number % len(files)]
-                yield Trial(kind, file, seed, folder / f"trial-{next(serial)}")
+    def work(job: int, send: Callable[[str], None]) -> None:
+        trials = Trials(template, folder / f"copy-{job}", expected)
+        for kind, files in list(kinds.items())[job :: arguments.jobs]:
+            mutations = [
+                Mutation(files[number % len(files)], seed=10**6 * arguments.seed + number)
+                for number in range(arguments.mutations)
+            ]
+            for mutation, outcome, note in trials.run(mutations):
+                send(json.dumps([kind, mutation.file, mutation.seed, outcome, note]))
 
     table: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     notes: list[str] = []
-    for trial, outcome, note in run_trials(trials(), template, expected, arguments.jobs):
-        table[trial.kind][outcome] += 1
-        if outcome == "BAD":
-            notes.append(f"{trial.file} (seed {trial.seed}): {note}")
+    workers = [fork(partial(work, job)) for job in range(arguments.jobs)]
+    for process, pipe in workers:
+        with os.fdopen(pipe, "r") as lines:
+            for line in lines:
+                kind, file, seed, outcome, note = json.loads(line)
+                table[kind][outcome] += 1
+                if outcome == "BAD":
+                    notes.append(f"{file} (seed {seed}): {note}")
+        os.waitpid(process, 0)
     _print_table(table)
     print(*notes[:40], sep="\n")
     return len(notes)
+
+
+def _remembered_answers(template: Path, folder: Path) -> Expected:
+    @cache
+    def answers_of_shard(shard: str) -> str:
+        intact = folder / f"intact-{shard}"
+        copy_store(template, intact)
+        answers = ask(lambda: ask_everything(intact, f"shards/{shard}/" if shard else ""))
+        assert answers, "the intact store cannot be read"
+        return answers
+
+    return lambda file: answers_of_shard(file.split("/")[1] if file.startswith("shards/") else "")
 
 
 def _print_table(table: dict[str, Counter[str]]) -> None:

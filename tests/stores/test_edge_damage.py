@@ -188,6 +188,25 @@ def test_without_its_checksums_a_collection_is_read_whole_and_gets_new_ones(
     assert seals.read_seal(shard_folder(folder)) is not None
 
 
+def test_a_damaged_collection_can_be_deleted(folder: Path) -> None:
+    flip(next(folder.rglob("segment.json")), 0)
+    with EdgeQdrantClient(folder) as client:
+        client.delete_collection("docs")
+        make(client, count=1)
+        assert client.count("docs").count == 1
+    assert len(list((folder / "shards").iterdir())) == 1
+
+
+def test_without_its_checksums_a_damaged_collection_is_opened_if_it_can_be_read(
+    folder: Path,
+) -> None:
+    flip(next(folder.rglob("matrix.dat")), 100)
+    with pytest.raises(StoreError, match=str(shard_folder(folder))):
+        answers(folder)
+    (shard_folder(folder) / seals.SEAL).unlink()
+    assert len(answers(folder)) == 201
+
+
 def test_checksums_that_were_changed_count_as_missing(folder: Path) -> None:
     file = shard_folder(folder) / seals.SEAL
     content = json.loads(file.read_text())
