@@ -429,19 +429,23 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
                 Mutation(files[number % len(files)], seed=10**6 * arguments.seed + number)
                 for number in range(arguments.mutations)
             ]
+            counts: Counter[str] = Counter()
+            bad = []
             for mutation, outcome, note in trials.run(mutations):
-                send(json.dumps([kind, mutation.file, mutation.seed, outcome, note]))
+                counts[outcome] += 1
+                if outcome == "BAD":
+                    bad.append(f"{mutation.file} (seed {mutation.seed}): {note}")
+            send(json.dumps([kind, counts, bad]))
 
-    table: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    table: dict[str, Counter[str]] = {}
     notes: list[str] = []
     workers = [fork(partial(work, job)) for job in range(arguments.jobs)]
     for process, pipe in workers:
         with os.fdopen(pipe, "r") as lines:
             for line in lines:
-                kind, file, seed, outcome, note = json.loads(line)
-                table[kind][outcome] += 1
-                if outcome == "BAD":
-                    notes.append(f"{file} (seed {seed}): {note}")
+                kind, counts, bad = json.loads(line)
+                table[kind] = Counter(counts)
+                notes += bad
         os.waitpid(process, 0)
     _print_table(table)
     print(*notes[:40], sep="\n")
