@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -255,6 +256,7 @@ def test_plain_dicts_are_taken_for_models(client: EdgeQdrantClient) -> None:
 DICTS: dict[str, Callable[[Any], Any]] = {
     "a misspelt key": lambda c: c.count("docs", {"musst": []}),
     "a misspelt condition": lambda c: c.delete("docs", {"must": [{"ky": "a", "match": {}}]}),
+    "a selector of nothing": lambda c: c.delete("docs", {}),
     "an unknown selector": lambda c: c.delete("docs", {"ids": [1]}),
     "a vector's settings": lambda c: c.create_collection("x", {"d": {"size": "two"}}),
     "a point": lambda c: c.upsert("docs", [{"identity": 1}]),
@@ -517,6 +519,15 @@ def test_the_callers_error_is_an_input_error(client: EdgeQdrantClient, name: str
     with pytest.raises(InputError):
         CALLERS_FAULTS[name](client)
     assert everything(client) == before
+
+
+def test_numpys_integers_are_ids(client: EdgeQdrantClient) -> None:
+    ids: Any = np.array([5, 6])
+    assert [record.id for record in client.retrieve("docs", ids)] == [5, 6]
+    client.delete("docs", list(ids))
+    assert [number for number, *_ in everything(client)] == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="id"):
+        client.retrieve("docs", [np.int64(-1)])
 
 
 def test_hasattr_is_false_for_what_only_a_server_has(client: EdgeQdrantClient) -> None:

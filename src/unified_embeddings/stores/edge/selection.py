@@ -39,6 +39,8 @@ def parse_selector(selector: Selector) -> tuple[list[PointId] | None, CoreFilter
     Raises:
         InputError: If it names no id, or is not a selector.
     """
+    if selector == {}:
+        raise InputError("{} selects no points; Filter() selects all of them")
     selector = coerce_dict(
         qm.FilterSelector | qm.PointIdsList | qm.Filter, selector, "the selection of points"
     )

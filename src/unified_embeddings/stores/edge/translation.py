@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import qdrant_edge as core
 from pydantic import BaseModel
 from qdrant_client import models as qm
@@ -126,8 +127,10 @@ def to_core_id(value: object) -> PointId:
     Raises:
         InputError: If it is neither an unsigned 64-bit integer nor a UUID.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_ID:
-        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        number = int(value)
+        if 0 <= number <= _LARGEST_ID:
+            return number
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, str):
