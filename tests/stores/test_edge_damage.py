@@ -317,6 +317,44 @@ def test_a_killed_store_that_lacks_a_file_ends_no_process(killed: Path, part: st
         assert report.problems
 
 
+@pytest.mark.parametrize("name", ["id_tracker.mappings", "matrix.dat", "inverted_index.dat"])
+def test_a_changed_index_is_told_after_a_kill_too(killed: Path, name: str) -> None:
+    """What `optimize` has written is never written to, so that its checksums still hold."""
+    (file,) = killed.rglob(name)
+    flip(file, 100)
+    with pytest.raises(StoreError, match=name):
+        answers(killed)
+    (report,) = check_store(killed)
+    assert f"{name} has another content" in report.problems[0]
+    if name == "matrix.dat":  # the others cannot be read
+        for seal in shard_folder(killed).glob("checksums*.json"):
+            seal.unlink()
+        assert len(answers(killed)) == 202
+
+
+def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
+    process = os.fork()
+    if process == 0:
+        client = EdgeQdrantClient(folder)
+        client.upsert("docs", [point(number) for number in range(50, 90)])
+        client.delete("docs", list(range(10)))
+        client.set_payload("docs", {"new": 1}, qm.Filter())
+        client.update_vectors("docs", [qm.PointVectors(id=20, vector={"d": [0.5] * 16})])
+        client.delete_vectors("docs", ["s"], [21])
+        client.create_payload_index("docs", "text", "text")
+        client.delete_vector_name("docs", "s")
+        config = qm.SparseVectorNameConfig(sparse=qm.SparseVectorConfig())
+        client.create_vector_name("docs", "s", config)
+        client.delete_vector_name("docs", "d")
+        dense = qm.DenseVectorConfig(size=16, distance=qm.Distance.DOT)
+        client.create_vector_name("docs", "d", qm.DenseVectorNameConfig(dense=dense))
+        client.upsert("docs", [point(number) for number in range(100, 120)])
+        os.kill(os.getpid(), 9)
+    os.waitpid(process, 0)
+    assert len(answers(folder)) == 191
+    assert len(answers(folder)) == 191
+
+
 def test_a_process_that_never_ends_is_ended(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_READ_SECONDS", 0.0)
     monkeypatch.setattr(shards, "_READ_BYTES_PER_SECOND", 10**12)

@@ -19,6 +19,7 @@ from unified_embeddings.stores.edge.seal import (
     Seal,
     break_seal,
     find_damage,
+    find_damage_after_crash,
     read_seal,
     write_seal,
 )
@@ -76,7 +77,9 @@ def _check_collection(name: str, entry: Entry, catalog: Catalog) -> CollectionRe
     seal = read_seal(folder)
     problems: list[str] = []
     try:
-        if seal is not None:
+        if seal is None:
+            problems += find_damage_after_crash(folder, read_all=True)
+        else:
             problems += find_damage(folder, seal, read_all=True)
         points = _read_points(folder, seal, problems)
     except OSError as error:

@@ -1,13 +1,15 @@
 """Checksums of a shard's files: written when it is closed, verified before it is next opened.
 
-    shards/<id>/checksums.json   the seal: each file's size and checksum, and how many points
+    shards/<id>/checksums.json          the seal: each file's size and checksum, and how many points
+    shards/<id>/checksums-before.json   the last seal, of a shard that was opened since
 
 What lives here: the seal. What does not: what is done about a file that is not as it was (`shard`).
 
 Qdrant's core checks little of what it reads. A damaged file can end the process, keep it busy for
 ever, or change vectors and ids without a word. So the files are compared with their seal first. A
 shard that is open has no seal, since the core writes to mapped files at any time. After a crash
-there is nothing to compare with; `probe` then opens the shard in another process first.
+there is only the last seal, for the files of indexed segments, which are never written to; for the
+others, `probe` opens the shard in another process first.
 
 Reading gigabytes takes time. A file whose times and place on disk are those in the seal was not
 written since, and only `unified-embeddings check` reads it again: a disk that forgets a bit changes
@@ -16,6 +18,7 @@ no times.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -30,6 +33,7 @@ from typing import Any
 from unified_embeddings.system.files import replace_file, sync_file, sync_folder, sync_tree
 
 SEAL = "checksums.json"
+_LAST_SEAL = "checksums-before.json"
 _FORMAT = 1
 _BLOCK = 128 * 2**10
 _ZEROS = bytes(_BLOCK)
@@ -40,6 +44,11 @@ _LARGE_PARTS = (
     "values_to_points",
 )  # fmt: skip
 """How the names of files begin that hold the points. Opening and reading do not change them."""
+_FIXED_FILES = (
+    "id_tracker.mappings", "matrix.dat", "quantized.data", "quantized.offsets.data", "graph.bin",
+    "links_compressed.bin", "inverted_index.dat",
+)  # fmt: skip
+"""Files of an indexed segment that are never written to: changed points go to another segment."""
 
 
 @dataclass(frozen=True)
@@ -108,28 +117,29 @@ def write_seal(folder: Path, points: int, *, unchanged: Seal | None = None) -> S
         records[name] = record
     seal = Seal(points=points, files=records)
     replace_file(folder / SEAL, _to_json(seal).encode())
+    forget_last_seal(folder)
     return seal
 
 
 def read_seal(folder: Path) -> Seal | None:
     """Return a shard's seal; None if it has none, or one that is damaged itself."""
-    try:
-        content = json.loads((folder / SEAL).read_text("utf-8"))
-        if content["format"] != _FORMAT or content["checksum"] != _digest(content):
-            return None
-        return _from_content(content)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
+    return _read(folder / SEAL)
 
 
 def break_seal(folder: Path) -> None:
-    """Remove a shard's seal, durably, before its files change.
+    """Take a shard's seal off, durably, before its files change.
 
     Raises:
-        OSError: If it cannot be removed.
+        OSError: If it cannot be taken off.
     """
-    (folder / SEAL).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / SEAL).replace(folder / _LAST_SEAL)
     sync_folder(folder)
+
+
+def forget_last_seal(folder: Path) -> None:
+    """Remove what is left of a seal that was taken off, since files change that never do."""
+    (folder / _LAST_SEAL).unlink(missing_ok=True)
 
 
 def find_damage(folder: Path, seal: Seal, *, read_all: bool = False) -> list[str]:
@@ -149,22 +159,47 @@ def find_damage(folder: Path, seal: Seal, *, read_all: bool = False) -> list[str
         if name not in existing:
             problems.append(f"{name} is missing")
             continue
-        stat = (folder / name).stat()
-        if stat.st_size != record.size:
-            problems.append(f"{name} has {stat.st_size} bytes instead of {record.size}")
-            continue
-        was_left_alone = record.state is not None and record.state == _state(stat)
-        if was_left_alone and not read_all:
-            continue
-        try:
-            checksum = _checksum(folder / name)
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror or error}")
-            continue
-        if checksum != record.checksum:
-            problems.append(f"{name} has another content")
+        problems += _compare(folder, name, record, read_all=read_all)
     problems += [f"{name} is new" for name in sorted(existing - set(seal.files))]
     return problems
+
+
+def find_damage_after_crash(folder: Path, *, read_all: bool = False) -> list[str]:
+    """Return which files of indexed segments are not as in the last seal; see `find_damage`."""
+    seal = _read(folder / _LAST_SEAL)
+    problems: list[str] = []
+    if seal is None:
+        return problems
+    for name, record in sorted(seal.files.items()):
+        file = folder / name
+        if file.name in _FIXED_FILES and file.exists():
+            problems += _compare(folder, name, record, read_all=read_all)
+    return problems
+
+
+def _read(file: Path) -> Seal | None:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if content["format"] != _FORMAT or content["checksum"] != _digest(content):
+            return None
+        return _from_content(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _compare(folder: Path, name: str, record: FileRecord, *, read_all: bool) -> list[str]:
+    """Return what is wrong with a file; it is read unless it was not written to since."""
+    stat = (folder / name).stat()
+    if stat.st_size != record.size:
+        return [f"{name} has {stat.st_size} bytes instead of {record.size}"]
+    was_left_alone = record.state is not None and record.state == _state(stat)
+    if was_left_alone and not read_all:
+        return []
+    try:
+        checksum = _checksum(folder / name)
+    except OSError as error:
+        return [f"{name} cannot be read: {error.strerror or error}"]
+    return [] if checksum == record.checksum else [f"{name} has another content"]
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -173,7 +208,7 @@ def _file_names(folder: Path) -> list[str]:
     for file in folder.rglob("*"):
         path = file.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in path.parts)
-        if file.is_file() and not is_hidden and path.name != SEAL:
+        if file.is_file() and not is_hidden and path.name not in (SEAL, _LAST_SEAL):
             names.append(path.as_posix())
     return names
 

@@ -39,7 +39,7 @@ def parse_selector(selector: Selector) -> tuple[list[PointId] | None, CoreFilter
     Raises:
         InputError: If it names no id, or is not a selector.
     """
-    if selector == {}:
+    if isinstance(selector, dict) and not selector:
         raise InputError("{} selects no points; Filter() selects all of them")
     selector = coerce_dict(
         qm.FilterSelector | qm.PointIdsList | qm.Filter, selector, "the selection of points"

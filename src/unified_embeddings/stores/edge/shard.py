@@ -32,6 +32,8 @@ from unified_embeddings.stores.edge.seal import (
     Seal,
     break_seal,
     find_damage,
+    find_damage_after_crash,
+    forget_last_seal,
     read_seal,
     write_seal,
 )
@@ -175,6 +177,7 @@ class Shard:
         """
         with self.writing:
             self.flush()
+            forget_last_seal(self.folder)
             self.write(operation, update)
             self.flush()
 
@@ -324,16 +327,18 @@ class Shard:
         """
         self._seal = read_seal(self.folder)
         if self._seal is None:
+            damage = find_damage_after_crash(self.folder)
+        else:
+            damage = find_damage(self.folder, self._seal)
+        if damage:
+            more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+            raise self._damage_error(f"since it was closed, {damage[0]}{more}")
+        if self._seal is None:
             _LOG.info("Collection %r was not closed; reading all of it.", self.collection)
             try:
                 read_in_child(self.folder)
             except ChildFailedError as error:
                 raise self._damage_error(str(error)) from error
-            return
-        damage = find_damage(self.folder, self._seal)
-        if damage:
-            more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
-            raise self._damage_error(f"since it was closed, {damage[0]}{more}")
         break_seal(self.folder)
 
     def _damage_error(self, problem: str) -> StoreError:
