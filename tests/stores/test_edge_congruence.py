@@ -594,7 +594,7 @@ def random_settings(generator: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(4), pytest.param(range(4, 300), marks=pytest.mark.endurance)]
+    "seeds", [range(2), pytest.param(range(2, 300), marks=pytest.mark.endurance)]
 )
 def test_settings_that_are_taken_can_be_optimized_and_opened_again(
     tmp_path: Path, seeds: range

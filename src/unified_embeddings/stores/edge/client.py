@@ -8,11 +8,12 @@ returns qdrant-client's models, so that a program moves to a server by putting
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -939,14 +940,16 @@ class EdgeQdrantClient:
         """
         check_timeout(timeout)
 
+        parsed_requests = []
+        for index, given in enumerate(to_list(requests, "requests")):
+            with _errors_at(index):
+                parsed_requests.append(coerce(qm.QueryRequest, given, "the request"))
+
         def ask(settings: Settings, core_shard: CoreShard) -> list[list[CorePoint]]:
             core_queries = []
-            for index, given in enumerate(to_list(requests, "requests")):
-                try:
-                    request = coerce(qm.QueryRequest, given, "the request")
+            for index, request in enumerate(parsed_requests):
+                with _errors_at(index):
                     core_queries.append(to_core_query(request, core_shard, settings))
-                except InputError as error:
-                    raise InputError(error.problem, index=index) from error
             if not core_queries:
                 return []
             answers: list[list[CorePoint]] = core_shard.query_batch(
@@ -1004,6 +1007,15 @@ class EdgeQdrantClient:
 
 
 # --- arguments ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _errors_at(index: int) -> Iterator[None]:
+    """Give an InputError the position of what it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.problem, index=index) from error
 
 
 def _refuse_server_options(method: str, **options: object) -> None:
