@@ -485,7 +485,8 @@ def test_a_store_of_newer_software_is_left_alone(folder: Path, changed: str) -> 
         EdgeQdrantClient(folder)
     assert catalog.read_text() == newer
     assert len(list((folder / "shards").iterdir())) == 1
-    content[changed] = {"format": 1, "core": "0.9.7"}[changed]
+    content[changed] = {"format": 2, "core": "0.9.7"}[changed]
+    content["checksum"] = catalogs._checksum(content)
     catalog.write_text(json.dumps(content))
     with EdgeQdrantClient(folder) as client:
         assert client.collection_exists("docs")
@@ -725,16 +726,14 @@ def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> 
         r"create_snapshot\(\)": lambda: client.create_snapshot("docs"),
         r"facet\(\)": lambda: client.facet("docs", "number"),
         r"query_points_groups\(\)": lambda: client.query_points_groups("docs", "number"),
-        "timeout": lambda: client.count("docs", timeout=3),
         "shard_key_selector": lambda: client.upsert("docs", [point(1)], shard_key_selector="a"),
         "lookup_from": lambda: client.query_points(
             "docs", query=vector(1), using="d", lookup_from=qm.LookupLocation(collection="x")
         ),
         "shard_number=2": lambda: make(client, "other", shard_number=2),
         "replication_factor=3": lambda: make(client, "other", replication_factor=3),
-        "wal_config": lambda: make(client, "other", wal_config=qm.WalConfigDiff()),
-        "memmap_threshold": lambda: make(
-            client, "other", optimizers_config=qm.OptimizersConfigDiff(memmap_threshold=1)
+        "strict_mode_config": lambda: make(
+            client, "other", strict_mode_config=qm.StrictModeConfig(enabled=True)
         ),
         "hnsw_config": lambda: client.update_collection("docs", hnsw_config=qm.HnswConfigDiff(m=4)),
         "SampleQuery": lambda: client.query_points(
@@ -759,8 +758,13 @@ def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> 
 
 def test_every_method_of_qdrant_client_exists_or_is_refused(client: EdgeQdrantClient) -> None:
     for name in dir(QdrantClient):
-        if not name.startswith("_") and callable(getattr(QdrantClient, name)):
+        if name.startswith("_") or not callable(getattr(QdrantClient, name)):
+            continue
+        if hasattr(client, name):
             assert callable(getattr(client, name)), name
+        else:
+            with pytest.raises(InputError, match=rf"^{name}\(\) is not supported"):
+                getattr(client, name)
 
 
 def test_its_signatures_are_qdrant_clients() -> None:
@@ -1300,13 +1304,13 @@ BAD_CALLS: dict[str, Any] = {
     "order_by path": lambda c: c.scroll("docs", order_by="a["),
     "keys that are a text": lambda c: c.delete_payload("docs", "number", [1]),
     "vectors that are a text": lambda c: c.delete_vectors("docs", "d", [1]),
-    "dict for search_params": lambda c: c.query_points(
-        "docs", query=vector(1), using="d", search_params={}
+    "list for search_params": lambda c: c.query_points(
+        "docs", query=vector(1), using="d", search_params=[]
     ),
-    "dict for prefetch": lambda c: c.query_points(
-        "docs", query=qm.RrfQuery(rrf=qm.Rrf()), prefetch=[{}]
+    "text for prefetch": lambda c: c.query_points(
+        "docs", query=qm.RrfQuery(rrf=qm.Rrf()), prefetch=["d"]
     ),
-    "request that is a dict": lambda c: c.query_batch_points("docs", [{}]),
+    "request that is a text": lambda c: c.query_batch_points("docs", ["d"]),
     "vectors of nothing": lambda c: c.update_vectors("docs", [1]),
     "weights that are NaN": lambda c: c.query_points(
         "docs",

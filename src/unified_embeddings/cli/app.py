@@ -14,6 +14,7 @@ import typer
 
 from unified_embeddings._version import __version__
 from unified_embeddings.cli import (
+    check,
     copying,
     demo,
     doctor,
@@ -39,6 +40,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("copy")(copying.copy)
 app.command("optimize")(optimize.optimize)
+app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)

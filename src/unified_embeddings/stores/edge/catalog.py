@@ -11,11 +11,16 @@ The catalogue is replaced atomically (`system.files`), so a change to it happene
 Creating, swapping and deleting a collection and switching aliases are each one such replacement. A
 folder under `shards/` that the catalogue does not name is left over from an interrupted operation
 and is removed when the store is opened.
+
+The catalogue carries a checksum of itself: one changed letter in a setting would otherwise change
+what every later search means. What it names is confined to the store, since deleting a collection
+deletes the folder that it names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -30,6 +35,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from unified_embeddings.errors import StoreError
+from unified_embeddings.stores.edge.naming import check_vectors
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.system.files import (
     FileLock,
@@ -41,8 +47,10 @@ from unified_embeddings.system.files import (
 )
 from unified_embeddings.system.signals import uninterrupted
 
-_FORMAT = 1
-"""Version of the catalogue's layout, written into it."""
+_FORMAT = 2
+"""Version of the catalogue's layout, written into it. Version 1 had no checksum."""
+_FIRST_WITH_CHECKSUM = 2
+_CHECKSUM = "checksum"
 _CATALOG = "catalog.json"
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}")
@@ -50,7 +58,7 @@ _CORE = "qdrant-edge-py"
 """Package whose files the shards are."""
 _CLIENT = "qdrant-client"
 """Package whose models serialise the settings."""
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading a damaged catalogue can raise. pydantic's ValidationError is a ValueError."""
 _LOG = logging.getLogger(__name__)
 
@@ -208,6 +216,7 @@ class Catalog:
         try:
             content = json.loads(file.read_text("utf-8"))
             self._require_known_version(content)
+            _require_checksum(content)
             self.state = _to_state(content)
         except _UNREADABLE as error:
             if isinstance(error, ValidationError):
@@ -216,11 +225,19 @@ class Catalog:
                 f"its {_CATALOG} cannot be read ({type(error).__name__}: {error}). The points "
                 f"under {_SHARDS}/ are left alone; restore {_CATALOG} from a backup"
             ) from error
-        if (content["core"], content.get("client")) != (version(_CORE), version(_CLIENT)):
+        written_by = (content["format"], content["core"], content.get("client"))
+        if written_by != (_FORMAT, version(_CORE), version(_CLIENT)):
             self.save(self.state)  # From now on these versions may have written to the store.
 
     def _require_known_version(self, content: Any) -> None:
-        """Refuse a store that a newer version has written, which may have changed its files."""
+        """Refuse a store that a newer version has written, which may have changed its files.
+
+        Raises:
+            StoreError: If a newer version has written it.
+            TypeError: If the catalogue's versions are not versions.
+        """
+        if not isinstance(content["format"], int) or not isinstance(content["core"], str):
+            raise TypeError("its versions must be a number and a string")
         if content["format"] > _FORMAT or _is_newer(content["core"], version(_CORE)):
             raise self._error(
                 f"it was written with format {content['format']} and {_CORE} {content['core']}; "
@@ -229,7 +246,7 @@ class Catalog:
 
     def _require_known_client(self, content: Any, error: ValidationError) -> None:
         """Blame settings that are not understood on a newer qdrant-client, if one wrote them."""
-        if _is_newer(str(content.get("client", "")), version(_CLIENT)):
+        if isinstance(content, dict) and _is_newer(content.get("client"), version(_CLIENT)):
             raise self._error(
                 f"it was written with {_CLIENT} {content['client']}, installed is "
                 f"{version(_CLIENT)}. Upgrade it"
@@ -263,6 +280,11 @@ class Catalog:
         return StoreError(str(self.folder), "opening", problem)
 
 
+def is_store_folder(folder: Path) -> bool:
+    """Tell whether a folder holds an embedded store, or what is left of one."""
+    return (folder / _CATALOG).exists() or (folder / _SHARDS).is_dir()
+
+
 def is_local_mode_folder(folder: Path) -> bool:
     """Tell whether a folder holds collections of qdrant-client's local mode."""
     with contextlib.suppress(OSError, ValueError):
@@ -276,14 +298,33 @@ def _to_json(state: State) -> str:
     for name, entry in state.collections.items():
         settings = _SETTINGS.dump_python(entry.settings, mode="json", exclude_none=True)
         collections[name] = {"shard": entry.shard, "settings": settings}
-    content = {
+    content: dict[str, Any] = {
         "format": _FORMAT,
         "core": version(_CORE),
         "client": version(_CLIENT),
         "collections": collections,
         "aliases": dict(state.aliases),
     }
+    content[_CHECKSUM] = _checksum(content)
     return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of a catalogue's content, without its checksum, in one fixed spelling."""
+    described = {name: value for name, value in content.items() if name != _CHECKSUM}
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_checksum(content: dict[str, Any]) -> None:
+    """Refuse a catalogue that is not as it was written.
+
+    Raises:
+        ValueError: If its checksum is wrong, or missing though its format has one.
+    """
+    is_required = content["format"] >= _FIRST_WITH_CHECKSUM or _CHECKSUM in content
+    if is_required and content.get(_CHECKSUM) != _checksum(content):
+        raise ValueError("its checksum is wrong: it was damaged, or changed by hand")
 
 
 def _to_state(content: Any) -> State:
@@ -295,17 +336,35 @@ def _to_state(content: Any) -> State:
     collections = {}
     for name, entry in content["collections"].items():
         settings = _SETTINGS.validate_python(entry["settings"])
-        collections[name] = Entry(entry["shard"], settings)
-    return State(collections=collections, aliases=dict(content["aliases"]))
+        check_vectors(settings)
+        collections[name] = Entry(_to_shard_name(entry["shard"]), settings)
+    shards = {entry.shard for entry in collections.values()}
+    if len(shards) != len(collections):
+        raise ValueError("two collections have the same folder")
+    aliases = dict(content["aliases"])
+    if not all(isinstance(target, str) for target in aliases.values()):
+        raise ValueError("an alias must be the name of a collection")
+    return State(collections=collections, aliases=aliases)
 
 
-def _is_newer(one: str, other: str) -> bool:
+def _to_shard_name(value: Any) -> str:
+    """Return the name of a folder under `shards/`; nothing else may be read, written or deleted.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    if not isinstance(value, str) or _SHARD_NAME.fullmatch(value) is None:
+        raise ValueError(f"{value!r:.80} is not the name of a folder under {_SHARDS}/")
+    return value
+
+
+def _is_newer(one: Any, other: str) -> bool:
     """Tell whether a version is above another in its major or minor part.
 
     The files' layout is a matter of these two; patch releases do not change it.
     """
-    return _major_and_minor(one) > _major_and_minor(other)
+    return _major_and_minor(str(one)) > _major_and_minor(other)
 
 
 def _major_and_minor(text: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", text)[:2]]
+    return [int(part) for part in re.findall(r"\d{1,9}", text)[:2]]

@@ -8,43 +8,54 @@ returns qdrant-client's models, so that a program moves to a server by putting
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import qdrant_edge as core
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
+from qdrant_client.client_base import QdrantBase
 from qdrant_client.http.models import QueryResponse  # qm has FastEmbed's by that name
+from qdrant_client.migrate.migrate import migrate
 
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
 from unified_embeddings.stores.asynchronous import AsyncView
+from unified_embeddings.stores.edge.bounds import check_timeout, check_wal
+from unified_embeddings.stores.edge.coercion import coerce, coerce_dict
 from unified_embeddings.stores.edge.configuration import (
     from_core_payload_schema,
     params_of_new_vector,
     to_collection_config,
     to_core_payload_index,
+    to_settings,
 )
 from unified_embeddings.stores.edge.core_types import CorePoint, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.filters import to_core_filter
 from unified_embeddings.stores.edge.fused_order import order_fused
+from unified_embeddings.stores.edge.limits import path_depth
+from unified_embeddings.stores.edge.naming import check_is_text
 from unified_embeddings.stores.edge.points import (
     split_into_pieces,
     to_core_point_vectors,
     to_core_points,
+    to_iterator,
     to_json_payload,
+    to_list,
     to_names,
 )
-from unified_embeddings.stores.edge.queries import check_limit, to_core_query
+from unified_embeddings.stores.edge.queries import check_limit, to_core_query, to_prefetches
 from unified_embeddings.stores.edge.selection import (
     PointIds,
     Selector,
     find_existing,
     find_matching,
+    find_protected,
     parse_selector,
     require_existing,
 )
@@ -55,6 +66,7 @@ from unified_embeddings.stores.edge.translation import (
     argument_errors,
     from_core_id,
     to_core_id,
+    to_core_ids,
     to_core_member,
     to_core_order,
     to_payload_selector,
@@ -62,9 +74,11 @@ from unified_embeddings.stores.edge.translation import (
     to_scored_point,
     to_vector_selector,
     unsupported,
+    unsupported_method,
 )
 from unified_embeddings.stores.edge.vectors import approximate_bytes, unwrap_unnamed
 from unified_embeddings.types import FloatArray
+from unified_embeddings.validation import require_whole_number
 
 WithPayload: TypeAlias = bool | Sequence[str] | qm.PayloadSelector
 WithVectors: TypeAlias = bool | Sequence[str]
@@ -80,6 +94,11 @@ Query: TypeAlias = (
 )
 """A point's id, a vector or one of qdrant-client's queries."""
 
+_IDS_PER_WRITE = 100_000
+"""Ids in one deletion: it holds the interpreter for some tens of milliseconds."""
+_ID_BYTES = 40
+"""About what an id takes in the core's log: a UUID's text."""
+
 
 class EdgeQdrantClient:
     """QdrantClient over a folder, on Qdrant's own core, in this process.
@@ -89,9 +108,10 @@ class EdgeQdrantClient:
     every vector until `optimize` has built an index. The core holds Python's interpreter during a
     call: some milliseconds for a search over 10,000 points, about 20 over 50,000.
 
-    Methods and options that only a server has (shards, replicas, snapshots, timeouts) raise an
-    InputError that names them. `wait`, `ordering` and `consistency` are accepted and change
-    nothing: each write returns when it is done, and reads see all completed writes.
+    Methods and options that only a server has (shards, replicas, snapshots) raise an InputError
+    that names them, and so does what a server refuses. `wait`, `ordering`, `consistency` and
+    `timeout` are accepted and change nothing: each write returns when it is done, and reads see all
+    completed writes. Plain dicts are taken for qdrant-client's models, as a server's client does.
 
     Args:
         path: The folder; created if it does not exist.
@@ -154,14 +174,13 @@ class EdgeQdrantClient:
     if not TYPE_CHECKING:  # or a type checker would accept any misspelt attribute
 
         def __getattr__(self, name: str) -> Any:
-            """Return a stand-in for a method that only a server has; calling it raises."""
+            """Refuse a method that only a server has, by its name.
+
+            The error is an AttributeError as well, so that `hasattr` is False.
+            """
             if name.startswith("_") or not callable(getattr(QdrantClient, name, None)):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-            def refuse(*_args: Any, **_kwargs: Any) -> Any:
-                raise unsupported(f"{name}()")
-
-            return refuse
+            raise unsupported_method(name)
 
     @property
     def aclient(self) -> AsyncView:
@@ -222,6 +241,7 @@ class EdgeQdrantClient:
 
     def collection_exists(self, collection_name: str) -> bool:
         """Tell whether there is a collection, or an alias, of this name."""
+        check_is_text(collection_name)
         return self._store.state().entry(collection_name) is not None
 
     def get_collection(self, collection_name: str) -> qm.CollectionInfo:
@@ -268,29 +288,27 @@ class EdgeQdrantClient:
     ) -> bool:
         """Create a collection; atomic.
 
+        `wal_config` and the options of a server's background optimisers (`flush_interval_sec`,
+        `memmap_threshold`, `max_optimization_threads`, `prevent_unoptimized`) are checked and
+        change nothing: the log and `optimize` have no such settings.
+
         Raises:
-            InputError: If the name is taken or invalid, or an option is a server's.
+            InputError: If the name is taken or invalid, an option is out of a server's bounds, or
+                one that only a server has.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options(
-            "create_collection",
-            sharding_method=sharding_method,
-            wal_config=wal_config,
-            timeout=timeout,
-            strict_mode_config=strict_mode_config,
-        )
+        _refuse_server_options("create_collection", sharding_method=sharding_method)
         _refuse_several(
             shard_number=shard_number,
             replication_factor=replication_factor,
             write_consistency_factor=write_consistency_factor,
         )
-        if isinstance(vectors_config, qm.VectorParams):
-            vectors_config = {"": vectors_config}
-        if metadata is not None:
-            metadata, _ = to_json_payload(metadata)
-        settings = Settings(
-            vectors=dict(vectors_config or {}),
-            sparse_vectors=dict(sparse_vectors_config or {}),
+        check_timeout(timeout)
+        check_wal(coerce(qm.WalConfigDiff, wal_config, "wal_config"))
+        _refuse_strict_mode(coerce(qm.StrictModeConfig, strict_mode_config, "strict_mode_config"))
+        settings = to_settings(
+            vectors_config=vectors_config,
+            sparse_vectors_config=sparse_vectors_config,
             hnsw_config=hnsw_config,
             quantization_config=quantization_config,
             optimizers_config=optimizers_config,
@@ -304,7 +322,7 @@ class EdgeQdrantClient:
 
     def delete_collection(self, collection_name: str, timeout: int | None = None) -> bool:
         """Delete a collection, its points and its aliases; False if there is none of this name."""
-        _refuse_server_options("delete_collection", timeout=timeout)
+        check_timeout(timeout)
         return self._store.delete_collection(collection_name)
 
     def update_collection(
@@ -338,10 +356,10 @@ class EdgeQdrantClient:
             vectors_config=vectors_config,
             hnsw_config=hnsw_config,
             quantization_config=quantization_config,
-            timeout=timeout,
             sparse_vectors_config=sparse_vectors_config,
             strict_mode_config=strict_mode_config,
         )
+        check_timeout(timeout)
         return self._store.update_metadata(collection_name, metadata)
 
     def create_vector_name(
@@ -359,8 +377,13 @@ class EdgeQdrantClient:
             InputError: If the name is invalid or taken by a different vector.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("create_vector_name", timeout=timeout)
-        params = params_of_new_vector(vector_name_config)
+        check_timeout(timeout)
+        config = coerce(
+            qm.DenseVectorNameConfig | qm.SparseVectorNameConfig,
+            vector_name_config,
+            "vector_name_config",
+        )
+        params = params_of_new_vector(config)
         self._store.add_vector(collection_name, vector_name, params)
         return self._completed()
 
@@ -378,7 +401,7 @@ class EdgeQdrantClient:
             InputError: If the collection has no such vector.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("delete_vector_name", timeout=timeout)
+        check_timeout(timeout)
         self._store.remove_vector(collection_name, vector_name)
         return self._completed()
 
@@ -398,10 +421,11 @@ class EdgeQdrantClient:
             InputError: If there is no such collection, or no such type of index.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("create_payload_index", timeout=timeout)
+        check_timeout(timeout)
         schema = field_type if field_schema is None else field_schema
         if schema is None:
             raise InputError("field_schema is needed, such as models.PayloadSchemaType.KEYWORD")
+        schema = coerce_dict(qm.PayloadSchemaParams, schema, "field_schema")
         with argument_errors("the index"):
             index = to_core_payload_index(schema)
             update = core.UpdateOperation.create_field_index(field_name, index)
@@ -417,7 +441,7 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> qm.UpdateResult:
         """Drop a payload field's index."""
-        _refuse_server_options("delete_payload_index", timeout=timeout)
+        check_timeout(timeout)
         with argument_errors("the index"):
             update = core.UpdateOperation.delete_field_index(field_name)
         self._store.write(collection_name, "dropping a payload index", update)
@@ -448,8 +472,11 @@ class EdgeQdrantClient:
                 alias to rename does not exist.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("update_collection_aliases", timeout=timeout)
-        self._store.change_aliases(change_aliases_operations)
+        check_timeout(timeout)
+        operations = coerce(
+            list[qm.AliasOperations], change_aliases_operations, "change_aliases_operations"
+        )
+        self._store.change_aliases(operations or [])
         return True
 
     # --- writing points -------------------------------------------------------------------------
@@ -475,20 +502,24 @@ class EdgeQdrantClient:
             shard_key_selector: Only for a server.
             update_filter: Replace only points that match.
             update_mode: Store only new points, or only those that exist.
-            timeout: Only for a server.
+            timeout: Nothing is waited for.
 
         Raises:
             InputError: If a point cannot be stored; its `index` says which.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("upsert", shard_key_selector=shard_key_selector, timeout=timeout)
+        _refuse_server_options("upsert", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         condition = to_core_filter(update_filter)
         mode = None
         if update_mode is not None:
             mode = to_core_member(core.UpdateMode, update_mode)
         with self._store.writing(collection_name) as (shard, settings):
-            for piece, size in split_into_pieces(to_core_points(points, settings)):
-                update = core.UpdateOperation.upsert_points(piece, condition, mode)
+            core_points = to_core_points(points, settings)
+            protected = find_protected(shard, list(core_points), condition)
+            stored = [item for key, item in core_points.items() if key not in protected]
+            for piece, size in split_into_pieces(stored):
+                update = core.UpdateOperation.upsert_points(piece, None, mode)
                 shard.write("storing points", update, size=size)
         return self._completed()
 
@@ -511,12 +542,13 @@ class EdgeQdrantClient:
 
         Raises:
             InputError: If a point cannot be stored; its `index` counts all points given, and the
-                batches before it are stored.
+                batches before it are stored. If batch_size < 1.
             StoreError: If it cannot be written.
         """
-        remaining = iter(points)
+        require_whole_number("batch_size", batch_size)
+        remaining = to_iterator(points, "points")
         stored_count = 0
-        while batch := list(itertools.islice(remaining, max(1, batch_size))):
+        while batch := list(itertools.islice(remaining, batch_size)):
             try:
                 self.upsert(
                     collection_name,
@@ -548,20 +580,20 @@ class EdgeQdrantClient:
                 others are updated by then.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options(
-            "update_vectors", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("update_vectors", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         condition = to_core_filter(update_filter)
         with self._store.writing(collection_name) as (shard, settings):
             new_vectors = to_core_point_vectors(points, settings)
             existing = find_existing(shard, list(new_vectors))
+            protected = find_protected(shard, list(new_vectors), condition)
             sized_points: list[tuple[CorePoint, int]] = []
             for point_id, vectors in new_vectors.items():
-                if point_id in existing:
+                if point_id in existing and point_id not in protected:
                     core_point = core.PointVectors(point_id, unwrap_unnamed(vectors))
                     sized_points.append((core_point, approximate_bytes(vectors)))
             for piece, size in split_into_pieces(sized_points):
-                update = core.UpdateOperation.update_vectors(piece, condition)
+                update = core.UpdateOperation.update_vectors(piece)
                 shard.write("updating vectors", update, size=size)
         require_existing(new_vectors, existing)
         return self._completed()
@@ -583,9 +615,8 @@ class EdgeQdrantClient:
                 changed by then.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options(
-            "delete_vectors", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("delete_vectors", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         _, settings = self._store.collection(collection_name)
         names = to_vector_selector(to_names(vectors, "vectors"), settings)
         if not names:
@@ -612,13 +643,16 @@ class EdgeQdrantClient:
             InputError: If the list of ids is empty.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options("delete", shard_key_selector=shard_key_selector, timeout=timeout)
+        _refuse_server_options("delete", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         point_ids, condition = parse_selector(points_selector)
-        if point_ids is None:
-            update = core.UpdateOperation.delete_points_by_filter(condition)
-        else:
-            update = core.UpdateOperation.delete_points(point_ids)
-        self._store.write(collection_name, "deleting points", update)
+        with self._store.writing(collection_name) as (shard, _):
+            if point_ids is None:
+                point_ids = find_matching(shard, condition)
+            for start in range(0, len(point_ids), _IDS_PER_WRITE):
+                piece = point_ids[start : start + _IDS_PER_WRITE]
+                update = core.UpdateOperation.delete_points(piece)
+                shard.write("deleting points", update, size=_ID_BYTES * len(piece))
         return self._completed()
 
     def set_payload(
@@ -639,10 +673,12 @@ class EdgeQdrantClient:
                 changed by then.
             StoreError: If it cannot be written.
         """
-        _refuse_server_options(
-            "set_payload", shard_key_selector=shard_key_selector, timeout=timeout
-        )
-        content, size = to_json_payload(payload)
+        _refuse_server_options("set_payload", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
+        if key is not None and not isinstance(key, str):
+            raise InputError(f"key must be a JSON path such as 'a.b', got {key!r:.80}")
+        above = 0 if key is None else path_depth(key)
+        content, size = to_json_payload(payload, above=above)
         return self._update_selected(
             collection_name,
             "setting payload",
@@ -662,9 +698,8 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> qm.UpdateResult:
         """Replace the whole payload of points; see `set_payload`."""
-        _refuse_server_options(
-            "overwrite_payload", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("overwrite_payload", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         content, size = to_json_payload(payload)
         return self._update_selected(
             collection_name,
@@ -685,9 +720,8 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> qm.UpdateResult:
         """Remove fields from the payload of points; see `set_payload`."""
-        _refuse_server_options(
-            "delete_payload", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("delete_payload", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         names = to_names(keys, "keys")
         return self._update_selected(
             collection_name,
@@ -706,15 +740,41 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> qm.UpdateResult:
         """Remove the whole payload of points; see `set_payload`."""
-        _refuse_server_options(
-            "clear_payload", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("clear_payload", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         return self._update_selected(
             collection_name,
             "clearing payload",
             points_selector,
             core.UpdateOperation.clear_payload,
         )
+
+    def migrate(
+        self,
+        dest_client: QdrantBase,
+        collection_names: list[str] | None = None,
+        batch_size: int = 100,
+        recreate_on_collision: bool = False,
+    ) -> None:
+        """Copy collections to another client by qdrant-client's own function.
+
+        `unified-embeddings copy` does the same and can be resumed.
+
+        Raises:
+            InputError: If batch_size < 1, or a collection exists there already.
+        """
+        try:
+            migrate(
+                cast("QdrantBase", self),  # it has the methods that are called
+                dest_client,
+                collection_names=collection_names,
+                batch_size=batch_size,
+                recreate_on_collision=recreate_on_collision,
+            )
+        except UnifiedEmbeddingsError:
+            raise
+        except (AssertionError, ValueError) as error:
+            raise InputError(f"the collections cannot be migrated: {error}") from error
 
     # --- reading points -------------------------------------------------------------------------
 
@@ -729,8 +789,9 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> list[qm.Record]:
         """Return points by their ids, in the order of the ids; unknown ids are left out."""
-        _refuse_server_options("retrieve", shard_key_selector=shard_key_selector, timeout=timeout)
-        point_ids = [to_core_id(point_id) for point_id in ids]
+        _refuse_server_options("retrieve", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
+        point_ids = to_core_ids(ids)
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
             with argument_errors("the request"):
@@ -764,8 +825,10 @@ class EdgeQdrantClient:
             InputError: If limit < 1, or `order_by` comes with an offset.
             StoreError: If `order_by` names a field that has no payload index, or the core fails.
         """
-        _refuse_server_options("scroll", shard_key_selector=shard_key_selector, timeout=timeout)
+        _refuse_server_options("scroll", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         check_limit(limit)
+        order_by = coerce_dict(qm.OrderBy, order_by, "order_by")
         if order_by is not None and offset is not None:
             raise InputError("order_by takes no offset; start from a value instead")
 
@@ -795,7 +858,8 @@ class EdgeQdrantClient:
         timeout: int | None = None,
     ) -> qm.CountResult:
         """Count the points, or those that match a filter."""
-        _refuse_server_options("count", shard_key_selector=shard_key_selector, timeout=timeout)
+        _refuse_server_options("count", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         with argument_errors("the request"):
             request = core.CountRequest(exact=exact, filter=to_core_filter(count_filter))
 
@@ -841,23 +905,22 @@ class EdgeQdrantClient:
             lookup_from: Not supported.
             consistency: Every read is consistent.
             shard_key_selector: Only for a server.
-            timeout: Only for a server.
+            timeout: Nothing is waited for.
 
         Raises:
             InputError: If the query does not fit the collection, or is of a type that is not
                 supported (recommendation, discovery, formula, sampling, MMR, text).
             StoreError: If the core fails.
         """
-        _refuse_server_options(
-            "query_points", shard_key_selector=shard_key_selector, timeout=timeout
-        )
+        _refuse_server_options("query_points", shard_key_selector=shard_key_selector)
+        check_timeout(timeout)
         # Not validated: pydantic refuses arrays, and `to_core_query` checks every part.
         request = qm.QueryRequest.model_construct(
-            query=query,
+            query=coerce_dict(qm.QueryInterface, query, "the query"),
             using=using,
-            prefetch=prefetch,
-            filter=query_filter,
-            params=search_params,
+            prefetch=to_prefetches(prefetch),
+            filter=coerce(qm.Filter, query_filter, "query_filter"),
+            params=coerce(qm.SearchParams, search_params, "search_params"),
             limit=limit,
             offset=offset,
             with_payload=with_payload,
@@ -887,15 +950,18 @@ class EdgeQdrantClient:
             InputError: If a query does not fit; its `index` says which.
             StoreError: If the core fails.
         """
-        _refuse_server_options("query_batch_points", timeout=timeout)
+        check_timeout(timeout)
+
+        parsed_requests = []
+        for index, given in enumerate(to_list(requests, "requests")):
+            with _errors_at(index):
+                parsed_requests.append(coerce(qm.QueryRequest, given, "the request"))
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[list[CorePoint]]:
             core_queries = []
-            for index, request in enumerate(requests):
-                try:
+            for index, request in enumerate(parsed_requests):
+                with _errors_at(index):
                     core_queries.append(to_core_query(request, core_shard, settings))
-                except InputError as error:
-                    raise InputError(error.problem, index=index) from error
             if not core_queries:
                 return []
             answers: list[list[CorePoint]] = core_shard.query_batch(
@@ -958,6 +1024,15 @@ class EdgeQdrantClient:
 # --- arguments ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _errors_at(index: int) -> Iterator[None]:
+    """Give an InputError the position of what it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.problem, index=index) from error
+
+
 def _refuse_server_options(method: str, **options: object) -> None:
     """Refuse options that only a server has.
 
@@ -967,6 +1042,16 @@ def _refuse_server_options(method: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise unsupported(f"{method}({name}=...)")
+
+
+def _refuse_strict_mode(config: qm.StrictModeConfig | None) -> None:
+    """Refuse limits that only a server holds its callers to; switched off, they mean nothing.
+
+    Raises:
+        InputError: If they are switched on.
+    """
+    if config is not None and config.enabled:
+        raise unsupported("strict_mode_config(enabled=True)")
 
 
 def _refuse_several(**numbers: int | None) -> None:

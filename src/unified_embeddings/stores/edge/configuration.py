@@ -10,7 +10,10 @@ import qdrant_edge as core
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
+from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.coercion import coerce
 from unified_embeddings.stores.edge.core_types import CoreConfig, CoreEnum, CoreUpdate
+from unified_embeddings.stores.edge.points import to_json_payload
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.edge.translation import (
     convert_fields,
@@ -20,8 +23,12 @@ from unified_embeddings.stores.edge.translation import (
 
 _HNSW_DEFAULTS = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
 """Qdrant's defaults (its configuration reference, "hnsw_index")."""
-_UNSUPPORTED_OPTIMIZERS = ("memmap_threshold", "flush_interval_sec", "max_optimization_threads")
+_BACKGROUND_OPTIONS = (
+    "memmap_threshold", "flush_interval_sec", "max_optimization_threads", "prevent_unoptimized",
+)  # fmt: skip
 """Options of a server's background optimisers; here `optimize` runs when it is called."""
+_LOG_SEGMENT_MB = 32
+"""Size of the core's log files, which it has no setting for."""
 
 _CORE_INDEX_PARAMS: dict[str, Any] = {
     "keyword": core.KeywordIndexParams,
@@ -44,12 +51,53 @@ _INDEX_PARAMS: dict[str, Any] = {
     "uuid": qm.UuidIndexParams,
 }
 
+_OPTIONS: dict[str, Any] = {
+    "hnsw_config": qm.HnswConfigDiff,
+    "quantization_config": qm.QuantizationConfig,
+    "optimizers_config": qm.OptimizersConfigDiff,
+    "on_disk_payload": bool,
+    "payload": qm.PayloadStorageParams,
+    "id_tracker": qm.IdTrackerParams,
+}
+"""Option of `create_collection` → its type."""
+
 _to_memory = partial(to_core_member, core.Memory)
 _to_datatype = partial(to_core_member, core.VectorStorageDatatype)
 _to_distance = partial(to_core_member, core.Distance)
 
 
 # --- collections --------------------------------------------------------------------------------
+
+
+def to_settings(
+    *, vectors_config: Any, sparse_vectors_config: Any, metadata: Any, **options: Any
+) -> Settings:
+    """Return the settings that `create_collection` is called with.
+
+    Args:
+        vectors_config: The vectors, by name or a single one without a name.
+        sparse_vectors_config: The sparse vectors by name.
+        metadata: The caller's own data.
+        **options: The other fields of `Settings`.
+
+    Raises:
+        InputError: If there is no vector, an option is of another type, or the metadata is not
+            valid JSON.
+    """
+    vectors = coerce(qm.VectorsConfig, vectors_config, "vectors_config")
+    if isinstance(vectors, qm.VectorParams):
+        vectors = {"": vectors}
+    sparse = coerce(
+        dict[str, qm.SparseVectorParams], sparse_vectors_config, "sparse_vectors_config"
+    )
+    if not vectors and not sparse:
+        raise unsupported("a collection without vectors")
+    if metadata is not None:
+        metadata, _ = to_json_payload(metadata)
+    coerced = {name: coerce(_OPTIONS[name], value, name) for name, value in options.items()}
+    return Settings(
+        vectors=vectors or {}, sparse_vectors=sparse or {}, metadata=metadata, **coerced
+    )
 
 
 def to_core_config(settings: Settings) -> CoreConfig:
@@ -82,6 +130,11 @@ def to_collection_config(settings: Settings) -> qm.CollectionConfig:
     optimizer_options: dict[str, Any] = {"default_segment_number": 0, "flush_interval_sec": 0}
     if settings.optimizers_config is not None:
         optimizer_options |= settings.optimizers_config.model_dump(exclude_none=True)
+        if (
+            optimizer_options.get("max_optimization_threads")
+            == qm.MaxOptimizationThreadsSetting.AUTO
+        ):
+            del optimizer_options["max_optimization_threads"]  # reported as a number, or not at all
     hnsw_options: dict[str, Any] = dict(_HNSW_DEFAULTS)
     if settings.hnsw_config is not None:
         hnsw_options |= settings.hnsw_config.model_dump(exclude_none=True)
@@ -98,6 +151,7 @@ def to_collection_config(settings: Settings) -> qm.CollectionConfig:
         ),
         hnsw_config=qm.HnswConfig(**hnsw_options),
         optimizer_config=qm.OptimizersConfig(**optimizer_options),
+        wal_config=qm.WalConfig(wal_capacity_mb=_LOG_SEGMENT_MB, wal_segments_ahead=0),
         quantization_config=settings.quantization_config,
         metadata=settings.metadata,
     )
@@ -139,10 +193,10 @@ def _to_hnsw(config: qm.HnswConfigDiff | None) -> CoreConfig:
 
 
 def _to_optimizers(config: qm.OptimizersConfigDiff | None) -> CoreConfig:
-    options = convert_fields(config)
-    for name in _UNSUPPORTED_OPTIMIZERS:
-        if name in options:
-            raise unsupported(f"optimizers_config.{name}")
+    ignored = dict.fromkeys(_BACKGROUND_OPTIONS, lambda value: value)
+    options = convert_fields(config, **ignored)
+    for name in _BACKGROUND_OPTIONS:
+        options.pop(name, None)
     if not options:
         return None
     return core.EdgeOptimizersConfig(**options)
@@ -241,6 +295,8 @@ def to_core_payload_index(schema: qm.PayloadFieldSchema | str) -> CoreConfig:
     """Return a payload index's type or parameters, as the core takes them."""
     if not isinstance(schema, BaseModel):
         return to_core_member(core.PayloadSchemaType, schema)
+    if isinstance(schema, qm.IntegerIndexParams) and schema.lookup is schema.range is False:
+        raise InputError("an integer index needs lookup or range, or both, to be of use")
     options = convert_fields(
         schema,
         memory=_to_memory,

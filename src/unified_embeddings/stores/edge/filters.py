@@ -1,8 +1,16 @@
-"""Filters as Qdrant's core takes them."""
+"""Filters as Qdrant's core takes them, checked for what the core accepts and a server refuses.
+
+The core takes a condition that tests nothing: in `must_not` every point passes it, and a deletion
+empties the collection. A NaN in a range ends in a panic. A condition with two tests passes what
+passes either of them, or only what passes one of them, depending on the field's payload index. All
+of these are refused, wherever a filter is taken. Ranges and counts without bounds are not: they
+mean what they mean on a server.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +18,9 @@ import qdrant_edge as core
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.coercion import coerce
 from unified_embeddings.stores.edge.core_types import CoreFilter
+from unified_embeddings.stores.edge.limits import check_filter_depth
 from unified_embeddings.stores.edge.translation import (
     argument_errors,
     convert_fields,
@@ -18,28 +28,47 @@ from unified_embeddings.stores.edge.translation import (
     unsupported,
 )
 
+_TESTS = (
+    "match", "range", "geo_bounding_box", "geo_radius", "geo_polygon", "values_count", "is_empty",
+    "is_null",
+)  # fmt: skip
+"""Fields of a FieldCondition of which one, and only one, says what is tested."""
 
-def to_core_filter(given: qm.Filter | None) -> CoreFilter:
+
+def to_core_filter(given: qm.Filter | Mapping[str, Any] | None) -> CoreFilter:
     """Return a filter as the core takes it; None stays None.
 
     Raises:
-        InputError: If it holds a condition that the core lacks, or a key that is not a JSON path.
+        InputError: If it holds a condition that the core lacks, or one that tests nothing. If it is
+            nested too deeply, or a key is not a JSON path.
     """
     if given is None:
         return None
-    if not isinstance(given, qm.Filter):
-        raise InputError(f"a filter must be a models.Filter, got {type(given).__name__}")
+    condition: qm.Filter = coerce(qm.Filter, given, "the filter")
+    check_filter_depth(condition)
     with argument_errors("the filter"):
-        min_should = None
-        if given.min_should is not None:
-            conditions = [_to_core_condition(each) for each in given.min_should.conditions]
-            min_should = core.MinShould(conditions, given.min_should.min_count)
-        return core.Filter(
-            must=_to_core_clause(given.must),
-            should=_to_core_clause(given.should),
-            must_not=_to_core_clause(given.must_not),
-            min_should=min_should,
+        return _to_core_filter(condition)
+
+
+def _to_core_filter(given: qm.Filter) -> CoreFilter:
+    return core.Filter(
+        must=_to_core_clause(given.must),
+        should=_to_core_clause(given.should),
+        must_not=_to_core_clause(given.must_not),
+        min_should=_to_core_min_should(given.min_should),
+    )
+
+
+def _to_core_min_should(given: qm.MinShould | None) -> CoreFilter:
+    if given is None:
+        return None
+    if not given.conditions or given.min_count < 1:
+        raise InputError(
+            "min_should needs conditions, and a min_count of at least 1, got "
+            f"{len(given.conditions)} and {given.min_count}"
         )
+    conditions = [_to_core_condition(condition) for condition in given.conditions]
+    return core.MinShould(conditions, given.min_count)
 
 
 def _to_core_clause(
@@ -58,7 +87,7 @@ def _to_core_condition(condition: qm.Condition) -> CoreFilter:
         case qm.FieldCondition():
             return _to_core_field_condition(condition)
         case qm.Filter():
-            return to_core_filter(condition)
+            return _to_core_filter(condition)
         case qm.HasIdCondition():
             return core.HasIdCondition({to_core_id(value) for value in condition.has_id})
         case qm.IsEmptyCondition():
@@ -69,13 +98,24 @@ def _to_core_condition(condition: qm.Condition) -> CoreFilter:
             return core.HasVectorCondition(condition.has_vector)
         case qm.NestedCondition():
             nested = condition.nested
-            return core.NestedCondition(nested.key, to_core_filter(nested.filter))
+            return core.NestedCondition(nested.key, _to_core_filter(nested.filter))
         case qm.SliceCondition():
             return core.SliceCondition(condition.slice.total, condition.slice.index)
     raise unsupported(f"the condition {type(condition).__name__}")
 
 
 def _to_core_field_condition(condition: qm.FieldCondition) -> CoreFilter:
+    tests = [name for name in _TESTS if getattr(condition, name) is not None]
+    if not tests:
+        raise InputError(
+            f"the condition on {condition.key!r:.80} tests nothing; give it one of: "
+            f"{', '.join(_TESTS)}"
+        )
+    if len(tests) > 1:
+        raise InputError(
+            f"the condition on {condition.key!r:.80} has several tests ({', '.join(tests)}), of "
+            "which Qdrant lets any one pass; make a condition of each"
+        )
     fields = convert_fields(
         condition,
         match=_to_core_match,
@@ -119,11 +159,18 @@ def _to_core_range(bounds: qm.Range | qm.DatetimeRange) -> Any:
     if isinstance(bounds, qm.DatetimeRange):
         dates = {name: date.isoformat() for name, date in limits.items()}
         return core.RangeDateTime(**dates)
+    for name, limit in limits.items():
+        _require_finite(f"a range's {name}", limit)
     return core.RangeFloat(**limits)
 
 
 def _to_core_values_count(count: qm.ValuesCount) -> Any:
     return core.ValuesCount(**convert_fields(count))
+
+
+def _require_finite(subject: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise InputError(f"{subject} must be a finite number, got {value}")
 
 
 def _to_core_bounding_box(box: qm.GeoBoundingBox) -> Any:
@@ -133,6 +180,7 @@ def _to_core_bounding_box(box: qm.GeoBoundingBox) -> Any:
 
 
 def _to_core_radius(circle: qm.GeoRadius) -> Any:
+    _require_finite("a radius", circle.radius)
     return core.GeoRadius(_to_core_geo_point(circle.center), circle.radius)
 
 

@@ -11,6 +11,16 @@ _LONGEST_VECTOR_NAME = 200
 _LARGEST_DIMENSION = 65_536
 
 
+def check_is_text(name: object) -> None:
+    """Refuse a collection's name that is not a string.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"a collection's name must be a string, got {name!r:.80}")
+
+
 def check_name(name: str) -> None:
     """Refuse a name that a server would refuse.
 

@@ -7,12 +7,20 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import qdrant_edge as core
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_json
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.coercion import coerce, coerce_dict
 from unified_embeddings.stores.edge.core_types import CorePoint, CoreVector
+from unified_embeddings.stores.edge.limits import (
+    PAYLOAD_DEPTH,
+    check_payload_depth,
+    payload_depth_error,
+)
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.edge.translation import PointId, to_core_id
 from unified_embeddings.stores.edge.vectors import (
@@ -24,6 +32,8 @@ from unified_embeddings.stores.edge.vectors import (
 _PIECE_POINTS = 64
 _PIECE_BYTES = 2**20
 """Limits of one write to the core, which holds the interpreter: some milliseconds."""
+_TOO_DEEP_FOR_PYDANTIC = "depth exceeded"
+"""Part of what pydantic says of a payload that is nested too deeply, or contains itself."""
 
 T = TypeVar("T")
 Sized: TypeAlias = tuple[T, int]
@@ -35,8 +45,8 @@ Sized: TypeAlias = tuple[T, int]
 
 def to_core_points(
     points: qm.Batch | Sequence[qm.PointStruct], settings: Settings
-) -> list[Sized[CorePoint]]:
-    """Return the points of an upsert as the core takes them.
+) -> dict[PointId, Sized[CorePoint]]:
+    """Return the points of an upsert by id, as the core takes them.
 
     If several points have the same id, the last one counts, as within one request to a server.
 
@@ -47,13 +57,12 @@ def to_core_points(
     if not structs:
         raise InputError("there are no points to store")
     core_points: dict[PointId, Sized[CorePoint]] = {}
-    for index, point in enumerate(structs):
-        if not isinstance(point, qm.PointStruct):
-            raise InputError(f"expected a PointStruct, got {type(point).__name__}", index=index)
+    for index, given in enumerate(structs):
         with _errors_at(index):
+            point = _to_struct(given)
             point_id = to_core_id(point.id)
             core_points[point_id] = _to_core_point(point_id, point, settings)
-    return list(core_points.values())
+    return core_points
 
 
 def to_core_point_vectors(
@@ -67,10 +76,9 @@ def to_core_point_vectors(
         InputError: If there are none, or one cannot be stored; its `index` says which.
     """
     core_vectors: dict[PointId, dict[str, CoreVector]] = {}
-    for index, point in enumerate(points):
-        if not isinstance(point, qm.PointVectors):
-            raise InputError(f"expected PointVectors, got {type(point).__name__}", index=index)
+    for index, given in enumerate(to_list(points, "points")):
         with _errors_at(index):
+            point = coerce(qm.PointVectors, given, "the point")
             point_id = to_core_id(point.id)
             core_vectors.setdefault(point_id, {}).update(to_core_vectors(point.vector, settings))
     if not core_vectors:
@@ -78,9 +86,43 @@ def to_core_point_vectors(
     return core_vectors
 
 
-def _list_points(points: qm.Batch | Sequence[qm.PointStruct]) -> list[qm.PointStruct]:
+def to_list(values: Any, subject: str) -> list[Any]:
+    """Return a list of what an argument holds; see `to_iterator`."""
+    return list(to_iterator(values, subject))
+
+
+def to_iterator(values: Any, subject: str) -> Iterator[Any]:
+    """Iterate over what an argument holds; a dict or a text is not taken for a list.
+
+    Raises:
+        InputError: If it cannot be iterated over.
+    """
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict | BaseModel):
+        return iter(values)
+    raise InputError(f"{subject} must be a list, got {type(values).__name__}")
+
+
+def _to_struct(given: Any) -> qm.PointStruct:
+    """Return a point to store; a point that was read from a client is one too.
+
+    Raises:
+        InputError: If it is not a point.
+    """
+    if isinstance(given, qm.PointStruct):
+        return given
+    if isinstance(given, qm.Record):
+        vector = {} if given.vector is None else given.vector
+        return qm.PointStruct.model_construct(id=given.id, vector=vector, payload=given.payload)
+    if isinstance(given, dict):
+        struct: qm.PointStruct = coerce(qm.PointStruct, given, "the point")
+        return struct
+    raise InputError(f"expected a PointStruct, got {type(given).__name__}")
+
+
+def _list_points(points: qm.Batch | Sequence[qm.PointStruct]) -> list[Any]:
+    points = coerce_dict(qm.Batch, points, "the batch")
     if not isinstance(points, qm.Batch):
-        return list(points)
+        return to_list(points, "points")
     count = len(points.ids)
     vectors = _list_batch_vectors(points.vectors, count)
     payloads: list[Any] = points.payloads or [None] * count
@@ -134,21 +176,47 @@ def _errors_at(index: int) -> Iterator[None]:
 # --- payloads -----------------------------------------------------------------------------------
 
 
-def to_json_payload(payload: Any) -> Sized[dict[str, Any]]:
+def to_json_payload(payload: Any, *, above: int = 0) -> Sized[dict[str, Any]]:
     """Return a payload as JSON has it, dates and UUIDs as strings, and its size in bytes.
 
+    Args:
+        payload: The payload.
+        above: How many levels it will be stored below the top of the point's payload.
+
     Raises:
-        InputError: If it is not a dict with strings as keys, or holds what JSON cannot: NaN, a lone
-            surrogate, an integer beyond 64 bits, an object of another type.
+        InputError: If it is not a dict, is nested too deeply, or holds what JSON cannot: NaN, a
+            lone surrogate, an integer beyond 64 bits, an object of another type, two keys that are
+            the same as strings.
     """
     if not isinstance(payload, dict):
         raise InputError(f"a payload must be a dict, got {type(payload).__name__}")
     try:
-        text = to_json(payload, inf_nan_mode="constants")
+        text = to_json(payload, inf_nan_mode="constants", fallback=_to_plain_number)
         content = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer)
-    except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
+        # JSON allows a key twice in an object, of which Python's dict keeps one.
+        if to_json(content) != text:
+            raise ValueError("two of its keys are the same as strings, such as 1 and '1'")
+    except RecursionError as error:
+        raise payload_depth_error() from error
+    except (ValueError, TypeError, PydanticSerializationError) as error:
+        if _TOO_DEEP_FOR_PYDANTIC in str(error):
+            raise payload_depth_error() from error
         raise InputError(f"the payload is not valid JSON: {error}") from error
+    # Rarely counted, and cheaper than walking through every payload.
+    if text.count(b"{") + text.count(b"[") > PAYLOAD_DEPTH - above:
+        check_payload_depth(content, above=above)
     return content, len(text)
+
+
+def _to_plain_number(value: Any) -> Any:
+    """Return a NumPy number as Python's; pydantic asks for what it does not know."""
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    raise TypeError(f"it contains an object of the type {type(value).__name__}")
 
 
 def _refuse_constant(name: str) -> Any:

@@ -10,6 +10,8 @@ import qdrant_edge as core
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.bounds import check_search
+from unified_embeddings.stores.edge.coercion import coerce
 from unified_embeddings.stores.edge.core_types import CoreQuery, CoreShard
 from unified_embeddings.stores.edge.filters import to_core_filter
 from unified_embeddings.stores.edge.fused_order import (
@@ -17,6 +19,8 @@ from unified_embeddings.stores.edge.fused_order import (
     count_candidates,
     is_fusion,
 )
+from unified_embeddings.stores.edge.limits import check_prefetch_depth
+from unified_embeddings.stores.edge.points import to_list
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.edge.translation import (
     PointId,
@@ -29,6 +33,7 @@ from unified_embeddings.stores.edge.translation import (
     unsupported,
 )
 from unified_embeddings.stores.edge.vectors import to_core_vector
+from unified_embeddings.validation import require_whole_number
 
 _DEFAULT_RRF_K = 2
 """Qdrant's default where a request sets none."""
@@ -45,6 +50,7 @@ def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Set
     Raises:
         InputError: If it does not fit the collection, or is of a type that is not supported.
     """
+    check_prefetch_depth(request)
     with argument_errors("the query"):
         limit = DEFAULT_LIMIT if request.limit is None else request.limit
         check_limit(limit, request.offset)
@@ -62,16 +68,28 @@ def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Set
         )
 
 
+def to_prefetches(given: Any) -> Any:
+    """Return prefetches with plain dicts made into models; None stays None.
+
+    Raises:
+        InputError: If it is neither a prefetch nor a list of them.
+    """
+    if given is None or isinstance(given, qm.Prefetch):
+        return given
+    if isinstance(given, dict):
+        return coerce(qm.Prefetch, given, "the prefetch")
+    return [coerce(qm.Prefetch, prefetch, "a prefetch") for prefetch in to_list(given, "prefetch")]
+
+
 def check_limit(limit: int, offset: int | None = None) -> None:
     """Refuse an empty page, or one that begins before the first point.
 
     Raises:
-        InputError: If limit < 1 or offset < 0.
+        InputError: If limit < 1, offset < 0, or one of them is not a whole number.
     """
-    if limit < 1:
-        raise InputError(f"limit must be at least 1, got {limit}")
-    if offset is not None and offset < 0:
-        raise InputError(f"offset must be at least 0, got {offset}")
+    require_whole_number("limit", limit)
+    if offset is not None:
+        require_whole_number("offset", offset, least=0)
 
 
 def _to_core_prefetch(
@@ -203,6 +221,7 @@ def _to_search_params(params: qm.SearchParams | None) -> Any:
     """Return how an index is searched; None searches it with its own settings."""
     if params is None:
         return None
+    check_search(params)
     options = convert_fields(
         params, quantization=_to_quantization_params, acorn=_to_acorn_params, idf=_to_idf_params
     )

@@ -1,4 +1,8 @@
-"""Which points a write is for: ids, filters, and which of the ids exist."""
+"""Which points a write is for: ids, filters, and which of the ids exist.
+
+A filter is answered here, and the core is told ids alone. The core logs what it is told before it
+looks at it, and some filters that it takes it cannot read back out of its log, or reads as others.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import qdrant_edge as core
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.coercion import coerce_dict
 from unified_embeddings.stores.edge.core_types import CoreFilter, CoreShard
 from unified_embeddings.stores.edge.filters import to_core_filter
 from unified_embeddings.stores.edge.shard import Shard
@@ -34,6 +39,11 @@ def parse_selector(selector: Selector) -> tuple[list[PointId] | None, CoreFilter
     Raises:
         InputError: If it names no id, or is not a selector.
     """
+    if isinstance(selector, dict) and not selector:
+        raise InputError("{} selects no points; Filter() selects all of them")
+    selector = coerce_dict(
+        qm.FilterSelector | qm.PointIdsList | qm.Filter, selector, "the selection of points"
+    )
     if isinstance(selector, qm.FilterSelector | qm.PointIdsList) and selector.shard_key:
         raise unsupported("shard_key")
     if isinstance(selector, qm.FilterSelector):
@@ -67,6 +77,18 @@ def find_matching(shard: Shard, condition: CoreFilter) -> list[PointId]:
         point_ids += page
         if offset is None:
             return point_ids
+
+
+def find_protected(shard: Shard, point_ids: list[PointId], condition: CoreFilter) -> set[PointId]:
+    """Return those of the ids whose points exist and do not match an update's filter.
+
+    Such an update leaves them as they are. Without a filter there are none.
+    """
+    if condition is None:
+        return set()
+    named = core.HasIdCondition(set(point_ids))
+    matching = find_matching(shard, core.Filter(must=[named, condition]))
+    return find_existing(shard, point_ids).difference(matching)
 
 
 def _scroll_ids(shard: Shard, condition: CoreFilter, offset: Any) -> tuple[list[PointId], Any]:

@@ -1,7 +1,8 @@
 """One collection's points: a shard of Qdrant's core in a folder, kept safe from crashes.
 
 What lives here: loading, reading, writing, flushing and optimising a shard. What does not: what is
-asked of the core (`queries`) or written to it (`points`), and which shards exist (`catalog`).
+asked of the core (`queries`) or written to it (`points`), which shards exist (`catalog`), and how
+damage to the files is recognised (`seal`, `probe`).
 
 The core logs every write before it applies it, so acknowledged writes survive a killed process. Two
 of its properties shape this module. It holds Python's interpreter lock while it works, so no other
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -22,9 +24,19 @@ from typing import TypeVar
 
 import qdrant_edge as core
 
-from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
 from unified_embeddings.stores.edge.core_types import CoreConfig, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.optimizer import optimize_folder
+from unified_embeddings.stores.edge.probe import ReadReport, read_shard
+from unified_embeddings.stores.edge.seal import (
+    Seal,
+    break_seal,
+    find_damage,
+    find_damage_after_crash,
+    forget_last_seal,
+    read_seal,
+    write_seal,
+)
 from unified_embeddings.system.files import (
     NoSpaceError,
     copy_with_holes,
@@ -45,16 +57,30 @@ _FLUSH_EVERY = 32 * 2**20
 """Bytes written after which the log is flushed, so that it stays short."""
 _STAT_BLOCK = 512
 """Bytes that `st_blocks` counts in (POSIX)."""
+_CALLERS_ERRORS = (
+    "Validation failed", "No range index", "Wrong", "Not existing vector", "Payload type error",
+    "Cannot",
+)  # fmt: skip
+"""How the core's errors begin that the request is to blame for, not the files."""
+_READ_SECONDS = 60.0
+_READ_BYTES_PER_SECOND = 5 * 10**6
+"""How long reading all of a shard may take, far above what it does, before it counts as hanging."""
+_LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def core_errors(collection: str, operation: str) -> Iterator[None]:
-    """Turn what the core raises, panics included, into a StoreError that names the collection."""
+    """Turn what the core raises, panics included, into a StoreError that names the collection.
+
+    What it raises because of the request becomes an InputError.
+    """
     try:
         yield
     except UnifiedEmbeddingsError:
         raise
     except Exception as error:
+        if str(error).startswith(_CALLERS_ERRORS):
+            raise InputError(f"{operation} is not possible: {str(error).strip()}") from error
         raise StoreError(collection, operation, str(error).strip()) from error
     except BaseException as error:
         # A panic arrives as pyo3's PanicException, which is not an Exception and not public.
@@ -89,6 +115,8 @@ class Shard:
         self._core: CoreShard | None = None
         self._unflushed_bytes = 0
         self._optimizer: ChildProcess[bool] | None = None
+        # The checksums of its files when it was opened; None if they cannot be used again.
+        self._seal: Seal | None = None
 
     def create(self, config: CoreConfig) -> None:
         """Create an empty shard.
@@ -132,6 +160,7 @@ class Shard:
             shard = self._load()
             # Once in the log and once in the segment, both of which may double to grow.
             self._require_space(operation, 4 * size)
+            self._seal = None
             shard.update(update)
             self._unflushed_bytes += max(size, _SMALLEST_WRITE)
             if self._unflushed_bytes >= _FLUSH_EVERY:
@@ -148,6 +177,7 @@ class Shard:
         """
         with self.writing:
             self.flush()
+            forget_last_seal(self.folder)
             self.write(operation, update)
             self.flush()
 
@@ -189,11 +219,16 @@ class Shard:
             shard, self._core = self._core, None
             if shard is None:
                 return
+            points_count = 0
             try:
                 if keep:
-                    shard.flush()
+                    if self._seal is None:  # otherwise nothing was written
+                        shard.flush()
+                    points_count = int(shard.count(core.CountRequest(exact=True)))
             finally:
                 shard.close()
+            if keep:
+                self._write_seal(points_count)
 
     def optimize(self, folder: Path, commit: Callable[[], None]) -> bool:
         """Merge and index the points in a copy, in another process, then switch to the copy.
@@ -261,7 +296,7 @@ class Shard:
             commit()
             # The old one is not closed here: a reader may be using it. It is released with the
             # last reference.
-            self._core, self.folder = new_core, folder
+            self._core, self.folder, self._seal = new_core, folder, None
 
         # An interrupt between the two would leave the catalogue and this object apart.
         uninterrupted(switch)
@@ -279,8 +314,48 @@ class Shard:
             if self._core is None:
                 # Loading writes what is in the log to the segments.
                 self._require_space("opening", _disk_usage(self.folder / "wal"))
+                self._check_files()
                 self._core = core.EdgeShard.load(str(self.folder))
             return self._core
+
+    def _check_files(self) -> None:
+        """Make sure that the core can load the files, before it does so in this process.
+
+        Raises:
+            StoreError: If one is not as it was when the shard was closed. If it was not closed, and
+                its points cannot be read.
+        """
+        self._seal = read_seal(self.folder)
+        if self._seal is None:
+            damage = find_damage_after_crash(self.folder)
+        else:
+            damage = find_damage(self.folder, self._seal)
+        if damage:
+            more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+            raise self._damage_error(f"since it was closed, {damage[0]}{more}")
+        if self._seal is None:
+            _LOG.info("Collection %r was not closed; reading all of it.", self.collection)
+            try:
+                read_in_child(self.folder)
+            except ChildFailedError as error:
+                raise self._damage_error(str(error)) from error
+        break_seal(self.folder)
+
+    def _damage_error(self, problem: str) -> StoreError:
+        return StoreError(
+            self.collection,
+            "opening",
+            f"its files are damaged, or were changed by other software: {problem}. They are left "
+            f"alone in {self.folder}; restore the store from a backup, or see what can be read "
+            f"with: unified-embeddings check {self.folder.parents[1]}",
+        )
+
+    def _write_seal(self, points_count: int) -> None:
+        """Record the checksums of the files; without them the next opening reads all of them."""
+        try:
+            write_seal(self.folder, points_count, unchanged=self._seal)
+        except OSError as error:
+            _LOG.info("Collection %r has no checksums: %s", self.collection, error)
 
     def _flush(self, shard: CoreShard) -> None:
         shard.flush()
@@ -300,6 +375,30 @@ class Shard:
                 operation,
                 f"{error}; make room and try again. What was stored before is safe",
             ) from error
+
+
+def read_in_child(folder: Path) -> ReadReport | None:
+    """Load a shard, and read and flush all of it, in another process, which may come to grief.
+
+    Returns:
+        What was read; None in a frozen program, which cannot start another process.
+
+    Raises:
+        ChildFailedError: If it cannot be loaded or read, or that takes far longer than it should.
+    """
+    seconds = _READ_SECONDS + _disk_usage(folder) / _READ_BYTES_PER_SECOND
+    try:
+        process = ChildProcess(read_shard, [str(folder)], show_stderr=False)
+    except ChildFailedError:
+        return None
+    with process:
+        deadline = threading.Timer(seconds, process.kill)
+        deadline.daemon = True
+        deadline.start()
+        try:
+            return process.result()
+        finally:
+            deadline.cancel()
 
 
 def _disk_usage(folder: Path) -> int:

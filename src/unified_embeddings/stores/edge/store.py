@@ -22,10 +22,11 @@ import qdrant_edge as core
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.stores.edge.bounds import check_settings
 from unified_embeddings.stores.edge.catalog import Catalog, Entry, State
 from unified_embeddings.stores.edge.configuration import to_core_config, vector_creation
 from unified_embeddings.stores.edge.core_types import CoreShard, CoreUpdate
-from unified_embeddings.stores.edge.naming import check_name, check_vectors
+from unified_embeddings.stores.edge.naming import check_is_text, check_name, check_vectors
 from unified_embeddings.stores.edge.points import to_json_payload
 from unified_embeddings.stores.edge.settings import Settings, settings_with
 from unified_embeddings.stores.edge.shard import Shard
@@ -239,6 +240,7 @@ class EmbeddedStore:
         """
         check_name(name)
         check_vectors(settings)
+        check_settings(settings)
         settings = copy.deepcopy(settings)  # the caller may change theirs
         with argument_errors("the settings"):
             config = to_core_config(settings)
@@ -271,6 +273,7 @@ class EmbeddedStore:
         Raises:
             StoreError: If the catalogue cannot be written.
         """
+        check_is_text(name)
         with self._changing:
             state = self.state()
             collections = dict(state.collections)
@@ -331,6 +334,7 @@ class EmbeddedStore:
                 sparse[vector_name] = params
             changed = settings_with(settings, vectors=dense, sparse_vectors=sparse)
             check_vectors(changed)
+            check_settings(changed)
             with argument_errors("the vector"):
                 update = vector_creation(vector_name, params)
             # The shard first, then the catalogue: `_repair_vector_names` relies on this order.
@@ -392,6 +396,7 @@ class EmbeddedStore:
         return self._resolve(self.state(), name)
 
     def _resolve(self, state: State, name: str) -> tuple[str, Entry]:
+        check_is_text(name)
         resolved = state.entry(name)
         if resolved is None:
             raise self._not_found_error(name)
@@ -415,6 +420,10 @@ class EmbeddedStore:
         known_names = {*settings.vectors, *settings.sparse_vectors}
         if stored_names is None or stored_names == known_names:
             return entry
+        # A name may also differ because a file is damaged. Then loading fails, before anything is
+        # removed for good.
+        shard.read("opening", lambda _: None)
+        stored_names = shard.vector_names() or known_names
         for added_name in stored_names - known_names:
             update = core.UpdateOperation.delete_vector_name(added_name)
             shard.write_alone("rolling back an interrupted addition", update)
@@ -483,5 +492,5 @@ def _merge_metadata(old: dict[str, Any] | None, changes: dict[str, Any]) -> dict
     """Merge metadata as a server does: a key whose value is None is removed."""
     if old is None:
         return changes
-    merged = {**old, **changes}
-    return {key: value for key, value in merged.items() if value is not None}
+    removed = {key for key, value in changes.items() if value is None}
+    return {key: value for key, value in {**old, **changes}.items() if key not in removed}

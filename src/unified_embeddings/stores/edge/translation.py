@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import qdrant_edge as core
 from pydantic import BaseModel
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.stores.edge.coercion import coerce_dict
 from unified_embeddings.stores.edge.core_types import CoreEnum, CorePoint, CoreVector
 from unified_embeddings.stores.edge.settings import Settings
 
@@ -40,6 +42,15 @@ def unsupported(feature: str) -> InputError:
         f"{feature} is not supported by the embedded store; leave it out, or run a Qdrant server "
         "and use url="
     )
+
+
+class UnsupportedMethodError(InputError, AttributeError):
+    """A method that only a server has. Also an AttributeError, so that `hasattr` is False."""
+
+
+def unsupported_method(name: str) -> UnsupportedMethodError:
+    """Return the error for a method that a server has and an embedded store has not."""
+    return UnsupportedMethodError(unsupported(f"{name}()").problem)
 
 
 @contextlib.contextmanager
@@ -116,8 +127,10 @@ def to_core_id(value: object) -> PointId:
     Raises:
         InputError: If it is neither an unsigned 64-bit integer nor a UUID.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_ID:
-        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        number = int(value)
+        if 0 <= number <= _LARGEST_ID:
+            return number
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, str):
@@ -126,6 +139,17 @@ def to_core_id(value: object) -> PointId:
         except ValueError:
             pass
     raise InputError(f"an id must be a UUID or an integer from 0 to {_LARGEST_ID}, got {value!r}")
+
+
+def to_core_ids(values: object) -> list[PointId]:
+    """Return several ids as the core takes them.
+
+    Raises:
+        InputError: If it is not a list of ids.
+    """
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        raise InputError(f"ids must be a list of ids, got {type(values).__name__}")
+    return [to_core_id(value) for value in values]
 
 
 def from_core_id(value: object) -> PointId:
@@ -150,7 +174,7 @@ def to_record(core_point: CorePoint) -> qm.Record:
 
 
 def to_scored_point(core_point: CorePoint) -> qm.ScoredPoint:
-    """Return a point that a query core_point."""
+    """Return a point that a query found."""
     return qm.ScoredPoint.model_construct(
         id=from_core_id(core_point.id),
         version=core_point.version,
@@ -179,6 +203,7 @@ def to_payload_selector(selector: bool | Sequence[str] | qm.PayloadSelector | No
     Raises:
         InputError: If it is a single string.
     """
+    selector = coerce_dict(qm.PayloadSelector, selector, "with_payload")
     if isinstance(selector, qm.PayloadSelectorInclude):
         return core.PayloadSelector.Include(selector.include)
     if isinstance(selector, qm.PayloadSelectorExclude):
