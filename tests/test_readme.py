@@ -26,7 +26,7 @@ def run(block: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 def test_the_first_example_finds_the_fox_at_the_top_of_both_lists(
@@ -139,3 +139,7 @@ def test_the_commands_named_exist() -> None:
     )
     assert named
     assert named <= known
+
+
+def test_the_example_of_a_test_double_retrieves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(BLOCKS[7] + "\nprint(retriever.retrieve('foxes'))", capsys) == "[]\n"

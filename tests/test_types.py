@@ -325,3 +325,9 @@ def test_errors_come_whole_out_of_another_process(error: Exception) -> None:
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize("weights", [{"7": 0.5, 7: 0.25}, {7.2: 0.5, 7: 0.25}])
+def test_ids_that_are_equal_as_integers_are_refused(weights: dict[float, float]) -> None:
+    with pytest.raises(ValueError, match="ascending and unique"):
+        SparseVector.from_dict(weights)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
     from unified_embeddings.embedders.factory import make_embedder
     from unified_embeddings.embedders.paired import PairedEmbedder
+    from unified_embeddings.embedders.single_model import ModelEmbedder
     from unified_embeddings.errors import (
         FingerprintMismatchError,
         InputError,
@@ -50,6 +51,7 @@ _HOMES = {
     "embedders.clip": ("ClipEmbedder", "ClipStats"),
     "embedders.factory": ("make_embedder",),
     "embedders.paired": ("PairedEmbedder",),
+    "embedders.single_model": ("ModelEmbedder",),
     "errors": (
         "FingerprintMismatchError",
         "InputError",
@@ -88,6 +90,7 @@ __all__ = [
     "InputError",
     "MemoryReport",
     "MissingExtraError",
+    "ModelEmbedder",
     "ModelLoadError",
     "ModelMemory",
     "ModelSpec",

@@ -82,15 +82,16 @@ class SparseVector(Mapping[int, float]):
     @classmethod
     def from_dict(cls, weights: Mapping[int, float]) -> SparseVector:
         """Build from id → weight in any order; weights <= 0 are dropped."""
-        positive: dict[int, float] = {}
+        pairs = []
         for token_id, weight in weights.items():
-            # Not `> 0`: NaN is neither, and has to reach the constructor, which refuses it.
+            # Not `> 0`: NaN is neither, and has to reach the constructor, which refuses it, as it
+            # does ids that are equal only once they are integers ("7" and 7).
             if not np.float32(weight) <= 0:
-                positive[int(token_id)] = float(weight)
-        token_ids = sorted(positive)
+                pairs.append((int(token_id), float(weight)))
+        pairs.sort()
         return cls(
-            np.array(token_ids, dtype=np.int64),
-            np.array([positive[token_id] for token_id in token_ids], dtype=np.float32),
+            np.array([token_id for token_id, _ in pairs], dtype=np.int64),
+            np.array([weight for _, weight in pairs], dtype=np.float32),
         )
 
     def to_qdrant(self) -> dict[str, list[int] | list[float]]:

@@ -603,6 +603,31 @@ class TestClaim:
         owner.result(PATIENCE)
         assert waiter.result(PATIENCE)[0].tolist() == source.vector("a").tolist()
 
+    def test_an_interrupted_release_leaves_nothing_under_way(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache, source = EmbeddingCache(), Source()
+
+        def interrupt(*_: Any) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        def give_up() -> None:
+            with cache.claim([key_for("a")]) as claim:
+                next(claim.rounds())
+                monkeypatch.setattr(cache, "_release", interrupt)
+                claim.release(key_for("a"))
+
+        with pytest.raises(KeyboardInterrupt):
+            give_up()
+        assert within_patience(lambda: source.ask(cache, "a"))[0] is not None
+
+    def test_a_claim_that_was_not_entered_claims_nothing(self) -> None:
+        cache, source = EmbeddingCache(), Source()
+        with pytest.raises(UnifiedEmbeddingsError, match="enter the claim first"):
+            next(cache.claim([key_for("a")]).rounds())
+        assert within_patience(lambda: source.ask(cache, "a"))[0] is not None
+
     def test_leaving_early_releases_what_was_not_put(self) -> None:
         cache, source = EmbeddingCache(), Source()
         with cache.claim([key_for("a"), key_for("b")]) as claim:

@@ -311,6 +311,15 @@ class TestBadImages:
             ClipEmbedder(clip, allow_urls=True).encode_images([url])
         assert "SECRET" not in str(caught.value)
 
+    def test_each_error_names_its_own_file(self, embedder: ClipEmbedder, tmp_path: Path) -> None:
+        for name in ("one.png", "two.png"):
+            (tmp_path / name).write_bytes(png(IMAGES[0])[:60])
+        paths = [tmp_path / "one.png", tmp_path / "two.png"]
+        errors = embedder.encode_images(paths, skip_bad=True).errors
+        assert [error.index for error in errors] == [0, 1]
+        for error, path in zip(errors, paths, strict=True):
+            assert path.name in str(error)
+
 
 class TestUrls:
     def test_they_are_off(self, embedder: ClipEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ class Claim:
         self._given_up: set[Key] = set()
         self._unwritten: dict[Key, Value] = {}
         self._rounds: weakref.ref[Rounds] | None = None
+        self._is_entered = False
 
     def rounds(self) -> Rounds:
         """Return a generator of the keys to compute now, to be used as `for keys in rounds()`.
@@ -54,9 +55,12 @@ class Claim:
         The keys of a round stay claimed until the loop over this generator is left.
 
         Raises:
-            UnifiedEmbeddingsError: If keys of a round were neither put nor released, or one of the
-                keys is being computed by this thread already, so that it would wait for itself.
+            UnifiedEmbeddingsError: If the claim was not entered, keys of a round were neither put
+                nor released, or one of the keys is being computed by this thread already, so that
+                it would wait for itself.
         """
+        if not self._is_entered:
+            raise UnifiedEmbeddingsError("enter the claim first: with cache.claim(keys) as claim")
         rounds = self._run()
         self._rounds = weakref.ref(rounds)
         return rounds
@@ -121,6 +125,7 @@ class Claim:
         return self._values[key]
 
     def __enter__(self) -> Claim:
+        self._is_entered = True
         return self
 
     def __exit__(

@@ -135,6 +135,9 @@ class UnifiedEmbeddingConfig:
             raise AttributeError(f"a config cannot be changed; make a new one with another {name}")
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a config cannot be changed; {name} stays")
+
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str] | None = None, **overrides: Any

@@ -8,7 +8,9 @@ from unified_embeddings.embedders.single_model import ModelEmbedder
 class BGE_M3_Embedder(ModelEmbedder):
     """BGE-M3, or any checkpoint in its layout: every vector of a text from one forward pass.
 
-    The arguments and errors are ModelEmbedder's.
+    The arguments are ModelEmbedder's: `model_name`, and by keyword `engine`, `precision`, `device`,
+    `max_length`, `batch_tokens`, `cache`, `revision`, `local_files_only`, `trust_remote_code`; so
+    are the errors.
 
     Example:
         >>> from unified_embeddings import BGE_M3_Embedder

@@ -273,12 +273,9 @@ class ClipEmbedder(LazyModel):
             for missing_keys in claim.rounds():
                 model = self._load()
                 missing = {index: key for index, key in keys.items() if key in missing_keys}
-                prepared, problems = self._prepare(model, pictures, missing)
-                for key in problems:
+                prepared = self._prepare(model, pictures, missing, errors)
+                for key in missing_keys - prepared.keys():
                     claim.release(key)
-                for index, key in missing.items():
-                    if key in problems:
-                        errors[index] = InputError(str(problems[key]), index=index)
                 if errors and not skip_bad:
                     raise errors[min(errors)]
                 if prepared:
@@ -304,25 +301,29 @@ class ClipEmbedder(LazyModel):
         return pictures
 
     def _prepare(
-        self, model: ClipModel, pictures: dict[int, Picture], missing: dict[int, Key]
-    ) -> tuple[dict[Key, PreparedImage], dict[Key, InputError]]:
-        """Decode and scale pictures for the model, each distinct one once.
+        self,
+        model: ClipModel,
+        pictures: dict[int, Picture],
+        missing: dict[int, Key],
+        errors: dict[int, InputError],
+    ) -> dict[Key, PreparedImage]:
+        """Decode and scale pictures for the model; what cannot be decoded goes into `errors`.
 
         Returns:
-            By key, what the model takes, and what was wrong with the others.
+            What the model takes, by key: each distinct picture once.
         """
         prepared: dict[Key, PreparedImage] = {}
-        problems: dict[Key, InputError] = {}
         for index, key in missing.items():
-            if key in prepared or key in problems:
+            if key in prepared:
                 continue
+            # A bad picture that was given twice is decoded twice: each error names its own file.
             picture = pictures[index]
             try:
                 image = picture.decode(self._max_pixels)
                 prepared[key] = model.prepare(image, self._max_pixels, picture.name)
             except InputError as error:
-                problems[key] = error
-        return prepared, problems
+                errors[index] = InputError(str(error), index=index)
+        return prepared
 
     def _key(self, kind: Literal["text", "image"], content: str | bytes) -> Key:
         return key_for(f"clip {kind} 1", self.checkpoint.digest, self.runtime.precision, content)

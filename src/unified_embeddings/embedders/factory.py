@@ -13,7 +13,7 @@ from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.embedders.lazy import make_cache
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.models.catalogue import spec_for
+from unified_embeddings.models.catalogue import spec_for, spec_from_dict
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
@@ -42,14 +42,14 @@ def make_embedder(
         InputError: If an option is out of range, or a model does not give what it is taken for.
     """
     if spec is not None:
-        model = ModelSpec.from_dict(spec)
+        model = spec_from_dict(spec)
     chosen = spec_for(model)
     second = chosen.sparse_model if sparse_model is None else sparse_model
     if second is None:
         kind = BGE_M3_Embedder if chosen.heads == HEAD_NAMES else ModelEmbedder
         return kind(model, cache=cache, **options)
     if isinstance(second, Mapping):
-        second = ModelSpec.from_dict(second)
+        second = spec_from_dict(second)
     cache = make_cache(cache)
     first = dataclasses.replace(chosen, sparse_model=None)
     shared = {name: value for name, value in options.items() if name not in _FIRST_MODELS_ONLY}

@@ -64,6 +64,12 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         InputError: If an option is out of range, or the choice is two models, or one of images.
             What is wrong with the model or the hardware is raised by the first call that needs to
             know: ModelLoadError, MissingExtraError, InputError.
+
+    Example:
+        >>> from unified_embeddings import ModelEmbedder
+        >>> embedder = ModelEmbedder("arctic", max_length=512)    # loads nothing
+        >>> embedder.heads, embedder.spec.query_prefix
+        (('dense',), 'query: ')
     """
 
     def __init__(

@@ -153,7 +153,7 @@ class ModelSpec:
             raise InputError(f"{where} must be a mapping of fields, got {type(fields).__name__}")
         if unknown_names := sorted(fields.keys() - _FIELD_TYPES.keys()):
             raise InputError(
-                f"{where}: unknown {unknown_names}; the fields are like, {', '.join(_FIELD_TYPES)}"
+                f"{where}: unknown {unknown_names}; the fields are {', '.join(_FIELD_TYPES)}"
             )
         if "model_id" not in fields:
             raise InputError(f"{where} needs model_id, a hub id or a folder")

@@ -4,7 +4,8 @@ What lives here: the one promise that everything this package writes for good is
 does not: what the files contain, and what an error in writing them means to the caller.
 
 The promise: whenever the process is killed or the power fails, a path holds its old content or its
-new content, never a mixture, and what a function has published stays. Three steps keep it. Content
+new content (or nothing, while an incomplete folder is replaced), never a mixture, and what a
+function has published stays. Three steps keep it. Content
 is written into a scratch folder next to its target, hence on the same file system. It is flushed
 to disk. It is renamed into place, and the folder's own list of names is flushed too.
 
@@ -32,8 +33,12 @@ _LOCK = "lock"
 _WORK = "work"
 _ABANDONED_AFTER = 24 * 3600
 """Seconds after which another machine's scratch folder counts as litter."""
-_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 """What a rename reports if its target holds a folder with content, or a file."""
+if sys.platform == "win32":
+    _IN_THE_WAY.add(errno.EACCES)
+_PUBLISH_ATTEMPTS = 100
+"""Races that a publish loses at most; on Windows a lost race looks like a lack of permission."""
 _ZEROS = bytes(64 * 2**10)  # as much as is copied at a time
 _MIB = 2**20
 
@@ -235,7 +240,7 @@ def publish_folder(
         OSError: If `target` is in use or cannot be written.
     """
     sync_tree(folder)
-    while True:
+    for attempts_left in reversed(range(_PUBLISH_ATTEMPTS)):
         with contextlib.suppress(OSError):
             target.rmdir()  # Windows does not rename onto an empty folder, unlike POSIX.
         try:
@@ -246,7 +251,7 @@ def publish_folder(
                 raise
             if not os.path.lexists(target):
                 # What was in the way may have been moved by another process since.
-                if error.errno in _IN_THE_WAY:
+                if error.errno in _IN_THE_WAY and attempts_left:
                     continue
                 raise
             if is_complete(target):

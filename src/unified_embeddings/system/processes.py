@@ -33,8 +33,8 @@ class ChildProcess(Generic[T]):
     """A function running in a child process.
 
     Use it as a context manager: on exit the process has ended. It also ends when this process
-    does, even by `kill -9`. On Linux it ends with the thread that started it. Ctrl-C reaches this
-    process alone; the child is then killed by the exit from the context.
+    does, even by `kill -9`. On Linux it ends with the thread that started it. On POSIX, Ctrl-C
+    reaches this process alone; the child is then killed by the exit from the context.
 
     The child imports what this process can import, except from the current folder. Its standard
     output goes nowhere.
