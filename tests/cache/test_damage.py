@@ -1,4 +1,4 @@
-"""A cache file that is damaged, byte by byte or as a whole: no wrong vector, and the cache goes on."""
+"""A cache file that is damaged, in a byte or as a whole: no wrong vector, and the cache goes on."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ class TestRows:
         assert ask(EmbeddingCache(path=path), ["text 3"]) == 1
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_a_vector_that_is_not_finite_is_not_given_again(self, tmp_path: Path, bad: float) -> None:
+    def test_a_vector_that_is_not_finite_is_not_given_again(
+        self, tmp_path: Path, bad: float
+    ) -> None:
         path, key = tmp_path / "cache.sqlite", key_for("text 0")
         cache = EmbeddingCache(path=path)
         with cache.claim([key]) as claim:

@@ -141,11 +141,15 @@ class TestEveryInstruction:
         )
 
     def test_of_a_computation_that_fails(self) -> None:
-        def fail(cache: EmbeddingCache) -> None:
-            with pytest.raises(ZeroDivisionError), cache.claim(KEYS) as claim:
+        def compute_half(cache: EmbeddingCache) -> None:
+            with cache.claim(KEYS) as claim:
                 for _ in claim.rounds():
                     claim.put(KEYS[0], vector_of(KEYS[0]))
                     raise ZeroDivisionError
+
+        def fail(cache: EmbeddingCache) -> None:
+            with pytest.raises(ZeroDivisionError):
+                compute_half(cache)
 
         interrupt_everywhere(EmbeddingCache, fail, check_answers)
 
@@ -230,13 +234,14 @@ def test_a_claim_that_a_kept_exception_still_refers_to_holds_no_key(
 
 class TestOwnKey:
     def test_a_computation_that_asks_for_its_own_key_raises(self) -> None:
+        def compute() -> None:
+            with cache.claim(KEYS[:1]) as claim:
+                for _ in claim.rounds():
+                    ask(cache, KEYS)
+
         cache = EmbeddingCache()
-        with (
-            pytest.raises(UnifiedEmbeddingsError, match="midst of its own computation"),
-            cache.claim(KEYS[:1]) as claim,
-        ):
-            for _ in claim.rounds():
-                ask(cache, KEYS)
+        with pytest.raises(UnifiedEmbeddingsError, match="midst of its own computation"):
+            compute()
         check_answers(cache)
 
     def test_an_embedder_that_embeds_the_same_text_inside_raises(self) -> None:

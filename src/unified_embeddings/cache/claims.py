@@ -45,7 +45,7 @@ class Claim:
         self._is_entered = False
 
     def rounds(self) -> Rounds:
-        """Return a generator of the keys to compute now, to be used as `for keys in rounds()`.
+        """Return a generator of the keys to compute now, for a loop to run over.
 
         It yields none or one round, more only after another thread failed. Every key of a round
         must be `put` or released before the next is asked for. Between rounds this waits for the

@@ -192,9 +192,7 @@ class DiskTier:
     def _insert(self, packed: list[tuple[object, ...]]) -> None:
         database = self._database()
         with database:
-            database.executemany(
-                "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", packed
-            )
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", packed)
         self._shrink(database)
 
     def _insert_if_possible(self, packed: list[tuple[object, ...]]) -> None:

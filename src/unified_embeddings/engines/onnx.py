@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_embeddings.engines.base import RawHeads, Runtime
+from unified_embeddings.engines.graph_check import graph_problem
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -59,6 +60,7 @@ class OnnxEngine:
         needed_outputs = {OUTPUTS[head] for head in checkpoint.spec.heads}
         if not checkpoint.is_exported:
             checkpoint = _find_or_publish_export(checkpoint, runtime.precision)
+        self._checkpoint = checkpoint
         notes = checkpoint.export_notes
         self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
         # The session keeps its own arrangement of the weights, so the file's pages in memory are a
@@ -134,7 +136,7 @@ class OnnxEngine:
         attention_mask = np.ones_like(input_ids)
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         output_names = [OUTPUTS[head] for head in heads]
-        with self._lock:
+        with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):
             outputs = self._session.run(output_names, inputs)
         return dict(zip(heads, outputs, strict=True))
 
@@ -146,10 +148,10 @@ def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSe
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads burn the cores of whatever else runs between two queries.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
+    with checkpoint.explain(f"ONNX Runtime cannot load {path.name}"):
+        if problem := graph_problem(path, checkpoint.export_notes.weights_file):
+            raise checkpoint.problem(f"{path.name} is not run here: {problem}")
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
-        raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
 
 
 def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]:

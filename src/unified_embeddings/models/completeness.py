@@ -6,13 +6,14 @@ not: tensors missing from the weights, which the engines find when they read the
 
 from __future__ import annotations
 
+from unified_embeddings.models.bounds import check_bounds
 from unified_embeddings.models.catalogue import MODELS
-from unified_embeddings.models.checkpoint import (
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import (
     COLBERT_HEAD,
     IMAGE_SETTINGS,
     IMAGE_TOKENIZERS,
     SPARSE_HEAD,
-    Checkpoint,
 )
 from unified_embeddings.models.sentence_files import check_default_prompt, check_dense_layers
 
@@ -30,16 +31,14 @@ def check_files(checkpoint: Checkpoint) -> None:
         _ = checkpoint.export_notes  # raises if the export is damaged
         checkpoint.require("config.json")
         checkpoint.require("tokenizer.json")
+        check_bounds(checkpoint)
         return
     if checkpoint.spec.images:
         _require_one_of(checkpoint, tuple((name,) for name in IMAGE_SETTINGS))
         _require_one_of(checkpoint, IMAGE_TOKENIZERS)
     _check_contradictions(checkpoint)
     _require_files(checkpoint)
-    # An interrupted download can leave an empty file behind.
-    for path in checkpoint.weight_files:
-        if not path.stat().st_size:
-            raise checkpoint.problem(f"{path} is empty")
+    check_bounds(checkpoint)
 
 
 def _check_contradictions(checkpoint: Checkpoint) -> None:
@@ -55,9 +54,10 @@ def _check_contradictions(checkpoint: Checkpoint) -> None:
         from unified_embeddings.models.hub import require_cached_code
 
         require_cached_code(checkpoint, checkpoint.code_repository)
-    if not spec.normalise and "Normalize" in (checkpoint.modules or ()):
+    modules = checkpoint.modules or []
+    if not spec.normalise and any(module.name == "Normalize" for module in modules):
         raise checkpoint.problem("modules.json normalises its vectors, but its spec does not")
-    check_dense_layers(checkpoint)
+    check_dense_layers(checkpoint, modules)
     has_prefixes = bool(spec.query_prefix or spec.document_prefix)
     check_default_prompt(checkpoint, has_prefixes=has_prefixes)
 

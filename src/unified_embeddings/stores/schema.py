@@ -68,6 +68,8 @@ def sparse_vectors(info: qm.CollectionInfo) -> dict[str, qm.SparseVectorParams]:
 def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **options: Any) -> None:
     """Create the collection for an embedder's vectors, or check the existing one.
 
+    A fingerprint that an earlier version recorded is replaced by today's.
+
     Args:
         client: Sync client.
         name: The collection's name.
@@ -86,6 +88,10 @@ def ensure_collection(client: Client, name: str, embedder: TextEmbedder, **optio
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
     check_collection(name, info, embedder, sparse=sparse)
+    model = recorded_model(info)
+    if model is not None and model.fingerprint != embedder.fingerprint:
+        with store_errors(name, "recording the model's new fingerprint"):
+            client.update_collection(name, metadata={METADATA_KEY: _record_of(embedder)})
 
 
 def check_collection(
@@ -114,7 +120,7 @@ def check_collection(
         StoreError: If the vectors needed are missing or have another dimension.
     """
     model = recorded_model(info)
-    if model is not None and model.fingerprint != embedder.fingerprint:
+    if model is not None and not _is_made_by(model, embedder):
         raise FingerprintMismatchError(
             name,
             expected=embedder.fingerprint,
@@ -140,6 +146,13 @@ def check_collection(
         )
 
 
+def _is_made_by(model: RecordedModel, embedder: TextEmbedder) -> bool:
+    """Tell whether a recorded model is an embedder's, also if an earlier version recorded it."""
+    if model.fingerprint == embedder.fingerprint:
+        return True
+    return model.fingerprint in embedder.former_fingerprints
+
+
 def _check_dense_vector(
     name: str, info: qm.CollectionInfo, embedder: TextEmbedder, vector_name: str
 ) -> None:
@@ -161,11 +174,6 @@ def _create_collection(
     sparse_params = None
     if "sparse" in embedder.heads:
         sparse_params = {SPARSE_VECTOR: qm.SparseVectorParams(index=qm.SparseIndexParams())}
-    record = {
-        "fingerprint": embedder.fingerprint,
-        "model": _model_names(embedder),
-        "revision": embedder.revision,
-    }
     try:
         client.create_collection(
             name,
@@ -173,7 +181,7 @@ def _create_collection(
                 DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
             sparse_vectors_config=sparse_params,
-            metadata={METADATA_KEY: record},
+            metadata={METADATA_KEY: _record_of(embedder)},
             **options,
         )
     except (ApiException, RpcError, ValueError) as error:
@@ -184,6 +192,15 @@ def _create_collection(
         return
     for field, index in PAYLOAD_INDEXES.items():
         client.create_payload_index(name, field, index)
+
+
+def _record_of(embedder: TextEmbedder) -> dict[str, str]:
+    """Return what a collection's metadata records about the model."""
+    return {
+        "fingerprint": embedder.fingerprint,
+        "model": _model_names(embedder),
+        "revision": embedder.revision,
+    }
 
 
 def _model_names(embedder: TextEmbedder) -> str:
