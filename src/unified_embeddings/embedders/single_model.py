@@ -7,6 +7,7 @@ does not: the cache (`cached`), the forward pass (`engines`), the arithmetic on 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ from unified_embeddings.embedders.lazy import LazyModel, LocalModel
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, RawHeads, Runtime
+from unified_embeddings.engines.choice import choose_engine
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -162,6 +164,11 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         engine = self._engine
         return iter(()) if engine is None else engine.weights()
 
+    @property
+    def hidden_bytes(self) -> int:
+        """Return the bytes of weights whose place in memory the engine does not tell."""
+        return getattr(self._engine, "hidden_bytes", 0)
+
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens; see `TextEmbedder`."""
         (valid_text,) = require_texts([text])
@@ -214,11 +221,22 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
 
     def _plan(self) -> Runtime:
         engine, precision = self._options["engine"], self._options["precision"]
+        device, reason = self._options["device"], ""
         if engine == "auto" and precision == "int8":
             engine = "onnx"
         if engine == "auto":
             engine = self.spec.engine or registry.best_for(self.checkpoint)
-        return registry.plan(engine, precision, self._options["device"], lambda: self.checkpoint)
+            if engine == "torch":
+                engine, reason = choose_engine(
+                    self.spec, precision, device, lambda: self.checkpoint
+                )
+            if engine == "onnx" and reason:
+                # Known without the model's files, which may not be here yet.
+                return Runtime(engine=engine, device="cpu", precision="fp32", reason=reason)
+        runtime = registry.plan(engine, precision, device, lambda: self.checkpoint)
+        if reason:
+            runtime = dataclasses.replace(runtime, reason=f"{runtime.reason}; {engine}: {reason}")
+        return runtime
 
     def _load_tokenizer(self) -> Tokenizer:
         with self._load_lock:

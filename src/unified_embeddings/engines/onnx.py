@@ -23,12 +23,13 @@ from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, passive_wait_policy
+from unified_embeddings.system.hardware import cpu, no_telemetry, passive_wait_policy
 from unified_embeddings.system.memory import release_file_pages
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
-    import onnxruntime
+    with no_telemetry():
+        import onnxruntime
 except ImportError as error:
     raise MissingExtraError(
         "ONNX Runtime, which the engine 'onnx' runs on,", extra="onnx"
@@ -65,7 +66,9 @@ class OnnxEngine:
         self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
         # The session keeps its own arrangement of the weights, so the file's pages in memory are a
         # second copy.
-        release_file_pages(checkpoint.require(notes.weights_file).resolve())
+        weights_file = checkpoint.require(notes.weights_file).resolve()
+        release_file_pages(weights_file)
+        self.hidden_bytes = weights_file.stat().st_size
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != {*INPUTS} or not needed_outputs <= outputs:
@@ -102,7 +105,7 @@ class OnnxEngine:
         return Runtime(engine="onnx", device="cpu", precision=precision, reason=reason)
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """Yield nothing: ONNX Runtime does not tell where it keeps the weights."""
+        """Yield nothing: ONNX Runtime does not tell where it keeps the weights; `hidden_bytes`."""
         return iter(())
 
     def run(
