@@ -71,8 +71,12 @@ HOMES = {
 
 
 def find_modules() -> dict[str, Path]:
-    """Return each module's dotted name within the package → its file, without __init__."""
-    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
+    """Return each module's dotted name within the package → its file.
+
+    Without `__init__`, which belongs to its room, and `__main__`, which only calls the command.
+    """
+    others = ("__init__.py", "__main__.py")
+    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.name not in others]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
 
 
