@@ -295,7 +295,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("bound", ["max_bytes", "max_entries", "max_disk_bytes"])
     def test_negative_bounds_are_refused_by_name(self, bound: str) -> None:
-        with pytest.raises(InputError, match=f"{bound} must be a whole number >= 0, got -1"):
+        with pytest.raises(InputError, match=f"{bound} must be >= 0, got -1"):
             EmbeddingCache(**{bound: -1})  # type: ignore[arg-type]
 
     def test_clear_forgets_values_and_keeps_counters(self, overhead: int) -> None:

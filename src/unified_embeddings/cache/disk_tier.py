@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from unified_embeddings.cache import rows
@@ -189,13 +189,13 @@ class DiskTier:
                 self._note(error)
         return values
 
-    def _insert(self, packed: list[tuple[object, ...]]) -> None:
+    def _insert(self, packed: Sequence[tuple[object, ...]]) -> None:
         database = self._database()
         with database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?)", packed)
         self._shrink(database)
 
-    def _insert_if_possible(self, packed: list[tuple[object, ...]]) -> None:
+    def _insert_if_possible(self, packed: Sequence[tuple[object, ...]]) -> None:
         try:
             self._insert(packed)
         except _FAILURES as error:

@@ -18,7 +18,7 @@ from unified_embeddings.cache.disk_tier import DiskTier
 from unified_embeddings.cache.flights import Flight, Guard
 from unified_embeddings.cache.keys import Key, Value
 from unified_embeddings.cache.memory_tier import MemoryTier
-from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.validation import require_whole_number
 
 _PATIENCE = 5.0
@@ -86,11 +86,11 @@ class EmbeddingCache:
         *,
         max_disk_bytes: int = 4 * 2**30,
     ) -> None:
-        self.max_bytes = require_whole_number("max_bytes", max_bytes, least=0)
+        self.max_bytes = _require_bound("max_bytes", max_bytes)
         if max_entries is not None:
-            max_entries = require_whole_number("max_entries", max_entries, least=0)
+            max_entries = _require_bound("max_entries", max_entries)
         self.max_entries = max_entries
-        self._max_disk_bytes = require_whole_number("max_disk_bytes", max_disk_bytes, least=0)
+        self._max_disk_bytes = _require_bound("max_disk_bytes", max_disk_bytes)
         # Guards the counters, the values and the table of keys under way. It is never held while
         # something is computed, read from disk or waited for.
         self._guard = Guard(_PATIENCE)
@@ -267,6 +267,12 @@ class EmbeddingCache:
     def _write_disk(self, values: dict[Key, Value]) -> None:
         if self._disk is not None:
             self._disk.put(values)
+
+
+def _require_bound(name: str, value: object) -> int:
+    if isinstance(value, int) and value < 0:
+        raise InputError(f"{name} must be >= 0, got {value}")
+    return require_whole_number(name, value, least=0)
 
 
 def _rebuild(

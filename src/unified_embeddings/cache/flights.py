@@ -13,6 +13,7 @@ happens, and an exception's traceback, which keeps all local variables, does not
 
 from __future__ import annotations
 
+import inspect
 import os
 import queue
 import threading
@@ -56,7 +57,7 @@ class Flight:
     def is_alive(self) -> bool:
         """Tell whether the computing loop is still running."""
         rounds = self._rounds()
-        if rounds is None or rounds.gi_frame is None:
+        if rounds is None or inspect.getgeneratorstate(rounds) == inspect.GEN_CLOSED:
             return False
         return self._process == os.getpid()
 

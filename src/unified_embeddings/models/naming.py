@@ -30,9 +30,10 @@ def model_name(model: str | os.PathLike[str]) -> str:
     """Return a model's name as a str. A path object stays a path, whatever it looks like.
 
     Example:
+        >>> from pathlib import PurePosixPath
         >>> model_name("BAAI/bge-m3")
         'BAAI/bge-m3'
-        >>> model_name(pathlib.PurePosixPath("BAAI/bge-m3"))
+        >>> model_name(PurePosixPath("BAAI/bge-m3"))
         './BAAI/bge-m3'
     """
     name = os.fsdecode(model)
