@@ -167,6 +167,10 @@ class TestSettings:
             {"max_position_embeddings": 10**12},
             {"num_attention_heads": 0},
             {"transformers_weights": "../other.safetensors"},
+            {"transformers_weights": "other.safetensors"},
+            {"attn_implementation": "me/kernel"},
+            {"_attn_implementation": {"": "kernels-community/flash-attn"}},
+            {"experts_implementation": "me/kernel"},
             {"auto_map": {"AutoModel": "me/mine--code.Model"}, "model_type": "mine"},
         ],
         ids=str,
@@ -431,6 +435,22 @@ class TestImageModels:
         assert_refused(lambda: self.embed(model))
 
 
+class TestModuleFolders:
+    def test_of_terabytes(self, tmp_path: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "model", "mpnet")
+        (folder / "1_Pooling" / "more.bin").touch()
+        os.truncate(folder / "1_Pooling" / "more.bin", 2**40)
+        spec = ModelSpec("mine", str(folder))
+        assert_refused(lambda: ModelEmbedder(spec).encode_documents(["fox"]))
+
+    def test_that_lead_to_themselves(self, tmp_path: Path) -> None:
+        folder = checkpoints.sentence_model(tmp_path / "model", "mpnet")
+        (folder / "1_Pooling" / "again").symlink_to(folder / "1_Pooling")
+        (folder / "1_Pooling" / "itself").symlink_to(folder / "1_Pooling" / "itself")
+        with bounded():
+            ModelEmbedder(ModelSpec("mine", str(folder))).encode_documents(["fox"])
+
+
 class TestExports:
     @pytest.fixture(scope="class")
     def exported(self, xlmr: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -590,6 +610,10 @@ class TestExports:
     def test_with_notes_that_are_none(self, model: Path, content: str) -> None:
         (model / "export.json").write_text(content)
         assert_refused(lambda: embed(model, "auto"))
+
+    def test_of_another_width_than_the_configurations(self, model: Path) -> None:
+        edit(model / "config.json", hidden_size=64)
+        assert "is expected" in assert_refused(lambda: embed(model, "auto"))
 
     def test_that_say_they_have_code(self, model: Path) -> None:
         notes = json.loads((model / "export.json").read_text())

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,26 @@ class OnnxEngine:
         output_names = [OUTPUTS[head] for head in heads]
         with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):
             outputs = self._session.run(output_names, inputs)
-        return dict(zip(heads, outputs, strict=True))
+        results = dict(zip(heads, outputs, strict=True))
+        self._check_shapes(results, *input_ids.shape)
+        return results
+
+    def _check_shapes(
+        self, outputs: Mapping[HeadName, FloatArray], texts: int, tokens: int
+    ) -> None:
+        """Refuse outputs of other shapes than `config.json`, which is a file of its own, says."""
+        expected: dict[HeadName, tuple[int, ...]] = {
+            "dense": (texts, self._checkpoint.dimension),
+            "sparse": (texts, tokens),
+            "colbert": (texts, tokens - 1),
+        }
+        for head, output in outputs.items():
+            shape = output.shape[:2] if head == "colbert" else output.shape
+            if shape != expected[head] or output.dtype != np.float32:
+                raise self._checkpoint.problem(
+                    f"its graph gives {output.dtype} {output.shape} for {texts} texts of {tokens} "
+                    f"tokens, where {expected[head]} is expected; export the model again"
+                )
 
 
 def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:

@@ -61,7 +61,14 @@ def check_bounds(checkpoint: Checkpoint) -> None:
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         _check_size(checkpoint, name, _MOST_HEAD_BYTES)
     for path in checkpoint.weight_files:
+        if not path.stat().st_size:  # as an interrupted download may leave it
+            raise checkpoint.problem(f"{path} is empty")
         _check_weight_file(checkpoint, path)
+    folders = [module.folder for module in checkpoint.modules or () if module.folder]
+    for folder in [*folders, *checkpoint.spec.adapters]:
+        for path in (checkpoint.folder / folder).rglob("*"):
+            if path.is_file():
+                _check_weight_file(checkpoint, path)
 
 
 def check_settings(checkpoint: Checkpoint) -> None:
@@ -153,13 +160,11 @@ def _check_size(checkpoint: Checkpoint, name: str, most: int) -> None:
 
 
 def _check_weight_file(checkpoint: Checkpoint, path: Path) -> None:
-    """Refuse a weight file that is empty, or was never written in full.
+    """Refuse a large file that was never written in full.
 
-    An interrupted download can leave either behind: some tools reserve the whole file first.
+    An interrupted download can leave it behind: some tools reserve the whole file first.
     """
     stat = path.stat()
-    if not stat.st_size:
-        raise checkpoint.problem(f"{path} is empty")
     if stat.st_size > _MOST_WEIGHT_BYTES:
         raise checkpoint.problem(f"{path} has {stat.st_size:,} bytes, which is beyond any model")
     blocks = getattr(stat, "st_blocks", None)  # Windows counts none

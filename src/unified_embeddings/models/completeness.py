@@ -6,6 +6,8 @@ not: tensors missing from the weights, which the engines find when they read the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from unified_embeddings.models.bounds import check_bounds
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -54,12 +56,43 @@ def _check_contradictions(checkpoint: Checkpoint) -> None:
         from unified_embeddings.models.hub import require_cached_code
 
         require_cached_code(checkpoint, checkpoint.code_repository)
+    _check_loading(checkpoint)
     modules = checkpoint.modules or []
     if not spec.normalise and any(module.name == "Normalize" for module in modules):
         raise checkpoint.problem("modules.json normalises its vectors, but its spec does not")
     check_dense_layers(checkpoint, modules)
     has_prefixes = bool(spec.query_prefix or spec.document_prefix)
     check_default_prompt(checkpoint, has_prefixes=has_prefixes)
+
+
+def _check_loading(checkpoint: Checkpoint) -> None:
+    """Refuse a configuration that makes transformers read other weights, or fetch other code.
+
+    A class for attention may be named by a repository on the hub, whose compiled code would be run.
+    """
+    weights = checkpoint.config.get("transformers_weights")
+    if weights is not None and weights not in [path.name for path in checkpoint.weight_files]:
+        raise checkpoint.problem(
+            f"config.json names {weights!r} as its weights, which are not those that are read here"
+        )
+    with checkpoint.explain("config.json cannot be used"):
+        for name, value in _texts(checkpoint.config):
+            if "implementation" in name and "/" in value:
+                raise checkpoint.problem(
+                    f"config.json asks for code from {value!r} ({name}), which is not run here"
+                )
+
+
+def _texts(settings: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in nested settings, with the names of the settings that it is in."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value, name)
+    elif isinstance(settings, str):
+        yield name, settings
 
 
 def _require_files(checkpoint: Checkpoint) -> None:
