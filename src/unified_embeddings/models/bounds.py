@@ -42,6 +42,10 @@ _MOST_TOKENIZER_BYTES = 256 * 2**20
 _MOST_HEAD_BYTES = 2**30
 _MOST_WEIGHT_BYTES = 2**37
 """128 GiB."""
+_MOST_HEADER_BYTES = 100_000_000
+"""Bytes of a header that safetensors reads."""
+_PICKLE_STARTS = (b"PK", b"\x80")
+"""How torch's zip format and its former one begin."""
 _BLOCK = 512
 """Bytes of a block, as `stat` counts them."""
 _MOSTLY_EMPTY = 16
@@ -63,12 +67,16 @@ def check_bounds(checkpoint: Checkpoint) -> None:
     for path in checkpoint.weight_files:
         if not path.stat().st_size:  # as an interrupted download may leave it
             raise checkpoint.problem(f"{path} is empty")
-        _check_weight_file(checkpoint, path)
+        _check_written(checkpoint, path)
+        if problem := _format_problem(path):
+            raise checkpoint.problem(
+                f"{path.name} is truncated or not a weight file: {problem}; fetch it again"
+            )
     folders = [module.folder for module in checkpoint.modules or () if module.folder]
     for folder in [*folders, *checkpoint.spec.adapters]:
         for path in (checkpoint.folder / folder).rglob("*"):
             if path.is_file():
-                _check_weight_file(checkpoint, path)
+                _check_written(checkpoint, path)
 
 
 def check_settings(checkpoint: Checkpoint) -> None:
@@ -159,7 +167,7 @@ def _check_size(checkpoint: Checkpoint, name: str, most: int) -> None:
         raise checkpoint.problem(f"{name} has {size:,} bytes, which is beyond any model")
 
 
-def _check_weight_file(checkpoint: Checkpoint, path: Path) -> None:
+def _check_written(checkpoint: Checkpoint, path: Path) -> None:
     """Refuse a large file that was never written in full.
 
     An interrupted download can leave it behind: some tools reserve the whole file first.
@@ -167,9 +175,21 @@ def _check_weight_file(checkpoint: Checkpoint, path: Path) -> None:
     stat = path.stat()
     if stat.st_size > _MOST_WEIGHT_BYTES:
         raise checkpoint.problem(f"{path} has {stat.st_size:,} bytes, which is beyond any model")
-    blocks = getattr(stat, "st_blocks", None)  # Windows counts none
-    if blocks is not None and blocks * _BLOCK * _MOSTLY_EMPTY < stat.st_size - 2**20:
+    blocks = getattr(stat, "st_blocks", 0)  # Windows and some network file systems count none
+    if blocks and blocks * _BLOCK * _MOSTLY_EMPTY < stat.st_size - 2**20:
         raise checkpoint.problem(
             f"{path} is mostly empty: {blocks * _BLOCK:,} of its {stat.st_size:,} bytes are on "
             "disk; fetch it again"
         )
+
+
+def _format_problem(path: Path) -> str | None:
+    """Return what the first bytes of a weight file say against it, before all of it is read."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if path.suffix != ".safetensors":
+        return None if start.startswith(_PICKLE_STARTS) else "it does not begin like one"
+    header_length = int.from_bytes(start[:8], "little")
+    if not 2 <= header_length <= min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
+        return f"its header would have {header_length:,} bytes"
+    return None if start[8:] == b"{" else "its header does not begin like one"
