@@ -165,6 +165,19 @@ class TestSettingAside:
         assert "a new one was started" in caplog.text
         assert ask(EmbeddingCache(path=path), NAMES) == 0
 
+    def test_a_schema_that_is_no_text_counts_as_damage(self, path: Path) -> None:
+        content = path.read_bytes()
+        name = content.index(b"unified_embeddings_by_use")
+        # SQLite quotes the name in its message, which Python cannot decode.
+        garbage = b"CREATE INDEX \xc4\xc4"
+        start = content.index(b"CREATE INDEX")
+        assert start != name
+        path.write_bytes(content[:start] + garbage + content[start + len(garbage) :])
+        cache = EmbeddingCache(path=path)
+        assert ask(cache, NAMES) == len(NAMES)
+        assert path.with_name("cache.sqlite.damaged").exists()
+        cache.close()
+
     def test_damage_that_shows_later_does_too(
         self, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -84,13 +84,14 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
         ) from error
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Tell whether an error says that a file's content is damaged.
 
     SQLite's codes for that, CORRUPT and NOTADB, are the only ones that Python turns into the base
     class. All others (a full disk, a file that is locked or read-only) have classes of their own.
+    A message that quotes damaged text becomes a UnicodeDecodeError.
     """
-    return type(error) is sqlite3.DatabaseError
+    return type(error) is sqlite3.DatabaseError or isinstance(error, UnicodeDecodeError)
 
 
 def set_aside(path: Path, inode: int, state: str, reason: str) -> None:
@@ -156,7 +157,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         _use_write_ahead_log(database)
         # A transaction may be lost with the power then, but the file stays whole.
         database.execute("PRAGMA synchronous=NORMAL")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         # Before closing it, which may still write what a log holds.
         may_be_damaged = is_damage(error) or _has_damaged_header(path, error)
         is_ours = may_be_damaged and _looks_like_ours(path)
@@ -209,7 +210,7 @@ def _use_write_ahead_log(database: sqlite3.Connection) -> None:
             time.sleep(_LOCK_POLL)
 
 
-def _has_damaged_header(path: Path, error: sqlite3.Error) -> bool:
+def _has_damaged_header(path: Path, error: Exception) -> bool:
     """Tell whether an error that has other causes too comes from a damaged header here."""
     message = str(error)
     if "readonly" in message:

@@ -26,7 +26,7 @@ _PATIENCE = 10 * LOCK_TIMEOUT
 """Seconds after which the lock of the connection counts as lost."""
 _KEYS_PER_QUERY = 500
 """Keys asked for in one query: older versions of SQLite take at most 999 parameters."""
-_FAILURES = (sqlite3.Error, OSError, MemoryError)
+_FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError, MemoryError)
 """What a failing disk, or a damaged file, raises."""
 
 _inherited: list[sqlite3.Connection] = []
@@ -150,7 +150,7 @@ class DiskTier:
         Returns:
             Whether there is a new file now.
         """
-        if not (isinstance(error, sqlite3.Error) and is_damage(error)):
+        if not is_damage(error):
             self._note(error)
             return False
         self.errors += 1
