@@ -166,13 +166,14 @@ class TestSettingAside:
         assert ask(EmbeddingCache(path=path), NAMES) == 0
 
     def test_a_schema_that_is_no_text_counts_as_damage(self, path: Path) -> None:
-        content = path.read_bytes()
-        name = content.index(b"unified_embeddings_by_use")
-        # SQLite quotes the name in its message, which Python cannot decode.
-        garbage = b"CREATE INDEX \xc4\xc4"
-        start = content.index(b"CREATE INDEX")
-        assert start != name
-        path.write_bytes(content[:start] + garbage + content[start + len(garbage) :])
+        content = bytearray(path.read_bytes())
+        # SQLite quotes an index's name in its message about the index, and Python cannot decode it.
+        for text in (b"unified_embeddings_by_use", b"CREATE INDEX"):
+            start = content.index(text)
+            content[start : start + 2] = b"\xc4\xc4"
+        path.write_bytes(content)
+        with pytest.raises(UnicodeDecodeError):
+            sqlite3.connect(path).execute("SELECT * FROM sqlite_master")
         cache = EmbeddingCache(path=path)
         assert ask(cache, NAMES) == len(NAMES)
         assert path.with_name("cache.sqlite.damaged").exists()
