@@ -29,7 +29,7 @@ import checkpoints
 from unified_embeddings import BGE_M3_Embedder, ClipEmbedder, ModelEmbedder, ModelSpec
 from unified_embeddings.errors import ModelLoadError
 
-MEMORY = 8 * 2**30
+MEMORY = 6 * 2**30
 """Bytes of address space that a case may take beyond what is taken when it begins."""
 PATIENCE = 20.0
 """Seconds that a case may take. Without the checks each takes hours, or all memory."""
@@ -234,6 +234,7 @@ class TestTokenizers:
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}},
             {"normalizer": {"type": "Unheard"}},
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
             {"post_processor": template(ids=[4_000_000_000])},
             {"post_processor": template(ids=[10_000])},
             {"post_processor": template(ids=[0] * 100_000, tokens=["<s>"] * 100_000)},
@@ -250,6 +251,24 @@ class TestTokenizers:
     def test_with_absurd_parts(self, model: Path, changes: dict[str, Any]) -> None:
         edit(model / "tokenizer.json", **changes)
         assert_refused(lambda: embed(model))
+
+    def test_with_a_map_of_characters_under_an_escaped_name(self, model: Path) -> None:
+        changes = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}
+        edit(model / "tokenizer.json", normalizer=changes)
+        path = model / "tokenizer.json"
+        path.write_text(
+            path.read_text().replace("precompiled_charsmap", r"precompiled\u005fcharsmap")
+        )
+        assert "announces" in assert_refused(lambda: embed(model))
+
+    def test_with_padding_to_any_length(self, model: Path) -> None:
+        padding = {
+            "strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>",
+        }  # fmt: skip
+        edit(model / "tokenizer.json", padding=padding)
+        with bounded():
+            embed(model)
 
     def test_that_try_every_way_of_matching_a_text(self, model: Path) -> None:
         edit(model / "tokenizer.json", normalizer=replacement({"Regex": "(a|aa)+$"}, "x"))

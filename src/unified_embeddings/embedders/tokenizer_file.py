@@ -6,7 +6,10 @@ fail, or take all memory, with the first text. What does not: cutting texts (`to
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -17,6 +20,8 @@ _MOST_GROWTH = 64
 another, or by two."""
 _MOST_SPECIAL_TOKENS = 64
 """Special tokens that may be added to a text. Real models add two."""
+_CHARACTER_MAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 _PROBE = "A fox, 1 dog; 犬 and ünïcode"
 
 
@@ -29,7 +34,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
     """
     path = checkpoint.tokenizer_file
     with checkpoint.explain(f"{path.name} is not a tokenizer file"):
+        _check_character_map(path)
         tokenizer = RustTokenizer.from_file(str(path))
+        # The file may ask for padding to any length, which would be allocated.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     tokens, rows = tokenizer.get_vocab_size(), checkpoint.integer("vocab_size")
     if tokens > rows:
         raise checkpoint.problem(
@@ -47,6 +56,24 @@ def read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
     with checkpoint.explain("tokenizer.json fails with the first text"):
         tokenizer.encode(_PROBE)
     return tokenizer
+
+
+def _check_character_map(path: Path) -> None:
+    """Refuse a map of characters that announces more bytes than it has.
+
+    The Rust side allocates what is announced, and ends the process where there is no such memory.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    content = path.read_bytes()
+    if _ESCAPED_ASCII.search(content):  # a name may be written in a way that is not found below
+        content = json.dumps(json.loads(content)).encode()
+    for match in _CHARACTER_MAP.finditer(content):
+        encoded = match[1]
+        announced = int.from_bytes(base64.b64decode(encoded[:8])[:4], "little")
+        if announced > len(encoded):
+            raise ValueError(f"a map of {len(encoded):,} characters announces {announced:,} bytes")
 
 
 def _check_growth(checkpoint: Checkpoint, tokenizer: RustTokenizer) -> None:
