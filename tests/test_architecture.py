@@ -46,7 +46,6 @@ EXPORTERS = {"export", "engines.onnx", "cli"}
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
-    "cachetools": {"cache"},
     "fastapi": set[str](),
     "grpc": {"stores.errors", "stores.schema"},
     "httpx": {"images.fetch"},
@@ -63,8 +62,8 @@ HOMES = {
     "rich": {"system.progress", "cli"},
     "safetensors": {"models.weights"},
     "sentence_transformers": {"engines.sentence"},
-    "sqlite3": {"cache.disk_tier", "stores.opening", "stores.errors"},
-    "tokenizers": {"embedders.tokenization"},
+    "sqlite3": {"cache", "stores.opening", "stores.errors"},
+    "tokenizers": {"embedders.tokenization", "embedders.tokenizer_file"},
     "torch": {"engines", "models.weights", "embedders.clip_model", "cli.doctor"},
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},
@@ -73,8 +72,12 @@ HOMES = {
 
 
 def find_modules() -> dict[str, Path]:
-    """Return each module's dotted name within the package → its file, without __init__."""
-    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
+    """Return each module's dotted name within the package → its file.
+
+    Without `__init__`, which belongs to its room, and `__main__`, which only calls the command.
+    """
+    others = ("__init__.py", "__main__.py")
+    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.name not in others]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
 
 

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.cache.flights import Flight
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.types import SparseVector
@@ -118,11 +119,11 @@ def within_patience(function: Callable[[], T]) -> T:
 
 def until_waiting(*threads: threading.Thread) -> None:
     """Return when every one of the threads waits for another."""
-    wait = threading.Condition.wait.__code__
+    waits = (threading.Condition.wait.__code__, Flight.wait.__code__)
     give_up = time.monotonic() + PATIENCE
     while time.monotonic() < give_up:
         frames = sys._current_frames()
-        if all(t.ident in frames and frames[t.ident].f_code is wait for t in threads):
+        if all(t.ident in frames and frames[t.ident].f_code in waits for t in threads):
             return
         time.sleep(0.001)
     raise AssertionError("a thread neither waits nor ends")
@@ -830,14 +831,39 @@ class TestDiskFilesOfAnotherKind:
         gc.collect()
         assert path.read_bytes() == before
 
-    def test_another_version_is_refused(self, path: Path) -> None:
+    def test_a_later_version_is_refused_and_left_as_it_is(self, path: Path) -> None:
         EmbeddingCache(path=path).close()
         database = sqlite3.connect(path)
+        database.execute("ALTER TABLE vectors ADD COLUMN language TEXT")
         database.execute("PRAGMA user_version=99")
         database.commit()
         database.close()
+        before = path.read_bytes()
         with pytest.raises(InputError, match="found 99"):
             EmbeddingCache(path=path)
+        assert path.read_bytes() == before
+
+    def test_version_1_which_has_no_checksums_is_set_aside(
+        self, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path.parent.mkdir()
+        database = sqlite3.connect(path)
+        database.execute(
+            "CREATE TABLE vectors (key BLOB PRIMARY KEY, kind INTEGER NOT NULL, "
+            "width INTEGER NOT NULL, data BLOB NOT NULL, used REAL NOT NULL)"
+        )
+        database.execute("CREATE INDEX by_use ON vectors (used)")
+        row = (key_for("a"), 0, 1, np.ones(1, dtype="<f4").tobytes(), 1.0)
+        database.execute("INSERT INTO vectors VALUES (?, ?, ?, ?, ?)", row)
+        database.execute("PRAGMA user_version=1")
+        database.commit()
+        database.close()
+        before, source = path.read_bytes(), Source()
+        cache = EmbeddingCache(path=path)
+        assert source.ask(cache, "a")[0].tolist() == source.vector("a").tolist()
+        assert path.with_name("cache.sqlite.version-1").read_bytes() == before
+        assert "cache.sqlite.version-1" in caplog.text
+        assert source.knows(EmbeddingCache(path=path), "a")
 
     def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(self, tmp_path: Path) -> None:
         path = tmp_path / "report.txt"
@@ -946,6 +972,14 @@ class TestFailingDisk:
         [
             pytest.param("data = x'00'", id="cut short"),
             pytest.param("kind = 2", id="of another kind"),
+            pytest.param("kind = 0, width = 8", id="of another shape"),
+            pytest.param("width = 2", id="of another width"),
+            pytest.param("width = -4", id="of a width below nothing"),
+            pytest.param("data = CAST(data AS TEXT)", id="text"),
+            pytest.param("data = 5", id="a number"),
+            pytest.param("kind = 'x', width = 'y', checksum = 1.5", id="of other types"),
+            pytest.param("data = zeroblob(length(data))", id="of zeros"),
+            pytest.param("checksum = x''", id="without a checksum"),
         ],
     )
     def test_a_damaged_vector_is_computed_again(self, path: Path, damage: str) -> None:

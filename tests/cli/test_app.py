@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,12 +25,11 @@ import pytest
 
 import checkpoints
 import unified_embeddings
-from command import FORGET, Ended, Run, finish, start
-from unified_embeddings import BGE_M3_Embedder
+from command import COMMAND, FORGET, Ended, Run, environment, finish, start
+from unified_embeddings import BGE_M3_Embedder, EdgeQdrantClient
 from unified_embeddings.cli import app as cli
-from unified_embeddings.cli import quantize
+from unified_embeddings.cli import demo, quantize
 from unified_embeddings.engines.base import Runtime
-from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.system.files import copy_with_holes
 
 FILES = {
@@ -162,6 +163,33 @@ class TestInstalledCommand:
         third = run(*arguments)
         assert (third.json["unchanged"], third.json["indexed"]) == (count, 0)
         assert _files_in(tmp_path / "qdrant_data") == sorted(path.name for path in docs.iterdir())
+
+    def test_as_a_module(self, tmp_path: Path) -> None:
+        ended = subprocess.run(
+            [sys.executable, "-m", "unified_embeddings", "search", "-h"],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "Usage: unified-embeddings search" in ended.stdout
+
+    @pytest.mark.parametrize("arguments", [("-h",), ("index", "-h"), ("models", "-h")])
+    def test_short_help(self, run: Run, arguments: tuple[str, ...]) -> None:
+        ended = run(*arguments)
+        assert (ended.code, ended.err) == (0, "")
+        assert "Usage: unified-embeddings" in ended.out
+        assert "-h" in ended.out
+        assert max(map(len, ended.out.splitlines())) <= 80
+
+    def test_completion(self, tmp_path: Path) -> None:
+        ended = subprocess.run(
+            [COMMAND],
+            env=environment(
+                _UNIFIED_EMBEDDINGS_COMPLETE="complete_bash",
+                COMP_WORDS="unified-embeddings sea",
+                COMP_CWORD="1",
+            ),
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.stdout.split() == ["search"]
 
     def test_version(self, tmp_path: Path) -> None:
         ended = finish(start("--version", cwd=tmp_path))
@@ -727,6 +755,7 @@ class TestModels:
         assert rows["jina-clip"]["gives"] == ["dense", "images"]
         assert rows["nomic"]["remote_code"]
         ended = run("models")
+        assert max(map(len, ended.out.splitlines())) <= 80
         assert "forbids commercial use" in ended.out
         lines = {line.split()[0]: line for line in ended.out.splitlines() if line}
         assert lines["jina-v3"].split()[1:] == [
@@ -1050,9 +1079,16 @@ def few_topics(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 class TestDemo:
     def test_ranks_passages_of_the_python_reference(
-        self, run: Run, tmp_path: Path, few_topics: int, monkeypatch: pytest.MonkeyPatch
+        self,
+        run: Run,
+        tmp_path: Path,
+        few_topics: int,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(demo, "_INSERT_BATCH", 4)
         question = "How does the with statement work?"
         ended = run("demo", "--query", question, "--top-k", "3")
         assert (ended.code, ended.err) == (0, "")
@@ -1077,6 +1113,27 @@ class TestDemo:
         assert "1 forward pass for 3 searches" in flat
         assert "source nodes in" in flat
         assert "from the cache" in flat
+        # Progress where no bar can be drawn.
+        percents = [int(percent) for percent in re.findall(r"passages \((\d+)%\)", flat)]
+        assert percents == sorted(percents)
+        assert len(percents) > 4
+        assert percents[-1] == 100
+        # What it says to try next works as it stands.
+        (search, *_) = [
+            line for line in ended.out.splitlines() if "search" in line and "-c" in line
+        ]
+        arguments = shlex.split(search)[1:]
+        # Not through `run`, since the passages show tracebacks.
+        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *arguments, "--json"])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert json.loads(capsys.readouterr().out)
+        # A second demo starts anew.
+        assert run("demo", "--query", question, "--top-k", "3").code == 0
+        passages = re.search(r"reference, (\d+) passages", flat)
+        assert passages is not None
+        with EdgeQdrantClient(tmp_path / "qdrant_data") as client:
+            assert client.count("python-reference-demo").count == int(passages[1])
 
     def test_a_blank_question_is_rejected_before_any_work(self, run: Run) -> None:
         ended = run("demo", "--query", "  ")

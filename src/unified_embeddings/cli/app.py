@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Embeddings and hybrid retrieval with BGE-M3, LlamaIndex and Qdrant, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
 app.command("index")(index.index)
@@ -69,7 +69,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark
     try:
-        app(standalone_mode=True)
+        # Named here, since `python -m unified_embeddings` would be called "python -m ...".
+        app(prog_name="unified-embeddings", standalone_mode=True)
     except UnifiedEmbeddingsError as error:
         print_error(str(error))
         sys.exit(1)

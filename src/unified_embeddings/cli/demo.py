@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+import re
+import shlex
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,7 +18,7 @@ from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.models.catalogue import MINI_M3
 
 if TYPE_CHECKING:
-    from llama_index.core import Document, VectorStoreIndex
+    from llama_index.core import Document
     from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
@@ -23,9 +27,13 @@ _QUESTIONS = (
     "What is the difference between is and ==?",
     "How can a class customise attribute access with __getattr__?",
 )
+_COLLECTION = "python-reference-demo"
+"""Name of the collection; each demo starts it anew."""
 _CHUNK_TOKENS = 200
 _CHUNK_OVERLAP = 20
 _INSERT_BATCH = 64
+_PROGRESS_LINES = 10
+"""Number of lines that tell the progress where no bar can be drawn."""
 _RANKING_DEPTH = 20
 """Number of passages of the dense and of the sparse ranking among which a passage is looked up."""
 
@@ -49,37 +57,45 @@ def demo(
             "--model", "-m", help="A name from `models`, a hub id, a folder or a TOML file."
         ),
     ] = MINI_M3,
+    path: shared.StorePath = shared.DEFAULT_PATH,
 ) -> None:
     """Index the Python language reference and ask it questions, by meaning and by words.
 
     The reference ships with Python (pydoc_data.topics). The default model ships with the extra
-    "demo".
+    "demo". The collection stays, for `search`; delete the folder when you are done.
     """
     questions = [shared.require_text(text) for text in query or _QUESTIONS]
     config = UnifiedEmbeddingConfig.from_env(model_choice=model)
     config.configure_settings()
-    # Errors are ignored because Windows refuses to delete files that are still mapped.
-    with tempfile.TemporaryDirectory(
-        prefix="unified-embeddings-", ignore_cleanup_errors=True
-    ) as folder:
-        store = config.vector_store("python-reference", path=folder)
-        _index_reference(config, store)
-        for question in questions:
-            _show_rankings(question, config, store, top_k)
-        _show_query_engine(questions[0], config, store, top_k)
-        store.client.close()
+    collection = _collection_name(config)
+    store = _index_reference(config, collection, path)
+    for question in questions:
+        _show_rankings(question, config, store, top_k)
+    _show_query_engine(questions[0], config, store, top_k)
+    store.client.close()
     stats = config.embedder.stats()
     shared.out.print(
         f"[dim]{stats.texts} texts requested, {stats.tokenised} tokenised, {stats.forwards} "
         f"forward passes over {stats.tokens} tokens, {stats.cache.hits} vectors from the cache "
         f"({stats.cache.bytes / 2**20:.1f} MiB)[/dim]"
     )
+    _show_next_steps(config, collection, path)
 
 
-def _index_reference(config: UnifiedEmbeddingConfig, store: QdrantVectorStore) -> None:
+def _collection_name(config: UnifiedEmbeddingConfig) -> str:
+    """Return the collection's name: another model's passages go into a collection of their own."""
+    if config.model_choice == MINI_M3:
+        return _COLLECTION
+    return f"{_COLLECTION}-{re.sub('[^A-Za-z0-9._-]+', '-', config.model_choice).strip('-')}"
+
+
+def _index_reference(
+    config: UnifiedEmbeddingConfig, collection: str, path: Path
+) -> QdrantVectorStore:
     """Split the Python reference into passages, embed and store them, and print the speed."""
-    from llama_index.core import VectorStoreIndex
     from llama_index.core.node_parser import SentenceSplitter
+
+    from unified_embeddings.stores.opening import open_folder
 
     embedder = config.embedder
     splitter = SentenceSplitter(
@@ -89,12 +105,15 @@ def _index_reference(config: UnifiedEmbeddingConfig, store: QdrantVectorStore) -
     )
     documents = _reference_documents()
     nodes = splitter.get_nodes_from_documents(documents)
-    index = VectorStoreIndex.from_vector_store(store)
+    client = open_folder(path)
+    if client.collection_exists(collection):  # an earlier demo's, maybe interrupted
+        client.delete_collection(collection)
+    store = config.vector_store(collection, path=path)
     shared.out.print(
         f"Indexing {len(documents)} topics of the Python reference, {len(nodes)} passages; about a "
         "minute on two idle cores"
     )
-    seconds = _insert(nodes, index)
+    seconds = _insert(nodes, store)
     tokens = embedder.stats().tokens
     runtime = embedder.models[0].runtime
     shared.out.print(
@@ -102,6 +121,7 @@ def _index_reference(config: UnifiedEmbeddingConfig, store: QdrantVectorStore) -
         f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
         f"{tokens / seconds:,.0f} tokens/s"
     )
+    return store
 
 
 def _reference_documents() -> list[Document]:
@@ -121,17 +141,52 @@ def _reference_documents() -> list[Document]:
     ]
 
 
-def _insert(nodes: list[BaseNode], index: VectorStoreIndex) -> float:
-    """Embed and store the nodes, drawing progress; return the seconds it took."""
-    from unified_embeddings.system.progress import progress_bar
+def _insert(nodes: list[BaseNode], store: QdrantVectorStore) -> float:
+    """Embed and store the nodes, showing progress; return the seconds it took."""
+    from llama_index.core import VectorStoreIndex
 
+    index = VectorStoreIndex.from_vector_store(store)
     started = time.perf_counter()
-    with progress_bar("Indexing", len(nodes), shown=shared.is_terminal()) as advance:
+    with _progress(len(nodes)) as advance:
         for start in range(0, len(nodes), _INSERT_BATCH):
             batch = nodes[start : start + _INSERT_BATCH]
             index.insert_nodes(batch)
             advance(len(batch))
     return time.perf_counter() - started
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Draw a progress bar on a terminal; elsewhere print a line for every tenth of the work."""
+    from unified_embeddings.system.progress import progress_bar
+
+    if shared.is_terminal():
+        with progress_bar("Indexing", total) as advance:
+            yield advance
+        return
+    done = 0
+
+    def print_tenths(steps: int) -> None:
+        nonlocal done
+        tenths_before = done * _PROGRESS_LINES // total
+        done += steps
+        if done * _PROGRESS_LINES // total > tenths_before:
+            shared.print_line(f"  {done:,} of {total:,} passages ({done / total:.0%})")
+
+    yield print_tenths
+
+
+def _show_next_steps(config: UnifiedEmbeddingConfig, collection: str, path: Path) -> None:
+    """Print commands that go on from here, each ready to be pasted."""
+    place = "" if path == shared.DEFAULT_PATH else f" --path {shlex.quote(str(path))}"
+    model = f" -m {shlex.quote(config.model_choice)}"
+    shared.print_line(
+        f"\nThe collection {collection!r} stays in the folder {path}. Try next:\n"
+        f'  unified-embeddings search "How do I open a file?" -c {collection}{model}{place}\n'
+        f"  unified-embeddings index YOUR_FOLDER{model}{place}\n"
+        f'  unified-embeddings search "your question"{model}{place}\n'
+        "  unified-embeddings models      # other models, among them bge-m3 for 100 languages"
+    )
 
 
 def _show_rankings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,8 @@ _PACKAGES = (
 )  # fmt: skip
 _ALWAYS_SHOWN = ("BAAI/bge-m3", "mini-m3")
 """The default and the offline model, listed even if they are not on this machine."""
+
+_NAME_WIDTH = 33
 
 Section = Mapping[str, object]
 Memory = Annotated[
@@ -53,7 +56,12 @@ def doctor(
 
 
 def _print_entry(name: str, value: object) -> None:
-    shared.print_line(f"  {name:<33} {value}")
+    """Print a name and its value, on a terminal within its width; in a pipe on one line."""
+    line = f"  {name:<{_NAME_WIDTH}} {value}"
+    if shared.out.is_terminal and len(line) > shared.out.width:
+        indent = " " * (_NAME_WIDTH + 3)
+        line = textwrap.fill(line, max(shared.out.width, 60), subsequent_indent=indent)
+    shared.print_line(line)
 
 
 def _findings(config: UnifiedEmbeddingConfig) -> dict[str, Section]:

@@ -22,7 +22,8 @@ Name = Annotated[
         help="A name, hub id, folder or TOML file, to show everything about that model."
     ),
 ]
-_ROW = "{:<39}{:<22}{:>5}{:>7}{:>8}  {:<14}{}"
+_ROW = "{:<21}{:<21}{:>5}{:>7}{:>7}  {:<13}{}"
+_NAME_WIDTH = 20
 
 
 def models(name: Name = None, as_json: shared.AsJson = False) -> None:
@@ -36,19 +37,23 @@ def models(name: Name = None, as_json: shared.AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_model_facts(spec) for spec in MODELS.values()]))
         return
-    typer.echo(_ROW.format("model", "gives", "dim.", "tokens", "params", "licence", "on disk"))
+    typer.echo(_ROW.format("model", "gives", "dim.", "tokens", "params", "licence", "here"))
     for spec in MODELS.values():
         typer.echo(_table_row(spec))
     typer.echo(
-        "\nCC-BY-NC-4.0 forbids commercial use. Prefixes, pooling, remote code and folder of one "
-        "model: unified-embeddings models NAME"
+        "\nhere: whether it is on this machine. CC-BY-NC-4.0 forbids commercial use.\n"
+        "Prefixes, pooling, code and folder of a model: unified-embeddings models NAME"
     )
 
 
 def _table_row(spec: ModelSpec) -> str:
+    """Return a model's line; a name that is too long for its column has a line of its own."""
     folders, _ = _find_folders(spec)
-    return _ROW.format(
-        spec.choice,
+    name, first_line = spec.choice, ""
+    if len(name) > _NAME_WIDTH:
+        name, first_line = "", f"{spec.choice}\n"
+    return first_line + _ROW.format(
+        name,
         "+".join(_outputs(spec)),
         spec.dimension or "-",
         str(spec.max_length),

@@ -14,6 +14,7 @@ import typer
 
 from unified_embeddings.cli import export_onnx, shared
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
+from unified_embeddings.models.naming import model_name
 
 # A comparison loads a model library, which `--help` and a plain export must not wait for: what it
 # needs is imported inside the functions.
@@ -223,8 +224,8 @@ def _find_or_write_export(
     except InputError:
         raise
     except UnifiedEmbeddingsError as error:
-        return Candidate(name=name, model=str(folder), problem=str(error))
-    return Candidate(name=name, model=str(folder))
+        return Candidate(name=name, model=model_name(folder), problem=str(error))
+    return Candidate(name=name, model=model_name(folder))
 
 
 def _is_export_of(embedder: BGE_M3_Embedder, folder: Path, precision: str) -> bool:

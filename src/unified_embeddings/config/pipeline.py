@@ -267,10 +267,13 @@ class UnifiedEmbeddingConfig:
         measured = []
         for model in local_models:
             regions = list(model.weights())
-            if regions:
+            hidden_bytes = getattr(model, "hidden_bytes", 0)
+            if regions or hidden_bytes:
                 runtime = model.runtime
                 runs_on = f"{runtime.engine}, {runtime.precision}, {runtime.device}"
-                measured.append(measure_model(model.model_name, runs_on, regions))
+                measured.append(
+                    measure_model(model.model_name, runs_on, regions, hidden_bytes=hidden_bytes)
+                )
         return MemoryReport(tuple(measured), process_bytes())
 
     # --- stores and retrievers ------------------------------------------------------------------

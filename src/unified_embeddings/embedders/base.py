@@ -125,6 +125,11 @@ class TextEmbedder(Closeable):
     # --- what follows from it -------------------------------------------------------------------
 
     @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the fingerprints that earlier versions gave it, to recognise their collections."""
+        return ()
+
+    @property
     def revision(self) -> str:
         """Return the commit of the models' files, or their digest, joined by "+"."""
         return "+".join(model.revision for model in self.models)

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from unified_embeddings.cache.embedding_cache import Claim
+from unified_embeddings.cache.claims import Claim
 from unified_embeddings.cache.keys import Key, Value, key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.lazy import Counters

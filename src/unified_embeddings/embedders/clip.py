@@ -155,7 +155,12 @@ class ClipEmbedder(LazyModel):
     @property
     def fingerprint(self) -> str:
         """Return what two embedders must share for their vectors to compare, as 32 hex digits."""
-        return key_for("clip fingerprint 1", self.checkpoint.digest).hex()
+        return key_for("clip fingerprint 2", self.checkpoint.digest).hex()
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the fingerprint that versions gave it whose digests were samples of the files."""
+        return (key_for("clip fingerprint 1", self.checkpoint.sampled_digest).hex(),)
 
     def stats(self) -> ClipStats:
         """Return the counters since the embedder was made."""

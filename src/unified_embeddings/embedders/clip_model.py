@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -17,6 +18,7 @@ from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch_device import DTYPES, host_weights
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.weights import check_finite
 from unified_embeddings.types import FloatArray
 
 PreparedImage: TypeAlias = dict[str, torch.Tensor]
@@ -32,15 +34,11 @@ def read_architecture(checkpoint: Checkpoint) -> Any:
     Raises:
         ModelLoadError: If `config.json` does not describe a model of images and texts.
     """
-    try:
+    with checkpoint.explain("config.json describes no model of images and texts"):
         config = AutoConfig.from_pretrained(
             checkpoint.folder, local_files_only=True, **checkpoint.code_options
         )
         _ = config.vision_config, config.text_config
-    except Exception as error:  # whichever error the libraries raise
-        raise checkpoint.problem(
-            f"config.json describes no model of images and texts: {error}"
-        ) from error
     return config
 
 
@@ -63,12 +61,13 @@ class ClipModel:
     def __init__(
         self, checkpoint: Checkpoint, config: Any, runtime: Runtime, max_length: int
     ) -> None:
+        self._checkpoint = checkpoint
         self._device = torch.device(runtime.device)
         self._dtype = DTYPES[runtime.precision]
         self._max_length = max_length
         self._is_siglip = config.model_type.startswith("siglip")
         options = {"local_files_only": True, **checkpoint.code_options}
-        try:
+        with checkpoint.explain("transformers cannot load it"):
             with quiet_loading():  # what it reports is checked here, and more strictly
                 network, report = AutoModel.from_pretrained(
                     checkpoint.folder, dtype=self._dtype, output_loading_info=True, **options
@@ -78,23 +77,24 @@ class ClipModel:
                 checkpoint.folder, backend="pil", **options
             )
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
-        except Exception as error:  # whichever error the libraries raise
-            raise checkpoint.problem(f"transformers cannot load it: {error}") from error
         if missing := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
             raise checkpoint.problem(
                 f"{len(missing)} tensors are missing from its files or of another shape, the first "
                 f"{missing[0]}"
             )
+        for name, parameter in network.named_parameters():
+            check_finite(checkpoint, name, parameter)
         if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
             raise checkpoint.problem(f"{type(network).__name__} embeds no images beside texts")
         # Its class is transformers' own for the architecture, known only once it is loaded.
         self.network: Any = network.to(self._device).eval().requires_grad_(False)
         self._lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()  # truncation is a setting of the Rust tokenizer
-        try:
-            self.dimension = self._measure_dimension()
-        except Exception as error:
-            raise checkpoint.problem(f"its parts do not fit together: {error}") from error
+        with checkpoint.explain("its parts do not fit together"):
+            try:
+                self.dimension = self._measure_dimension()
+            except InputError as error:
+                raise checkpoint.problem(f"its parts do not fit together: {error}") from error
 
     def _measure_dimension(self) -> int:
         """Run one text and two images, and return the width of their vectors.
@@ -182,8 +182,13 @@ class ClipModel:
             else:
                 output = self.network.get_text_features(**moved)
             # transformers 5 returns an object that holds the vectors, 4 returned the vectors.
-            vectors = getattr(output, "pooler_output", output)
-            return heads.normalise(vectors.float().cpu().numpy())
+            vectors = getattr(output, "pooler_output", output).float().cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise self._checkpoint.problem(
+                "its vectors hold NaN or infinity: its weights or its settings for images do; "
+                "fetch it again"
+            )
+        return heads.normalise(vectors)
 
 
 def weights_of(model: ClipModel | None) -> Iterator[tuple[int, int]]:

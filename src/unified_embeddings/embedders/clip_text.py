@@ -52,6 +52,11 @@ class ClipTextEmbedder(TextEmbedder):
         """Return the ClipEmbedder's fingerprint."""
         return self.clip.fingerprint
 
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the ClipEmbedder's."""
+        return self.clip.former_fingerprints
+
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text; see `TextEmbedder.tokenise`. Loads the model."""
         return self.clip.tokenise(text)

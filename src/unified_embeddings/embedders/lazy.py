@@ -17,6 +17,7 @@ from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.naming import model_name
 from unified_embeddings.models.resolve import require_consent, resolve
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import Options
@@ -130,7 +131,7 @@ class LazyModel(Closeable):
             self.model_name = spec.choice
             self._options["spec"] = spec.to_dict()
         else:
-            self.model_name = os.fspath(model)
+            self.model_name = model_name(model)
         # Held while files are looked up and while weights are loaded, so that both happen once.
         self._load_lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None

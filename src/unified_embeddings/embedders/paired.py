@@ -99,6 +99,12 @@ class PairedEmbedder(TextEmbedder):
         """Return a digest of the two models' fingerprints."""
         return key_for("pair 1", self.dense.fingerprint, self.sparse.fingerprint).hex()
 
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the digests of the two models' former fingerprints."""
+        pairs = zip(self.dense.former_fingerprints, self.sparse.former_fingerprints, strict=False)
+        return tuple(key_for("pair 1", dense, sparse).hex() for dense, sparse in pairs)
+
     def tokenise(self, text: str) -> list[int]:
         """Return the token ids of the dense model; see `TextEmbedder.tokenise`."""
         return self.dense.tokenise(text)

@@ -7,12 +7,15 @@ does not: the cache (`cached`), the forward pass (`engines`), the arithmetic on 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
+
+import numpy as np
 
 from unified_embeddings import heads as arithmetic
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
@@ -23,6 +26,7 @@ from unified_embeddings.embedders.lazy import LazyModel, LocalModel
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, RawHeads, Runtime
+from unified_embeddings.engines.choice import choose_engine
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -149,19 +153,32 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         A digest of the model's content, pooling and prefixes. Engine, precision and `max_length`
         are left out: they move a vector a little, not into another space.
         """
+        return self._fingerprint("fingerprint 2", self.checkpoint.digest)
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the fingerprint that versions gave it whose digests were samples of the files."""
+        return (self._fingerprint("fingerprint 1", self.checkpoint.sampled_digest),)
+
+    def _fingerprint(self, kind: str, digest: str) -> str:
         spec = self.spec
-        fields = [self.checkpoint.digest, spec.document_prefix, spec.query_prefix]
-        # Only for models that have these, so that BGE-M3's fingerprint stays what it was.
+        fields = [digest, spec.document_prefix, spec.query_prefix]
+        # Only for models that have these, so that other models' fingerprints stay what they are.
         if spec.adapters:
             fields += [spec.query_adapter, spec.document_adapter]
         if not spec.normalise:
             fields.append("not normalised")
-        return key_for("fingerprint 1", *fields).hex()
+        return key_for(kind, *fields).hex()
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield address and bytes of each region of weights; none before the model is loaded."""
         engine = self._engine
         return iter(()) if engine is None else engine.weights()
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Return the bytes of weights whose place in memory the engine does not tell."""
+        return getattr(self._engine, "hidden_bytes", 0)
 
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens; see `TextEmbedder`."""
@@ -203,6 +220,7 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
                 token_ids = [tokenised[position].ids for position in batch]
                 self._counters.add(batches=1)
                 raw = engine.run(token_ids, heads, role)
+                require_finite(self.checkpoint, raw, self.runtime)
                 self._counters.add(forwards=1, tokens=sum(map(len, token_ids)))
                 vectors = finish_vectors(
                     raw, token_ids, tokenizer.special_ids, normalise=self.spec.normalise
@@ -214,11 +232,22 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
 
     def _plan(self) -> Runtime:
         engine, precision = self._options["engine"], self._options["precision"]
+        device, reason = self._options["device"], ""
         if engine == "auto" and precision == "int8":
             engine = "onnx"
         if engine == "auto":
             engine = self.spec.engine or registry.best_for(self.checkpoint)
-        return registry.plan(engine, precision, self._options["device"], lambda: self.checkpoint)
+            if engine == "torch":
+                engine, reason = choose_engine(
+                    self.spec, precision, device, lambda: self.checkpoint
+                )
+            if engine == "onnx" and reason:
+                # Known without the model's files, which may not be here yet.
+                return Runtime(engine=engine, device="cpu", precision="fp32", reason=reason)
+        runtime = registry.plan(engine, precision, device, lambda: self.checkpoint)
+        if reason:
+            runtime = dataclasses.replace(runtime, reason=f"{runtime.reason}; {engine}: {reason}")
+        return runtime
 
     def _load_tokenizer(self) -> Tokenizer:
         with self._load_lock:
@@ -293,6 +322,23 @@ def _load_tokenizer_after(seconds: float, checkpoint: Checkpoint, max_length: in
     """
     time.sleep(seconds)
     return load_tokenizer(checkpoint, max_length)
+
+
+def require_finite(checkpoint: Checkpoint, raw: RawHeads, runtime: Runtime) -> None:
+    """Refuse outputs with NaN or infinity: nothing can be compared with them, and no error says so.
+
+    Raises:
+        ModelLoadError: If there are some.
+    """
+    arrays = [*(raw.token_weights or ()), *(raw.token_vectors or ())]
+    arrays += [vector.values for vector in raw.sparse or ()]
+    if raw.pooled is not None:
+        arrays.append(raw.pooled)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise checkpoint.problem(
+            "its vectors hold NaN or infinity: its weights do, or they are too large for "
+            f"{runtime.precision}. Fetch it again, or take precision='fp32'"
+        )
 
 
 def finish_vectors(

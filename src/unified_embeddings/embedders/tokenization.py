@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
+from unified_embeddings.embedders.tokenizer_file import read_tokenizer
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim_heap
@@ -53,12 +53,10 @@ class Tokenizer:
     """
 
     def __init__(self, checkpoint: Checkpoint, max_length: int) -> None:
-        self._rust = _read_tokenizer(checkpoint)
+        self._checkpoint = checkpoint
+        self._rows = checkpoint.integer("vocab_size")
+        self._rust = read_tokenizer(checkpoint)
         self.added = self._rust.num_special_tokens_to_add(is_pair=False)
-        if not self.added:
-            raise checkpoint.problem(
-                "its tokenizer adds no special tokens, so that a blank text would have none at all"
-            )
         if max_length <= self.added:
             raise InputError(
                 f"max_length must be above the {self.added} special tokens of every text, "
@@ -85,7 +83,8 @@ class Tokenizer:
 
     def split(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens."""
-        token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+        with self._checkpoint.explain("tokenizer.json fails with a text"):
+            token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
         return token_ids
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
@@ -99,8 +98,22 @@ class Tokenizer:
         return tokenised
 
     def _encode(self, texts: list[str]) -> list[Tokenised]:
-        encodings = self._rust.encode_batch_fast(texts)
-        return [self._cut(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
+        with self._checkpoint.explain("tokenizer.json fails with a text"):
+            encodings = self._rust.encode_batch_fast(texts)
+        return [self._cut(self._check_ids(encoding.ids)) for encoding in encodings]
+
+    def _check_ids(self, token_ids: list[int]) -> IntArray:
+        """Return the ids as an array, after holding them against the model's table of tokens.
+
+        A vocabulary may give its few tokens any ids.
+        """
+        ids = np.array(token_ids, dtype=np.int64)
+        if ids.max(initial=0) >= self._rows:
+            raise self._checkpoint.problem(
+                f"tokenizer.json gives a token the id {ids.max()}, but the model has "
+                f"{self._rows} tokens; they belong to different models"
+            )
+        return ids.astype(np.int32)
 
     def _cut(self, ids: IntArray) -> Tokenised:
         """Shorten a text's token ids to `max_length`; the closing special tokens stay."""
@@ -117,21 +130,6 @@ class Tokenizer:
             if 0 in sequence_ids:
                 return int(sequence_ids.index(0))
         return self.added
-
-
-def _read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
-    path = checkpoint.tokenizer_file
-    try:
-        tokenizer = RustTokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise checkpoint.problem(f"{path.name} is not a tokenizer file ({error})") from error
-    tokens, rows = tokenizer.get_vocab_size(), checkpoint.integer("vocab_size")
-    if tokens > rows:
-        raise checkpoint.problem(
-            f"tokenizer.json has {tokens} tokens, but the model only {rows}; they belong to "
-            "different models"
-        )
-    return tokenizer
 
 
 def cut_characters(text: str, max_length: int) -> str:

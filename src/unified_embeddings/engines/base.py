@@ -23,7 +23,7 @@ class Runtime:
         engine: One of `ENGINE_NAMES`.
         device: The device in torch's notation: "cpu", "cuda:0", "mps".
         precision: "fp32", "bf16", "fp16" or "int8".
-        reason: Why this precision was chosen, in words for the user.
+        reason: Why this engine and precision were chosen, in words for the user.
     """
 
     engine: str

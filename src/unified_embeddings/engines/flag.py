@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.torch_device import DTYPES, host_weights, pad_batch, plan_torch
 from unified_embeddings.errors import UnifiedEmbeddingsError
-from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.types import HEAD_NAMES, HeadName, IntArray, Role
 
@@ -116,15 +117,13 @@ def _load_backbone(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
         ModelLoadError: See `FlagEngine`.
     """
     tensors = read_backbone(checkpoint).tensors
-    try:
+    with checkpoint.explain("config.json describes no usable model"):
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
         # On "meta" the model allocates no weights of its own before it gets the checkpoint's.
         with torch.device("meta"):
             model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 config, add_pooling_layer=False
             )
-    except Exception as error:  # from assertions to divisions by zero, as the value may be
-        raise checkpoint.problem(f"config.json describes no usable model: {error!r}") from error
     state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     _rebuild_buffers(model)

@@ -11,23 +11,25 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unified_embeddings.engines.base import RawHeads, Runtime
+from unified_embeddings.engines.graph_check import graph_problem
 from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, passive_wait_policy
+from unified_embeddings.system.hardware import cpu, no_telemetry, passive_wait_policy
 from unified_embeddings.system.memory import release_file_pages
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 try:
-    import onnxruntime
+    with no_telemetry():
+        import onnxruntime
 except ImportError as error:
     raise MissingExtraError(
         "ONNX Runtime, which the engine 'onnx' runs on,", extra="onnx"
@@ -59,11 +61,14 @@ class OnnxEngine:
         needed_outputs = {OUTPUTS[head] for head in checkpoint.spec.heads}
         if not checkpoint.is_exported:
             checkpoint = _find_or_publish_export(checkpoint, runtime.precision)
+        self._checkpoint = checkpoint
         notes = checkpoint.export_notes
         self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
         # The session keeps its own arrangement of the weights, so the file's pages in memory are a
         # second copy.
-        release_file_pages(checkpoint.require(notes.weights_file).resolve())
+        weights_file = checkpoint.require(notes.weights_file).resolve()
+        release_file_pages(weights_file)
+        self.hidden_bytes = weights_file.stat().st_size
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != {*INPUTS} or not needed_outputs <= outputs:
@@ -100,7 +105,7 @@ class OnnxEngine:
         return Runtime(engine="onnx", device="cpu", precision=precision, reason=reason)
 
     def weights(self) -> Iterator[tuple[int, int]]:
-        """Yield nothing: ONNX Runtime does not tell where it keeps the weights."""
+        """Yield nothing: ONNX Runtime does not tell where it keeps the weights; `hidden_bytes`."""
         return iter(())
 
     def run(
@@ -134,9 +139,28 @@ class OnnxEngine:
         attention_mask = np.ones_like(input_ids)
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         output_names = [OUTPUTS[head] for head in heads]
-        with self._lock:
+        with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):
             outputs = self._session.run(output_names, inputs)
-        return dict(zip(heads, outputs, strict=True))
+        results = dict(zip(heads, outputs, strict=True))
+        self._check_shapes(results, *input_ids.shape)
+        return results
+
+    def _check_shapes(
+        self, outputs: Mapping[HeadName, FloatArray], texts: int, tokens: int
+    ) -> None:
+        """Refuse outputs of other shapes than `config.json`, which is a file of its own, says."""
+        expected: dict[HeadName, tuple[int, ...]] = {
+            "dense": (texts, self._checkpoint.dimension),
+            "sparse": (texts, tokens),
+            "colbert": (texts, tokens - 1),
+        }
+        for head, output in outputs.items():
+            shape = output.shape[:2] if head == "colbert" else output.shape
+            if shape != expected[head] or output.dtype != np.float32:
+                raise self._checkpoint.problem(
+                    f"its graph gives {output.dtype} {output.shape} for {texts} texts of {tokens} "
+                    f"tokens, where {expected[head]} is expected; export the model again"
+                )
 
 
 def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
@@ -146,10 +170,10 @@ def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSe
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads burn the cores of whatever else runs between two queries.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
+    with checkpoint.explain(f"ONNX Runtime cannot load {path.name}"):
+        if problem := graph_problem(path, checkpoint.export_notes.weights_file):
+            raise checkpoint.problem(f"{path.name} is not run here: {problem}")
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
-        raise checkpoint.problem(f"ONNX Runtime cannot load {path.name}: {error}") from error
 
 
 def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]:

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.quiet import quiet_loading
 from unified_embeddings.engines.torch_device import DTYPES, host_weights, pad_batch, plan_torch
-from unified_embeddings.errors import ModelLoadError
 from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.weights import check_finite
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
 
 _LOGIT_BYTES = 256 * 2**20
@@ -63,17 +63,15 @@ class SentenceEngine:
         # One pass at a time; it also guards the adapter in use.
         self._lock = threading.Lock()
         self._active_adapter: Role | None = None
-        try:
+        with checkpoint.explain("sentence-transformers cannot load it"):
             with quiet_loading():  # what it reports is checked here, and more strictly
                 self._check_tensors()
                 self._model = self._load_model().to(self._device).eval()
                 self._load_adapters()
+            for name, parameter in self._model.named_parameters():
+                check_finite(checkpoint, name, parameter)
             # One text shows the width, and that the parts fit together at all.
             probe = self._forward([np.array([self._pad_id, self._pad_id], dtype=np.int32)])
-        except ModelLoadError:
-            raise
-        except Exception as error:  # of whatever type the libraries, or remote code, raise
-            raise checkpoint.problem(f"sentence-transformers cannot load it: {error}") from error
         width = probe.shape[-1]
         if not self._is_sparse and width != checkpoint.dimension:
             raise checkpoint.problem(

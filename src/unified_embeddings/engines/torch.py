@@ -21,7 +21,8 @@ from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.engines.torch_device import DTYPES, host_weights, plan_torch
 from unified_embeddings.models.architecture import packing_problem, position_ids
-from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
-from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.system.memory import peak_bytes, process_bytes
 from unified_embeddings.types import Embeddings
 

@@ -18,9 +18,10 @@ from unified_embeddings._version import __version__
 from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.export.graph import Linear, Model, write_graph
 from unified_embeddings.models.architecture import packing_problem
-from unified_embeddings.models.checkpoint import COLBERT_HEAD, SPARSE_HEAD, Checkpoint
+from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.digests import content_digest
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN
+from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.models.weights import load_head, read_backbone
@@ -169,6 +170,7 @@ def _write_notes(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "digest": checkpoint.digest,
+        "sampled_digest": checkpoint.sampled_digest,
         "precision": precision,
         "file": _GRAPH_FILE,
         "content": content_digest([folder / _GRAPH_FILE, folder / f"{_GRAPH_FILE}.data"]),

@@ -17,6 +17,7 @@ from pathlib import Path
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.exported import read_exported_spec
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.models.naming import is_hub_id, model_name
 from unified_embeddings.models.spec import EngineName, ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
@@ -247,7 +248,8 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     """Return the spec of a model.
 
     A name that is none of the below is taken to be a checkpoint in BGE-M3's layout, with all three
-    heads.
+    heads. A str of the form owner/name is a hub id, also where a folder has that name: write
+    "./owner/name", or give a Path, for the folder.
 
     Args:
         model: A choice, the hub id of a choice, a TOML file, the folder of an exported model, or a
@@ -262,7 +264,7 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
         raise InputError(
             f"a model is a name, a folder, a TOML file or a ModelSpec, not {type(model).__name__}"
         )
-    name = os.fsdecode(model)
+    name = model_name(model)
     if name in MODELS:
         return MODELS[name]
     for spec in MODELS.values():
@@ -271,7 +273,7 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
             return spec
     if name.endswith(".toml"):
         return _read_toml(Path(name))
-    exported_spec = read_exported_spec(name)
+    exported_spec = None if is_hub_id(name) else read_exported_spec(name)
     if exported_spec is not None:
         return exported_spec
     return guess_spec(name)
@@ -340,8 +342,9 @@ def _read_toml(path: Path) -> ModelSpec:
         raise InputError(f"{path} is not a readable TOML file: {error}") from error
     for name in ("model_id", "sparse_model"):
         # A relative path is relative to the TOML file, whatever the working folder is.
-        model_path = path.expanduser().parent / str(fields.get(name) or "")
-        if fields.get(name) and _exists(model_path):
+        model = str(fields.get(name) or "")
+        model_path = path.expanduser().parent / model
+        if model and not is_hub_id(model) and _exists(model_path):
             fields[name] = str(model_path.resolve())
     return spec_from_dict(fields, where=str(path))
 

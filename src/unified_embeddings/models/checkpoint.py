@@ -11,23 +11,20 @@ and `colbert_linear.pt` for a model with sparse and ColBERT vectors.
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from unified_embeddings.models.digests import (
-    DIGEST_BYTES,
-    content_digest,
-    read_content,
-    sample_content,
-)
+from unified_embeddings.models.digests import content_digest
 from unified_embeddings.models.exported import EXPORT, ExportNotes
-from unified_embeddings.models.files import ModelFiles
+from unified_embeddings.models.files import PICKLED_WEIGHTS, WEIGHTS, ModelFiles
+from unified_embeddings.models.identity import content_identity, sampled_identity
 from unified_embeddings.models.sentence_files import (
     POOLING_SETTINGS,
     STANDARD_MODULES,
+    ModuleEntry,
     read_modules,
     read_pooling_modes,
     read_sentence_settings,
@@ -35,13 +32,6 @@ from unified_embeddings.models.sentence_files import (
 from unified_embeddings.models.spec import ModelSpec, Pooling
 from unified_embeddings.types import HEAD_NAMES
 
-SPARSE_HEAD = "sparse_linear.pt"
-COLBERT_HEAD = "colbert_linear.pt"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
-IMAGE_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-"""The sets of files that transformers can build an image model's tokenizer from."""
 COMMIT_HASH = re.compile("[0-9a-f]{40}")
 _POSITIONS_FROM_ZERO = (
     "bert",
@@ -80,8 +70,12 @@ class Checkpoint(ModelFiles):
 
     spec: ModelSpec = field(default=ModelSpec("", "", heads=HEAD_NAMES))
 
-    def __post_init__(self) -> None:
-        # A folder of the user's has no commit: its content identifies it.
+    def identify(self) -> None:
+        """Take the digest for the revision, if it has none: a folder of the user's has no commit.
+
+        Raises:
+            ModelLoadError: If a file is missing or cannot be read.
+        """
         if not self.revision:
             object.__setattr__(self, "revision", self.digest)
 
@@ -112,7 +106,10 @@ class Checkpoint(ModelFiles):
         """Return the id of the padding token; 0 if `config.json` names none."""
         if self.config.get("pad_token_id") is None:
             return 0
-        return self.integer("pad_token_id")
+        pad_id = self.integer("pad_token_id")
+        if not 0 <= pad_id < self.integer("vocab_size", default=pad_id + 1):
+            raise self.problem(f"config.json has pad_token_id = {pad_id}, which is no token's id")
+        return pad_id
 
     @cached_property
     def positions_start_at_zero(self) -> bool:
@@ -134,10 +131,11 @@ class Checkpoint(ModelFiles):
         if not limits or "max_position_embeddings" in self.config:
             positions = self.integer("max_position_embeddings")
             if not self.positions_start_at_zero:
-                positions -= self.integer("pad_token_id") + 1
+                _ = self.integer("pad_token_id")  # required here
+                positions -= self.pad_id + 1
             limits.append(positions)
         sentence_limit = self._sentence_settings.get("max_seq_length")
-        if isinstance(sentence_limit, int):
+        if isinstance(sentence_limit, int) and not isinstance(sentence_limit, bool):
             limits.append(sentence_limit)
         if min(limits) < 1:
             raise self.problem(f"its files allow texts of {min(limits)} tokens")
@@ -156,7 +154,7 @@ class Checkpoint(ModelFiles):
         if default is not None and key not in self.config:
             return default
         value = self._setting(key)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise self.problem(f"config.json has {key} = {value!r}, where a number is needed")
         return value
 
@@ -178,14 +176,19 @@ class Checkpoint(ModelFiles):
         return self._sentence_settings.get("do_lower_case") is True
 
     @cached_property
-    def modules(self) -> list[str] | None:
-        """Return the class names of sentence-transformers' modules; None without `modules.json`."""
+    def modules(self) -> list[ModuleEntry] | None:
+        """Return sentence-transformers' modules; None without `modules.json`."""
         return read_modules(self, allow_own_code=self.spec.remote_code)
 
     @property
     def further_modules(self) -> list[str]:
         """Return the names of the modules that only the engine 'sentence' runs, sorted."""
-        return sorted(set(self.modules or ()) - STANDARD_MODULES)
+        return sorted({module.name for module in self.modules or ()} - STANDARD_MODULES)
+
+    @property
+    def has_sentence_files(self) -> bool:
+        """Tell whether sentence-transformers may run it, and reads its own files then."""
+        return self.spec.heads != HEAD_NAMES and self.modules is not None
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -241,6 +244,12 @@ class Checkpoint(ModelFiles):
                 f"its code is in {repository}, which has to be pinned: name the commit you have "
                 "read (40 hex digits) as code_revision in its spec"
             )
+        # Transformers takes a folder of this name in the working directory for the repository.
+        if os.path.lexists(repository):
+            raise self.problem(
+                f"its code is in {repository}, and the working directory has a folder of that "
+                "name, whose code would be run instead; rename it, or start elsewhere"
+            )
         return {"trust_remote_code": True, "code_revision": pinned_commit}
 
     @property
@@ -261,7 +270,7 @@ class Checkpoint(ModelFiles):
                     repositories.add(repository)
         for name in _FILES_WITH_CODE:
             path = self.folder / name
-            if path.is_file() and _CODE_ELSEWHERE.search(path.read_bytes()):
+            if self.has(name) and _CODE_ELSEWHERE.search(path.read_bytes()):
                 raise self.problem(
                     f"{name} asks for code from another repository, which is not run here"
                 )
@@ -336,56 +345,16 @@ class Checkpoint(ModelFiles):
     def digest(self) -> str:
         """Return 24 hex digits that tell this model's content from any other's.
 
-        A BLAKE2b digest over the whole of the configuration, tokenizer and head files, and over
-        samples of each weight file. Two fine-tunings of one architecture have different digests; a
-        copy in another place has the same. An exported model has its source's digest, because its
-        vectors compare with the source's.
+        Two models that differ in one bit have different digests; a copy in another place has the
+        same. An exported model has its source's digest, because its vectors compare with the
+        source's.
         """
-        if self.is_exported:
-            return self.export_notes.digest
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        for name in ("config.json", "tokenizer.json", SPARSE_HEAD, COLBERT_HEAD):
-            digest.update(read_content(self.folder / name))
-        if self.spec.images:
-            for name in _image_files():
-                digest.update(read_content(self.folder / name))
-        else:
-            digest.update(self.pooling.encode())
-        for path in [*self.weight_files, *self._further_weights()]:
-            digest.update(sample_content(path))
-        # Only models with these files get them, so that BGE-M3's digest stays what it was.
-        for path in self._further_settings():
-            digest.update(read_content(path))
-        if self.lower_case:
-            digest.update(b"lower case")
-        if self.spec.remote_code:
-            digest.update((self.spec.code_revision or "").encode())
-        return digest.hexdigest()
+        return self.export_notes.digest if self.is_exported else content_identity(self)
 
-    def _further_weights(self) -> list[Path]:
-        """Return weights besides the backbone's: sentence-transformers' dense layers, adapters."""
-        folders = sorted(self.folder.glob("[1-9]_*"))
-        folders += [self.folder / adapter for adapter in self.spec.adapters]
-        paths = []
-        for folder in folders:
-            for path in sorted(folder.glob("*")):
-                if path.suffix in (".safetensors", ".bin"):
-                    paths.append(path)
-        return paths
+    @cached_property
+    def sampled_digest(self) -> str:
+        """Return the digest that earlier versions gave this model, to recognise it in collections.
 
-    def _further_settings(self) -> list[Path]:
-        """Return files besides the weights that change vectors: adapters', modules' and code."""
-        files = [self.folder / name / "adapter_config.json" for name in self.spec.adapters]
-        if self.further_modules:
-            files += sorted(self.folder.glob("[1-9]_*/config.json"))
-        if self.spec.remote_code:
-            files += sorted(self.folder.glob("*.py"))
-        return files
-
-
-def _image_files() -> list[str]:
-    """Return the names of the small files that an image model's vectors depend on."""
-    names = [*IMAGE_SETTINGS]
-    for tokenizer_files in IMAGE_TOKENIZERS:
-        names += tokenizer_files
-    return [*names, "tokenizer_config.json"]
+        It covers samples of the weights only, so that two models may share it.
+        """
+        return self.export_notes.sampled_digest if self.is_exported else sampled_identity(self)

@@ -6,13 +6,16 @@ not: tensors missing from the weights, which the engines find when they read the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from unified_embeddings.models.bounds import check_bounds
 from unified_embeddings.models.catalogue import MODELS
-from unified_embeddings.models.checkpoint import (
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import (
     COLBERT_HEAD,
     IMAGE_SETTINGS,
     IMAGE_TOKENIZERS,
     SPARSE_HEAD,
-    Checkpoint,
 )
 from unified_embeddings.models.sentence_files import check_default_prompt, check_dense_layers
 
@@ -30,16 +33,14 @@ def check_files(checkpoint: Checkpoint) -> None:
         _ = checkpoint.export_notes  # raises if the export is damaged
         checkpoint.require("config.json")
         checkpoint.require("tokenizer.json")
+        check_bounds(checkpoint)
         return
     if checkpoint.spec.images:
         _require_one_of(checkpoint, tuple((name,) for name in IMAGE_SETTINGS))
         _require_one_of(checkpoint, IMAGE_TOKENIZERS)
     _check_contradictions(checkpoint)
     _require_files(checkpoint)
-    # An interrupted download can leave an empty file behind.
-    for path in checkpoint.weight_files:
-        if not path.stat().st_size:
-            raise checkpoint.problem(f"{path} is empty")
+    check_bounds(checkpoint)
 
 
 def _check_contradictions(checkpoint: Checkpoint) -> None:
@@ -55,11 +56,43 @@ def _check_contradictions(checkpoint: Checkpoint) -> None:
         from unified_embeddings.models.hub import require_cached_code
 
         require_cached_code(checkpoint, checkpoint.code_repository)
-    if not spec.normalise and "Normalize" in (checkpoint.modules or ()):
+    _check_loading(checkpoint)
+    modules = checkpoint.modules or []
+    if not spec.normalise and any(module.name == "Normalize" for module in modules):
         raise checkpoint.problem("modules.json normalises its vectors, but its spec does not")
-    check_dense_layers(checkpoint)
+    check_dense_layers(checkpoint, modules)
     has_prefixes = bool(spec.query_prefix or spec.document_prefix)
     check_default_prompt(checkpoint, has_prefixes=has_prefixes)
+
+
+def _check_loading(checkpoint: Checkpoint) -> None:
+    """Refuse a configuration that makes transformers read other weights, or fetch other code.
+
+    A class for attention may be named by a repository on the hub, whose compiled code would be run.
+    """
+    weights = checkpoint.config.get("transformers_weights")
+    if weights is not None and weights not in [path.name for path in checkpoint.weight_files]:
+        raise checkpoint.problem(
+            f"config.json names {weights!r} as its weights, which are not those that are read here"
+        )
+    with checkpoint.explain("config.json cannot be used"):
+        for name, value in _texts(checkpoint.config):
+            if "implementation" in name and "/" in value:
+                raise checkpoint.problem(
+                    f"config.json asks for code from {value!r} ({name}), which is not run here"
+                )
+
+
+def _texts(settings: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in nested settings, with the names of the settings that it is in."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value, name)
+    elif isinstance(settings, str):
+        yield name, settings
 
 
 def _require_files(checkpoint: Checkpoint) -> None:

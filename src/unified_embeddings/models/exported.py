@@ -6,11 +6,12 @@ folder (`export`), running the graph (`engines.onnx`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.models.files import ModelFiles
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName
 
@@ -30,7 +31,7 @@ EXPORTED_IN = ("fp32", "int8")
 EXPORT = "export.json"
 """Name of the file with an exported model's notes."""
 
-EXPORT_FORMAT = 2
+EXPORT_FORMAT = 3
 """Version of the notes and of the graph. Raise it with every change that makes older exports stale:
 it is part of the name of the folder in the user's cache."""
 
@@ -43,6 +44,7 @@ class ExportNotes:
         source: Name or folder of the model that was exported.
         precision: One of `EXPORTED_IN`.
         digest: The source's digest. Vectors of the two compare, so they share a fingerprint.
+        sampled_digest: The digest that earlier versions gave the source.
         graph_file: Name of the ONNX file.
         content: Digest of the ONNX file and its weights; see `digests.content_digest`.
     """
@@ -50,19 +52,23 @@ class ExportNotes:
     source: str
     precision: str
     digest: str
+    sampled_digest: str
     graph_file: str
     content: str
 
     @classmethod
     def from_json(cls, notes: Mapping[str, object]) -> ExportNotes | None:
         """Build from the content of `export.json`; None if another version wrote it."""
-        required = {"file", "precision", "digest", "content"}
+        required = {"file", "precision", "digest", "sampled_digest", "content"}
         if notes.get("format") != EXPORT_FORMAT or required - notes.keys():
+            return None
+        if notes["precision"] not in EXPORTED_IN or _read_spec(notes, ".") is None:
             return None
         return cls(
             source=str(notes.get("model")),
             precision=str(notes["precision"]),
             digest=str(notes["digest"]),
+            sampled_digest=str(notes["sampled_digest"]),
             graph_file=str(notes["file"]),
             content=str(notes["content"]),
         )
@@ -79,7 +85,20 @@ def read_exported_spec(folder: str) -> ModelSpec | None:
     A broken export gives None as well: `Checkpoint.export_notes` says what is wrong with it.
     """
     try:
-        notes = json.loads((Path(folder).expanduser() / EXPORT).read_bytes())
-        return ModelSpec.from_dict({**notes["spec"], "model_id": folder})
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+        notes = ModelFiles(folder, Path(folder).expanduser()).read_json(EXPORT)
+    except (UnifiedEmbeddingsError, RuntimeError):  # no export, or no such user
+        return None
+    return _read_spec(notes, folder)
+
+
+def _read_spec(notes: Mapping[str, object], folder: str) -> ModelSpec | None:
+    """Return the spec in the notes, with the folder as its model; None if it is none."""
+    fields = notes.get("spec")
+    if not isinstance(fields, dict):
+        return None
+    # Whatever the file says: an exported model is run by this engine, and has no code.
+    fixed = {"model_id": folder, "engine": "onnx", "remote_code": False, "sparse_model": None}
+    try:
+        return ModelSpec.from_dict({**fields, **fixed})
+    except InputError:
         return None

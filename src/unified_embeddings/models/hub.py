@@ -12,13 +12,14 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.checkpoint import (
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.files import (
     COLBERT_HEAD,
     PICKLED_WEIGHTS,
     SPARSE_HEAD,
     WEIGHTS,
-    Checkpoint,
 )
+from unified_embeddings.models.sentence_files import SENTENCE_SETTINGS
 from unified_embeddings.models.spec import ModelSpec
 
 _SMALL_FILES = (
@@ -27,7 +28,7 @@ _SMALL_FILES = (
     SPARSE_HEAD,
     COLBERT_HEAD,
     "1_Pooling/config.json",
-    "sentence_bert_config.json",
+    *SENTENCE_SETTINGS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "modules.json",
@@ -57,7 +58,7 @@ def find_cached_snapshot(name: str, revision: str | None) -> Path | None:
         ModelLoadError: If the name cannot be a hub id.
     """
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)).absolute()
     except HFValidationError as error:
         raise ModelLoadError(
             name, f"there is no such folder, and it is not a hub id: {error}"
@@ -66,7 +67,7 @@ def find_cached_snapshot(name: str, revision: str | None) -> Path | None:
         # The hub client calls a snapshot incomplete if it lacks any file of the repository, even
         # one that is never fetched here. The caller checks for the files that are needed.
         partial_snapshot = getattr(error, "snapshot_path", None)
-        return Path(partial_snapshot) if partial_snapshot else None
+        return Path(partial_snapshot).absolute() if partial_snapshot else None
 
 
 def fetch_snapshot(spec: ModelSpec, revision: str | None) -> Checkpoint:
@@ -78,7 +79,9 @@ def fetch_snapshot(spec: ModelSpec, revision: str | None) -> Checkpoint:
     name = spec.model_id
     try:
         patterns = _needed_files(spec, revision)
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns)
+        ).absolute()
         checkpoint = Checkpoint(name, folder, folder.name, spec)
         # Transformers loads the code offline later, so that it must be in the cache by then.
         if spec.remote_code and spec.code_revision and checkpoint.code_repository:

@@ -15,6 +15,7 @@ from unified_embeddings.models.catalogue import MINI_M3, MODELS, spec_for
 from unified_embeddings.models.checkpoint import COMMIT_HASH, Checkpoint
 from unified_embeddings.models.completeness import NEEDS_SPEC, check_files
 from unified_embeddings.models.mini_m3 import mini_m3_folder
+from unified_embeddings.models.naming import is_hub_id
 from unified_embeddings.models.spec import ModelSpec
 
 
@@ -66,7 +67,8 @@ def resolve(
     as safetensors if the repository has them.
 
     Args:
-        name: A choice, a folder, a hub id such as "BAAI/bge-m3", a TOML file or a spec.
+        name: A choice, a folder, a hub id such as "BAAI/bge-m3", a TOML file or a spec. A str of
+            the form owner/name is a hub id, whatever folders there are.
         revision: Branch, tag or commit on the hub. Folders have none.
         local_files_only: Never ask the hub.
 
@@ -78,7 +80,7 @@ def resolve(
     spec = spec_for(name)
     model_id = spec.model_id
     folder = _find_folder(model_id)
-    # A folder that has the name of a hub id takes precedence, and then the pin does not apply.
+    # The pin is the hub's.
     if revision is None and folder is None:
         revision = spec.revision
     if model_id == MINI_M3:
@@ -94,8 +96,8 @@ def resolve(
 
 
 def _find_folder(name: str) -> Path | None:
-    """Return the folder of this name; None if there is none, or no folder can have the name."""
-    if not name.strip():
+    """Return the folder that a model's name means; None if there is none, or it is a hub id."""
+    if not name.strip() or is_hub_id(name):
         return None
     try:
         path = Path(name).expanduser()
@@ -124,6 +126,7 @@ def _open_folder(spec: ModelSpec, folder: Path, *, revision: str = "") -> Checkp
     """Return the checkpoint in a folder, after its files were checked."""
     checkpoint = Checkpoint(spec.model_id, folder, revision, spec)
     check_files(checkpoint)
+    checkpoint.identify()
     return checkpoint
 
 
@@ -140,20 +143,41 @@ def _resolve_hub_id(spec: ModelSpec, revision: str | None, *, local_files_only: 
             return _open_folder(spec, snapshot, revision=snapshot.name)
         except ModelLoadError as error:
             problem = error.problem
+    namesake = _folder_hint(spec.model_id)
     if local_files_only or hub.is_offline():
-        raise _offline_error(spec.model_id, revision, problem)
+        raise _offline_error(spec.model_id, revision, problem, namesake)
+    if namesake and revision is None and spec.choice not in MODELS:
+        # Most likely the folder is meant. Fetching a stranger's model of that name would be worse
+        # than asking.
+        raise ModelLoadError(
+            spec.model_id,
+            f"it is the name of a model on the hub, which is not in the local cache{namesake}. For "
+            "the hub's, name its revision",
+        )
     checkpoint = hub.fetch_snapshot(spec, revision)
     check_files(checkpoint)
     return checkpoint
 
 
-def _offline_error(name: str, revision: str | None, problem: str | None) -> ModelLoadError:
+def _folder_hint(name: str) -> str:
+    """Return how to name the folder that has the name of a hub id; "" if there is none."""
+    try:
+        is_folder = Path(name).is_dir()
+    except (OSError, ValueError):
+        return ""
+    return f"; for the folder of that name write ./{name}" if is_folder else ""
+
+
+def _offline_error(
+    name: str, revision: str | None, problem: str | None, namesake: str
+) -> ModelLoadError:
     """Return the error for a model that would have to be downloaded.
 
     Args:
         name: The hub id.
         revision: The revision asked for.
         problem: What is wrong with the snapshot in the cache; None if there is none.
+        namesake: How to name a folder of the same name instead; "" if there is none.
     """
     if problem is None:
         state = "it is not in the local cache"
@@ -167,6 +191,6 @@ def _offline_error(name: str, revision: str | None, problem: str | None) -> Mode
     return ModelLoadError(
         name,
         f"{state}, and downloads are off (local_files_only or HF_HUB_OFFLINE). Fetch it once with: "
-        f"{command}; or give the folder that has it",
+        f"{command}; or give the folder that has it{namesake}",
         revision=revision,
     )

@@ -66,7 +66,8 @@ class ModelSpec:
         document_prefix: Text put before every document.
         query_adapter: Subfolder of the model's folder with the LoRA weights for queries.
         document_adapter: The same for documents.
-        engine: The engine that "auto" chooses. None lets the architecture decide.
+        engine: The engine that "auto" chooses. None lets the architecture decide. Where it is
+            "torch", "onnx" takes its place on processors on which it was measured to be faster.
         sparse_model: A choice that supplies the sparse vectors alongside this model.
         images: Whether it embeds images into the same space; see `ClipEmbedder`.
         remote_code: Whether it runs code from its repository. This needs trust_remote_code=True and

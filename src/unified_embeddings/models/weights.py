@@ -7,14 +7,12 @@ What does not: computing with them (`engines`), writing them as a graph (`export
 from __future__ import annotations
 
 import math
-import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -30,16 +28,6 @@ TYPE_TABLE = "embeddings.token_type_embeddings.weight"
 
 _TASK_PREFIXES = ("bert.", "roberta.")
 """Prefixes of tensor names in checkpoints that were saved with a task's own layers."""
-
-_UNREADABLE = (
-    safetensors.SafetensorError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ValueError,
-)
-"""Errors that the libraries raise for a truncated file, or one in another format."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,8 @@ def read_backbone(checkpoint: Checkpoint) -> Backbone:
     heads = checkpoint.integer("num_attention_heads")
     width = checkpoint.hidden_size
     epsilon = _read_epsilon(checkpoint)
-    if min(layers, width, heads) < 1 or width % heads:
+    sizes = (layers, width, heads, checkpoint.integer("intermediate_size"))
+    if min(sizes) < 1 or width % heads:
         raise checkpoint.problem(
             f"config.json describes no usable model: {layers} layers, {heads} attention heads over "
             f"{width} dimensions"
@@ -154,10 +143,11 @@ def load_head(checkpoint: Checkpoint, name: str, *, rows: int | None = None) -> 
         ModelLoadError: If the file is unreadable, or a tensor is missing or of the wrong shape.
     """
     path = checkpoint.require(name)
-    try:
+    with checkpoint.explain(f"{name} is truncated or not a head file"):
         state = _read_file(path)
-    except _UNREADABLE as error:
-        raise checkpoint.problem(f"{name} is truncated or not a head file ({error})") from error
+    for part, tensor in state.items():
+        _check_storage(checkpoint, f"{part} in {name}", tensor)
+        check_finite(checkpoint, f"{part} in {name}", tensor)
     shapes = {part: tuple(tensor.shape) for part, tensor in state.items()}
     if rows is None:
         rows = (shapes.get("weight") or (1,))[0]
@@ -183,6 +173,8 @@ def _expected_shapes(checkpoint: Checkpoint, layers: int, width: int) -> dict[st
     """Return the name and shape of every tensor that the model must have."""
     inner_width = checkpoint.integer("intermediate_size")
     token_types = checkpoint.integer("type_vocab_size", default=2)  # BERT's default
+    if token_types < 1:
+        raise checkpoint.problem(f"config.json has type_vocab_size = {token_types}")
     shapes: dict[str, tuple[int, ...]] = {
         VOCABULARY_TABLE: (checkpoint.integer("vocab_size"), width),
         POSITION_TABLE: (checkpoint.integer("max_position_embeddings"), width),
@@ -226,17 +218,42 @@ def _check_tensors(
                 f"tensor {name} has shape {tuple(tensor.shape)}, but config.json asks for "
                 f"{expected_shapes[name]}"
             )
+        _check_storage(checkpoint, name, tensor)
+        # The largest table stays in its file until a text needs a row of it: then the vectors tell.
+        if name != VOCABULARY_TABLE:
+            check_finite(checkpoint, name, tensor)
+
+
+def _check_storage(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that does not hold a real number for each of its places.
+
+    A pickle can describe a tensor of any shape over a single number, which takes all memory as soon
+    as it is copied.
+    """
+    if not tensor.dtype.is_floating_point or tensor.layout != torch.strided:
+        raise checkpoint.problem(f"tensor {name} holds {tensor.dtype}, not real numbers")
+    if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise checkpoint.problem(f"tensor {name} has fewer numbers than its shape has places")
+
+
+def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinity, which attention can turn into finite numbers that mean nothing.
+
+    Raises:
+        ModelLoadError: If the tensor holds one.
+    """
+    if not tensor.numel():
+        return
+    extremes = torch.aminmax(tensor)  # NaN, if there is one
+    if not (extremes.min.isfinite() and extremes.max.isfinite()):
+        raise checkpoint.problem(f"tensor {name} holds NaN or infinity; fetch the model again")
 
 
 def _read_tensors(checkpoint: Checkpoint) -> Iterator[_Tensor]:
     """Yield every tensor in the weight files, by the name that transformers gives it today."""
     for path in checkpoint.weight_files:
-        try:
+        with checkpoint.explain(f"{path.name} is truncated or not a weight file; fetch it again"):
             state = _read_file(path)
-        except _UNREADABLE as error:
-            raise checkpoint.problem(
-                f"{path.name} is truncated or not a weight file ({error}); fetch it again"
-            ) from error
         # A tensor within a mapped region of its file takes no memory until it is read, and its
         # pages can be released again. Anything else was copied.
         spans = mapped_spans(path.resolve())

@@ -86,6 +86,8 @@ def ensure_collection(
 ) -> None:
     """Create the collection for an embedder's vectors, or check the existing one.
 
+    A fingerprint that an earlier version recorded is replaced by today's.
+
     Args:
         client: Sync client.
         name: The collection's name.
@@ -106,6 +108,10 @@ def ensure_collection(
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
     check_collection(name, info, embedder, sparse=sparse, adopt=adopt)
+    model = recorded_model(info)
+    if model is not None and model.fingerprint != embedder.fingerprint:
+        with store_errors(name, "recording the model's new fingerprint"):
+            client.update_collection(name, metadata={METADATA_KEY: _record_of(embedder)})
 
 
 def check_collection(
@@ -137,7 +143,7 @@ def check_collection(
             records no model and `adopt` is not given.
     """
     model = recorded_model(info)
-    if model is not None and model.fingerprint != embedder.fingerprint:
+    if model is not None and not _is_made_by(model, embedder):
         raise FingerprintMismatchError(
             name,
             expected=embedder.fingerprint,
@@ -158,6 +164,13 @@ def check_collection(
             "it, give adopt='trust' (--adopt trust); otherwise index the documents again into a "
             "new collection",
         )
+
+
+def _is_made_by(model: RecordedModel, embedder: TextEmbedder) -> bool:
+    """Tell whether a recorded model is an embedder's, also if an earlier version recorded it."""
+    if model.fingerprint == embedder.fingerprint:
+        return True
+    return model.fingerprint in embedder.former_fingerprints
 
 
 def _check_dense_vector(
@@ -216,11 +229,6 @@ def _create_collection(
                 index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder)
             )
         }
-    record = {
-        "fingerprint": embedder.fingerprint,
-        "model": _model_names(embedder),
-        "revision": embedder.revision,
-    }
     try:
         client.create_collection(
             name,
@@ -228,7 +236,7 @@ def _create_collection(
                 DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
             sparse_vectors_config=sparse_params,
-            metadata={METADATA_KEY: record},
+            metadata={METADATA_KEY: _record_of(embedder)},
             **options,
         )
     except (ApiException, RpcError, ValueError) as error:
@@ -239,6 +247,15 @@ def _create_collection(
         return
     for field, index in PAYLOAD_INDEXES.items():
         client.create_payload_index(name, field, index)
+
+
+def _record_of(embedder: TextEmbedder) -> dict[str, str]:
+    """Return what a collection's metadata records about the model."""
+    return {
+        "fingerprint": embedder.fingerprint,
+        "model": _model_names(embedder),
+        "revision": embedder.revision,
+    }
 
 
 def _model_names(embedder: TextEmbedder) -> str:

@@ -361,7 +361,7 @@ def _sync_handle(path: Path, flags: int) -> None:
 
 def free_space(path: Path) -> int:
     """Return the bytes that are free where `path` is, or will be once it is created."""
-    return shutil.disk_usage(_existing_part(path)).free
+    return shutil.disk_usage(existing_part(path)).free
 
 
 def require_space(path: Path, needed: int) -> None:
@@ -378,12 +378,13 @@ def require_space(path: Path, needed: int) -> None:
     free = free_space(path)
     if free < needed:
         raise NoSpaceError(
-            f"the disk of {_existing_part(path)} has {free / _MIB:,.1f} MiB free, "
+            f"the disk of {existing_part(path)} has {free / _MIB:,.1f} MiB free, "
             f"{needed / _MIB:,.1f} MiB are needed"
         )
 
 
-def _existing_part(path: Path) -> Path:
+def existing_part(path: Path) -> Path:
+    """Return the longest part of a path that exists."""
     absolute = path.absolute()
     return next(parent for parent in (absolute, *absolute.parents) if parent.exists())
 

@@ -1,7 +1,8 @@
-"""This machine's processor: what it can do, and how idle threads wait on it.
+"""This machine's processor, and what model libraries make of the machine when they are imported.
 
-What lives here: facts that are read once, without any model library. What does not: which precision
-or engine follows from them (`engines`).
+What lives here: facts that are read once, without any model library, and the variables that such a
+library must find at its import. What does not: which precision or engine follows from the facts
+(`engines`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ _WAIT_POLICY = "OMP_WAIT_POLICY"
 _WAIT_VARIABLES = (_WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that tell OpenMP how its idle threads wait: the standard's own, GCC's and Intel's."""
 _ENVIRONMENT_LOCK = threading.RLock()
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""Device files of NVIDIA's driver, of Windows' for its Linux, and of AMD's."""
+_NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+"""Variables that switch ONNX Runtime's telemetry off, in its present version and in another."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,31 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Only Linux can tie a process to some of the cores.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def may_have_gpu() -> bool:
+    """Tell whether there may be a GPU that torch could use, without importing torch.
+
+    Only on Linux can it be ruled out.
+    """
+    return not sys.platform.startswith("linux") or any(map(os.path.exists, _GPU_DEVICES))
+
+
+@contextlib.contextmanager
+def no_telemetry() -> Iterator[None]:
+    """Inside this context, importing ONNX Runtime starts no telemetry.
+
+    Without it, the import alone creates a folder with an identifier in the user's home, and events
+    are sent. ONNX Runtime decides once, when it is imported; a value that the user has set stays.
+    """
+    with _ENVIRONMENT_LOCK:
+        added = dict.fromkeys((name for name in _NO_TELEMETRY if name not in os.environ), "1")
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

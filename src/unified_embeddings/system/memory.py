@@ -95,20 +95,23 @@ class MemoryReport:
         return sum(model.weights for model in self.models)
 
 
-def measure_model(model: str, runs_on: str, regions: Iterable[tuple[int, int]]) -> ModelMemory:
+def measure_model(
+    model: str, runs_on: str, regions: Iterable[tuple[int, int]], *, hidden_bytes: int = 0
+) -> ModelMemory:
     """Measure a loaded model.
 
     Args:
         model: Its name.
         runs_on: Its engine, device and precision.
         regions: The regions of memory that hold its weights, (address, bytes) each.
+        hidden_bytes: Bytes of weights that are in none of them, at a place that is not known.
     """
     regions = list(regions)
     return ModelMemory(
         model=model,
         runs_on=runs_on,
-        weights=sum(size for _, size in regions),
-        resident=resident_bytes(regions),
+        weights=sum(size for _, size in regions) + hidden_bytes,
+        resident=None if hidden_bytes else resident_bytes(regions),
     )
 
 
