@@ -63,7 +63,7 @@ HOMES = {
     "safetensors": {"models.weights"},
     "sentence_transformers": {"engines.sentence"},
     "sqlite3": {"cache.disk_tier", "stores.opening", "stores.errors"},
-    "tokenizers": {"embedders.tokenization"},
+    "tokenizers": {"embedders.first_tokens", "embedders.tokenization"},
     "torch": {"engines", "models.weights", "embedders.clip_model", "cli.doctor"},
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
+from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim_heap
@@ -21,8 +22,6 @@ from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
 """cls, eos, pad and unk in the two vocabularies in use. <mask> is indexed, as by BGE-M3."""
-_CHARACTERS_PER_TOKEN = 64
-"""More than a token has in text of any language; see `cut_characters`."""
 _PROBES = ("a", "1", ".", "a b")
 """Texts of which every vocabulary knows one; see `Tokenizer._count_opening_tokens`."""
 
@@ -77,6 +76,7 @@ class Tokenizer:
         # Parsing the file leaves freed memory in the heap, 14 MB for BGE-M3's.
         trim_heap()
         self._closing = self.added - self._count_opening_tokens()
+        self._first_tokens = FirstTokens(self._rust)
         special_ids = set()
         for token_id, token in self._rust.get_added_tokens_decoder().items():
             if token.special and token.content in _NEVER_INDEXED:
@@ -90,17 +90,24 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (without lone surrogates), each cut at `max_length`."""
-        starts = [cut_characters(text, self.max_length) for text in texts]
-        tokenised = self._encode(starts)
-        for position, (text, start) in enumerate(zip(texts, starts, strict=True)):
-            if len(start) < len(text) and not tokenised[position].truncated:
-                # The start did not fill `max_length`, so the rest of the text counts.
-                tokenised[position] = self._encode([text])[0]
+        limit = CHARACTERS_PER_TOKEN * self.max_length
+        starts = ["" if len(text) > limit else text for text in texts]
+        encodings = self._rust.encode_batch_fast(starts)
+        tokenised = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            if len(text) > limit:
+                ids = self._first_ids(text, special_ids=ids)
+            tokenised.append(self._cut(ids))
         return tokenised
 
-    def _encode(self, texts: list[str]) -> list[Tokenised]:
-        encodings = self._rust.encode_batch_fast(texts)
-        return [self._cut(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
+    def _first_ids(self, text: str, special_ids: IntArray) -> IntArray:
+        """Return the ids of a very long text, with special tokens, as many as are needed."""
+        opening = len(special_ids) - self._closing
+        # One more than there is room for tells that the text has to be cut.
+        own_ids = self._first_tokens.of(text, self.max_length - len(special_ids) + 1)
+        own = np.array(own_ids, dtype=np.int32)
+        return np.concatenate([special_ids[:opening], own, special_ids[opening:]])
 
     def _cut(self, ids: IntArray) -> Tokenised:
         """Shorten a text's token ids to `max_length`; the closing special tokens stay."""
@@ -141,7 +148,7 @@ def cut_characters(text: str, max_length: int) -> str:
     are the first tokens of the whole. Where they turn out too few, the caller tokenises the whole.
     That saves a gigabyte and ten seconds on a text of ten million characters.
     """
-    limit = _CHARACTERS_PER_TOKEN * max_length
+    limit = CHARACTERS_PER_TOKEN * max_length
     if len(text) <= limit:
         return text
     end = max(text.rfind(space, 0, limit) for space in " \n\t")
