@@ -60,6 +60,10 @@ DEFAULT_PATH = Path("qdrant_data")
 DEFAULT_COLLECTION = "documents"
 
 
+class MissingCollectionError(StoreError):
+    """There is no collection of that name, or no store at all."""
+
+
 def print_error(problem: str) -> None:
     """Print an error message on standard error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -110,7 +114,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
     """Open the place of an existing collection and return its client.
 
     Raises:
-        StoreError: If the collection does not exist. The message lists those that do.
+        MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
     from qdrant_client import QdrantClient
 
@@ -119,7 +123,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
 
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():
-        raise StoreError(collection, "opening", f"folder {path} does not exist; {hint}")
+        raise MissingCollectionError(collection, "opening", f"folder {path} does not exist; {hint}")
     client: Client
     if url:
         client = QdrantClient(url=url, check_compatibility=False)
@@ -131,7 +135,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
         collection_names = sorted(info.name for info in client.get_collections().collections)
     if collection not in collection_names:
         existing = ", ".join(map(repr, collection_names)) or "none"
-        raise StoreError(
+        raise MissingCollectionError(
             collection,
             "opening",
             f"it does not exist; existing collections: {existing}. {hint}",
@@ -149,6 +153,12 @@ def server_settings(
         "write_consistency_factor": write_consistency,
     }
     return {name: number for name, number in settings.items() if number is not None}
+
+
+def print_note(note: str) -> None:
+    """Print on standard error what is worth knowing but not an error."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"note: {printable(note)}", markup=False)
 
 
 def print_line(text: str) -> None:
