@@ -5,6 +5,7 @@ pytest -s -m endurance tests/llama/test_index_killed.py    # 50 kills
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -51,10 +52,8 @@ class Killed:
 
 def text_of(chance: random.Random) -> str:
     """Return a text of up to six chunks, or an empty one."""
-    count = chance.choice([0, 1, 3, 10, 20])
-    return " ".join(
-        f"Note {chance.random()} says that the fox jumps over it." for _ in range(count)
-    )
+    notes = [chance.random() for _ in range(chance.choice([0, 1, 3, 10, 20]))]
+    return " ".join(f"Note {note} says that the fox jumps over it." for note in notes)
 
 
 def change_files(docs: Path, chance: random.Random) -> None:
@@ -76,8 +75,8 @@ def points_of(client: Any) -> Counter[tuple[str, ...]]:
     found: Counter[tuple[str, ...]] = Counter()
     for point in points:
         payload = point.payload or {}
-        found[str(point.id), payload["file_path"], payload["file_version"],
-              payload["_node_content"].partition('"text":')[2].partition('", "')[0]] += 1  # fmt: skip
+        text = json.loads(payload["_node_content"])["text"]
+        found[str(point.id), payload["file_path"], payload["file_version"], text] += 1
     return found
 
 

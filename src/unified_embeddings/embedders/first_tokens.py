@@ -35,6 +35,8 @@ _MIXED_SPACES = " \n\t\r\n  "
 _NEIGHBOURHOOD = 64
 """Characters around a cut that are looked at to see that normalisation does not join its sides."""
 _CUT_ATTEMPTS = 256
+_UNSURE_WORDS = 8
+"""Words before a cut that other text may change where words are found by patterns, as in BPE."""
 _CHARACTERS_PER_WORD_TOKEN = 8
 _MARGIN_TOKENS = 64
 _UNKNOWN = "\U0010fffd"
@@ -104,7 +106,8 @@ class FirstTokens:
             return []
         words = self._words(text[:cut])
         ids: list[int] = []
-        for word in words[:-1]:
+        unsure = 1 if isinstance(self._rust.model, (Unigram, WordPiece)) else _UNSURE_WORDS
+        for word in words[:-unsure]:
             if len(ids) >= wanted:
                 return ids
             ids.extend(token.id for token in self._rust.model.tokenize(word))

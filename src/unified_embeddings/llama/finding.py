@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -116,6 +116,32 @@ def find_files(roots: Sequence[Path], selection: FileSelection) -> FoundFiles:
 def is_under(path: str | Path, place: Path) -> bool:
     """Tell whether a path is a place itself or lies somewhere below it."""
     return Path(path).is_relative_to(place)
+
+
+class Places:
+    """Folders and files, asked which of them hold a path.
+
+    Args:
+        paths: Absolute paths.
+    """
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        self._paths = {str(path) for path in paths}
+
+    def holding(self, path: str) -> list[str]:
+        """Return those that are a path itself or a folder somewhere above it.
+
+        The cost depends on how deep the path is, not on how many places there are: `index *.md` may
+        name thousands of files.
+        """
+        found = []
+        while True:
+            if path in self._paths:
+                found.append(path)
+            above = os.path.dirname(path)  # noqa: PTH120 — a str
+            if above == path:
+                return found
+            path = above
 
 
 class _Search:

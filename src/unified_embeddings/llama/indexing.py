@@ -8,6 +8,7 @@ files (`finding`), reading them (`reading`), and the collection's layout (`vecto
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.llama.finding import (
-    FileSelection,
-    find_files,
-    is_under,
-    named_path,
-)
+from unified_embeddings.llama.finding import FileSelection, Places, find_files, named_path
 from unified_embeddings.llama.readers.registry import holds_no_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -206,15 +202,21 @@ class _IndexRun:
         Raises:
             InputError: If there is one.
         """
+        places = Places(roots)
+        missing = Counter(
+            place for path in self._missing_files(roots) for place in places.holding(path)
+        )
+        with_files = {place for file in self.files for place in places.holding(str(file))}
+        with_stored = {place for path in self._stored_files for place in places.holding(path)}
         for root in roots:
-            stored = self._missing_files([root])
             exists = root.exists()
-            if not exists and not any(is_under(path, root) for path in self._stored_files):
+            if not exists and str(root) not in with_stored:
                 raise InputError(f"{root} does not exist, and nothing of it is indexed")
-            if not stored or any(is_under(file, root) for file in self.files):
+            count = missing[str(root)]
+            if not count or str(root) in with_files:
                 continue
             gone = "holds no files to index any more" if exists else "does not exist any more"
-            files = "1 file" if len(stored) == 1 else f"{len(stored)} files"
+            files = "1 file" if count == 1 else f"{count} files"
             problem = f"{root} {gone}, but {files} of it are indexed"
             if prune is True or (callable(prune) and prune(problem)):
                 continue
@@ -249,12 +251,10 @@ class _IndexRun:
         What is in a folder that could not be listed may still exist, so it is not missing.
         """
         present = {str(file) for file in self.files}
-        unreadable = [Path(path) for path in self.report.failed]
+        unreadable, places = Places(self.report.failed), Places(roots)
         missing = []
         for path in self._stored_files:
-            if path in present or any(is_under(path, place) for place in unreadable):
-                continue
-            if any(is_under(path, root) for root in roots):
+            if path not in present and places.holding(path) and not unreadable.holding(path):
                 missing.append(path)
         return missing
 

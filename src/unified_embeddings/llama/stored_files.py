@@ -17,7 +17,7 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
-from unified_embeddings.llama.finding import is_under
+from unified_embeddings.llama.finding import Places
 from unified_embeddings.llama.reading import bookkeeping, chunk_id, document_id
 from unified_embeddings.stores.errors import store_errors
 
@@ -142,10 +142,11 @@ def identify(
     for file in files:
         by_name.setdefault(file.name, []).append(file)
     stored_paths = {place.path for place in stored_files}
+    root_places = Places(roots)
     identified: dict[str, StoredFile] = {}
     for place, stored in stored_files.items():
         path = place.path
-        if path not in found and not any(is_under(path, root) for root in roots):
+        if path not in found and not root_places.holding(path):
             path = _moved_with_store(place, base) or path
             if path not in found and os.path.lexists(path):
                 path = by_real_path.get(os.path.realpath(path), path)

@@ -66,9 +66,10 @@ def mend_characters(content: FileContent) -> FileContent:
     lost = 0
     parts: list[Section | Table] = []
     for part in content.parts:
+        metadata = {key: _mend_value(value) for key, value in part.metadata.items()}
         if isinstance(part, Section):
             text, lost_here = _mend(part.text)
-            parts.append(Section(text, part.metadata))
+            parts.append(Section(text, metadata))
             lost += lost_here
             continue
         rows = []
@@ -78,11 +79,15 @@ def mend_characters(content: FileContent) -> FileContent:
             lost += sum(lost_here for _, lost_here in mended)
         title, lost_here = _mend(part.title)
         lost += lost_here
-        parts.append(Table(rows, part.separator, title, part.metadata))
-    notes = list(content.notes)
+        parts.append(Table(rows, part.separator, title, metadata))
+    notes = [_mend(note)[0] for note in content.notes]
     if lost:
         notes.append(lost_note(lost))
     return FileContent(parts, notes)
+
+
+def _mend_value(value: str | int) -> str | int:
+    return _mend(value)[0] if isinstance(value, str) else value
 
 
 def lost_note(count: int) -> str:
