@@ -526,8 +526,8 @@ class TestIndexOptions:
         ended = index("docs/alpha.txt", "docs/beta.md", "--dry-run")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out == (
-            f"{work / 'docs' / 'alpha.txt'}: indexed, 1 chunks\n"
-            f"{work / 'docs' / 'beta.md'}: indexed, 1 chunks\n"
+            f"{work / 'docs' / 'alpha.txt'}: indexed, 1 chunk\n"
+            f"{work / 'docs' / 'beta.md'}: indexed, 1 chunk\n"
             "dry run, nothing was changed: 2 files indexed (2 chunks added), 0 unchanged, "
             "0 removed (0 chunks dropped), 0 skipped, 0 failed\n"
         )
@@ -586,6 +586,15 @@ class TestIndexOptions:
         assert (ended.code, ended.out) == (1, "")
         assert ended.err.startswith("error: ")
         assert not (work / "mine").exists()
+
+    def test_a_name_that_is_no_valid_text_is_printed(self, index: Run, work: Path) -> None:
+        try:
+            Path(os.fsdecode(os.fsencode(work / "docs") + b"/bad\xff.txt")).write_text("content")
+        except (OSError, UnicodeError):
+            pytest.skip("this file system takes no file names that are not UTF-8")
+        ended = index("docs", "--verbose")
+        assert ended.code == 1
+        assert "bad?.txt: failed: its name is not valid Unicode" in ended.out
 
     def test_errors_may_be_allowed(self, index: Run, work: Path) -> None:
         (work / "docs" / "bad.docx").write_bytes(b"no Word file")

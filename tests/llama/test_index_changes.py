@@ -281,8 +281,8 @@ class TestDryRun:
         assert (report.unchanged, report.indexed, report.removed) == (1, 2, 1)
         assert outcomes == {
             "same.md": "unchanged",
-            "changed.md": "indexed, 1 chunks",
-            "new.md": "indexed, 1 chunks",
+            "changed.md": "indexed, 1 chunk",
+            "new.md": "indexed, 1 chunk",
             "gone.md": "removed",
             "photo.png": "skipped: no text in .png files",
         }
@@ -294,6 +294,17 @@ class TestDryRun:
         assert (report.indexed, report.chunks_added) == (1, 1)
         with pytest.raises(InputError, match="needs a store"):
             index_paths([tmp_path], None, FakeEmbedder())
+
+
+class TestArguments:
+    @pytest.mark.parametrize("name", ["paths", "exclude", "include"])
+    @pytest.mark.parametrize("value", ["docs", Path("docs")])
+    def test_one_instead_of_several_is_refused(
+        self, project: Project, name: str, value: str | Path
+    ) -> None:
+        options: Any = {"paths": [project.folder / "docs"], name: value}
+        with pytest.raises(InputError, match=rf"{name} takes several"):
+            index_paths(options.pop("paths"), project.store, project.embedder, **options)
 
 
 class TestVersions:

@@ -143,6 +143,7 @@ class TestCsv:
             ('a,"b\n""c"""\n', [["a", 'b\n"c"']]),
             ("a,b", [["a", "b"]]),
             (",", [["", ""]]),
+            ("sep=;\r\nname;price\nFaro;3,5\n", [["name", "price"], ["Faro", "3,5"]]),
         ],
     )
     def test_odd_files(self, text: str, rows: list[list[str]]) -> None:

@@ -167,8 +167,11 @@ def print_line(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace control characters by spaces, so that no text can control the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
+    """Replace control characters by spaces, so that no text can control the terminal.
+
+    Halves of characters, as in a file's name that is not valid Unicode, become question marks.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.encode(errors="replace").decode())
 
 
 def one_line(text: str, width: int) -> str:

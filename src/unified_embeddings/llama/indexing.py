@@ -8,6 +8,7 @@ files (`finding`), reading them (`reading`), and the collection's layout (`vecto
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,9 @@ def index_paths(
     """
     if chunk_tokens < FEWEST_TOKENS:
         raise InputError(f"chunk_tokens must be at least {FEWEST_TOKENS}, got {chunk_tokens}")
+    for name, values in (("paths", paths), ("exclude", exclude), ("include", include)):
+        if isinstance(values, (str, os.PathLike)):
+            raise InputError(f"{name} takes several, so put it into a list: [{values!r}]")
     if store is None and not dry_run:
         raise InputError("indexing needs a store; only a dry run goes without")
     roots = [named_path(Path(path)) for path in paths]
@@ -286,7 +290,8 @@ class _IndexRun:
             self._skip(path, "it is empty")
             return None
         self.report.indexed += 1
-        self._tell(path, f"indexed, {len(changed.nodes)} chunks")
+        count = len(changed.nodes)
+        self._tell(path, f"indexed, {count} chunk{'' if count == 1 else 's'}")
         return changed
 
     def _is_stored(self, path: str, version: str, stored: StoredFile) -> bool:

@@ -16,6 +16,8 @@ _CERTAIN_ROWS = 8
 """Rows of equal width that make another delimiter than the comma certain."""
 _SAMPLE_CHARACTERS = 100_000
 """How much of a file is looked at for its delimiter."""
+_NAMED_DELIMITER = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)
+"""A first line by which a file tells Excel its delimiter; it is not a row."""
 _COMMA_OF_COLUMNS = re.compile(r"(?<!\d),|,(?!\d)")
 """A comma that is no decimal comma."""
 
@@ -27,6 +29,9 @@ def read_csv(data: bytes) -> FileContent:
         InputError: If the file is not text.
     """
     text, notes = _decode(data)
+    named = _NAMED_DELIMITER.match(text)
+    if named is not None:
+        return FileContent([_parse_table(text[named.end() :], named[1])], notes)
     return FileContent([_parse_table(text, choose_delimiter(text))], notes)
 
 
