@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram, WordPiece
@@ -279,6 +278,8 @@ def siglip(folder: Path) -> Path:
 
 
 def _save_adapter(model: torch.nn.Module, folder: Path, name: str, seed: int) -> None:
+    from peft import LoraConfig, get_peft_model  # Here, since it takes two seconds.
+
     torch.manual_seed(10 + seed)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(model, lora, adapter_name="default").save_pretrained(folder / name)

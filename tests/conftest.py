@@ -1,10 +1,13 @@
-"""Checkpoints made once a test run, and an environment without network."""
+"""Checkpoints made once a test run, and an environment without network and slow disks."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,13 +16,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import psutil
 import pytest
 from hypothesis import settings
 
-import checkpoints
+if TYPE_CHECKING:
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 settings.register_profile("without a clock", deadline=None)  # the machine may be busy
 settings.load_profile("without a clock")
+
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and "TMPDIR" not in os.environ:
+    # Stores flush to disk at each step, and the tests would wait for it half of their time. What
+    # a killed process leaves behind is the same in memory.
+    room = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    if room > 8 * 2**30:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # read the environment again
 
 XQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "xquad_r" / "en"
 
@@ -27,16 +41,51 @@ XQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "xquad_r" / "e
 @pytest.fixture(scope="session")
 def xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random XLM-RoBERTa in BGE-M3's layout, cls pooling."""
+    import checkpoints
+
     return checkpoints.xlm_roberta(tmp_path_factory.mktemp("models") / "xlmr")
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP: 24 dimensions, images of 32 x 32."""
+    import checkpoints
+
     return checkpoints.clip(tmp_path_factory.mktemp("models") / "clip")
 
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT in BGE-M3's layout, mean pooling."""
+    import checkpoints
+
     return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+def fake_config(image_model: Path | None = None, **options: Any) -> UnifiedEmbeddingConfig:
+    """Return a config whose texts are embedded without weights.
+
+    Args:
+        image_model: A checkpoint of a CLIP; None for the default, which is not here.
+        **options: As in FakeEmbedder, whose vectors have 32 dimensions.
+    """
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.embedders.fake import FakeEmbedder
+
+    images = {} if image_model is None else {"image_model": image_model}
+    config = UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu", **images)
+    config._embedder = FakeEmbedder(32, **options)
+    return config
+
+
+LONGEST = ("test_quality.py", "test_app.py", "test_benchmarks.py", "test_stores.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist hand out files in the order below, not by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none runs alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

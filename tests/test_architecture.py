@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -80,7 +81,8 @@ def find_modules() -> dict[str, Path]:
 MODULES = find_modules()
 
 
-def find_imports(path: Path) -> set[str]:
+@functools.cache  # many tests ask for each file
+def find_imports(path: Path) -> frozenset[str]:
     """Return every module that a file imports by name, those for type checkers alone left out."""
     names: set[str] = set()
 
@@ -97,7 +99,7 @@ def find_imports(path: Path) -> set[str]:
             visit(child)
 
     visit(ast.parse(path.read_text("utf-8")))
-    return names
+    return frozenset(names)
 
 
 def find_inner_imports(module: str) -> set[str]:

@@ -316,6 +316,7 @@ class TestTextModel:
 
         monkeypatch.setattr(Settings, "_embed_model", None)
         monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
         config = UnifiedEmbeddingConfig("mini-m3")
         config.configure_settings()
         assert Settings.embed_model is config.text_model
@@ -330,6 +331,8 @@ class TestTextModel:
 
         monkeypatch.setattr(Settings, "_embed_model", None)
         monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
+        assert len(Settings.transformations) == 1  # LlamaIndex's own, kept from the first index on
         config = UnifiedEmbeddingConfig("mini-m3")
         config.configure_settings()
         assert isinstance(Settings.node_parser, UnifiedSentenceSplitter)
@@ -352,10 +355,14 @@ class TestTextModel:
 
         monkeypatch.setattr(Settings, "_embed_model", None)
         monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
         mine = TokenTextSplitter()
         Settings.node_parser = mine
         UnifiedEmbeddingConfig("mini-m3").configure_settings(node_parser=False)
         assert Settings.node_parser is mine
+        Settings.transformations = [mine, mine]
+        UnifiedEmbeddingConfig("mini-m3").configure_settings()
+        assert Settings.transformations == [mine, mine]
 
 
 class TestImages:
@@ -365,6 +372,7 @@ class TestImages:
 
         monkeypatch.setattr(Settings, "_embed_model", None)
         monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
         monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
         config = UnifiedEmbeddingConfig("mini-m3", image_model=clip)
         config.configure_settings()

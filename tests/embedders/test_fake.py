@@ -5,13 +5,25 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_embeddings import EmbeddingCache, InputError, colbert_score, sparse_score
+from unified_embeddings import (
+    BGE_M3_Embedder,
+    EmbeddingCache,
+    InputError,
+    ModelSpec,
+    TextEmbedder,
+    UnifiedEmbeddingsError,
+    UnifiedSparseEmbedding,
+    UnifiedTextEmbedding,
+    colbert_score,
+    sparse_score,
+)
 from unified_embeddings.embedders.fake import FakeEmbedder
 
 
@@ -116,6 +128,64 @@ def test_bad_texts_are_refused_as_by_the_real_ones() -> None:
     assert refused.value.index == 1
 
 
+@pytest.mark.parametrize(
+    ("heads", "problem"),
+    [
+        (("dens",), r"fake: heads can be dense, sparse, colbert, not \['dens'\]"),
+        (("dense", ""), "heads can be"),
+        (("dense", None), "heads can be"),
+        ((["dense"],), "heads can be"),
+        ((), "at least one of"),
+        ("dense", "heads must be tuple or list, got 'dense'"),
+        (None, "heads must be tuple or list"),
+    ],
+)
+def test_unknown_heads_are_refused_as_by_the_real_ones(heads: Any, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        FakeEmbedder(heads=heads)
+    with pytest.raises(InputError, match=problem):
+        ModelSpec("fake", "fake", heads=heads)
+
+
+def test_a_head_named_twice_counts_once() -> None:
+    assert FakeEmbedder(heads=("dense", "sparse", "dense")).heads == ("dense", "sparse")
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match="model_name must be a str, got 7"):
+        FakeEmbedder(model_name=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_closed_it_answers_from_its_cache_alone(kind: str, request: Any) -> None:
+    embedder: TextEmbedder = FakeEmbedder()
+    if kind == "real":
+        embedder = BGE_M3_Embedder(request.getfixturevalue("xlmr"), precision="fp32", device="cpu")
+    with embedder:
+        before = embedder.encode_query("fox", colbert=True)
+    after = embedder.encode_query("fox", colbert=True)
+    np.testing.assert_array_equal(after.dense, before.dense)
+    assert len(embedder.encode_documents([])) == 0
+    for call in (embedder.encode_documents, embedder.encode_queries):
+        with pytest.raises(UnifiedEmbeddingsError, match="closed; make a new one"):
+            call(["fox", "dog"])
+    with pytest.raises(UnifiedEmbeddingsError, match="closed; make a new one"):
+        embedder.tokenise("fox")
+    with pytest.raises(UnifiedEmbeddingsError, match="closed; make a new one"):
+        embedder.document_length  # noqa: B018 - reading it is the act
+    with pytest.raises(InputError):
+        embedder.encode_documents([7])  # type: ignore[list-item]
+
+
+def test_closed_without_a_cache_it_answers_nothing() -> None:
+    embedder = FakeEmbedder(cache=None)
+    embedder.encode_query("fox")
+    embedder.close()
+    embedder.close()
+    with pytest.raises(UnifiedEmbeddingsError, match="closed"):
+        embedder.encode_query("fox")
+
+
 def test_two_names_have_two_fingerprints() -> None:
     one, other = FakeEmbedder(), FakeEmbedder(model_name="other")
     assert one.fingerprint == FakeEmbedder().fingerprint != other.fingerprint
@@ -130,6 +200,31 @@ def test_a_pickled_copy_is_equal() -> None:
         embedder.heads,
         embedder.max_length,
     )
+    np.testing.assert_array_equal(copy.encode_query("a").dense, embedder.encode_query("a").dense)
+
+
+@pytest.mark.parametrize("cache", [None, "auto", EmbeddingCache(max_bytes=7)])
+def test_a_pickled_copy_has_a_cache_of_the_same_size(cache: Any) -> None:
+    embedder = FakeEmbedder(cache=cache)
+    copy = pickle.loads(pickle.dumps(embedder))
+    assert copy.cache is not embedder.cache
+    assert copy.cache.max_bytes == embedder.cache.max_bytes
+    copy.encode_query("fox")
+    copy.encode_query("fox")
+    assert copy.stats().forwards == (1 if cache == "auto" else 2)
+
+
+@pytest.mark.parametrize("adapter", [UnifiedTextEmbedding, UnifiedSparseEmbedding])
+def test_an_adapter_over_it_says_that_it_cannot_be_restored(adapter: Any) -> None:
+    stored = adapter(FakeEmbedder()).model_dump()
+    with pytest.raises(InputError, match=r"'fake' cannot be made with dimension, heads; .* give"):
+        adapter(**stored)
+
+
+def test_from_dict_refuses_and_names_the_way_out() -> None:
+    stored = UnifiedTextEmbedding(FakeEmbedder()).to_dict()
+    with pytest.raises(InputError, match=r"a FakeEmbedder.*give the embedder itself"):
+        UnifiedTextEmbedding.from_dict(stored)
 
 
 @given(st.lists(st.text(max_size=40), max_size=5))

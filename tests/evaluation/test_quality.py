@@ -14,6 +14,7 @@ import pytest
 from conftest import XQUAD
 from unified_embeddings import (
     BGE_M3_Embedder,
+    EmbeddingCache,
     Embeddings,
     SparseVector,
     UnifiedEmbeddingConfig,
@@ -47,15 +48,20 @@ def judgements() -> dict[str, dict[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def ndcg() -> dict[str, float]:
+def cache() -> EmbeddingCache:
+    """Keeps mini-m3's vectors, which several tests ask for."""
+    return EmbeddingCache()
+
+
+@pytest.fixture(scope="module")
+def ndcg(cache: EmbeddingCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """nDCG@10 of each mode over all queries, by pytrec_eval; a query without results counts 0."""
     from llama_index.core import StorageContext, VectorStoreIndex
     from llama_index.core.schema import TextNode
     from pytrec_eval import RelevanceEvaluator
-    from qdrant_client import QdrantClient
 
-    config = UnifiedEmbeddingConfig("mini-m3")
-    store = config.vector_store("xquad", client=QdrantClient(":memory:"))
+    config = UnifiedEmbeddingConfig("mini-m3", precision="fp32", cache=cache)
+    store = config.vector_store("xquad", path=tmp_path_factory.mktemp("store"))
     nodes = [
         TextNode(
             id_=str(uuid.uuid5(uuid.NAMESPACE_URL, row["_id"])),
@@ -103,7 +109,9 @@ def test_fused_is_better_than_sparse_alone(ndcg: dict[str, float]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Embeddings, Embeddings]]:
+def pair(
+    cache: EmbeddingCache, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Embeddings, Embeddings]]:
     """Documents' and queries' vectors of mini-m3, in fp32 and exported in int8."""
     from unified_embeddings.export.folder import export_onnx
 
@@ -112,7 +120,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Embeddings
     questions = [row["text"] for row in lines(XQUAD / "queries.jsonl")]
     vectors = {}
     for name, embedder in {
-        "fp32": BGE_M3_Embedder("mini-m3", precision="fp32"),
+        "fp32": BGE_M3_Embedder("mini-m3", precision="fp32", cache=cache),
         "int8": BGE_M3_Embedder(folder),
     }.items():
         vectors[name] = embedder.encode_documents(documents), embedder.encode_queries(questions)

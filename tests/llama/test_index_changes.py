@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Project:
         self.embedder = FakeEmbedder()
         self.client = client if client is not None else open_folder(self.folder / "store")
         self.store = build_vector_store(self.embedder, "notes", client=self.client)
+        OPENED.append(self)
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / "docs" / name
@@ -66,6 +68,16 @@ class Project:
         else:
             self.folder.rename(folder)
         return Project(folder)
+
+
+OPENED: list[Project] = []
+
+
+@pytest.fixture(autouse=True)
+def _close(tmp_path: Path) -> Iterator[None]:  # before the folder is removed
+    yield
+    while OPENED:
+        OPENED.pop().client.close()
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from llama_index.core.schema import TextNode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient, models
 
-from unified_embeddings import BGE_M3_Embedder, InputError
+from unified_embeddings import BGE_M3_Embedder, InputError, TextEmbedder
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.indexing import IndexReport, index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
@@ -30,22 +31,22 @@ COLLECTION = "notes"
 
 
 @pytest.fixture(scope="module")
-def embedder(xlmr: Path) -> BGE_M3_Embedder:
+def embedder() -> TextEmbedder:
     """Takes texts of up to 512 tokens."""
-    return BGE_M3_Embedder(xlmr, precision="fp32", device="cpu")
+    return FakeEmbedder(max_length=512)
 
 
 @pytest.fixture(scope="module")
-def short_embedder(bert: Path) -> BGE_M3_Embedder:
+def short_embedder() -> TextEmbedder:
     """Takes texts of up to 256 tokens."""
-    return BGE_M3_Embedder(bert, precision="fp32", device="cpu")
+    return FakeEmbedder(max_length=256)
 
 
 class Library:
     """A folder of files and a collection to bring in line with it."""
 
     def __init__(
-        self, folder: Path, embedder: BGE_M3_Embedder, client: QdrantClient | None = None
+        self, folder: Path, embedder: TextEmbedder, client: QdrantClient | None = None
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +90,12 @@ class Library:
 
 
 @pytest.fixture
-def library(tmp_path: Path, embedder: BGE_M3_Embedder) -> Library:
+def library(tmp_path: Path, embedder: TextEmbedder) -> Library:
     return Library(tmp_path / "notes", embedder)
 
 
 def prose(sentences: int, topic: str = "fox") -> str:
-    """Return distinct sentences of about 25 tokens."""
+    """Return distinct sentences of 11 words."""
     notes = [f"Note {i} says that the quick brown {topic} jumps over it." for i in range(sentences)]
     return " ".join(notes)
 
@@ -654,7 +655,7 @@ class TestInterruptedRuns:
         library.write("a.txt", "done before")
         library.write("b.txt", prose(1400))
         library.write("c.txt", "never reached")
-        expected = library.from_scratch(chunk_tokens=128)
+        expected = library.from_scratch(chunk_tokens=64)
         assert sum(expected.values()) > 258
 
         def killed_at(self: QdrantVectorStore, nodes: Any, **options: Any) -> Any:
@@ -666,11 +667,11 @@ class TestInterruptedRuns:
         with monkeypatch.context() as patch:
             patch.setattr(QdrantVectorStore, "add", killed_at)
             with pytest.raises(Killed):
-                library.index(chunk_tokens=128)
+                library.index(chunk_tokens=64)
         assert 0 < library.count() < sum(expected.values())
-        library.index(chunk_tokens=128)
+        library.index(chunk_tokens=64)
         assert library.chunks() == expected
-        assert is_idle(library.index(chunk_tokens=128))
+        assert is_idle(library.index(chunk_tokens=64))
 
     @pytest.mark.parametrize("kept", [0, 1, -1], ids=["none", "first", "all but last"])
     def test_within_a_files_chunks(self, library: Library, kept: int) -> None:

@@ -30,6 +30,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from qdrant_client import QdrantClient
 
 import checkpoints
+from conftest import fake_config
 from image_files import IMAGES, no_network, noise, png
 from unified_embeddings import (
     ClipEmbedder,
@@ -70,8 +71,8 @@ def nodes() -> list[TextNode]:
 
 
 @pytest.fixture
-def config(xlmr: Path, clip: Path) -> UnifiedEmbeddingConfig:
-    return UnifiedEmbeddingConfig(xlmr, image_model=clip, precision="fp32", device="cpu")
+def config(clip: Path) -> UnifiedEmbeddingConfig:
+    return fake_config(clip)
 
 
 class Stores:
@@ -433,25 +434,18 @@ class TestStores:
         np.testing.assert_array_equal(shown, np.asarray(IMAGES[2]))
         again.texts.client.close()
 
-    def test_another_image_model_is_refused(
-        self, stores: Stores, xlmr: Path, tmp_path: Path
-    ) -> None:
-        twin = checkpoints.clip(tmp_path / "twin", seed=5)
-        other = UnifiedEmbeddingConfig(xlmr, image_model=twin, precision="fp32")
+    def test_another_image_model_is_refused(self, stores: Stores, tmp_path: Path) -> None:
+        other = fake_config(checkpoints.clip(tmp_path / "twin", seed=5))
         with pytest.raises(FingerprintMismatchError, match="images"):
             other.image_store("images", client=stores.images.client)
         with pytest.raises(FingerprintMismatchError, match="images"):
             other.multimodal_retriever(stores.texts, stores.images)
 
     def test_an_index_writes_with_the_models_of_its_stores(
-        self, stores: Stores, xlmr: Path, tmp_path: Path
+        self, stores: Stores, clip: Path, tmp_path: Path
     ) -> None:
         twin = checkpoints.clip(tmp_path / "twin", seed=5)
-        text = checkpoints.xlm_roberta(tmp_path / "text", seed=5)
-        for other in (
-            UnifiedEmbeddingConfig(xlmr, image_model=twin),
-            UnifiedEmbeddingConfig(text, image_model=stores.config.clip.model_name),
-        ):
+        for other in (fake_config(twin), fake_config(clip, model_name="other")):
             with pytest.raises(FingerprintMismatchError):
                 UnifiedMultiModalIndex.from_vector_store(
                     stores.texts,

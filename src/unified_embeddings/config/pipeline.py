@@ -246,11 +246,11 @@ class UnifiedEmbeddingConfig:
         """
         from llama_index.core import Settings
 
-        from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
+        from unified_embeddings.llama.splitter import set_node_parser
 
         Settings.embed_model = self.text_model
         if node_parser:
-            Settings.node_parser = UnifiedSentenceSplitter(self.embedder)
+            set_node_parser(self.embedder)
         if self._options.image_model is not None or self._options.spec.images:
             Settings.image_embed_model = self.image_model  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.embedders.lazy import make_cache
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
+from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import spec_for, spec_from_dict
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HEAD_NAMES
 
+_OPTION_NAMES = tuple(inspect.signature(ModelEmbedder).parameters)[1:]
 _FIRST_MODELS_ONLY = ("revision", "engine")
 """Options that a second model beside the first does not share."""
 
@@ -39,8 +42,10 @@ def make_embedder(
         **options: As in BGE_M3_Embedder; `revision` and `engine` are the first model's.
 
     Raises:
-        InputError: If an option is out of range, or a model does not give what it is taken for.
+        InputError: If an option is unknown or out of range, or a model does not give what it is
+            taken for.
     """
+    _require_known(model, options)
     if spec is not None:
         model = spec_from_dict(spec)
     chosen = spec_for(model)
@@ -64,3 +69,15 @@ def make_embedder(
         return PairedEmbedder(dense, sparse, model_name=os.fspath(model), options=pair_options)
     pair_options["spec"] = chosen.to_dict()
     return PairedEmbedder(dense, sparse, model_name=chosen.choice, options=pair_options)
+
+
+def _require_known(model: str | os.PathLike[str] | ModelSpec, options: Mapping[str, Any]) -> None:
+    """Refuse options that belong to other embedders, as in what `to_dict` stored of one."""
+    unknown = sorted(options.keys() - set(_OPTION_NAMES))
+    if unknown:
+        raise InputError(
+            f"{model!r} cannot be made with {', '.join(unknown)}; the options are sparse_model, "
+            f"spec and {', '.join(_OPTION_NAMES)}. Where these were stored from an embedder that "
+            "is none of make_embedder's (a FakeEmbedder, a ClipTextEmbedder), give the embedder "
+            "itself instead"
+        )

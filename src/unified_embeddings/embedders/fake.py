@@ -20,6 +20,8 @@ from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import SPECIAL_TOKENS
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
+from unified_embeddings.errors import InputError
+from unified_embeddings.models.spec import require_heads
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role
 from unified_embeddings.validation import require_texts, require_whole_number
 
@@ -38,16 +40,19 @@ class FakeEmbedder(CachedTextEmbedder):
     pipeline runs on it unchanged. A text without words has a unit dense vector, an empty sparse
     vector and one ColBERT row, as with BGE-M3.
 
+    It pickles, but no name or file leads to it: an adapter over it (UnifiedTextEmbedding and the
+    others) has a `to_dict`, and its `from_dict` refuses. Give the adapter the embedder again.
+
     Args:
         dimension: Width of dense vectors and ColBERT rows.
-        heads: What it can produce.
+        heads: What it can produce, at least one of dense, sparse and colbert.
         max_length: The most tokens of a text (a word is a token), two special tokens included.
         cache: "auto" makes an EmbeddingCache of 256 MiB, None keeps nothing.
         model_name: What it is called. Two of different names have different fingerprints, as two
             models have.
 
     Raises:
-        InputError: If an option is out of range.
+        InputError: If an option is out of range, or a head is none of the three.
 
     Example:
         >>> from unified_embeddings.embedders.fake import FakeEmbedder
@@ -72,7 +77,10 @@ class FakeEmbedder(CachedTextEmbedder):
         super().__init__()
         self._dimension = require_whole_number("dimension", dimension)
         self._max_length = require_whole_number("max_length", max_length, least=SPECIAL_TOKENS + 1)
-        self.heads = heads
+        if not isinstance(model_name, str):
+            raise InputError(f"model_name must be a str, got {model_name!r}")
+        self.heads = require_heads(model_name, heads)
+        self._asked_cache = cache
         self.cache = make_cache(cache)
         self.model_name = model_name
 
@@ -101,6 +109,12 @@ class FakeEmbedder(CachedTextEmbedder):
         return self._max_length
 
     @property
+    def document_length(self) -> int:
+        """Return the most tokens of a document's own: without special tokens."""
+        self._require_open()
+        return super().document_length
+
+    @property
     def fingerprint(self) -> str:
         """Return a digest of its name, dimension and heads."""
         return key_for("fake 1", self.model_name, str(self._dimension), *self.heads).hex()
@@ -113,11 +127,17 @@ class FakeEmbedder(CachedTextEmbedder):
     def tokenise(self, text: str) -> list[int]:
         """Return the ids of a text's words."""
         (valid_text,) = require_texts([text])
+        self._require_open()
         return [_word_id(word) for word in _words(valid_text)]
 
+    def close(self) -> None:
+        """Refuse, from now on, texts whose vectors are not in the cache, as a real one does."""
+        self._closed = True
+
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the options: a copy has a cache of its own."""
-        return _rebuild, (self._dimension, self.heads, self._max_length, self.model_name)
+        """Pickle the options: a copy has a cache of its own, if this one has."""
+        options = {**self.options, "model_name": self.model_name, "cache": self._asked_cache}
+        return _rebuild, (type(self), options)
 
     def _vector_space(self, role: Role) -> bytes:  # noqa: ARG002 — no prefixes, as with BGE-M3
         return key_for(self.fingerprint, str(self._max_length))
@@ -128,6 +148,7 @@ class FakeEmbedder(CachedTextEmbedder):
         role: Role,  # noqa: ARG002 — no prefixes, as with BGE-M3
         heads: frozenset[HeadName],
     ) -> Iterator[tuple[str, Vectors]]:
+        self._require_open()
         self._counters.add(batches=1, forwards=1)
         for text in texts:
             words = _words(text)
@@ -179,7 +200,5 @@ def _direction(word: str, dimension: int) -> FloatArray:
     return direction
 
 
-def _rebuild(
-    dimension: int, heads: tuple[HeadName, ...], max_length: int, model_name: str
-) -> FakeEmbedder:
-    return FakeEmbedder(dimension, heads=heads, max_length=max_length, model_name=model_name)
+def _rebuild(kind: type[FakeEmbedder], options: Options) -> FakeEmbedder:
+    return kind(**options)

@@ -57,6 +57,8 @@ class LocalModel(Protocol):
 class Closeable(ABC):
     """Something that holds a model and is a context manager, which closes it."""
 
+    _closed = False
+
     @abstractmethod
     def close(self) -> None:
         """Release the model's memory. The cache stays. Calls that need the model then fail."""
@@ -71,6 +73,10 @@ class Closeable(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
 
 
 class Counters:
@@ -153,7 +159,6 @@ class LazyModel(Closeable):
         self._load_lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
         self._runtime: Runtime | None = None
-        self._closed = False
 
     @property
     def options(self) -> Options:
@@ -213,10 +218,6 @@ class LazyModel(Closeable):
     @abstractmethod
     def _unload(self) -> None:
         """Drop what was loaded."""
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise UnifiedEmbeddingsError("This embedder is closed; make a new one")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the options: a copy loads the model again with its first input."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llama_index.core import Settings
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.node_parser.interface import MetadataAwareTextSplitter
@@ -181,6 +182,18 @@ class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
         if not self.include_metadata:
             return ""
         return node.get_metadata_str(mode=MetadataMode.EMBED)
+
+
+def set_node_parser(embedder: TextEmbedder) -> None:
+    """Make a splitter for the embedder LlamaIndex's global node parser.
+
+    `Settings` keeps the list of transformations that it made of an earlier node parser with the
+    first index, so that list is replaced too; one that somebody set is left alone.
+    """
+    earlier, transformations = Settings._node_parser, Settings._transformations
+    Settings.node_parser = UnifiedSentenceSplitter(embedder)
+    if transformations is not None and [*transformations] == [earlier]:
+        Settings.transformations = [Settings.node_parser]
 
 
 def token_counter(embedder: TextEmbedder) -> Callable[[str], int]:

@@ -53,7 +53,8 @@ class UnifiedTextEmbedding(ValidatedTexts):
     """Dense vectors for LlamaIndex, whose sparse counterparts are cached by the same pass.
 
     `to_dict` keeps the options, but neither the weights nor the cache. `from_dict` restores an
-    equal model, which is loaded with its first text.
+    equal model, which is loaded with its first text. It restores what `make_embedder` makes: one
+    made over a FakeEmbedder, or over an embedder of your own, is refused there.
 
     Args:
         embedder: The embedder to share. None makes one from the fields.

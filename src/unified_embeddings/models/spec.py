@@ -110,7 +110,6 @@ class ModelSpec:
         # JSON and TOML give a list, and a name twice means the same as once.
         object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
         self._check_adapters()
-        self._check_names("heads", self.heads, HEAD_NAMES)
         self._check_names("pooling", (self.pooling,), get_args(Pooling))
         self._check_names("engine", (self.engine,), get_args(EngineName))
         self._check_heads()
@@ -173,6 +172,7 @@ class ModelSpec:
                 type_names = [allowed.__name__ for allowed in allowed_types]
                 expected = " or ".join(type_names).replace("NoneType", "none")
                 raise InputError(f"{self.choice}: {name} must be {expected}, got {value!r}")
+        require_heads(self.choice, self.heads)
 
     def _check_adapters(self) -> None:
         # A spec may come from a stranger's file: it must not make us read outside the model.
@@ -186,15 +186,13 @@ class ModelSpec:
     def _check_names(
         self, field: str, values: Iterable[str | None], known_names: tuple[str, ...]
     ) -> None:
-        unknown = [value for value in values if value and value not in known_names]
+        unknown = [value for value in values if value is not None and value not in known_names]
         if unknown:
             raise InputError(
                 f"{self.choice}: {field} can be {', '.join(known_names)}, not {unknown}"
             )
 
     def _check_heads(self) -> None:
-        if not self.heads:
-            raise InputError(f"{self.choice}: a model must give at least one of {HEAD_NAMES}")
         if (self.pooling == "splade") != (self.heads == ("sparse",)):
             raise InputError(
                 f"{self.choice}: pooling 'splade' and heads ['sparse'] go together, got "
@@ -206,3 +204,23 @@ class ModelSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{self.choice}: {name} must be above 0, got {value}")
+
+
+def require_heads(model_name: str, heads: object) -> tuple[HeadName, ...]:
+    """Return the heads of a model, each once.
+
+    Args:
+        model_name: What the message calls the model.
+        heads: A tuple or list of names.
+
+    Raises:
+        InputError: If it is something else, names an unknown head, or names none.
+    """
+    if not isinstance(heads, tuple | list):
+        raise InputError(f"{model_name}: heads must be tuple or list, got {heads!r}")
+    unknown = [head for head in heads if head not in HEAD_NAMES]
+    if unknown:
+        raise InputError(f"{model_name}: heads can be {', '.join(HEAD_NAMES)}, not {unknown}")
+    if not heads:
+        raise InputError(f"{model_name}: a model must give at least one of {HEAD_NAMES}")
+    return tuple(dict.fromkeys(heads))
