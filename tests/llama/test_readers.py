@@ -105,7 +105,7 @@ def assert_every_cell_is_in(rows: list[list[str]], chunks: list[str]) -> None:
 
 
 class TestCsv:
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(rows=tables(), delimiter=st.sampled_from(",;\t|"), quoting=st.sampled_from([0, 1]))
     def test_every_cell_of_a_table_is_found(
         self, folder: Path, rows: list[list[str]], delimiter: str, quoting: int
@@ -198,7 +198,7 @@ class TestCsv:
 
 
 class TestExcel:
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(rows=tables(), share=st.booleans())
     def test_every_cell_of_a_table_is_found(
         self, folder: Path, rows: list[list[str]], share: bool
