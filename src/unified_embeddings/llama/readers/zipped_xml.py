@@ -7,7 +7,9 @@ what the elements of a format mean.
 from __future__ import annotations
 
 import io
+import lzma
 import posixpath
+import struct
 import zipfile
 import zlib
 from typing import Protocol
@@ -57,7 +59,13 @@ class ZippedFile:
             )
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            ValueError,
+            NotImplementedError,
+            OSError,
+            struct.error,
+        ) as error:
             raise InputError(f"is not {kind}: {error}") from error
         self.names = self._archive.namelist()
 
@@ -74,8 +82,10 @@ class ZippedFile:
             return self._archive.read(name)
         except KeyError:
             raise InputError(f"is not {self._kind}: it has no part {name}") from None
+        except InputError:
+            raise
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError,
-                zlib.error) as error:  # fmt: skip
+                ValueError, struct.error, zlib.error, lzma.LZMAError) as error:  # fmt: skip
             raise InputError(f"its part {name} cannot be unpacked: {error}") from error
 
     def parse(self, name: str, target: XmlTarget) -> None:
