@@ -63,7 +63,11 @@ HOMES = {
     "safetensors": {"models.weights"},
     "sentence_transformers": {"engines.sentence"},
     "sqlite3": {"cache", "stores.opening", "stores.errors"},
-    "tokenizers": {"embedders.tokenization", "embedders.tokenizer_file"},
+    "tokenizers": {
+        "embedders.first_tokens",
+        "embedders.tokenization",
+        "embedders.tokenizer_file",
+    },
     "torch": {"engines", "models.weights", "embedders.clip_model", "cli.doctor"},
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
     from unified_embeddings.llama.images import UnifiedImageEmbedding
     from unified_embeddings.llama.multimodal_index import UnifiedMultiModalIndex
+    from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
     from unified_embeddings.llama.text import UnifiedSparseEmbedding, UnifiedTextEmbedding
     from unified_embeddings.models.spec import ModelSpec
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -66,6 +67,7 @@ _HOMES = {
     "llama.huggingface": ("UnifiedHuggingFaceEmbedding",),
     "llama.images": ("UnifiedImageEmbedding",),
     "llama.multimodal_index": ("UnifiedMultiModalIndex",),
+    "llama.splitter": ("UnifiedSentenceSplitter",),
     "llama.text": ("UnifiedSparseEmbedding", "UnifiedTextEmbedding"),
     "models.spec": ("ModelSpec",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
@@ -106,6 +108,7 @@ __all__ = [
     "UnifiedImageEmbedding",
     "UnifiedMultiModalIndex",
     "UnifiedMultiModalRetriever",
+    "UnifiedSentenceSplitter",
     "UnifiedSparseEmbedding",
     "UnifiedTextEmbedding",
     "colbert_score",

@@ -584,14 +584,135 @@ class TestIndex:
         assert "name" in ended.err
 
 
+class TestIndexOptions:
+    @pytest.fixture
+    def index(self, run: Run, work: Path, xlmr: Path) -> Run:
+        def index(*arguments: str | Path) -> Ended:
+            return run("index", *arguments, "--model", xlmr, "--path", "mine")
+
+        return index
+
+    @pytest.fixture
+    def stored(self, run: Run, xlmr: Path) -> Callable[[], set[str]]:
+        def stored() -> set[str]:
+            options = ("--model", xlmr, "--path", "mine", "--json", "-k", "50", "--mode", "dense")
+            return run("search", "fox", *options).names()
+
+        return stored
+
+    def test_exclude_and_include(self, index: Run, stored: Callable[[], set[str]]) -> None:
+        index("docs", "--exclude", "2*", "--exclude", "docs/nan", "--include", "*a*")
+        assert stored() == {"alpha.txt", "beta.md", "gamma.txt", "a=b.txt"}
+
+    def test_gitignore(self, index: Run, work: Path, stored: Callable[[], set[str]]) -> None:
+        (work / "docs" / ".gitignore").write_text("*.txt\n")
+        index("docs", "--gitignore")
+        assert stored() == {"beta.md", "2024", "nan"}
+
+    def test_a_dry_run_makes_no_store(self, index: Run, work: Path) -> None:
+        ended = index("docs/alpha.txt", "docs/beta.md", "--dry-run")
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out == (
+            f"{work / 'docs' / 'alpha.txt'}: indexed, 1 chunk\n"
+            f"{work / 'docs' / 'beta.md'}: indexed, 1 chunk\n"
+            "dry run, nothing was changed: 2 files indexed (2 chunks added), 0 unchanged, "
+            "0 removed (0 chunks dropped), 0 skipped, 0 failed\n"
+        )
+        assert not (work / "mine").exists()
+
+    def test_verbose(self, index: Run, work: Path) -> None:
+        index("docs")
+        (work / "docs" / "beta.md").unlink()
+        lines = index("docs", "--verbose").out.splitlines()
+        assert f"{work / 'docs' / 'alpha.txt'}: unchanged" in lines
+        assert f"{work / 'docs' / 'beta.md'}: removed" in lines
+
+    @pytest.mark.parametrize("gone", ["emptied", "deleted"])
+    def test_a_folder_that_is_gone_keeps_its_passages_unless_told(
+        self, index: Run, work: Path, stored: Callable[[], set[str]], gone: str
+    ) -> None:
+        index("docs")
+        shutil.rmtree(work / "docs")
+        if gone == "emptied":
+            (work / "docs").mkdir()
+        ended = index("docs")
+        assert (ended.code, ended.out) == (1, "")
+        assert f"but {len(FILES)} files of it are indexed" in ended.err
+        assert "--prune" in ended.err
+        assert stored() == FILES.keys()
+        would = index("docs", "--dry-run")
+        assert (would.code, "need --prune" in would.err) == (0, True)
+        assert stored() == FILES.keys()
+        assert index("docs", "--prune").code == 0
+        assert stored() == set()
+
+    @pytest.mark.parametrize(("answer", "left"), [(True, set()), (False, FILES.keys())])
+    def test_on_a_terminal_it_asks(
+        self,
+        index: Run,
+        work: Path,
+        stored: Callable[[], set[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        answer: bool,
+        left: set[str],
+    ) -> None:
+        index("docs")
+        shutil.rmtree(work / "docs")
+        with monkeypatch.context() as patch:
+            patch.setattr("unified_embeddings.cli.index._is_answered", lambda: True)
+            patch.setattr("typer.confirm", lambda *_, **__: answer)
+            assert index("docs").code == (0 if answer else 1)
+        assert stored() == left
+
+    @pytest.mark.parametrize("path", ["nowhere", "x" * 300, "~nosuchuser/docs"])
+    @pytest.mark.parametrize("more", [(), ("--prune",), ("--dry-run",)])
+    def test_a_path_that_does_not_exist_makes_no_store(
+        self, index: Run, work: Path, path: str, more: tuple[str, ...]
+    ) -> None:
+        ended = index("docs", path, *more)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith("error: ")
+        assert not (work / "mine").exists()
+
+    def test_a_name_that_is_no_valid_text_is_printed(self, index: Run, work: Path) -> None:
+        try:
+            Path(os.fsdecode(os.fsencode(work / "docs") + b"/bad\xff.txt")).write_text("content")
+        except (OSError, UnicodeError):
+            pytest.skip("this file system takes no file names that are not UTF-8")
+        ended = index("docs", "--verbose")
+        assert ended.code == 1
+        assert "bad?.txt: failed: its name is not valid Unicode" in ended.out
+
+    def test_errors_may_be_allowed(self, index: Run, work: Path) -> None:
+        (work / "docs" / "bad.docx").write_bytes(b"no Word file")
+        assert index("docs").code == 1
+        ended = index("docs", "--allow-errors")
+        assert ended.code == 0
+        assert "bad.docx: is not a Word file" in ended.err
+
+    def test_notes_are_printed_without_an_error(self, index: Run, work: Path) -> None:
+        (work / "docs" / "cafe.txt").write_bytes(b"The caf\xe9 is open.")
+        ended = index("docs")
+        assert ended.code == 0
+        assert "note: " in ended.err
+        assert "1 character is not valid and was replaced by U+FFFD" in ended.err
+
+    def test_a_folder_of_pictures_gets_a_hint(self, index: Run, work: Path) -> None:
+        (work / "pictures").mkdir()
+        for number in range(3):
+            (work / "pictures" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
+        ended = index("pictures")
+        assert ended.code == 0
+        assert "3 images hold no text" in ended.err
+
+
 class TestOptimize:
     def test_a_small_collection_needs_nothing(self, run: Run, work: Path, xlmr: Path) -> None:
         run("index", "docs", "--model", xlmr)
         before = run("search", "fox", "--model", xlmr, "--json").json
         ended = run("optimize")
         assert (ended.code, ended.err) == (0, "")
-        points = 2 * len(FILES)  # indexed twice: by the fixture under another path
-        assert ended.out == f"documents: {points} points, nothing to do\n"
+        assert ended.out == f"documents: {len(FILES)} points, nothing to do\n"
         assert run("search", "fox", "--model", xlmr, "--json").json == before
 
     def test_a_missing_collection_or_folder_is_named(

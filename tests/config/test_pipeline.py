@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qdrant_client import QdrantClient
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
@@ -314,9 +315,54 @@ class TestTextModel:
         from llama_index.core import Settings
 
         monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
         config = UnifiedEmbeddingConfig("mini-m3")
         config.configure_settings()
         assert Settings.embed_model is config.text_model
+
+    def test_configure_settings_makes_chunks_fit_the_model(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """LlamaIndex's own chunks of 1,024 tokens would lose three quarters with mini-m3's 256."""
+        from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
+
+        from unified_embeddings import UnifiedSentenceSplitter
+
+        monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
+        assert len(Settings.transformations) == 1  # LlamaIndex's own, kept from the first index on
+        config = UnifiedEmbeddingConfig("mini-m3")
+        config.configure_settings()
+        assert isinstance(Settings.node_parser, UnifiedSentenceSplitter)
+        assert Settings.chunk_size == config.embedder.document_length == 254
+        store = config.vector_store("long", client=QdrantClient(":memory:"))
+        text = " ".join(f"Line {number} says little." for number in range(120))
+        VectorStoreIndex.from_documents(
+            [Document(text=text)],
+            storage_context=StorageContext.from_defaults(vector_store=store),
+        )
+        assert config.embedder.stats().truncated == 0
+        Settings.chunk_size = 100
+        assert Settings.node_parser.chunk_size == 100
+
+    def test_configure_settings_leaves_a_node_parser_on_request(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from llama_index.core import Settings
+        from llama_index.core.node_parser import TokenTextSplitter
+
+        monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
+        mine = TokenTextSplitter()
+        Settings.node_parser = mine
+        UnifiedEmbeddingConfig("mini-m3").configure_settings(node_parser=False)
+        assert Settings.node_parser is mine
+        Settings.transformations = [mine, mine]
+        UnifiedEmbeddingConfig("mini-m3").configure_settings()
+        assert Settings.transformations == [mine, mine]
 
 
 class TestImages:
@@ -325,6 +371,8 @@ class TestImages:
         from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 
         monkeypatch.setattr(Settings, "_embed_model", None)
+        monkeypatch.setattr(Settings, "_node_parser", None)
+        monkeypatch.setattr(Settings, "_transformations", None)
         monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
         config = UnifiedEmbeddingConfig("mini-m3", image_model=clip)
         config.configure_settings()

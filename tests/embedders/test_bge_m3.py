@@ -151,12 +151,18 @@ def test_threads_with_overlapping_batches_get_their_own_rows(embedder: BGE_M3_Em
     assert fresh.stats().tokenised == len(texts)
 
 
-def test_over_long_texts_are_cut_and_counted(xlmr: Path) -> None:
+def test_over_long_texts_are_cut_counted_and_logged_once(
+    xlmr: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     embedder = BGE_M3_Embedder(xlmr, max_length=10)
     rows = embedder.encode_documents(["fox " * 50, "dog"], dense=False, sparse=False, colbert=True)
     assert len(rows.colbert[0]) == 9  # ten tokens less the leading special one
     assert embedder.stats().truncated == 1
     assert embedder.max_length == 10
+    embedder.encode_documents(["dog " * 50, "cat " * 50])
+    assert [message for message in caplog.messages if "takes 10 tokens" in message] == (
+        caplog.messages[:1]
+    )
 
 
 def test_the_models_own_limit_holds_where_it_is_smaller(xlmr: Path, bert: Path) -> None:

@@ -155,8 +155,12 @@ class TestVectors:
         assert (len(empty), empty.indices, empty.errors) == (0, (), ())
         assert embedder.encode_texts([]).shape == (0, 24)
 
-    def test_long_texts_are_cut_and_counted(self, embedder: ClipEmbedder) -> None:
+    def test_long_texts_are_cut_counted_and_logged_once(
+        self, clip: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        embedder = ClipEmbedder(clip)
         embedder.encode_texts([LONG, "short", LONG + "tail", "x" * 200_000, " " * 200_000])
+        assert len([message for message in caplog.messages if "was cut" in message]) == 1
         assert embedder.stats().truncated == 3
         vectors = embedder.encode_texts([LONG, LONG + "tail"])
         np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)

@@ -76,6 +76,18 @@ def test_long_texts_are_cut_and_counted() -> None:
     assert embedder.document_length == 2
 
 
+def test_the_first_text_that_is_cut_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    embedder = FakeEmbedder(max_length=4)
+    embedder.encode_documents(["one two"])
+    assert caplog.messages == []
+    for number in range(3):
+        embedder.encode_documents([f"one two three {number}", f"four five six {number}"])
+    (message,) = caplog.messages
+    assert "fake takes 4 tokens of a text; a longer one was cut" in message
+    FakeEmbedder(max_length=4).encode_query("one two three")
+    assert len(caplog.messages) == 2
+
+
 def test_the_same_vectors_in_every_process() -> None:
     code = (
         "from unified_embeddings.embedders.fake import FakeEmbedder\n"

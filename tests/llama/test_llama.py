@@ -399,6 +399,8 @@ class TestConfig:
     @pytest.fixture(autouse=True)
     def _settings_as_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Settings, "_embed_model", Settings._embed_model)
+        monkeypatch.setattr(Settings, "_node_parser", Settings._node_parser)
+        monkeypatch.setattr(Settings, "_transformations", Settings._transformations)
 
     def test_all_parts_share_one_embedder(self, config: UnifiedEmbeddingConfig) -> None:
         assert config.text_model is config.text_model
@@ -415,7 +417,10 @@ class TestConfig:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(Settings, "image_embed_model", None, raising=False)
-        ours = ("_embed_model", "image_embed_model", "_callback_manager")  # the last: any model's
+        ours = (
+            "_embed_model", "_node_parser", "_transformations", "image_embed_model",
+            "_callback_manager",  # any model's
+        )  # fmt: skip
         before = {k: v for k, v in vars(Settings).items() if k not in ours}
         config.configure_settings()
         assert Settings.embed_model is config.text_model

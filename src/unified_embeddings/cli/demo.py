@@ -93,15 +93,12 @@ def _index_reference(
     config: UnifiedEmbeddingConfig, collection: str, path: Path
 ) -> QdrantVectorStore:
     """Split the Python reference into passages, embed and store them, and print the speed."""
-    from llama_index.core.node_parser import SentenceSplitter
-
+    from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
     from unified_embeddings.stores.opening import open_folder
 
     embedder = config.embedder
-    splitter = SentenceSplitter(
-        chunk_size=min(_CHUNK_TOKENS, embedder.document_length),
-        chunk_overlap=_CHUNK_OVERLAP,
-        tokenizer=embedder.tokenise,
+    splitter = UnifiedSentenceSplitter(
+        embedder, chunk_size=_CHUNK_TOKENS, chunk_overlap=_CHUNK_OVERLAP
     )
     documents = _reference_documents()
     nodes = splitter.get_nodes_from_documents(documents)

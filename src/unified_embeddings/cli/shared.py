@@ -65,16 +65,14 @@ DEFAULT_PATH = Path("qdrant_data")
 DEFAULT_COLLECTION = "documents"
 
 
+class MissingCollectionError(StoreError):
+    """There is no collection of that name, or no store at all."""
+
+
 def print_error(problem: str) -> None:
     """Print an error message on standard error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"error: {printable(problem)}", markup=False)
-
-
-def print_note(note: str) -> None:
-    """Print on standard error what the user should know about an answer."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"note: {printable(note)}", markup=False)
 
 
 def open_config(model: str | None, sparse_model: str | None = None) -> UnifiedEmbeddingConfig:
@@ -123,7 +121,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
     """Open the place of an existing collection and return its client.
 
     Raises:
-        StoreError: If the collection does not exist. The message lists those that do.
+        MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
     from qdrant_client import QdrantClient
 
@@ -132,7 +130,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
 
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():
-        raise StoreError(collection, "opening", f"folder {path} does not exist; {hint}")
+        raise MissingCollectionError(collection, "opening", f"folder {path} does not exist; {hint}")
     client: Client
     if url:
         client = QdrantClient(url=url, check_compatibility=False)
@@ -144,7 +142,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
         collection_names = sorted(info.name for info in client.get_collections().collections)
     if collection not in collection_names:
         existing = ", ".join(map(repr, collection_names)) or "none"
-        raise StoreError(
+        raise MissingCollectionError(
             collection,
             "opening",
             f"it does not exist; existing collections: {existing}. {hint}",
@@ -164,14 +162,23 @@ def server_settings(
     return {name: number for name, number in settings.items() if number is not None}
 
 
+def print_note(note: str) -> None:
+    """Print on standard error what is worth knowing but no error."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"note: {printable(note)}", markup=False)
+
+
 def print_line(text: str) -> None:
     """Print a line as it is, without markup, colours or wrapping, so that scripts can read it."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """Replace control characters by spaces, so that no text can control the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
+    """Replace control characters by spaces, so that no text can control the terminal.
+
+    Halves of characters, as in a file's name that is not valid Unicode, become question marks.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.encode(errors="replace").decode())
 
 
 def one_line(text: str, width: int) -> str:

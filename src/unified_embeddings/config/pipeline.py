@@ -238,12 +238,18 @@ class UnifiedEmbeddingConfig:
                 self._image_model = self._make_image_model()
             return self._image_model
 
-    def configure_settings(self) -> None:
+    def configure_settings(self, *, node_parser: bool = True) -> None:
         """Make LlamaIndex's global `Settings` use this config's models.
 
         `Settings.embed_model` is the text model. `Settings.image_embed_model`, which LlamaIndex
         itself does not read, is the image model for our own multi-modal classes; left alone where
-        the config has none.
+        the config has none. `Settings.node_parser` splits documents into chunks of at most 512 of
+        the model's own tokens, or what the model takes if that is less: LlamaIndex's default of
+        1,024 tokens of another model would be cut by models that take fewer.
+
+        Args:
+            node_parser: Whether `Settings.node_parser`, with `chunk_size` and `chunk_overlap`, is
+                set. False leaves it as it is.
 
         Raises:
             UnifiedEmbeddingsError: If image_model is a name of OpenAI's own and their package is
@@ -251,7 +257,11 @@ class UnifiedEmbeddingConfig:
         """
         from llama_index.core import Settings
 
+        from unified_embeddings.llama.splitter import set_node_parser
+
         Settings.embed_model = self.text_model
+        if node_parser:
+            set_node_parser(self.embedder)
         if self._options.image_model is not None or self._options.spec.images:
             Settings.image_embed_model = self.image_model  # type: ignore[attr-defined]
 

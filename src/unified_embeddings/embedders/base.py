@@ -105,8 +105,7 @@ class TextEmbedder(Closeable):
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens; loads no weights.
 
-        For text splitters: `SentenceSplitter(tokenizer=embedder.tokenise)` measures chunks as the
-        model will.
+        For counting tokens as the model will, as `UnifiedSentenceSplitter` does.
 
         Raises:
             InputError: If it is not a str or holds lone surrogates.

@@ -15,7 +15,7 @@ import numpy as np
 from unified_embeddings.cache.claims import Claim
 from unified_embeddings.cache.keys import Key, Value, key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
-from unified_embeddings.embedders.lazy import Counters
+from unified_embeddings.embedders.lazy import Counters, CutWarning
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
 
@@ -30,6 +30,7 @@ class CachedTextEmbedder(TextEmbedder):
         self._counters = Counters(
             "texts", "tokenised", "truncated", "tokens", "batches", "forwards"
         )
+        self._cut_warning = CutWarning()
 
     @abstractmethod
     def _vector_space(self, role: Role) -> bytes:
@@ -44,6 +45,12 @@ class CachedTextEmbedder(TextEmbedder):
     def stats(self) -> EmbedderStats:
         """Return the counters since the embedder was made."""
         return EmbedderStats(**self._counters.snapshot(), cache=self.cache.stats())
+
+    def _count_tokenised(self, texts: int, truncated: int) -> None:
+        """Count texts that were tokenised, and warn of the first that was cut."""
+        self._counters.add(tokenised=texts, truncated=truncated)
+        if truncated:
+            self._cut_warning.give(self.model_name, self.max_length)
 
     def _encode(
         self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool

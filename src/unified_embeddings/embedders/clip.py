@@ -23,7 +23,7 @@ from unified_embeddings.embedders.clip_model import (
     read_architecture,
     weights_of,
 )
-from unified_embeddings.embedders.lazy import Counters, LazyModel
+from unified_embeddings.embedders.lazy import Counters, CutWarning, LazyModel
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.torch_device import plan_torch
 from unified_embeddings.errors import InputError
@@ -131,6 +131,7 @@ class ClipEmbedder(LazyModel):
         }
         super().__init__(model_name, image_spec_for(model_name), options)
         self._counters = Counters("images", "texts", "truncated", "forwards")
+        self._cut_warning = CutWarning()
         self._config: Any = None
         self._model: ClipModel | None = None
 
@@ -246,6 +247,8 @@ class ClipEmbedder(LazyModel):
                     batch = missing_texts[start : start + self._batch_size]
                     vectors, truncated = model.embed_texts(batch)
                     self._counters.add(truncated=truncated, forwards=1)
+                    if truncated:
+                        self._cut_warning.give(self.model_name, self.max_length)
                     for text, vector in zip(batch, vectors, strict=True):
                         claim.put(keys[text], vector)
         return self._stack([cast("FloatArray", claim[keys[text]]) for text in items])

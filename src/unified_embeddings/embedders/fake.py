@@ -153,11 +153,8 @@ class FakeEmbedder(CachedTextEmbedder):
         for text in texts:
             words = _words(text)
             kept = words[: self._max_length - SPECIAL_TOKENS]
-            self._counters.add(
-                tokenised=1,
-                truncated=int(len(kept) < len(words)),
-                tokens=len(kept) + SPECIAL_TOKENS,
-            )
+            self._counters.add(tokens=len(kept) + SPECIAL_TOKENS)
+            self._count_tokenised(1, truncated=int(len(kept) < len(words)))
             yield text, self._embed(kept, heads)
 
     def _embed(self, words: list[str], heads: frozenset[HeadName]) -> Vectors:

@@ -6,6 +6,7 @@ a model is run.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Embedder = TypeVar("Embedder")
+_LOG = logging.getLogger(__name__)
 
 
 class LocalModel(Protocol):
@@ -95,6 +97,28 @@ class Counters:
         """Return all counters, read together."""
         with self._lock:
             return dict(self._counts)
+
+
+class CutWarning:
+    """A warning that texts are cut at a model's length, logged once however many are."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_given = False
+
+    def give(self, model_name: str, max_length: int) -> None:
+        """Log the warning unless it was logged before."""
+        with self._lock:
+            if self._is_given:
+                return
+            self._is_given = True
+        _LOG.warning(
+            "%s takes %d tokens of a text; a longer one was cut, and its end is in no vector. "
+            "Split texts first, for example with a UnifiedSentenceSplitter. Said once; "
+            "stats().truncated counts them all.",
+            model_name,
+            max_length,
+        )
 
 
 class LazyModel(Closeable):

@@ -215,7 +215,7 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
         for window, tokenised in work_one_ahead(tokenise, windows):
             truncated = sum(text.truncated for text in tokenised)
-            self._counters.add(tokenised=len(window), truncated=truncated)
+            self._count_tokenised(len(window), truncated)
             for batch in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
                 token_ids = [tokenised[position].ids for position in batch]
                 self._counters.add(batches=1)

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
+from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.embedders.tokenizer_file import read_tokenizer
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -21,8 +22,6 @@ from unified_embeddings.types import IntArray
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
 """cls, eos, pad and unk in the two vocabularies in use. <mask> is indexed, as by BGE-M3."""
-_CHARACTERS_PER_TOKEN = 64
-"""More than a token has in text of any language; see `cut_characters`."""
 _PROBES = ("a", "1", ".", "a b")
 """Texts of which every vocabulary knows one; see `Tokenizer._count_opening_tokens`."""
 
@@ -75,6 +74,7 @@ class Tokenizer:
         # Parsing the file leaves freed memory in the heap, 14 MB for BGE-M3's.
         trim_heap()
         self._closing = self.added - self._count_opening_tokens()
+        self._first_tokens = FirstTokens(self._rust)
         special_ids = set()
         for token_id, token in self._rust.get_added_tokens_decoder().items():
             if token.special and token.content in _NEVER_INDEXED:
@@ -89,18 +89,25 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (without lone surrogates), each cut at `max_length`."""
-        starts = [cut_characters(text, self.max_length) for text in texts]
-        tokenised = self._encode(starts)
-        for position, (text, start) in enumerate(zip(texts, starts, strict=True)):
-            if len(start) < len(text) and not tokenised[position].truncated:
-                # The start did not fill `max_length`, so the rest of the text counts.
-                tokenised[position] = self._encode([text])[0]
+        limit = CHARACTERS_PER_TOKEN * self.max_length
+        starts = ["" if len(text) > limit else text for text in texts]
+        tokenised = []
+        with self._checkpoint.explain("tokenizer.json fails with a text"):
+            encodings = self._rust.encode_batch_fast(starts)
+            for text, encoding in zip(texts, encodings, strict=True):
+                ids = self._check_ids(encoding.ids)
+                if len(text) > limit:
+                    ids = self._first_ids(text, special_ids=ids)
+                tokenised.append(self._cut(ids))
         return tokenised
 
-    def _encode(self, texts: list[str]) -> list[Tokenised]:
-        with self._checkpoint.explain("tokenizer.json fails with a text"):
-            encodings = self._rust.encode_batch_fast(texts)
-        return [self._cut(self._check_ids(encoding.ids)) for encoding in encodings]
+    def _first_ids(self, text: str, special_ids: IntArray) -> IntArray:
+        """Return the ids of a very long text, with special tokens, as many as are needed."""
+        opening = len(special_ids) - self._closing
+        # One more than there is room for tells that the text has to be cut.
+        own_ids = self._first_tokens.of(text, self.max_length - len(special_ids) + 1)
+        own = self._check_ids(own_ids)
+        return np.concatenate([special_ids[:opening], own, special_ids[opening:]])
 
     def _check_ids(self, token_ids: list[int]) -> IntArray:
         """Return the ids as an array, after holding them against the model's table of tokens.
@@ -139,7 +146,7 @@ def cut_characters(text: str, max_length: int) -> str:
     are the first tokens of the whole. Where they turn out too few, the caller tokenises the whole.
     That saves a gigabyte and ten seconds on a text of ten million characters.
     """
-    limit = _CHARACTERS_PER_TOKEN * max_length
+    limit = CHARACTERS_PER_TOKEN * max_length
     if len(text) <= limit:
         return text
     end = max(text.rfind(space, 0, limit) for space in " \n\t")

@@ -2,113 +2,95 @@
 
 What lives here: the bookkeeping that makes indexing idempotent. The collection itself is its only
 memory: every chunk carries its file's path and version, and how many chunks that version has. A
-run that was killed at any point is therefore completed by the next one. What does not: reading
-files (`reading`), and the collection's layout (`vector_store`).
+run that was killed at any point is therefore completed by the next one. What does not: finding
+files (`finding`), reading them (`reading`), and the collection's layout (`vector_store`).
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.finding import FileSelection, Places, find_files, named_path
+from unified_embeddings.llama.readers.registry import holds_no_text
 from unified_embeddings.llama.reading import (
+    FileChunks,
+    check_name,
     file_version,
-    find_files,
-    holds_no_text,
-    make_splitter,
+    old_file_version,
     read_chunks,
 )
+from unified_embeddings.llama.splitter import FEWEST_TOKENS, UnifiedSentenceSplitter
+from unified_embeddings.llama.stored_files import (
+    StoredFile,
+    identify,
+    read_stored_files,
+    relabel,
+    relative_to_store,
+    remove_chunks,
+)
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.errors import store_errors
 
 _CHUNK_TOKENS = 512
 _BATCH_CHUNKS = 256
 """How many chunks are embedded and stored at a time. It bounds the memory they take."""
-_SCROLL_POINTS = 1000
-_NAMESPACE = uuid.UUID("6f1f9c1e-6a55-4c0a-9d3b-7f0c2f6f5a10")
-"""Makes chunk ids (UUID version 5) this project's own."""
-_BOOKKEEPING_KEYS = ("file_path", "file_version", "file_chunks")
-_SHOWN_TO_LLM = frozenset(("file_name", "page_label"))
-"""Metadata that goes into a prompt along with the text. None of it is embedded."""
 
 
 @dataclass
 class IndexReport:
-    """What a run did.
+    """What a run did, or with `dry_run` what it would do.
 
     Attributes:
         unchanged: Files whose chunks were all stored already.
         indexed: Files read and stored.
+        moved: Files stored before under another path, whose chunks have the new one now.
         removed: Files whose chunks were removed because the file is gone.
         chunks_added: Chunks stored.
         chunks_removed: Chunks removed, those of changed files included.
         skipped: Files without text: empty, or of a type that holds none.
         failed: Files and folders that could not be read, each with the reason. What was stored of
             them before stays.
+        notes: What the user should know about files that were read, such as characters that were
+            not valid.
+        left_out: Symbolic links that were not followed, each with the reason.
     """
 
     unchanged: int = 0
     indexed: int = 0
+    moved: int = 0
     removed: int = 0
     chunks_added: int = 0
     chunks_removed: int = 0
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _StoredFile:
-    """What the collection holds of one file.
-
-    Attributes:
-        chunk_ids: The ids of the chunks that are stored, by version. An interrupted run may leave
-            chunks of two versions.
-        chunk_counts: How many chunks a version has once it is complete.
-    """
-
-    chunk_ids: dict[str, list[str]] = field(default_factory=dict)
-    chunk_counts: dict[str, int] = field(default_factory=dict)
-
-    def is_complete(self, version: str) -> bool:
-        """Tell whether all chunks of a version are stored."""
-        if version not in self.chunk_ids:
-            return False
-        return len(self.chunk_ids[version]) == self.chunk_counts[version]
-
-    def ids_of(self, version: str) -> set[str]:
-        """Return the ids of a version's chunks."""
-        return set(self.chunk_ids.get(version, ()))
-
-    def all_ids(self) -> set[str]:
-        """Return the ids of all versions' chunks."""
-        return set().union(*self.chunk_ids.values())
-
-
-@dataclass(frozen=True)
-class _ChangedFile:
-    """A file whose chunks are to be stored; none if it no longer holds any text."""
-
-    path: str
-    chunks: list[BaseNode]
+    notes: dict[str, str] = field(default_factory=dict)
+    # Two runs that did the same are equal, whatever links they passed by.
+    left_out: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def index_paths(
     paths: Sequence[Path],
-    store: QdrantVectorStore,
+    store: QdrantVectorStore | None,
     embedder: TextEmbedder,
     *,
     chunk_tokens: int = _CHUNK_TOKENS,
-    exclude: Sequence[Path] = (),
+    exclude: Sequence[Path | str] = (),
+    include: Sequence[str] = (),
+    gitignore: bool = False,
+    prune: bool | Callable[[str], bool] = False,
+    dry_run: bool = False,
     on_files: Callable[[int], None] = lambda _: None,
     on_file: Callable[[Path], None] = lambda _: None,
+    on_outcome: Callable[[str, str], None] = lambda _, __: None,
 ) -> IndexReport:
     """Bring a collection in line with files and folders.
 
@@ -118,28 +100,49 @@ def index_paths(
     the same call again.
 
     Args:
-        paths: Files and folders. Hidden files within folders are left out. A path that no longer
-            exists loses the chunks that are stored of it.
-        store: The store of the collection.
+        paths: Files and folders. Hidden files within folders are left out, and so is the folder of
+            an embedded store.
+        store: The store of the collection; None if there is none yet, with `dry_run`.
         embedder: Embeds the chunks.
         chunk_tokens: Maximum number of tokens per chunk, or what fits the model if that is less.
-        exclude: Folders to leave out, such as the store's own.
+        exclude: What to leave out: Path for folders and files, str for patterns in the syntax of
+            .gitignore, relative to the folder that was given.
+        include: Patterns. If there are any, only files that match one are taken.
+        gitignore: Whether .gitignore files are honoured.
+        prune: Whether a given path that does not exist any more, or holds no file any more, loses
+            all that is stored of it. A function is asked, with a text that says what would be
+            removed.
+        dry_run: Whether to read only, and to store and remove nothing.
         on_files: Called once with the number of files found.
         on_file: Called for each file once it has been processed.
+        on_outcome: Called with a path and what became of it.
 
     Raises:
-        InputError: If a path does not exist and nothing of it is stored, or chunk_tokens < 32.
+        InputError: If a path does not exist and nothing of it is stored, a path or pattern is not
+            usable, or chunk_tokens < 32. If a path does not exist or holds no file any more, and
+            `prune` does not allow to remove what is stored of it. Nothing is changed then.
         StoreError: If Qdrant fails.
     """
-    splitter = make_splitter(embedder, chunk_tokens)
-    roots = [path.expanduser().resolve() for path in paths]
-    excluded = [path.expanduser().resolve() for path in exclude]
-    run = _IndexRun(store, embedder, splitter)
-    run.check_roots(roots)
-    files = run.find_files(roots, excluded)
-    on_files(len(files))
-    run.index_files(files, on_file)
-    run.remove_missing_files(files, roots)
+    if chunk_tokens < FEWEST_TOKENS:
+        raise InputError(f"chunk_tokens must be at least {FEWEST_TOKENS}, got {chunk_tokens}")
+    for name, values in (("paths", paths), ("exclude", exclude), ("include", include)):
+        if isinstance(values, (str, os.PathLike)):
+            raise InputError(f"{name} takes several, so put it into a list: [{values!r}]")
+    if store is None and not dry_run:
+        raise InputError("indexing needs a store; only a dry run goes without")
+    roots = [named_path(Path(path)) for path in paths]
+    run = _IndexRun(
+        store,
+        embedder,
+        UnifiedSentenceSplitter(embedder, chunk_size=chunk_tokens),
+        dry_run=dry_run,
+        on_outcome=on_outcome,
+    )
+    run.find_files(roots, FileSelection(exclude, include, gitignore))
+    run.check_roots(roots, prune)
+    on_files(len(run.files))
+    run.index_files(on_file)
+    run.remove_missing_files(roots)
     return run.report
 
 
@@ -147,113 +150,190 @@ class _IndexRun:
     """One run of `index_paths`: what was stored before it, and what it has done so far.
 
     Args:
-        store: The store of the collection.
+        store: The store of the collection; None if there is none.
         embedder: Embeds the chunks.
         splitter: Splits files into chunks.
+        dry_run: Whether nothing is stored or removed.
+        on_outcome: Called with a path and what became of it.
+
+    Attributes:
+        files: The files that were found.
+        report: What was done so far.
     """
 
     def __init__(
-        self, store: QdrantVectorStore, embedder: TextEmbedder, splitter: SentenceSplitter
+        self,
+        store: QdrantVectorStore | None,
+        embedder: TextEmbedder,
+        splitter: UnifiedSentenceSplitter,
+        *,
+        dry_run: bool,
+        on_outcome: Callable[[str, str], None],
     ) -> None:
         self.report = IndexReport()
+        self.files: list[Path] = []
         self._store = store
         self._embedder = embedder
         self._splitter = splitter
-        self._stored_files = _read_stored_files(store)
+        self._dry_run = dry_run
+        self._tell = on_outcome
+        self._store_folder: Path | None = None
+        if store is not None and isinstance(store.client, EdgeQdrantClient):
+            self._store_folder = store.client.path
+        self._base = self._store_folder.parent if self._store_folder else None
+        self._stored_files: dict[str, StoredFile] = {}
 
-    def check_roots(self, roots: Sequence[Path]) -> None:
-        """Reject a path that does not exist, unless chunks of it are stored.
+    def find_files(self, roots: Sequence[Path], selection: FileSelection) -> None:
+        """Find the files under all roots, and what is stored of them."""
+        if self._store_folder is not None:
+            exclude = (*selection.exclude, self._store_folder)
+            selection = FileSelection(exclude, selection.include, selection.gitignore)
+        found = find_files(roots, selection)
+        self.files = found.files
+        self.report.failed.update(found.failed)
+        self.report.left_out.update(found.left_out)
+        if self._store is not None:
+            self._stored_files = identify(
+                read_stored_files(self._store), self.files, roots, self._base, self._has_content_of
+            )
+
+    def check_roots(self, roots: Sequence[Path], prune: bool | Callable[[str], bool]) -> None:
+        """Reject a root that is not there, and one whose files are all gone unless that is meant.
+
+        A folder whose files are gone at once is more often a disk that is not mounted than a
+        folder that was emptied.
 
         Raises:
             InputError: If there is one.
         """
+        places = Places(roots)
+        missing = Counter(
+            place for path in self._missing_files(roots) for place in places.holding(path)
+        )
+        with_files = {place for file in self.files for place in places.holding(str(file))}
+        with_stored = {place for path in self._stored_files for place in places.holding(path)}
         for root in roots:
-            if not root.exists() and not any(_is_under(path, root) for path in self._stored_files):
+            exists = root.exists()
+            if not exists and str(root) not in with_stored:
                 raise InputError(f"{root} does not exist, and nothing of it is indexed")
+            count = missing[str(root)]
+            if not count or str(root) in with_files:
+                continue
+            gone = "holds no files to index any more" if exists else "does not exist any more"
+            files = "1 file" if count == 1 else f"{count} files"
+            problem = f"{root} {gone}, but {files} of it are indexed"
+            if prune is True or (callable(prune) and prune(problem)):
+                continue
+            raise InputError(
+                f"{problem}. Nothing was changed. If it is a disk that is not mounted, mount it; "
+                "to remove the passages, say so: --prune, or prune=True in Python"
+            )
 
-    def find_files(self, roots: Sequence[Path], excluded: Sequence[Path]) -> list[Path]:
-        """Return the files under all roots, each once, in alphabetical order."""
-        files: set[Path] = set()
-        for root in roots:
-            found, unlisted = find_files(root, excluded)
-            files.update(found)
-            self.report.failed.update(unlisted)
-        return sorted(files)
-
-    def index_files(self, files: Sequence[Path], on_file: Callable[[Path], None]) -> None:
+    def index_files(self, on_file: Callable[[Path], None]) -> None:
         """Store the chunks of those files that are new or changed."""
-        batch: list[_ChangedFile] = []
-        for file in files:
-            chunks = self._read_if_changed(file)
-            if chunks is not None:
-                batch.append(_ChangedFile(str(file), chunks))
-            if sum(len(changed.chunks) for changed in batch) >= _BATCH_CHUNKS:
+        batch: list[FileChunks] = []
+        for file in self.files:
+            changed = self._read_if_changed(file)
+            if changed is not None:
+                batch.append(changed)
+            if sum(len(waiting.nodes) for waiting in batch) >= _BATCH_CHUNKS:
                 self._store_batch(batch)
                 batch = []
             on_file(file)
         self._store_batch(batch)
 
-    def remove_missing_files(self, files: Sequence[Path], roots: Sequence[Path]) -> None:
-        """Remove the chunks of files that are gone from the roots.
+    def remove_missing_files(self, roots: Sequence[Path]) -> None:
+        """Remove the chunks of files that are gone from the roots."""
+        for path in self._missing_files(roots):
+            self._remove_chunks(self._stored_files[path].all_ids())
+            self.report.removed += 1
+            self._tell(path, "removed")
 
-        What is in a folder that could not be listed may still exist, so it stays.
+    def _missing_files(self, roots: Sequence[Path]) -> list[str]:
+        """Return the stored files under the roots that were not found.
+
+        What is in a folder that could not be listed may still exist, so it is not missing.
         """
-        present = {str(file) for file in files}
-        unreadable = [Path(path) for path in self.report.failed]
-        for path, stored in self._stored_files.items():
-            if path in present or any(_is_under(path, place) for place in unreadable):
-                continue
-            if any(_is_under(path, root) for root in roots):
-                self._remove_chunks(stored.all_ids())
-                self.report.removed += 1
+        present = {str(file) for file in self.files}
+        unreadable, places = Places(self.report.failed), Places(roots)
+        missing = []
+        for path in self._stored_files:
+            if path not in present and places.holding(path) and not unreadable.holding(path):
+                missing.append(path)
+        return missing
 
-    def _stored_file(self, path: str) -> _StoredFile:
-        return self._stored_files.get(path, _StoredFile())
-
-    def _read_if_changed(self, file: Path) -> list[BaseNode] | None:
+    def _read_if_changed(self, file: Path) -> FileChunks | None:
         """Return a file's chunks if they have to be stored, and None otherwise.
 
-        The report says why not. A file that has lost its text gives an empty list, so that its old
-        chunks are removed.
+        The report says why not. A file that has lost its text gives no chunks, so that its old
+        ones are removed.
         """
         path = str(file)
-        stored = self._stored_file(path)
-        chunks: list[BaseNode] = []
+        stored = self._stored_files.get(path, StoredFile())
         try:
             if holds_no_text(file):
-                self.report.skipped.append(path)
+                self._skip(path, f"no text in {file.suffix or 'such'} files")
                 return None
+            check_name(file)
             version = file_version(file, self._splitter)
-            is_unchanged = stored.is_complete(version)
-            if not is_unchanged:
-                chunks = read_chunks(file, self._splitter)
+            if self._is_stored(path, version, stored):
+                return None
+            changed = read_chunks(file, self._splitter, relative_to_store(file, self._base))
         except (OSError, UnifiedEmbeddingsError) as error:
-            self.report.failed[path] = str(error)
+            problem = error.strerror if isinstance(error, OSError) else None
+            self.report.failed[path] = problem or str(error)
+            self._tell(path, f"failed: {self.report.failed[path]}")
             return None
-        if is_unchanged:
-            self.report.unchanged += 1
-            # A run may have been killed after it stored this version, and before it removed others.
-            self._remove_chunks(stored.all_ids() - stored.ids_of(version))
+        if changed.notes:
+            self.report.notes[path] = "; ".join(changed.notes)
+        if not changed.nodes and not stored.chunk_ids:
+            self._skip(path, "it is empty")
             return None
-        if not chunks and not stored.chunk_ids:
-            self.report.skipped.append(path)
-            return None
-        _label_chunks(chunks, path, version)
         self.report.indexed += 1
-        return chunks
+        count = len(changed.nodes)
+        self._tell(path, f"indexed, {count} chunk{'' if count == 1 else 's'}")
+        return changed
 
-    def _store_batch(self, batch: Sequence[_ChangedFile]) -> None:
+    def _is_stored(self, path: str, version: str, stored: StoredFile) -> bool:
+        """Tell whether a version is stored completely, under its new path if the file moved."""
+        stored_path = path if stored.is_complete(path, version) else stored.complete_path(version)
+        if stored_path is None:
+            return False
+        count = stored.chunk_counts[version]
+        if stored_path == path:
+            self.report.unchanged += 1
+            self._tell(path, "unchanged")
+            # A run may have been killed after it stored this version, and before it removed others.
+            self._remove_chunks(stored.all_ids() - stored.expected_ids(path, version))
+            return True
+        self.report.moved += 1
+        self._tell(path, f"moved from {stored_path}")
+        if not self._dry_run:
+            assert self._store is not None
+            relabel(self._store, stored_path, path, version, count, self._base)
+            remove_chunks(self._store, stored.all_ids() - stored.expected_ids(path, version))
+        return True
+
+    def _skip(self, path: str, reason: str) -> None:
+        self.report.skipped.append(path)
+        self._tell(path, f"skipped: {reason}")
+
+    def _store_batch(self, batch: Sequence[FileChunks]) -> None:
         """Store the chunks of changed files, and only then remove their old chunks."""
-        chunks = [chunk for changed in batch for chunk in changed.chunks]
+        chunks: list[BaseNode] = [node for changed in batch for node in changed.nodes]
         for start in range(0, len(chunks), _BATCH_CHUNKS):
             self._add_chunks(chunks[start : start + _BATCH_CHUNKS])
         self.report.chunks_added += len(chunks)
         for changed in batch:
-            new_ids = {chunk.node_id for chunk in changed.chunks}
-            self._remove_chunks(self._stored_file(changed.path).all_ids() - new_ids)
+            new_ids = {node.node_id for node in changed.nodes}
+            stored = self._stored_files.get(changed.path, StoredFile())
+            self._remove_chunks(stored.all_ids() - new_ids)
 
     def _add_chunks(self, chunks: list[BaseNode]) -> None:
         """Embed and store chunks. The store gets the sparse vectors from the cache."""
+        if self._dry_run:
+            return
+        assert self._store is not None
         texts = [chunk.get_content(metadata_mode=MetadataMode.EMBED) for chunk in chunks]
         dense = self._embedder.encode_documents(texts).dense
         assert dense is not None
@@ -262,64 +342,16 @@ class _IndexRun:
         with store_errors(self._store.collection_name, "adding chunks"):
             self._store.add(chunks)
 
-    def _remove_chunks(self, chunk_ids: Iterable[str]) -> None:
-        point_ids: list[qm.ExtendedPointId] = [*sorted(chunk_ids)]
-        if not point_ids:
-            return
-        with store_errors(self._store.collection_name, "removing chunks"):
-            self._store.client.delete(
-                self._store.collection_name, points_selector=qm.PointIdsList(points=point_ids)
-            )
-        self.report.chunks_removed += len(point_ids)
+    def _remove_chunks(self, chunk_ids: set[str]) -> None:
+        self.report.chunks_removed += len(chunk_ids)
+        if not self._dry_run and self._store is not None:
+            remove_chunks(self._store, chunk_ids)
 
-
-def _is_under(path: str, root: Path) -> bool:
-    """Tell whether a path is a root itself or lies somewhere below it."""
-    return Path(path).is_relative_to(root)
-
-
-def _label_chunks(chunks: Sequence[BaseNode], path: str, version: str) -> None:
-    """Give a file's chunks their ids and the metadata that the next run reads.
-
-    The ids depend on path, version and position alone, so a run that is repeated overwrites what an
-    interrupted one has stored.
-    """
-    for position, chunk in enumerate(chunks):
-        chunk.id_ = str(uuid.uuid5(_NAMESPACE, f"{path}\0{version}\0{position}"))
-        chunk.metadata |= {"file_version": version, "file_chunks": len(chunks)}
-        chunk.excluded_embed_metadata_keys = list(chunk.metadata)
-        chunk.excluded_llm_metadata_keys = [
-            key for key in chunk.metadata if key not in _SHOWN_TO_LLM
-        ]
-
-
-def _read_stored_files(store: QdrantVectorStore) -> dict[str, _StoredFile]:
-    """Return what the collection holds, by the path of the file.
-
-    Points without our bookkeeping were stored by other means. They are not counted, and so never
-    removed.
-
-    Raises:
-        StoreError: If Qdrant fails.
-    """
-    stored_files: dict[str, _StoredFile] = {}
-    offset: qm.ExtendedPointId | None = None
-    while True:
-        with store_errors(store.collection_name, "listing the stored chunks"):
-            points, offset = store.client.scroll(
-                store.collection_name,
-                limit=_SCROLL_POINTS,
-                offset=offset,
-                with_payload=list(_BOOKKEEPING_KEYS),
-                with_vectors=False,
-            )
-        for point in points:
-            payload = point.payload or {}
-            if not all(key in payload for key in _BOOKKEEPING_KEYS):
-                continue
-            stored = stored_files.setdefault(payload["file_path"], _StoredFile())
-            version = payload["file_version"]
-            stored.chunk_counts[version] = payload["file_chunks"]
-            stored.chunk_ids.setdefault(version, []).append(str(point.id))
-        if offset is None:
-            return stored_files
+    def _has_content_of(self, file: Path, stored: StoredFile) -> bool:
+        """Tell whether a file on disk has the content of a stored one."""
+        try:
+            check_name(file)
+            versions = {file_version(file, self._splitter), old_file_version(file, self._splitter)}
+        except (OSError, UnifiedEmbeddingsError):
+            return False
+        return not versions.isdisjoint(stored.chunk_ids)

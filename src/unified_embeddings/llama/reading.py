@@ -1,174 +1,223 @@
-"""Files on disk into chunks: which files there are, their versions and their texts.
+"""Files on disk into chunks: their versions, their texts, and nodes that can be stored.
 
-What lives here: finding, reading and splitting files. What does not: which of them are stored
-already (`indexing`).
+What lives here: from a file to its chunks. What does not: reading a format (`readers`), where a
+chunk ends (`chunking`), which files there are (`finding`) and which are stored (`indexing`).
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import os
-from collections.abc import Sequence
+import mimetypes
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
-from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.readers import SimpleDirectoryReader
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
-from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import InputError, MissingExtraError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.chunking import split_table
+from unified_embeddings.llama.readers.content import FileContent, Metadata, Section
+from unified_embeddings.llama.readers.registry import read_content, reader_of
+from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
 
-_FEWEST_TOKENS = 32
-_OVERLAP = 0.125
-"""Share of a chunk that repeats the end of the chunk before."""
-_START_BYTES = 8192
-"""How much of a file of unknown type is looked at to tell text from binary data."""
 _BLOCK_BYTES = 2**20
-_NEEDS_READER = frozenset((".pdf", ".docx", ".pptx", ".ppt", ".epub", ".xls", ".xlsx", ".hwp"))
-"""Types that only LlamaIndex's own readers can read."""
-_NOT_TEXT = frozenset(
-    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".mp3", ".mp4", ".wav",
-     ".avi", ".mov", ".zip", ".gz", ".tar", ".7z", ".exe", ".so", ".dll", ".pyc", ".bin")
-)  # fmt: skip
+_NAMESPACE = uuid.UUID("6f1f9c1e-6a55-4c0a-9d3b-7f0c2f6f5a10")
+"""Makes chunk ids (UUID version 5) this project's own."""
+_SHOWN_TO_LLM = frozenset(("file_name", "page_label", "sheet_name"))
+"""Metadata that goes into a prompt along with the text. None of it is embedded."""
 
 
-class _TextSplitter(SentenceSplitter):
-    """LlamaIndex's splitter, which measures chunks by their text alone.
+@dataclass(frozen=True)
+class FileChunks:
+    """A file in chunks.
 
-    The stock splitter leaves room for the metadata, but no metadata is embedded here.
+    Attributes:
+        path: The file's path.
+        version: Digest of its content and of how it is read and split.
+        nodes: The chunks, with ids and metadata; none if the file holds no text.
+        notes: What the user should know about the file.
     """
 
-    def split_text_metadata_aware(self, text: str, metadata_str: str) -> list[str]:  # noqa: ARG002
-        return self.split_text(text)
+    path: str
+    version: str
+    nodes: list[TextNode]
+    notes: list[str]
 
 
-def make_splitter(embedder: TextEmbedder, chunk_tokens: int) -> SentenceSplitter:
-    """Return a splitter into chunks of whole sentences, measured in the model's own tokens.
-
-    Args:
-        embedder: The embedder that the chunks have to fit.
-        chunk_tokens: Maximum number of tokens per chunk, or what fits the model if that is less.
+def check_name(file: Path) -> None:
+    """Reject a file whose name the store cannot hold.
 
     Raises:
-        InputError: If `chunk_tokens` is below 32.
-    """
-    if chunk_tokens < _FEWEST_TOKENS:
-        raise InputError(f"chunk_tokens must be at least {_FEWEST_TOKENS}, got {chunk_tokens}")
-    chunk_size = min(chunk_tokens, embedder.document_length)
-    return _TextSplitter(
-        chunk_size=chunk_size,
-        chunk_overlap=int(chunk_size * _OVERLAP),
-        tokenizer=embedder.tokenise,  # type: ignore[call-arg]  # pydantic hides the inherited __init__
-    )
-
-
-def find_files(root: Path, excluded: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
-    """Find the files under a root, without hidden ones and without those in hidden folders.
-
-    Args:
-        root: A folder, or a file, which is then the only one. Nothing is found under one that does
-            not exist.
-        excluded: Folders to leave out.
-
-    Returns:
-        The files, and the folders that cannot be listed, each with the reason.
-    """
-    if root.is_file():
-        return [root], {}
-    if not root.is_dir():
-        return [], {}
-    files: list[Path] = []
-    unlisted: dict[str, str] = {}
-
-    def note_unlisted(error: OSError) -> None:
-        unlisted[str(error.filename)] = f"cannot be listed: {error.strerror or error}"
-
-    for folder_name, subfolder_names, file_names in os.walk(root, onerror=note_unlisted):
-        folder = Path(folder_name)
-        # os.walk descends into what is left in this list.
-        subfolder_names[:] = [
-            name
-            for name in subfolder_names
-            if not name.startswith(".") and folder / name not in excluded
-        ]
-        if folder in excluded:
-            continue
-        for name in file_names:
-            if not name.startswith(".") and (folder / name).is_file():
-                files.append(folder / name)
-    return files, unlisted
-
-
-def holds_no_text(file: Path) -> bool:
-    """Tell whether a file holds no text.
-
-    Either its type holds none, or no reader knows its type and it begins with binary data: a NUL
-    byte, and not valid UTF-8.
-
-    Raises:
-        OSError: If the file cannot be opened.
-    """
-    suffix = file.suffix.lower()
-    if suffix in _NOT_TEXT:
-        return True
-    if suffix in _NEEDS_READER or suffix in SimpleDirectoryReader.supported_suffix_fn():
-        return False
-    with file.open("rb") as content:
-        start = content.read(_START_BYTES)
-    if b"\0" not in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return False
-    try:
-        # An incremental decoder accepts a character that is cut off at the end.
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def file_version(file: Path, splitter: SentenceSplitter) -> str:
-    """Return a digest of a file's bytes and of how it is split, as 24 hex digits.
-
-    Raises:
-        InputError: If the file's name is not valid Unicode, since the store cannot hold it.
-        OSError: If the file cannot be read.
+        InputError: If the name is not valid Unicode.
     """
     try:
         str(file).encode()
     except UnicodeEncodeError:
         raise InputError("its name is not valid Unicode; rename it") from None
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"1:{splitter.chunk_size}:{splitter.chunk_overlap}:".encode())
-    with file.open("rb") as content:
-        while block := content.read(_BLOCK_BYTES):
-            digest.update(block)
+
+
+def file_version(file: Path, splitter: UnifiedSentenceSplitter) -> str:
+    """Return a digest of a file's bytes and of how it is read and split, as 24 hex digits.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    return _digest(f"2:{_size_of(splitter)}:{reader_of(file).name}:", _blocks(file))
+
+
+def old_file_version(file: Path, splitter: UnifiedSentenceSplitter) -> str:
+    """Return the version that a file had before readers were a part of it.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    return _digest(f"1:{_size_of(splitter)}:", _blocks(file))
+
+
+def read_chunks(
+    file: Path, splitter: UnifiedSentenceSplitter, relative_path: str | None
+) -> FileChunks:
+    """Read a file, and split it into chunks.
+
+    Args:
+        file: The file.
+        splitter: Splits its texts.
+        relative_path: The file's path as seen from the store's folder, which both keep when they
+            are moved together; None if the store is elsewhere.
+
+    Raises:
+        InputError: If the file cannot be read; the message says why.
+        MissingExtraError: If its reader is not installed.
+        OSError: If it cannot be opened.
+    """
+    data = file.read_bytes()
+    # Of the very bytes that are read: the file may change at any time.
+    version = _digest(f"2:{_size_of(splitter)}:{reader_of(file).name}:", iter((data,)))
+    try:
+        content = read_content(file, data)
+        chunks = list(_split(content, splitter))
+    except UnifiedEmbeddingsError:
+        raise
+    except Exception as error:  # readers raise what their libraries raise
+        problem = str(error).strip() or type(error).__name__
+        raise InputError(f"cannot be read: {problem}") from error
+    nodes = _make_nodes(chunks, file, version, len(data), relative_path)
+    return FileChunks(str(file), version, nodes, content.notes)
+
+
+def chunk_id(path: str, version: str, position: int) -> str:
+    """Return a chunk's id.
+
+    It depends on path, version and position alone, so a run that is repeated overwrites what an
+    interrupted one has stored.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{path}\0{version}\0{position}"))
+
+
+def document_id(path: str) -> str:
+    """Return the id of the document that all chunks of a file belong to."""
+    return str(uuid.uuid5(_NAMESPACE, path))
+
+
+def bookkeeping(
+    path: str, version: str, chunks: int, relative_path: str | None
+) -> dict[str, str | int]:
+    """Return the metadata that the next run reads."""
+    kept: dict[str, str | int] = {
+        "file_path": path,
+        "file_version": version,
+        "file_chunks": chunks,
+    }
+    if relative_path is not None:
+        kept["file_relative_path"] = relative_path
+    return kept
+
+
+def _split(
+    content: FileContent, splitter: UnifiedSentenceSplitter
+) -> Iterator[tuple[str, Metadata]]:
+    """Yield the chunks that are not blank, each with its place in the file."""
+    for part in content.parts:
+        if isinstance(part, Section):
+            texts = splitter.split_text(part.text)
+        else:
+            texts = split_table(
+                part.rows, part.separator, part.title, splitter.count_tokens, splitter.chunk_size
+            )
+        for text in texts:
+            if text.strip():
+                yield text, part.metadata
+
+
+def _make_nodes(
+    chunks: list[tuple[str, Metadata]],
+    file: Path,
+    version: str,
+    size: int,
+    relative_path: str | None,
+) -> list[TextNode]:
+    path = str(file)
+    shared = bookkeeping(path, version, len(chunks), relative_path) | _facts(file, size)
+    ids = [chunk_id(path, version, position) for position in range(len(chunks))]
+    nodes = []
+    for position, (text, metadata) in enumerate(chunks):
+        related = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=document_id(path))}
+        if position:
+            related[NodeRelationship.PREVIOUS] = RelatedNodeInfo(node_id=ids[position - 1])
+        if position + 1 < len(ids):
+            related[NodeRelationship.NEXT] = RelatedNodeInfo(node_id=ids[position + 1])
+        all_metadata = metadata | shared
+        nodes.append(
+            TextNode(
+                id_=ids[position],
+                text=text,
+                metadata=all_metadata,
+                excluded_embed_metadata_keys=list(all_metadata),
+                excluded_llm_metadata_keys=[
+                    key for key in all_metadata if key not in _SHOWN_TO_LLM
+                ],
+                relationships=related,
+            )
+        )
+    return nodes
+
+
+def _facts(file: Path, size: int) -> Metadata:
+    """Return what is known of a file: the keys and forms of LlamaIndex's readers."""
+    facts: Metadata = {"file_name": file.name, "file_size": size}
+    kind, _ = mimetypes.guess_type(file.name)
+    if kind is not None:
+        facts["file_type"] = kind
+    try:
+        status = file.stat()
+    except OSError:  # it was removed after it was read
+        return facts
+    facts["creation_date"] = _day(status.st_ctime)
+    facts["last_modified_date"] = _day(status.st_mtime)
+    return facts
+
+
+def _day(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d")
+    except (OverflowError, OSError, ValueError):
+        return "1970-01-01"
+
+
+def _size_of(splitter: UnifiedSentenceSplitter) -> str:
+    return f"{splitter.chunk_size}:{splitter.chunk_overlap}"
+
+
+def _digest(how: str, blocks: Iterator[bytes]) -> str:
+    digest = hashlib.blake2b(how.encode(), digest_size=12)
+    for block in blocks:
+        digest.update(block)
     return digest.hexdigest()
 
 
-def read_chunks(file: Path, splitter: SentenceSplitter) -> list[BaseNode]:
-    """Read a file with LlamaIndex's reader for its type, and split it into chunks.
-
-    Returns:
-        The chunks that are not blank, each with `file_path` in its metadata.
-
-    Raises:
-        InputError: If the file is not UTF-8 text, or its reader or the splitter fails.
-        MissingExtraError: If its reader is not installed.
-    """
-    suffix = file.suffix.lower()
-    if suffix in _NEEDS_READER and suffix not in SimpleDirectoryReader.supported_suffix_fn():
-        raise MissingExtraError(f"the reader for {file.suffix} files", extra="files")
-    try:
-        documents = SimpleDirectoryReader(
-            input_files=[file], errors="strict", raise_on_error=True
-        ).load_data()
-        for document in documents:
-            document.metadata["file_path"] = str(file)
-        chunks = splitter.get_nodes_from_documents(documents)
-    except ImportError as error:  # a library of the reader's own, which no extra of ours brings
-        raise InputError(f"cannot be read: its reader needs another library: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text: {error}") from error
-    except Exception as error:  # readers and splitter raise what their libraries raise
-        raise InputError(f"cannot be read: {error.__cause__ or error}") from error
-    return [chunk for chunk in chunks if chunk.get_content().strip()]
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK_BYTES):
+            yield block

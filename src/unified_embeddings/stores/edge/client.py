@@ -969,7 +969,7 @@ class EdgeQdrantClient:
             )
             return [
                 order_fused(request, points)
-                for request, points in zip(requests, answers, strict=True)
+                for request, points in zip(parsed_requests, answers, strict=True)
             ]
 
         answers = self._store.read(collection_name, "querying", ask)

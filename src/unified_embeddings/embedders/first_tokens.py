@@ -1,0 +1,255 @@
+"""The first tokens of a very long text, from as few of its characters as decide them.
+
+What lives here: which tokens of a text's beginning hold whatever follows. What does not: texts of
+ordinary length (`tokenization`).
+
+A text of 50 million characters without a space takes a minute and gigabytes to tokenise, for the
+few hundred tokens that a model takes of it. Cutting it anywhere would be wrong: what follows may
+change the last tokens before the cut, or be all that counts (`[UNK] and then the text`). So a
+beginning is tokenised, and only those of its tokens are taken that no continuation can change:
+
+- *words that are complete*. The tokenizers in use split a text into words before anything else.
+- *of a word that is cut, with Unigram*: the best split up to a position depends only on what is
+  before it. The best split of the whole word passes through one of the last positions, since no
+  piece is longer than the longest in the vocabulary. What the best splits up to all of them share
+  is therefore part of the best split of the whole.
+
+Where these are too few, runs of one repeated character that make no difference are shortened, and
+the beginning grows.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cached_property, lru_cache
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.models import Unigram, WordPiece
+
+CHARACTERS_PER_TOKEN = 64
+"""More than a token has in text of any language."""
+_GROWTH = 8
+_WHITE_SPACE = " \n\t"
+_MIXED_SPACES = " \n\t\r\n  "
+_NEIGHBOURHOOD = 64
+"""Characters around a cut that are looked at to see that normalisation does not join its sides."""
+_CUT_ATTEMPTS = 256
+_UNSURE_WORDS = 8
+"""Words before a cut that other text may change where words are found by patterns, as in BPE."""
+_CHARACTERS_PER_WORD_TOKEN = 8
+_MARGIN_TOKENS = 64
+_UNKNOWN = "\U0010fffd"
+"""A character for private use, which no vocabulary has."""
+_IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
+"""Characters of which BERT makes a word each."""
+_MOST_RUNS = 100
+"""Characters whose runs are shortened in one text."""
+
+
+class FirstTokens:
+    """Finds the first tokens of very long texts.
+
+    Args:
+        tokenizer: A tokenizer of any kind. Texts are shortened before tokenising as far as its
+            kind allows.
+        characters_per_token: How many characters are looked at first for each token wanted; at
+            least as many as a token has in text of any language.
+        shortest_run: Repetitions of a character from which on it is tested whether more make a
+            difference.
+    """
+
+    def __init__(
+        self,
+        tokenizer: RustTokenizer,
+        *,
+        characters_per_token: int = CHARACTERS_PER_TOKEN,
+        shortest_run: int = 1000,
+    ) -> None:
+        self._rust = tokenizer
+        self._characters_per_token = characters_per_token
+        self._shortest_run = shortest_run
+
+    def of(self, text: str, wanted: int) -> list[int]:
+        """Return the first token ids of a text, without special tokens.
+
+        They are at least `wanted`, or all that the text has.
+        """
+        size = self._characters_per_token * wanted
+        if size < len(text):
+            ids = self._certain_ids(text, size, wanted)
+            if len(ids) >= wanted:
+                return ids
+            text = self._shorten(text)
+        while size < len(text):
+            ids = self._certain_ids(text, size, wanted)
+            if len(ids) >= wanted:
+                return ids
+            size *= _GROWTH
+        return self._encode(text)
+
+    def _certain_ids(self, text: str, size: int, wanted: int) -> list[int]:
+        """Return the ids of the first `size` characters that hold whatever follows."""
+        end = self._last_special(text, size)
+        end = max([end, *(text.rfind(space, 0, size) for space in self._word_ends)])
+        ids = self._encode(text[:end]) if end > 0 else []
+        if len(ids) >= wanted:
+            return ids
+        return self._ids_before_cut(text, size, wanted)
+
+    def _ids_before_cut(self, text: str, size: int, wanted: int) -> list[int]:
+        """Return the ids of all words of a beginning but the last, and what is certain of that."""
+        if self._last_special(text, size + _NEIGHBOURHOOD) >= 0:
+            return []
+        cut = self._harmless_cut(text, size)
+        if cut is None:
+            return []
+        words = self._words(text[:cut])
+        ids: list[int] = []
+        unsure = 1 if isinstance(self._rust.model, (Unigram, WordPiece)) else _UNSURE_WORDS
+        for word in words[:-unsure]:
+            if len(ids) >= wanted:
+                return ids
+            ids.extend(token.id for token in self._rust.model.tokenize(word))
+        if words and len(ids) < wanted and isinstance(self._rust.model, Unigram):
+            ids.extend(self._certain_ids_of_word(words[-1], wanted - len(ids)))
+        return ids
+
+    def _certain_ids_of_word(self, word: str, wanted: int) -> list[int]:
+        """Return the ids of a cut word's beginning that hold whatever follows (Unigram only)."""
+        length = _CHARACTERS_PER_WORD_TOKEN * wanted
+        while True:
+            start = word[:length]
+            tokens = self._rust.model.tokenize(start)
+            if len(tokens) >= wanted + _MARGIN_TOKENS or length >= len(word):
+                break
+            length *= _GROWTH
+        if len(tokens) < wanted:
+            return []
+        ids = [token.id for token in tokens]
+        if len(tokens) >= wanted + _MARGIN_TOKENS:
+            last = tokens[wanted + _MARGIN_TOKENS - 1]
+            start = start.encode()[: last.offsets[1]].decode()  # its offsets count bytes
+        shared = len(ids)
+        for end in range(len(start), max(0, len(start) - self._longest_piece), -1):
+            others = [token.id for token in self._rust.model.tokenize(start[:end])]
+            shared = min(shared, _shared_length(ids, others))
+        # Unknown characters in a row are one token, which may go on.
+        while shared and ids[shared - 1] in self._unknown_ids:
+            shared -= 1
+        return ids[:shared]
+
+    def _harmless_cut(self, text: str, size: int) -> int | None:
+        """Return the last position up to `size` whose two sides normalise on their own."""
+        normalizer = self._rust.normalizer
+        if normalizer is None:
+            return size
+        for cut in range(size, max(0, size - _CUT_ATTEMPTS), -1):
+            before = text[max(0, cut - _NEIGHBOURHOOD) : cut]
+            after = text[cut : cut + _NEIGHBOURHOOD]
+            apart = normalizer.normalize_str(before) + normalizer.normalize_str(after)
+            if normalizer.normalize_str(before + after) == apart:
+                return cut
+        return None
+
+    def _words(self, text: str) -> list[str]:
+        """Return the words of a text, normalised, as the model gets them."""
+        if self._rust.normalizer is not None:
+            text = self._rust.normalizer.normalize_str(text)
+        if self._rust.pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in self._rust.pre_tokenizer.pre_tokenize_str(text)]
+
+    def _shorten(self, text: str) -> str:
+        """Return a text with the same tokens, without runs that make no difference."""
+        if self._words(f"a{_MIXED_SPACES}a") == self._words("a a"):
+            text = re.sub(rf"[ \t\r\n]{{{self._shortest_run},}}", " ", text)
+        for character in self._repeated_characters(text):
+            run = character * self._shortest_run
+            # Compared as words: among tokens, unknown characters count in the scores of others.
+            if self._words(f"a{run}a") == self._words(f"a{run}{run}a"):
+                longer = f"{re.escape(character)}{{{self._shortest_run},}}"
+                text = re.sub(longer, run.replace("\\", r"\\"), text)
+        if isinstance(self._rust.model, WordPiece):
+            text = self._shorten_long_words(text)
+        return text
+
+    def _repeated_characters(self, text: str) -> list[str]:
+        """Return the characters of runs of at least `shortest_run`."""
+        block = self._shortest_run // 2  # every such run contains one of these blocks
+        found: dict[str, None] = {}
+        for start in range(0, len(text) - block, block):
+            if text[start] not in found and text[start : start + block] == text[start] * block:
+                found[text[start]] = None
+        return [*found][:_MOST_RUNS]
+
+    def _shorten_long_words(self, text: str) -> str:
+        """Shorten words that are beyond the limit of WordPiece, which makes one token of them."""
+        limit = int(self._rust.model.max_input_chars_per_word)
+        length = max(2 * limit, self._shortest_run)
+        long_word = re.compile(rf"{_letters()}{{{length},}}")
+
+        def shorten(match: re.Match[str]) -> str:
+            start = match[0][:length]
+            words = self._words(start)
+            # Normalisation may drop letters, or make other characters of them.
+            if len(words) == 1 and len(words[0]) > limit:
+                return start
+            return match[0]
+
+        return long_word.sub(shorten, text)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _last_special(self, text: str, end: int) -> int:
+        """Return where the last special token before `end` begins; -1 if there is none."""
+        return max((text.rfind(special, 0, end) for special in self._specials), default=-1)
+
+    @cached_property
+    def _specials(self) -> list[str]:
+        tokens = self._rust.get_added_tokens_decoder().values()
+        return [token.content for token in tokens if token.content]
+
+    @cached_property
+    def _word_ends(self) -> list[str]:
+        """Return the kinds of white space that end a word."""
+        return [space for space in _WHITE_SPACE if len(self._words(f"a{space}a")) > 1]
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        return max(map(len, self._rust.get_vocab()))
+
+    @cached_property
+    def _unknown_ids(self) -> frozenset[int]:
+        return frozenset(token.id for token in self._rust.model.tokenize(_UNKNOWN))
+
+
+def _shared_length(first: list[int], second: list[int]) -> int:
+    """Return how many ids two lists have in common at their start."""
+    for position, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return position
+    return min(len(first), len(second))
+
+
+@lru_cache(maxsize=1)
+def _letters() -> str:
+    """Return a regular expression for letters, digits and their marks, without ideographs.
+
+    Only those of the first plane: on the others, Unicode's versions differ on what is a mark.
+    """
+    ranges: list[tuple[int, int]] = []
+    for code in range(0x10000):
+        if unicodedata.category(chr(code))[0] not in "LNM" or _is_ideograph(code):
+            continue
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1] = (ranges[-1][0], code)
+        else:
+            ranges.append((code, code))
+    return "[" + "".join(f"\\u{first:04x}-\\u{last:04x}" for first, last in ranges) + "]"
+
+
+def _is_ideograph(code: int) -> bool:
+    return any(first <= code <= last for first, last in _IDEOGRAPHS)

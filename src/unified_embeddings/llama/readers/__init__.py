@@ -1,0 +1,1 @@
+"""Files of many types into their text: everything that is in them, as it is written."""

@@ -1,0 +1,114 @@
+"""E-mails into text: the head, the body, and texts that are attached.
+
+What lives here: one message, and mailboxes of many. What does not: HTML (`markup`).
+"""
+
+from __future__ import annotations
+
+import re
+from email import message_from_bytes, policy
+from email.message import EmailMessage, Message
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama.readers.content import FileContent, Section
+from unified_embeddings.llama.readers.markup import html_to_text
+
+_HEADERS = ("Subject", "From", "To", "Cc", "Date")
+_NEXT_MESSAGE = re.compile(rb"^From [^\r\n]*\r?\n", re.MULTILINE)
+_MOST_PARTS = 1000
+
+
+def read_eml(data: bytes) -> FileContent:
+    """Read an e-mail.
+
+    Raises:
+        InputError: If it has neither a head nor a body.
+    """
+    notes: list[str] = []
+    text = _message_text(data, notes)
+    if not text.strip():
+        raise InputError("is not an e-mail: it has neither a subject nor a text")
+    return FileContent([Section(text)], notes)
+
+
+def read_mbox(data: bytes) -> FileContent:
+    """Read a mailbox: each message is a section."""
+    notes: list[str] = []
+    starts = [match.end() for match in _NEXT_MESSAGE.finditer(data)]
+    ends = [match.start() for match in _NEXT_MESSAGE.finditer(data)][1:]
+    texts = [
+        _message_text(data[start:end], notes)
+        for start, end in zip(starts, [*ends, len(data)], strict=True)
+    ]
+    return FileContent([Section(text) for text in texts if text.strip()], notes)
+
+
+def _message_text(data: bytes, notes: list[str]) -> str:
+    """Return a message's head and all its texts, and note what is attached and not read."""
+    message = message_from_bytes(data, policy=policy.default)
+    blocks = [_head(message)]
+    unread: list[str] = []
+    for number, part in enumerate(message.walk()):
+        if number >= _MOST_PARTS:
+            break
+        if part.get_content_maintype() == "multipart" or _has_plainer_form(part, message):
+            continue
+        if part.get_content_type() == "message/rfc822":
+            continue  # its parts follow
+        if part.get_content_maintype() == "text":
+            blocks.append(_part_text(part))
+        else:
+            unread.append(_file_name(part))
+    if unread:
+        notes.append(f"attachments that are not read: {', '.join(unread)}")
+    return "\n\n".join(block.strip() for block in blocks if block.strip())
+
+
+def _head(message: Message) -> str:
+    lines = []
+    for name in _HEADERS:
+        try:
+            value = message.get(name)
+        except Exception:  # noqa: S112 — a header that the library cannot parse; the text matters
+            continue
+        if value is not None and str(value).strip():
+            lines.append(f"{name}: {' '.join(str(value).split())}")
+    return "\n".join(lines)
+
+
+def _part_text(part: Message) -> str:
+    payload = part.get_payload(decode=True)
+    if not isinstance(payload, bytes):
+        return ""
+    try:
+        text = payload.decode(part.get_content_charset("utf-8"), "replace")
+    except (LookupError, UnicodeError):
+        text = payload.decode("utf-8", "replace")
+    if part.get_content_subtype() == "html":
+        return html_to_text(text)
+    return text.replace("\r\n", "\n")
+
+
+def _has_plainer_form(part: Message, message: Message) -> bool:
+    """Tell whether a part is the HTML of a message that is there as plain text too."""
+    if part.get_content_type() != "text/html" or part.get_content_disposition() == "attachment":
+        return False
+    if not isinstance(message, EmailMessage):
+        return False
+    for container in message.walk():
+        if container.get_content_type() != "multipart/alternative":
+            continue
+        inside = list(container.walk())
+        if any(part is one for one in inside):
+            return any(
+                one.get_content_type() == "text/plain" and _part_text(one).strip() for one in inside
+            )
+    return False
+
+
+def _file_name(part: Message) -> str:
+    try:
+        name = part.get_filename()
+    except Exception:  # a name that the library cannot parse
+        name = None
+    return name or part.get_content_type()
