@@ -332,6 +332,15 @@ def test_a_changed_index_is_told_after_a_kill_too(killed: Path, name: str) -> No
         assert len(answers(killed)) == 202
 
 
+@pytest.mark.parametrize(
+    "name", ["version.info", "mutable_id_tracker.mappings", "chunk_0.mmap", "matrix.dat"]
+)
+def test_a_missing_file_is_told_after_a_kill_too(killed: Path, name: str) -> None:
+    next(killed.rglob(name)).unlink()
+    with pytest.raises(StoreError, match=f"{name} is missing"):
+        answers(killed)
+
+
 def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
     process = os.fork()
     if process == 0:
@@ -342,6 +351,7 @@ def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
         client.update_vectors("docs", [qm.PointVectors(id=20, vector={"d": [0.5] * 16})])
         client.delete_vectors("docs", ["s"], [21])
         client.create_payload_index("docs", "text", "text")
+        client.delete_payload_index("docs", "number")
         client.delete_vector_name("docs", "s")
         config = qm.SparseVectorNameConfig(sparse=qm.SparseVectorConfig())
         client.create_vector_name("docs", "s", config)

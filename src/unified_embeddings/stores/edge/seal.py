@@ -49,6 +49,11 @@ _FIXED_FILES = (
     "links_compressed.bin", "inverted_index.dat",
 )  # fmt: skip
 """Files of an indexed segment that are never written to: changed points go to another segment."""
+_LASTING_FILES = (
+    *_FIXED_FILES, "version.info", "segment.json", "mutable_id_tracker.mappings", "chunk_0.mmap",
+    "page_0.dat", "tracker.dat",
+)  # fmt: skip
+"""Files that are there as long as their segment. Without some of them the core loads it empty."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +170,21 @@ def find_damage(folder: Path, seal: Seal, *, read_all: bool = False) -> list[str
 
 
 def find_damage_after_crash(folder: Path, *, read_all: bool = False) -> list[str]:
-    """Return which files of indexed segments are not as in the last seal; see `find_damage`."""
+    """Return what is wrong with a shard that was not closed, by its last seal; see `find_damage`.
+
+    That is which files of indexed segments have changed, and which files of any segment are gone.
+    """
     seal = _read(folder / _LAST_SEAL)
     problems: list[str] = []
     if seal is None:
         return problems
     for name, record in sorted(seal.files.items()):
         file = folder / name
-        if file.name in _FIXED_FILES and file.exists():
+        is_of_index = "/payload_index/" in name  # which may have been dropped
+        if not file.exists():
+            if file.name in _LASTING_FILES and not is_of_index:
+                problems.append(f"{name} is missing")
+        elif file.name in _FIXED_FILES:
             problems += _compare(folder, name, record, read_all=read_all)
     return problems
 
