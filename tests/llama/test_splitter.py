@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import itertools
 import pickle
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_index.core.schema import Document
+from llama_index.core.schema import Document, ImageDocument, ImageNode
 
 from unified_embeddings import InputError, PairedEmbedder, UnifiedSentenceSplitter
 from unified_embeddings.embedders.fake import FakeEmbedder
@@ -31,6 +32,9 @@ HOSTILE = {
     "nul": "\0" * 20_000,
     "cjk marks": "。！？" * 7_000,
 }
+
+
+IMAGE = base64.b64encode(b"the bytes of a picture").decode()
 
 
 def count_words(text: str) -> int:
@@ -146,6 +150,12 @@ class TestTables:
 
 
 class TestNodeParser:
+    def test_an_image_without_a_caption_stays_a_node(self) -> None:
+        splitter = UnifiedSentenceSplitter(FakeEmbedder())
+        (node,) = splitter.get_nodes_from_documents([ImageDocument(image=IMAGE)])
+        assert isinstance(node, ImageNode)
+        assert (node.image, node.text) == (IMAGE, "")
+
     def test_the_metadata_that_is_embedded_counts(self) -> None:
         splitter = UnifiedSentenceSplitter(FakeEmbedder(), chunk_size=64, chunk_overlap=0)
         document = Document(text="fox " * 200, metadata={"title": "one two three"})

@@ -144,7 +144,7 @@ class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
         return token_counter(self._embedder)(text)
 
     def split_text(self, text: str) -> list[str]:
-        """Return the chunks of a text without metadata.
+        """Return the chunks of a text without metadata; "" is one empty chunk.
 
         Raises:
             InputError: If it is not a str or holds lone surrogates.
@@ -168,6 +168,9 @@ class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
         return self._split(text, size - taken)
 
     def _split(self, text: str, size: int) -> list[str]:
+        if text == "":
+            # As LlamaIndex's SentenceSplitter does: an image without a caption stays a node.
+            return [text]
         payload: dict[str, Any] = {EventPayload.CHUNKS: [text]}
         with self.callback_manager.event(CBEventType.CHUNKING, payload=payload) as event:
             overlap = min(self.chunk_overlap, size // 2)
