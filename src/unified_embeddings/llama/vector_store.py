@@ -8,7 +8,8 @@ both vectors at once (`retrievers`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from unified_embeddings.stores.opening import (
     open_folder,
 )
 from unified_embeddings.stores.schema import check_adopt, ensure_collection
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,39 +94,24 @@ def build_vector_store(
         StoreError: If Qdrant cannot be reached, rejects the collection, or it does not record its
             model and `adopt` is not given.
     """
-    check_names(options, StoreOptions.__annotations__, STORE_ADVICE)
     check_place(url=url, path=path, client=client, aclient=aclient, api_key=api_key)
-    check_collection_name(collection)
-    check_embedder(embedder)
-    check_adopt(adopt)
-    given = read_options(options)
-    check_meaning(given, embedder, url)
+    given = _check_arguments(embedder, collection, url, adopt, options)
     folder = None if path is None else resolve_folder(path)
     # Resolves the model's files, so that a model that is missing leaves no folder behind.
     _ = embedder.fingerprint
+    new_folders = [] if folder is None else missing_folders(folder)
     reopen = None
     if client is None:
-        reopen = partial(
-            build_vector_store, embedder, collection, url=url, path=folder, api_key=api_key,
-            adopt=adopt, **options,
-        )  # fmt: skip
-    new_folders: list[Path] = []
-    if folder is not None:
-        new_folders = missing_folders(folder)
-        client = open_folder(folder)
-    elif url is not None:
-        client = _connect(collection, url, api_key, given.get("client_kwargs", {}))
-    assert client is not None
+        place: Options = {"url": url, "path": folder, "api_key": api_key, "adopt": adopt}
+        reopen = partial(build_vector_store, embedder, collection, **place, **options)
+        client = _open_client(collection, url, folder, api_key, given)
     make_thread_safe(client)
+    settings = select_options(given, CollectionOptions)
     make_collection = partial(
-        ensure_collection, client, collection, embedder, adopt=adopt,
-        **select_options(given, CollectionOptions),
-    )  # fmt: skip
-    try:
+        ensure_collection, client, collection, embedder, adopt=adopt, **settings
+    )
+    with _discarding_unused(client, new_folders):
         make_collection()
-    except BaseException:
-        discard_unused(client, new_folders)
-        raise
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
@@ -136,6 +123,43 @@ def build_vector_store(
             adopt=adopt,
             **select_options(given, WritingOptions),
         )
+
+
+def _check_arguments(
+    embedder: TextEmbedder,
+    collection: str,
+    url: str | None,
+    adopt: Adopt | None,
+    options: Mapping[str, Any],
+) -> Options:
+    """Return the options that are given, and refuse what does not fit before anything is made."""
+    check_names(options, StoreOptions.__annotations__, STORE_ADVICE)
+    check_collection_name(collection)
+    check_embedder(embedder)
+    check_adopt(adopt)
+    given = read_options(options)
+    check_meaning(given, embedder, url)
+    return given
+
+
+@contextmanager
+def _discarding_unused(client: Client, new_folders: Sequence[Path]) -> Iterator[None]:
+    """Remove the folders that were made for a store again if no collection comes of it."""
+    try:
+        yield
+    except BaseException:
+        discard_unused(client, new_folders)
+        raise
+
+
+def _open_client(
+    collection: str, url: str | None, folder: Path | None, api_key: str | None, given: Options
+) -> Client:
+    """Return a client of the server, or else of the folder."""
+    if url is not None:
+        return _connect(collection, url, api_key, given.get("client_kwargs", {}))
+    assert folder is not None
+    return open_folder(folder)
 
 
 def _connect(

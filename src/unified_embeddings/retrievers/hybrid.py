@@ -166,9 +166,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         check_heads(embedder, mode, rerank)
         check_adopt(adopt)
         check_callbacks(callback_manager)
-        if adopt is None and isinstance(vector_store, FingerprintedStore):
-            adopt = vector_store.adopt
-        self._adopt = adopt
+        self._adopt = adopt or _adopt_of(vector_store)
         self._store = vector_store
         self._embedder = embedder
         self._mode = mode
@@ -433,6 +431,13 @@ class UnifiedHybridRetriever(BaseRetriever):
             adopt=self._adopt,
         )
         self._collection_is_checked = True
+
+
+def _adopt_of(vector_store: QdrantVectorStore) -> Adopt | None:
+    """Return the `adopt` that a store was opened with; a store of other software has none."""
+    if isinstance(vector_store, FingerprintedStore):
+        return vector_store.adopt
+    return None
 
 
 def _require_question(query: QueryType) -> QueryType:
