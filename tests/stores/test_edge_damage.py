@@ -365,6 +365,21 @@ def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
     assert len(answers(folder)) == 191
 
 
+def test_optimizing_before_a_kill_is_no_damage(folder: Path) -> None:
+    """The segments that it merged are gone, whatever the last checksums say of them."""
+    process = os.fork()
+    if process == 0:
+        client = EdgeQdrantClient(folder)
+        client.upsert("docs", [point(number) for number in range(201, 300)])
+        if client.optimize("docs"):
+            os.kill(os.getpid(), 9)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status)
+    assert len(answers(folder)) == 300
+    assert len(answers(folder)) == 300
+
+
 def test_a_process_that_never_ends_is_ended(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_READ_SECONDS", 0.0)
     monkeypatch.setattr(shards, "_READ_BYTES_PER_SECOND", 10**12)
