@@ -34,6 +34,7 @@ PIECES = [
     "...",
     "世",
     "世界",
+    "▁ba",
 ]
 
 
@@ -95,6 +96,13 @@ def test_they_are_those_of_the_whole_text(kind: str, text: str, wanted: int, siz
     ids = FirstTokens(tokenizer, characters_per_token=size, shortest_run=20).of(text, wanted)
     assert len(ids) >= min(wanted, len(whole))
     assert ids[:wanted] == whole[:wanted]
+
+
+def test_a_word_cut_after_few_letters_may_be_one_piece_with_what_follows() -> None:
+    tokenizer = unigram()
+    whole = tokenizer.encode("ba", add_special_tokens=False)
+    assert whole.tokens == ["▁ba"]
+    assert FirstTokens(tokenizer, characters_per_token=1).of("ba", 1) == whole.ids
 
 
 @pytest.mark.parametrize("kind", ["unigram", "word piece"])

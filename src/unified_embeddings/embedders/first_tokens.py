@@ -131,7 +131,8 @@ class FirstTokens:
             last = tokens[wanted + _MARGIN_TOKENS - 1]
             start = start.encode()[: last.offsets[1]].decode()  # its offsets count bytes
         shared = len(ids)
-        for end in range(len(start), max(0, len(start) - self._longest_piece), -1):
+        # Down to 0 for a short beginning: one piece may cover all of it.
+        for end in range(len(start), max(-1, len(start) - self._longest_piece), -1):
             others = [token.id for token in self._rust.model.tokenize(start[:end])]
             shared = min(shared, _shared_length(ids, others))
         # Unknown characters in a row are one token, which may go on.
