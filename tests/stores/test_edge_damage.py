@@ -21,6 +21,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings import EdgeQdrantClient, StoreError
 from unified_embeddings.stores.edge import catalog as catalogs
+from unified_embeddings.stores.edge import probe
 from unified_embeddings.stores.edge import seal as seals
 from unified_embeddings.stores.edge import shard as shards
 from unified_embeddings.stores.edge.catalog import Catalog
@@ -551,6 +552,32 @@ def test_check_refuses_what_is_no_store_and_makes_none(tmp_path: Path, content: 
     with pytest.raises(StoreError, match="not the folder of an embedded store"):
         list(check_store(tmp_path))
     assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("is_multi", "most"), [(False, 256), (True, 8)])
+def test_few_multi_vectors_are_read_at_once(
+    tmp_path: Path, is_multi: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of one long text takes 32 MiB: 256 of them would take all memory."""
+    params = qm.VectorParams(size=2, distance=qm.Distance.DOT)
+    vector: Any = [1.0, 0.0]
+    if is_multi:
+        params.multivector_config = qm.MultiVectorConfig(comparator="max_sim")
+        vector = [vector]
+    with EdgeQdrantClient(tmp_path / "store") as client:
+        client.create_collection("docs", vectors_config={"d": params})
+        points = [qm.PointStruct(id=number, vector={"d": vector}) for number in range(20)]
+        client.upsert("docs", points)
+    limits = []
+    request = probe.core.ScrollRequest
+
+    def record(**options: Any) -> Any:
+        limits.append(options["limit"])
+        return request(**options)
+
+    monkeypatch.setattr(probe.core, "ScrollRequest", record)
+    assert probe.read_shard(str(shard_folder(tmp_path / "store"))).points == 20
+    assert max(limits) == most
 
 
 def test_check_refuses_a_store_that_is_open(folder: Path) -> None:
