@@ -261,6 +261,29 @@ def test_files_that_nobody_wrote_to_are_read_again_by_check_alone(
     assert "matrix.dat has another content" in report.problems[0]
 
 
+def test_closing_reads_no_indexed_segment_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are most of a large store, and are never written to."""
+    monkeypatch.setattr(seals, "_is_settled", lambda *_: True)
+    answers(folder)
+    read_files = []
+    checksum = seals._checksum
+
+    def record(file: Path) -> int:
+        read_files.append(file.name)
+        return checksum(file)
+
+    monkeypatch.setattr(seals, "_checksum", record)
+    with EdgeQdrantClient(folder) as client:
+        client.upsert("docs", [point(201)])
+    assert "chunk_0.mmap" in read_files
+    assert not {"matrix.dat", "inverted_index.dat", "id_tracker.mappings"} & {*read_files}
+    assert next(folder.rglob("matrix.dat"))
+    (report,) = check_store(folder)
+    assert not report.problems
+
+
 @pytest.mark.parametrize("size", [0, 1, 131_071, 131_072, 131_073, 1_000_000])
 def test_the_checksum_of_a_hole_is_that_of_zeros(tmp_path: Path, size: int) -> None:
     hole, zeros = tmp_path / "hole", tmp_path / "zeros"
