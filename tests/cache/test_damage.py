@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unified_embeddings.cache import disk_file
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.errors import InputError
@@ -269,3 +270,19 @@ def test_a_path_that_cannot_be_is_an_input_error(path: Any) -> None:
 def test_bounds_that_are_no_whole_numbers_are_refused(bounds: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be a whole number"):
         EmbeddingCache(**bounds)
+
+
+def test_a_damaged_file_that_another_process_sets_aside_meanwhile_is_started_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"damaged" * 1000)
+    looks_like_ours = disk_file._looks_like_ours
+
+    def come_too_late(damaged: Path) -> bool:
+        damaged.rename(damaged.with_name("set-aside"))
+        return looks_like_ours(damaged)
+
+    monkeypatch.setattr(disk_file, "_looks_like_ours", come_too_late)
+    cache = EmbeddingCache(path=path)
+    assert ask(cache, NAMES) == len(NAMES)
+    cache.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import random
 import signal
 import sys
@@ -264,8 +265,6 @@ class TestOwnKey:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked here")
 def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
-    import multiprocessing
-
     cache = EmbeddingCache()
     owner = Owner(cache)
     child = multiprocessing.get_context("fork").Process(target=ask, args=(cache, KEYS))
@@ -276,6 +275,20 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
     owner.finish()
     assert not stuck
     assert child.exitcode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked here")
+def test_a_forked_child_does_not_wait_for_the_locks_of_its_parents_threads(tmp_path: Path) -> None:
+    """One of them may be writing to the disk, whose lock is waited for with patience."""
+    cache = EmbeddingCache(path=tmp_path / "cache.db")
+    assert cache._disk is not None
+    with cache._guard.lock(), cache._disk._guard.lock():
+        child = multiprocessing.get_context("fork").Process(target=ask, args=(cache, KEYS))
+        child.start()
+        child.join(timeout=4)
+        exit_code = child.exitcode
+        child.kill()
+    assert exit_code == 0
 
 
 @pytest.mark.endurance

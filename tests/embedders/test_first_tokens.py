@@ -34,6 +34,7 @@ PIECES = [
     "...",
     "世",
     "世界",
+    "▁ba",
 ]
 
 
@@ -97,6 +98,13 @@ def test_they_are_those_of_the_whole_text(kind: str, text: str, wanted: int, siz
     assert ids[:wanted] == whole[:wanted]
 
 
+def test_a_word_cut_after_few_letters_may_be_one_piece_with_what_follows() -> None:
+    tokenizer = unigram()
+    whole = tokenizer.encode("ba", add_special_tokens=False)
+    assert whole.tokens == ["▁ba"]
+    assert FirstTokens(tokenizer, characters_per_token=1).of("ba", 1) == whole.ids
+
+
 @pytest.mark.parametrize("kind", ["unigram", "word piece"])
 @pytest.mark.parametrize(
     "text",
@@ -118,7 +126,14 @@ def test_they_come_from_few_characters(
 
 @pytest.mark.parametrize(
     "text",
-    ["a" * 300_000, "a" * 300_000 + " ab", "สวัสดี" * 50_000 + " ab", "\0" * 300_000 + "ab"],
+    [
+        "a" * 300_000,
+        "a" * 300_000 + " ab",
+        "สวัสดี" * 50_000 + " ab",
+        "\0" * 300_000 + "ab",
+        "😀" * 300_000 + " ab",
+        "a👍🏽" * 100_000,
+    ],
 )
 def test_a_word_beyond_word_pieces_limit_is_shortened(
     text: str, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +177,7 @@ def test_letters_neither_split_a_word_nor_are_one() -> None:
     assert tokenizer.normalizer is not None
     assert tokenizer.pre_tokenizer is not None
     checked = 0
-    for code in range(0x10000):
+    for code in (*range(0x10000), *first_tokens._PICTOGRAPHS):
         character = chr(code)
         if letters.fullmatch(character) is None:
             continue

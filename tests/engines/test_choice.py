@@ -15,6 +15,7 @@ from unified_embeddings import BGE_M3_Embedder, ModelSpec
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.engines import choice
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.exported import EXPORT_FORMAT
 from unified_embeddings.system.hardware import Cpu
 
 AVX2 = Cpu("AMD EPYC", 2, ("sse2", "avx2"))
@@ -81,6 +82,19 @@ def test_torch_where_there_is_no_room_for_an_export(machine: Any) -> None:
     engine, reason = choose()
     assert engine == "torch"
     assert "takes 2.3 GB of 1.0 GB free" in reason
+
+
+def test_an_export_needs_no_room_where_it_is_the_models(
+    machine: Any, xlmr: Path, tmp_path: Path
+) -> None:
+    machine(AVX2, free=1e9)
+    spec = ModelSpec("mine", str(xlmr), parameters=10**9, pooling="cls", engine="torch")
+    exports = tmp_path / "unified-embeddings"
+    (exports / f"onnx-{EXPORT_FORMAT}-{24 * '0'}-cls-dense-fp32").mkdir(parents=True)
+    assert ModelEmbedder(spec).runtime.engine == "torch"
+    digest = ModelEmbedder(spec).checkpoint.digest
+    (exports / f"onnx-{EXPORT_FORMAT}-{digest}-cls-dense-fp32").mkdir()
+    assert ModelEmbedder(spec).runtime.engine == "onnx"
 
 
 def test_torch_where_the_extra_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from unified_embeddings import BGE_M3_Embedder, ClipEmbedder, ModelEmbedder, ModelSpec
 from unified_embeddings.errors import ModelLoadError
+from unified_embeddings.models import bounds
+from unified_embeddings.models.checkpoint import Checkpoint
 
 MEMORY = 6 * 2**30
 """Bytes of address space that a case may take beyond what is taken when it begins."""
@@ -180,6 +183,19 @@ class TestSettings:
         edit(folder / "config.json", **changes)
         spec = ModelSpec("mine", str(folder))
         assert_refused(lambda: ModelEmbedder(spec).encode_documents(["fox"]))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"shared_expert_intermediate_size": 20_480, "num_experts": 64},  # Qwen2-MoE's
+            {"vocab_size_per_layer_input": 262_144},  # Gemma 3n's
+            {"layerdrop": 0.0, "layer_norm_eps": 1e-12, "rope_theta": 1e30},
+        ],
+        ids=str,
+    )
+    def test_with_large_numbers_of_real_models(self, model: Path, changes: dict[str, Any]) -> None:
+        edit(model / "config.json", **changes)
+        bounds.check_settings(Checkpoint("a model", model))
 
     @pytest.mark.parametrize(
         "entry",
@@ -346,6 +362,26 @@ class TestWeights:
     def test_that_were_never_written(self, model: Path) -> None:
         os.truncate(model / "model.safetensors", 2**34)
         assert "mostly empty" in assert_refused(lambda: embed(model))
+
+    def test_of_which_few_blocks_are_counted_yet_are_read(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ZFS counts the blocks of a new file some seconds later."""
+        path = model / "model.safetensors"
+        content = path.read_bytes() + np.random.default_rng(0).bytes(2**21)
+        path.write_bytes(content)
+        stat = Path.stat
+
+        def stat_of_new_file(path: Path, **options: Any) -> Any:
+            found = stat(path, **options)
+            return SimpleNamespace(st_size=found.st_size, st_blocks=1, st_mode=found.st_mode)
+
+        monkeypatch.setattr(Path, "stat", stat_of_new_file)
+        checkpoint = Checkpoint("a model", model)
+        bounds._check_written(checkpoint, path)
+        path.write_bytes(bytes(len(content)))
+        with pytest.raises(ModelLoadError, match="mostly empty"):
+            bounds._check_written(checkpoint, path)
 
     def test_of_one_number_in_every_place(self, model: Path) -> None:
         """A tensor of a terabyte, over one number: a pickle of a kilobyte can describe it."""

@@ -625,3 +625,44 @@ def test_settings_that_are_taken_can_be_optimized_and_opened_again(
             assert everything(client) == before
             answer = client.query_points("docs", [0.5] * size, using="d")
             assert len(answer.points) == 10
+
+
+# --- one answer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [qm.Distance.DOT, qm.Distance.EUCLID])
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_candidates_that_are_scored_anew_come_in_one_order(
+    client: EdgeQdrantClient, distance: qm.Distance, is_batched: bool
+) -> None:
+    """RRF finds pairs of equal scores, and `e` scores in three groups; both limits cut a tie."""
+    sizes = {"d": D2, "e": qm.VectorParams(size=2, distance=distance)}
+    client.create_collection("ties", sizes, sparse_vectors_config={"s": qm.SparseVectorParams()})
+    points = []
+    for number in range(40):
+        sparse = qm.SparseVector(indices=[1], values=[40.0 - number])
+        vectors = {"d": [number + 1.0, 0.0], "e": [1.0, number % 3], "s": sparse}
+        points.append(qm.PointStruct(id=number, vector=vectors))
+    client.upsert("ties", points)
+    word = qm.SparseVector(indices=[1], values=[1.0])
+    fused = qm.Prefetch(
+        prefetch=[
+            qm.Prefetch(query=[1.0, 0.0], using="d", limit=20),
+            qm.Prefetch(query=word, using="s", limit=20),
+        ],
+        query=qm.RrfQuery(rrf=qm.Rrf(k=61)),
+        limit=7,
+    )
+    request = qm.QueryRequest(query=[1.0, 2.0], using="e", prefetch=fused, limit=4)
+
+    def ask() -> list[Any]:
+        if is_batched:
+            (response,) = client.query_batch_points("ties", [request])
+        else:
+            response = client.query_points(
+                "ties", request.query, using="e", prefetch=fused, limit=request.limit
+            )
+        return [point.id for point in response.points]
+
+    # The best of the two rankings are 39, 38, 37, 36 and 0, 1, 2, 3; seven of these by id.
+    assert [ask() for _ in range(10)] == 10 * [[2, 38, 1, 37]]

@@ -21,6 +21,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings import EdgeQdrantClient, StoreError
 from unified_embeddings.stores.edge import catalog as catalogs
+from unified_embeddings.stores.edge import probe
 from unified_embeddings.stores.edge import seal as seals
 from unified_embeddings.stores.edge import shard as shards
 from unified_embeddings.stores.edge.catalog import Catalog
@@ -260,6 +261,29 @@ def test_files_that_nobody_wrote_to_are_read_again_by_check_alone(
     assert "matrix.dat has another content" in report.problems[0]
 
 
+def test_closing_reads_no_indexed_segment_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are most of a large store, and are never written to."""
+    monkeypatch.setattr(seals, "_is_settled", lambda *_: True)
+    answers(folder)
+    read_files = []
+    checksum = seals._checksum
+
+    def record(file: Path) -> int:
+        read_files.append(file.name)
+        return checksum(file)
+
+    monkeypatch.setattr(seals, "_checksum", record)
+    with EdgeQdrantClient(folder) as client:
+        client.upsert("docs", [point(201)])
+    assert "chunk_0.mmap" in read_files
+    assert not {"matrix.dat", "inverted_index.dat", "id_tracker.mappings"} & {*read_files}
+    assert next(folder.rglob("matrix.dat"))
+    (report,) = check_store(folder)
+    assert not report.problems
+
+
 @pytest.mark.parametrize("size", [0, 1, 131_071, 131_072, 131_073, 1_000_000])
 def test_the_checksum_of_a_hole_is_that_of_zeros(tmp_path: Path, size: int) -> None:
     hole, zeros = tmp_path / "hole", tmp_path / "zeros"
@@ -363,6 +387,21 @@ def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
     os.waitpid(process, 0)
     assert len(answers(folder)) == 191
     assert len(answers(folder)) == 191
+
+
+def test_optimizing_before_a_kill_is_no_damage(folder: Path) -> None:
+    """The segments that it merged are gone, whatever the last checksums say of them."""
+    process = os.fork()
+    if process == 0:
+        client = EdgeQdrantClient(folder)
+        client.upsert("docs", [point(number) for number in range(201, 300)])
+        if client.optimize("docs"):
+            os.kill(os.getpid(), 9)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status)
+    assert len(answers(folder)) == 300
+    assert len(answers(folder)) == 300
 
 
 def test_a_process_that_never_ends_is_ended(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,6 +575,32 @@ def test_check_refuses_what_is_no_store_and_makes_none(tmp_path: Path, content: 
     with pytest.raises(StoreError, match="not the folder of an embedded store"):
         list(check_store(tmp_path))
     assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("is_multi", "most"), [(False, 256), (True, 8)])
+def test_few_multi_vectors_are_read_at_once(
+    tmp_path: Path, is_multi: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of one long text takes 32 MiB: 256 of them would take all memory."""
+    params = qm.VectorParams(size=2, distance=qm.Distance.DOT)
+    vector: Any = [1.0, 0.0]
+    if is_multi:
+        params.multivector_config = qm.MultiVectorConfig(comparator="max_sim")
+        vector = [vector]
+    with EdgeQdrantClient(tmp_path / "store") as client:
+        client.create_collection("docs", vectors_config={"d": params})
+        points = [qm.PointStruct(id=number, vector={"d": vector}) for number in range(20)]
+        client.upsert("docs", points)
+    limits = []
+    request = probe.core.ScrollRequest
+
+    def record(**options: Any) -> Any:
+        limits.append(options["limit"])
+        return request(**options)
+
+    monkeypatch.setattr(probe.core, "ScrollRequest", record)
+    assert probe.read_shard(str(shard_folder(tmp_path / "store"))).points == 20
+    assert max(limits) == most
 
 
 def test_check_refuses_a_store_that_is_open(folder: Path) -> None:

@@ -71,11 +71,13 @@ def open_cache_file(path: Path) -> sqlite3.Connection:
     try:
         make_folder(path.parent)
         for _ in range(_ATTEMPTS):
-            inode = _inode_of(path)
+            inode = inode_of(path)
             try:
                 return _connect(path)
             except _UnusableError as problem:
                 set_aside(path, inode, problem.state, problem.reason)
+            except FileNotFoundError:  # another process has set it aside meanwhile
+                continue
         raise OSError("it is found damaged again and again")
     except (sqlite3.Error, OSError, ValueError) as error:
         raise InputError(
@@ -110,7 +112,7 @@ def set_aside(path: Path, inode: int, state: str, reason: str) -> None:
     Raises:
         OSError: If it cannot be renamed.
     """
-    if _inode_of(path) != inode:
+    if inode_of(path) != inode:
         return
     new_path = path.with_name(f"{path.name}.{state}")
     try:
@@ -129,7 +131,7 @@ def set_aside(path: Path, inode: int, state: str, reason: str) -> None:
     )
 
 
-def _inode_of(path: Path) -> int:
+def inode_of(path: Path) -> int:
     """Return a number that tells a file from one that takes its place; 0 if there is none."""
     try:
         return path.stat().st_ino

@@ -15,7 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from unified_embeddings.cache import rows
-from unified_embeddings.cache.disk_file import LOCK_TIMEOUT, is_damage, open_cache_file, set_aside
+from unified_embeddings.cache.disk_file import (
+    LOCK_TIMEOUT,
+    inode_of,
+    is_damage,
+    open_cache_file,
+    set_aside,
+)
 from unified_embeddings.cache.flights import Guard
 from unified_embeddings.cache.keys import Key, Value
 from unified_embeddings.errors import InputError
@@ -120,7 +126,7 @@ class DiskTier:
 
     def _open(self) -> None:
         self._connection = open_cache_file(self.path)
-        self._inode = self.path.stat().st_ino
+        self._inode = inode_of(self.path)  # 0 if another process has just set it aside
 
     def _database(self) -> sqlite3.Connection:
         """Return the connection, with no transaction open.

@@ -80,7 +80,8 @@ class Guard:
     `with guard.lock():` is safe from Ctrl-C, since CPython delivers no signal between taking a lock
     and the body of a `with` statement, nor between the end of the body and the lock's release. An
     exception that a debugger or a tracer raises there would leave the lock taken for ever. So a
-    lock that stays taken for `patience` seconds, where its sections take far less, is replaced.
+    lock that stays taken for `patience` seconds, where its sections take far less, is replaced. So
+    is one in a forked process, at once: the thread that has taken it may not be there.
 
     Args:
         patience: Seconds; far more than any section takes.
@@ -89,9 +90,12 @@ class Guard:
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def lock(self) -> threading.Lock:
         """Return the lock, to be used in a `with` statement at once."""
+        if self._process != os.getpid():
+            self._process, self._lock = os.getpid(), threading.Lock()
         if self._lock.locked():
             self._replace_if_lost(self._lock)
         return self._lock

@@ -43,6 +43,8 @@ _UNKNOWN = "\U0010fffd"
 """A character for private use, which no vocabulary has."""
 _IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
 """Characters of which BERT makes a word each."""
+_PICTOGRAPHS = range(0x1F000, 0x1FB00)
+"""Characters that are no letters, and of which BERT makes words all the same."""
 _MOST_RUNS = 100
 """Characters whose runs are shortened in one text."""
 
@@ -131,7 +133,8 @@ class FirstTokens:
             last = tokens[wanted + _MARGIN_TOKENS - 1]
             start = start.encode()[: last.offsets[1]].decode()  # its offsets count bytes
         shared = len(ids)
-        for end in range(len(start), max(0, len(start) - self._longest_piece), -1):
+        # Down to 0 for a short beginning: one piece may cover all of it.
+        for end in range(len(start), max(-1, len(start) - self._longest_piece), -1):
             others = [token.id for token in self._rust.model.tokenize(start[:end])]
             shared = min(shared, _shared_length(ids, others))
         # Unknown characters in a row are one token, which may go on.
@@ -236,19 +239,24 @@ def _shared_length(first: list[int], second: list[int]) -> int:
 
 @lru_cache(maxsize=1)
 def _letters() -> str:
-    """Return a regular expression for letters, digits and their marks, without ideographs.
+    """Return a regular expression for letters, digits, their marks and pictographs.
 
-    Only those of the first plane: on the others, Unicode's versions differ on what is a mark.
+    Without ideographs. Of the other characters beyond the first plane none: Unicode's versions
+    differ on what is a mark.
     """
     ranges: list[tuple[int, int]] = []
-    for code in range(0x10000):
-        if unicodedata.category(chr(code))[0] not in "LNM" or _is_ideograph(code):
+    for code in (*range(0x10000), *_PICTOGRAPHS):
+        if not _is_letter(code) or _is_ideograph(code):
             continue
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1] = (ranges[-1][0], code)
         else:
             ranges.append((code, code))
-    return "[" + "".join(f"\\u{first:04x}-\\u{last:04x}" for first, last in ranges) + "]"
+    return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges) + "]"
+
+
+def _is_letter(code: int) -> bool:
+    return code in _PICTOGRAPHS or unicodedata.category(chr(code))[0] in "LNM"
 
 
 def _is_ideograph(code: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ def choose_engine(
     parameters = spec.parameters or _count_parameters(checkpoint())
     if parameters < _LARGE:
         return EngineChoice("torch", "measured: the faster engine for models of this size")
-    if reason := _why_export_is_impossible(parameters):
+    if reason := _why_export_is_impossible(parameters, checkpoint):
         return EngineChoice("torch", f"'onnx' would be faster here, {_MEASURED}, but {reason}")
     return EngineChoice("onnx", f"the fastest engine on this kind of processor, {_MEASURED}")
 
@@ -88,7 +89,7 @@ def _count_parameters(checkpoint: Checkpoint) -> int:
     return size // _BYTES_PER_PARAMETER
 
 
-def _why_export_is_impossible(parameters: int) -> str:
+def _why_export_is_impossible(parameters: int, checkpoint: Callable[[], Checkpoint]) -> str:
     """Return what keeps a model from being exported into the user's cache folder; "" if nothing."""
     import platformdirs
 
@@ -96,8 +97,16 @@ def _why_export_is_impossible(parameters: int) -> str:
     if missing:
         return f"{' and '.join(missing)} are not installed: pip install '.[onnx]'"
     folder = platformdirs.user_cache_path("unified-embeddings")
-    if any(folder.glob(f"onnx-{EXPORT_FORMAT}-*-fp32")):
-        return ""  # most likely this model's, which takes no more space
+    problem = _why_folder_takes_none(folder, parameters)
+    exports = folder.glob(f"onnx-{EXPORT_FORMAT}-*-fp32")
+    # Only now is it worth finding out the model's digest, which may take reading all of it.
+    if problem and any(checkpoint().digest in export.name for export in exports):
+        return ""
+    return problem
+
+
+def _why_folder_takes_none(folder: Path, parameters: int) -> str:
+    """Return what keeps an export from being written into a folder; "" if nothing."""
     place = existing_part(folder)
     if not os.access(place, os.W_OK):
         return f"{place} cannot be written, where the model would be exported to"

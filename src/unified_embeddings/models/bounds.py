@@ -18,8 +18,14 @@ from typing import TypeGuard
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.files import IMAGE_SETTINGS
 
+_MOST_PARTS = 1024
+"""The most layers, or experts of a layer."""
 _MOST_BY_WORD = (
-    (re.compile("layer|depth|expert|n_block|num_block|num_stage"), 1024),
+    # A number of parts, not the size of one: `shared_expert_intermediate_size`.
+    (
+        re.compile("^(?!.*(size|dim)).*(layer|depth|expert|n_block|num_block|num_stage)"),
+        _MOST_PARTS,
+    ),
     (re.compile("channel"), 2**14),
     (re.compile("head"), 2**14),
     (re.compile("hidden|dim|width|inner|intermediate|embd|d_model|d_ff|image|patch"), 2**18),
@@ -48,6 +54,8 @@ _PICKLE_STARTS = (b"PK", b"\x80")
 """How torch's zip format and its former one begin."""
 _BLOCK = 512
 """Bytes of a block, as `stat` counts them."""
+_SAMPLES = 64
+_SAMPLE_BYTES = 4096
 _MOSTLY_EMPTY = 16
 """A weight file of which less than one part in so many is on disk was never written in full."""
 
@@ -95,10 +103,12 @@ def check_settings(checkpoint: Checkpoint) -> None:
                 f"config.json has {name} = {_short(value)}, which is beyond any model (at most "
                 f"{most:,})"
             )
-        if "layer" in name or "depth" in name:
-            layers = max(layers, int(value))
+        if most != _MOST_PARTS:
+            continue
         if "expert" in name:
             experts = max(experts, int(value))
+        else:
+            layers = max(layers, int(value))
     if layers * experts > _MOST_MODULES:
         raise checkpoint.problem(
             f"config.json asks for {layers} layers of {experts} experts, which is beyond any model"
@@ -176,11 +186,23 @@ def _check_written(checkpoint: Checkpoint, path: Path) -> None:
     if stat.st_size > _MOST_WEIGHT_BYTES:
         raise checkpoint.problem(f"{path} has {stat.st_size:,} bytes, which is beyond any model")
     blocks = getattr(stat, "st_blocks", 0)  # Windows and some network file systems count none
-    if blocks and blocks * _BLOCK * _MOSTLY_EMPTY < stat.st_size - 2**20:
+    few_blocks = blocks and blocks * _BLOCK * _MOSTLY_EMPTY < stat.st_size - 2**20
+    # A file system that compresses, or counts some seconds later as ZFS does, may count few.
+    if few_blocks and _holds_zeros(path, stat.st_size):
         raise checkpoint.problem(
             f"{path} is mostly empty: {blocks * _BLOCK:,} of its {stat.st_size:,} bytes are on "
             "disk; fetch it again"
         )
+
+
+def _holds_zeros(path: Path, size: int) -> bool:
+    """Tell whether most of a file is zeros, by samples."""
+    empty = 0
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(number * size // _SAMPLES)
+            empty += not file.read(_SAMPLE_BYTES).strip(b"\0")
+    return 2 * empty > _SAMPLES
 
 
 def _format_problem(path: Path) -> str | None:

@@ -37,7 +37,7 @@ from unified_embeddings.stores.edge.configuration import (
 )
 from unified_embeddings.stores.edge.core_types import CorePoint, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.filters import to_core_filter
-from unified_embeddings.stores.edge.fused_order import order_fused
+from unified_embeddings.stores.edge.fused_order import order_found
 from unified_embeddings.stores.edge.limits import path_depth
 from unified_embeddings.stores.edge.naming import check_is_text
 from unified_embeddings.stores.edge.points import (
@@ -931,7 +931,7 @@ class EdgeQdrantClient:
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
             points: list[CorePoint] = core_shard.query(to_core_query(request, core_shard, settings))
-            return order_fused(request, points)
+            return order_found(request, points)
 
         return _to_query_response(self._store.read(collection_name, "querying", ask))
 
@@ -968,7 +968,7 @@ class EdgeQdrantClient:
                 core.QueryBatchRequest(core_queries)
             )
             return [
-                order_fused(request, points)
+                order_found(request, points)
                 for request, points in zip(parsed_requests, answers, strict=True)
             ]
 

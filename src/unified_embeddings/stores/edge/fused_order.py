@@ -1,11 +1,13 @@
-"""One order for what a fusion finds: the core leaves equal scores in the order of a hash map.
+"""One order for what prefetches find: the core leaves equal scores in the order of a hash map.
 
-What lives here: fetching all fused points, so that the limit does not cut through a tie, and
-cutting them by score, then by id. What does not: the fusion itself, which is the core's.
+What lives here: fetching all that a fusion, or a second scoring, is over, so that the limit does
+not cut through a tie, and cutting it by score, then by id. What does not: the scores themselves,
+which are the core's.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -17,7 +19,7 @@ DEFAULT_LIMIT = 10
 """Qdrant's default where a request or a prefetch sets none."""
 
 
-def is_fusion(request: qm.QueryRequest) -> bool:
+def is_fusion(request: qm.QueryRequest | qm.Prefetch) -> bool:
     """Tell whether a request fuses what its prefetches find."""
     return isinstance(request.query, qm.FusionQuery | qm.RrfQuery)
 
@@ -27,23 +29,26 @@ def count_candidates(prefetches: Sequence[qm.Prefetch]) -> int:
     return sum(prefetch.limit or DEFAULT_LIMIT for prefetch in prefetches)
 
 
-def order_fused(request: qm.QueryRequest, points: list[CorePoint]) -> list[CorePoint]:
-    """Return a fusion's page of points, by score and then by id; other points as they are.
+def order_found(request: qm.QueryRequest, points: list[CorePoint]) -> list[CorePoint]:
+    """Return a query's page of points, equal scores by id; without prefetches they are as they are.
 
     Args:
         request: What was asked for.
-        points: What the core found; of a fusion, all candidates.
+        points: What the core found, best first; with prefetches, all candidates.
     """
-    if not is_fusion(request):
+    if not request.prefetch:
         return points
-    ordered = sorted(points, key=_score_and_id)
+    ordered: list[CorePoint] = []
+    # Not sorted by the score: of some distances the smallest is the best.
+    for _, equal in itertools.groupby(points, key=lambda point: point.score):
+        ordered += sorted(equal, key=_id_order)
     start = request.offset or 0
     limit = DEFAULT_LIMIT if request.limit is None else request.limit
     return ordered[start : start + limit]
 
 
-def _score_and_id(point: CorePoint) -> tuple[float, bool, int]:
+def _id_order(point: CorePoint) -> tuple[bool, int]:
     # Numbers come before UUIDs, as in Qdrant's own order of ids.
     if isinstance(point.id, UUID):
-        return -point.score, True, point.id.int
-    return -point.score, False, int(point.id)
+        return True, point.id.int
+    return False, int(point.id)

@@ -17,6 +17,8 @@ from typing import Any
 import qdrant_edge as core
 
 _PAGE = 256
+_PAGE_OF_MULTI_VECTORS = 8
+"""Points read at once. A multi-vector of a long text takes 32 MiB (8,192 rows of 1,024)."""
 _PROBLEMS_SHOWN = 20
 
 
@@ -50,7 +52,11 @@ def read_shard(folder: str) -> ReadReport:
     config = json.loads(Path(folder, "edge_config.json").read_text("utf-8"))
     report = ReadReport()
     seen_ids = set()
-    for point in _points(shard):
+    has_multi_vectors = any(
+        params.get("multivector_config") for params in config["vectors"].values()
+    )
+    page_size = _PAGE_OF_MULTI_VECTORS if has_multi_vectors else _PAGE
+    for point in _points(shard, page_size):
         if point.id in seen_ids:
             report.add(f"point {point.id} is there twice")
         seen_ids.add(point.id)
@@ -66,11 +72,11 @@ def read_shard(folder: str) -> ReadReport:
     return report
 
 
-def _points(shard: Any) -> Iterator[Any]:
+def _points(shard: Any, page_size: int) -> Iterator[Any]:
     offset = None
     while True:
         request = core.ScrollRequest(
-            offset=offset, limit=_PAGE, with_payload=True, with_vector=True
+            offset=offset, limit=page_size, with_payload=True, with_vector=True
         )
         points, offset = shard.scroll(request)
         yield from points

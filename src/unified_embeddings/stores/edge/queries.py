@@ -18,6 +18,7 @@ from unified_embeddings.stores.edge.fused_order import (
     DEFAULT_LIMIT,
     count_candidates,
     is_fusion,
+    order_found,
 )
 from unified_embeddings.stores.edge.limits import check_prefetch_depth
 from unified_embeddings.stores.edge.points import to_list
@@ -26,6 +27,7 @@ from unified_embeddings.stores.edge.translation import (
     PointId,
     argument_errors,
     convert_fields,
+    from_core_id,
     to_core_id,
     to_payload_selector,
     to_record,
@@ -57,8 +59,8 @@ def to_core_query(request: qm.QueryRequest, core_shard: CoreShard, settings: Set
         if request.shard_key is not None:
             raise unsupported("shard_key")
         offset = request.offset or 0
-        if is_fusion(request):  # `order_fused` cuts the page
-            limit, offset = max(count_candidates(_list_prefetches(request)), 1), 0
+        if prefetches := _list_prefetches(request):  # `order_found` cuts the page
+            limit, offset = count_candidates(prefetches), 0
         return core.QueryRequest(
             limit=limit,
             offset=offset,
@@ -93,11 +95,28 @@ def check_limit(limit: int, offset: int | None = None) -> None:
 
 
 def _to_core_prefetch(
-    prefetch: qm.Prefetch, core_shard: CoreShard, settings: Settings
+    prefetch: qm.Prefetch, core_shard: CoreShard, settings: Settings, *, is_scored_anew: bool
 ) -> CoreQuery:
     limit = DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit
     check_limit(limit)
+    if is_scored_anew and prefetch.prefetch:
+        point_ids = _find_candidates(prefetch, core_shard, settings)
+        named = core.Filter(must=[core.HasIdCondition(point_ids)])
+        return core.Prefetch(limit=max(len(point_ids), 1), filter=named)
     return core.Prefetch(limit=limit, **_shared_options(prefetch, core_shard, settings))
+
+
+def _find_candidates(
+    prefetch: qm.Prefetch, core_shard: CoreShard, settings: Settings
+) -> set[PointId]:
+    """Return the ids that a prefetch with prefetches of its own finds, asked for by itself.
+
+    Within a larger query the core would cut through equal scores, each time elsewhere.
+    """
+    fields = {name: getattr(prefetch, name) for name in qm.Prefetch.model_fields}
+    request = qm.QueryRequest.model_construct(**fields, with_payload=False)
+    points = core_shard.query(to_core_query(request, core_shard, settings))
+    return {from_core_id(point.id) for point in order_found(request, points)}
 
 
 def _shared_options(
@@ -115,10 +134,12 @@ def _shared_options(
     scoring, source_id = _to_core_scoring(request.query, request.using, core_shard, settings)
     if isinstance(request.query, qm.FusionQuery | qm.RrfQuery):
         _check_fusion(request.query, len(prefetches))
+    is_scored_anew = not is_fusion(request)
     return {
         "query": scoring,
         "prefetches": [
-            _to_core_prefetch(prefetch, core_shard, settings) for prefetch in prefetches
+            _to_core_prefetch(prefetch, core_shard, settings, is_scored_anew=is_scored_anew)
+            for prefetch in prefetches
         ],
         "filter": to_core_filter(_combine_filters(request.filter, source_id)),
         "score_threshold": threshold,

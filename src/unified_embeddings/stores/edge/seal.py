@@ -96,13 +96,15 @@ def write_seal(folder: Path, points: int, *, unchanged: Seal | None = None) -> S
         folder: The shard's folder; nobody writes to it.
         points: How many points it holds.
         unchanged: The last seal, if nothing was written since. Files with points whose state is
-            in it are then not read again. None reads all.
+            in it are then not read again. None reads all but those of indexed segments, which
+            are never written to.
 
     Raises:
         OSError: If a file cannot be read, or the seal not be written.
     """
     now = time.time_ns()
-    known: Mapping[str, FileRecord] = {} if unchanged is None else unchanged.files
+    last = unchanged or _read(folder / _LAST_SEAL) or Seal(points=0)
+    lasting_parts = _FIXED_FILES if unchanged is None else (*_LARGE_PARTS, *_FIXED_FILES)
     # A seal that outlives a loss of power must not speak of files that did not.
     if unchanged is None:
         sync_tree(folder)
@@ -110,12 +112,12 @@ def write_seal(folder: Path, points: int, *, unchanged: Seal | None = None) -> S
     for name in _file_names(folder):
         file = folder / name
         stat = file.stat()
-        record = known.get(name)
+        record = last.files.get(name)
         is_known = record is not None and record.state == _state(stat)
-        if not is_known or not file.name.startswith(_LARGE_PARTS):
+        if not is_known or not file.name.startswith(lasting_parts):
             state = _state(stat) if _is_settled(stat, now) else None
             record = FileRecord(stat.st_size, _checksum(file), state)
-            if not record.has_content_of(known.get(name)):
+            if not record.has_content_of(last.files.get(name)):
                 sync_file(file)
                 sync_folder(file.parent)
         assert record is not None

@@ -254,6 +254,8 @@ class Shard:
                 shutil.copytree(self.folder, folder, copy_function=copy_with_holes)
                 has_changed = self._optimize_copy(folder)
                 if has_changed:
+                    # It names the segments that were merged, whose absence is no damage.
+                    forget_last_seal(folder)
                     # The core flushes its own writes, not those of `copytree`. The original will
                     # be deleted, so the whole copy must be on the disk before `commit`.
                     sync_tree(folder)
