@@ -127,7 +127,7 @@ def identify(
 
     A stored file is the one at its path. If its path is not among those that are indexed, it may
     have moved: with the store's folder, or elsewhere with the same name and content. A file that is
-    reached by another link is the same file too.
+    reached by another link is the same file too, and one that is gone is gone by every name.
 
     Args:
         stored_files: What is stored, by path.
@@ -143,6 +143,7 @@ def identify(
         by_name.setdefault(file.name, []).append(file)
     stored_paths = {place.path for place in stored_files}
     root_places = Places(roots)
+    real_roots = {os.path.realpath(root): root for root in roots}
     identified: dict[str, StoredFile] = {}
     for place, stored in stored_files.items():
         path = place.path
@@ -150,13 +151,26 @@ def identify(
             path = _moved_with_store(place, base) or path
             if path not in found and os.path.lexists(path):
                 path = by_real_path.get(os.path.realpath(path), path)
-            elif path not in found and path == place.path:
-                for file in by_name.get(Path(path).name, ()):
-                    if str(file) not in stored_paths and has_content_of(file, stored):
-                        path = str(file)
-                        break
+            elif path not in found:
+                others = by_name.get(Path(path).name, ())
+                candidates = [file for file in others if str(file) not in stored_paths]
+                same = next((file for file in candidates if has_content_of(file, stored)), None)
+                path = str(same) if same is not None else _named_by_root(path, real_roots) or path
         identified.setdefault(path, StoredFile()).add(stored)
     return identified
+
+
+def _named_by_root(path: str, real_roots: Mapping[str, Path]) -> str | None:
+    """Return the name that a file would have below a root that is the same folder by another name.
+
+    Args:
+        path: The path of a file that does not exist.
+        real_roots: The roots, by their paths without links.
+    """
+    real = os.path.realpath(path)
+    for place in Places(real_roots).holding(real):
+        return str(real_roots[place] / Path(real).relative_to(place))
+    return None
 
 
 def _moved_with_store(place: StoredPath, base: Path | None) -> str | None:
