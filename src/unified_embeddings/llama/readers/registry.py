@@ -46,10 +46,10 @@ _PLAIN_TEXT = Reader("text 1", read_plain_text)
 _READERS = {
     Reader("csv 1", read_csv): ".csv",
     Reader("docx 1", read_docx): ".docx .docm .dotx",
-    Reader("eml 1", read_eml): ".eml",
+    Reader("eml 2", read_eml): ".eml",
     Reader("epub 1", read_epub): ".epub",
-    Reader("html 1", read_html): ".html .htm .xhtml",
-    Reader("mbox 1", read_mbox): ".mbox",
+    Reader("html 2", read_html): ".html .htm .xhtml",
+    Reader("mbox 2", read_mbox): ".mbox",
     Reader("notebook 1", read_notebook): ".ipynb",
     Reader("opendocument 1", read_opendocument): ".odt .ods .odp .ott",
     Reader("pdf pypdf 1", read_pdf): ".pdf",
