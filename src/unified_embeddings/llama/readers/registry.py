@@ -56,7 +56,7 @@ _READERS = {
     Reader("pptx 1", read_pptx): ".pptx .pptm .ppsx",
     Reader("rtf 1", read_rtf): ".rtf",
     Reader("tsv 1", read_tsv): ".tsv .tab",
-    Reader("xlsx 1", read_xlsx): ".xlsx .xlsm .xltx",
+    Reader("xlsx 2", read_xlsx): ".xlsx .xlsm .xltx",
 }
 _BY_SUFFIX = {
     suffix: reader for reader, suffixes in _READERS.items() for suffix in suffixes.split()
