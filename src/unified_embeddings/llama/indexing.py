@@ -235,11 +235,9 @@ class _IndexRun:
 
     def check_links(self, prune: bool | Callable[[str], bool]) -> None:
         """Keep what is stored of links that lead to nothing now, unless it is to be removed."""
-        for link in list(self._dead_links):
-            places = Places([link])
-            count = sum(bool(places.holding(path)) for path in self._stored_files)
-            if not count:
-                continue
+        places = Places(self._dead_links)
+        stored = Counter(link for path in self._stored_files for link in places.holding(path))
+        for link, count in stored.items():
             files = "1 file" if count == 1 else f"{count} files"
             problem = f"{link} {self.report.left_out[link]}, but {files} of it are indexed"
             if prune is True or (callable(prune) and prune(problem)):
