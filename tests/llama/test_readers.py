@@ -447,6 +447,10 @@ class TestMail:
         assert content.notes == []
         assert text_of("a.eml", head + text.encode(encoding)) == f"Subject: x\n\n{text}"
 
+    def test_several_parts_without_a_boundary_are_one_text(self) -> None:
+        data = b"Subject: x\nContent-Type: multipart/mixed\n\nThe boiler is serviced."
+        assert text_of("a.eml", data) == "Subject: x\n\nThe boiler is serviced."
+
     def test_characters_that_are_lost_are_noted(self) -> None:
         data = "Subject: x\n\nGröße".encode("latin-1")
         (note,) = content_of("a.eml", data).notes

@@ -58,14 +58,15 @@ def _message_text(data: bytes, notes: list[str]) -> str:
     for number, part in enumerate(message.walk()):
         if number >= _MOST_PARTS:
             break
-        if part.get_content_maintype() == "multipart" or _has_plainer_form(part, message):
+        kind = part.get_content_maintype()
+        if _has_plainer_form(part, message) or (kind == "multipart" and part.is_multipart()):
             continue
         if part.get_content_type() == "message/rfc822":
             inner = part.get_payload()
             if isinstance(inner, list) and inner and isinstance(inner[0], Message):
                 blocks.append(_head(inner[0]))
             continue  # its parts follow
-        if part.get_content_maintype() == "text":
+        if kind in ("text", "multipart"):  # "multipart" without a boundary is a text
             text, lost = _part_text(part)
             blocks.append(text)
             replaced += lost
