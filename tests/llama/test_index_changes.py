@@ -167,6 +167,23 @@ class TestMoves:
         assert in_memory.embedded() == texts
         assert in_memory.files() == ["papers/a.md", "papers/b.md"]
 
+    def test_files_of_one_name_are_read_once_each(
+        self, in_memory: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(30):
+            in_memory.write(f"{number}/index.md", f"page {number}")
+        in_memory.index()
+        (in_memory.folder / "docs").rename(in_memory.folder / "papers")
+        read: list[Path] = []
+
+        def count(file: Path, *_: Any) -> str:
+            read.append(file)
+            return reading.file_version(file, *_)
+
+        monkeypatch.setattr("unified_embeddings.llama.indexing.file_version", count)
+        assert in_memory.index("papers").moved == 30
+        assert len(read) == 60  # to tell which they are, and whether they are stored
+
     def test_another_file_of_the_same_name_is_another_file(self, in_memory: Project) -> None:
         in_memory.write("a.md", "first")
         in_memory.index()

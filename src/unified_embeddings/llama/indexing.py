@@ -198,7 +198,7 @@ class _IndexRun:
         self._dead_links = found.dead_links
         if self._store is not None:
             self._stored_files = identify(
-                read_stored_files(self._store), self.files, roots, self._base, self._has_content_of
+                read_stored_files(self._store), self.files, roots, self._base, self._versions_of
             )
 
     def check_roots(self, roots: Sequence[Path], prune: bool | Callable[[str], bool]) -> None:
@@ -366,11 +366,10 @@ class _IndexRun:
         if not self._dry_run and self._store is not None:
             remove_chunks(self._store, chunk_ids)
 
-    def _has_content_of(self, file: Path, stored: StoredFile) -> bool:
-        """Tell whether a file on disk has the content of a stored one."""
+    def _versions_of(self, file: Path) -> list[str]:
+        """Return the versions that a file's content may have; none if it cannot be read."""
         try:
             check_name(file)
-            versions = {file_version(file, self._splitter), old_file_version(file, self._splitter)}
+            return [file_version(file, self._splitter), old_file_version(file, self._splitter)]
         except (OSError, UnifiedEmbeddingsError):
-            return False
-        return not versions.isdisjoint(stored.chunk_ids)
+            return []

@@ -121,7 +121,7 @@ def identify(
     files: Sequence[Path],
     roots: Sequence[Path],
     base: Path | None,
-    has_content_of: Callable[[Path, StoredFile], bool],
+    versions_of: Callable[[Path], Iterable[str]],
 ) -> dict[str, StoredFile]:
     """Return what is stored by the path of the file on disk.
 
@@ -134,14 +134,13 @@ def identify(
         files: The files that were found.
         roots: The folders and files that are indexed.
         base: The folder that the store's folder lies in; None if the store is elsewhere.
-        has_content_of: Tells whether a file on disk has the content of a stored one.
+        versions_of: Returns the versions under which the content of a file on disk may be stored.
+            It reads the file, and is called once at most for each.
     """
     found = {str(file) for file in files}
     by_real_path = {os.path.realpath(file): str(file) for file in files}
-    by_name: dict[str, list[Path]] = {}
-    for file in files:
-        by_name.setdefault(file.name, []).append(file)
     stored_paths = {place.path for place in stored_files}
+    new_files = _FilesByContent([file for file in files if str(file) not in stored_paths])
     root_places = Places(roots)
     real_roots = {os.path.realpath(root): root for root in roots}
     identified: dict[str, StoredFile] = {}
@@ -152,12 +151,36 @@ def identify(
             if path not in found and os.path.lexists(path):
                 path = by_real_path.get(os.path.realpath(path), path)
             elif path not in found:
-                others = by_name.get(Path(path).name, ())
-                candidates = [file for file in others if str(file) not in stored_paths]
-                same = next((file for file in candidates if has_content_of(file, stored)), None)
-                path = str(same) if same is not None else _named_by_root(path, real_roots) or path
+                same = new_files.find(Path(path).name, stored.chunk_ids, versions_of)
+                path = same or _named_by_root(path, real_roots) or path
         identified.setdefault(path, StoredFile()).add(stored)
     return identified
+
+
+class _FilesByContent:
+    """Files by name and content; those of a name are read when that name is asked for.
+
+    Args:
+        files: The files.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._unread: dict[str, list[Path]] = {}
+        for file in files:
+            self._unread.setdefault(file.name, []).append(file)
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def find(
+        self, name: str, versions: Iterable[str], versions_of: Callable[[Path], Iterable[str]]
+    ) -> str | None:
+        """Return the first file of a name that has one of some versions, or None."""
+        for file in self._unread.pop(name, ()):
+            for version in versions_of(file):
+                self._paths.setdefault((name, version), str(file))
+        for version in versions:
+            if (name, version) in self._paths:
+                return self._paths[name, version]
+        return None
 
 
 def _named_by_root(path: str, real_roots: Mapping[str, Path]) -> str | None:
