@@ -22,6 +22,8 @@ from pathspec import GitIgnoreSpec
 
 from unified_embeddings.errors import InputError
 
+_HIDDEN = (".", "~$")
+"""Beginnings of hidden names. With the second, Office names a file while it has it open."""
 _STORE_MARKS = ({".lock", "catalog.json", "shards"}, {".lock", "meta.json", "collection"})
 """What is in the folder of an embedded store, and in one of qdrant-client's local mode."""
 
@@ -228,7 +230,7 @@ class _Search:
         if self._gitignore:
             folder = folder._replace(ignored_by=folder.ignored_by + _ignore_file(folder.path))
         for entry in listed:
-            if not entry.name.startswith("."):
+            if not entry.name.startswith(_HIDDEN):
                 self._take_entry(entry, folder)
 
     def _take_entry(self, entry: os.DirEntry[str], folder: _Place) -> None:
