@@ -447,6 +447,21 @@ class TestMail:
         assert content.notes == []
         assert text_of("a.eml", head + text.encode(encoding)) == f"Subject: x\n\n{text}"
 
+    def test_the_cost_does_not_grow_with_the_square_of_the_parts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[object] = []
+
+        def count(part: object) -> tuple[str, int]:
+            read.append(part)
+            return "", 0
+
+        monkeypatch.setattr("unified_embeddings.llama.readers.mail._part_text", count)
+        head = b"Subject: x\nContent-Type: multipart/alternative; boundary=b\n\n"
+        parts = b"--b\nContent-Type: text/html\n\n<p>x\n--b\n\n \n" * 200
+        content_of("a.eml", head + parts + b"--b--\n")
+        assert len(read) <= 3 * 200
+
     def test_several_parts_without_a_boundary_are_one_text(self) -> None:
         data = b"Subject: x\nContent-Type: multipart/mixed\n\nThe boiler is serviced."
         assert text_of("a.eml", data) == "Subject: x\n\nThe boiler is serviced."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from email import message_from_bytes, policy
-from email.message import EmailMessage, Message
+from email.message import Message
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.readers.content import FileContent, Section, lost_note
@@ -55,11 +55,12 @@ def _message_text(data: bytes, notes: list[str]) -> str:
     blocks = [_head(message)]
     unread: list[str] = []
     replaced = 0
+    redundant = _parts_with_plainer_form(message)
     for number, part in enumerate(message.walk()):
         if number >= _MOST_PARTS:
             break
         kind = part.get_content_maintype()
-        if _has_plainer_form(part, message) or (kind == "multipart" and part.is_multipart()):
+        if id(part) in redundant or (kind == "multipart" and part.is_multipart()):
             continue
         if part.get_content_type() == "message/rfc822":
             inner = part.get_payload()
@@ -114,22 +115,30 @@ def _decode(payload: bytes, declared: str | None) -> tuple[str, int]:
     return text, text.count("\ufffd")
 
 
-def _has_plainer_form(part: Message, message: Message) -> bool:
-    """Tell whether a part is the HTML of a message that is there as plain text too."""
-    if part.get_content_type() != "text/html" or part.get_content_disposition() == "attachment":
-        return False
-    if not isinstance(message, EmailMessage):
-        return False
-    for container in message.walk():
-        if container.get_content_type() != "multipart/alternative":
+def _parts_with_plainer_form(message: Message) -> set[int]:
+    """Return the ids (as `id` gives them) of HTML parts that are there as plain text too.
+
+    Each part is looked at once or twice, so that the cost does not grow with their square.
+    """
+    redundant: set[int] = set()
+    waiting = [message]
+    while waiting:
+        part = waiting.pop()
+        if not part.is_multipart():
             continue
-        inside = list(container.walk())
-        if any(part is one for one in inside):
-            return any(
-                one.get_content_type() == "text/plain" and _part_text(one)[0].strip()
-                for one in inside
-            )
-    return False
+        if part.get_content_type() != "multipart/alternative":
+            waiting.extend(inner for inner in part.get_payload() if isinstance(inner, Message))
+            continue
+        inside = list(part.walk())
+        plain = (one for one in inside if one.get_content_type() == "text/plain")
+        if any(_part_text(one)[0].strip() for one in plain):
+            redundant.update(id(one) for one in inside if _is_html_body(one))
+    return redundant
+
+
+def _is_html_body(part: Message) -> bool:
+    is_attached = part.get_content_disposition() == "attachment"
+    return part.get_content_type() == "text/html" and not is_attached
 
 
 def _file_name(part: Message) -> str:
