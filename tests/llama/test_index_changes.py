@@ -325,6 +325,23 @@ class TestAbsence:
         assert project.index(prune=True).removed == 2
         assert project.chunks() == []
 
+    def test_a_root_that_cannot_be_looked_at_is_reported_and_loses_nothing(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = project.chunks()
+        root, look_at = project.folder / "docs", Path.stat
+
+        def refuse(path: Path, **options: Any) -> os.stat_result:
+            if path == root:
+                raise PermissionError(13, "Permission denied")
+            return look_at(path, **options)
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        report = project.index()
+        monkeypatch.undo()
+        assert report.failed == {str(root): "cannot be looked at: Permission denied"}
+        assert project.chunks() == before
+
     def test_another_root_is_not_touched_either(self, project: Project) -> None:
         (project.folder / "more").mkdir()
         (project.folder / "more" / "c.md").write_text("third")

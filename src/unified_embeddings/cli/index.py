@@ -141,9 +141,9 @@ def _open_store(
         InputError: If one of `paths` does not exist, and there is no collection that could hold
             what it was.
     """
-    from unified_embeddings.llama.finding import named_path
+    from unified_embeddings.llama.finding import is_gone, named_path
 
-    missing = [root for root in map(named_path, paths) if not root.exists()]
+    missing = [root for root in map(named_path, paths) if is_gone(root)]
     if not missing and not dry_run:
         return shared.open_store(
             config, collection, path, url, create=True, adopt=adopt, **settings

@@ -130,6 +130,17 @@ def find_files(roots: Sequence[Path], selection: FileSelection) -> FoundFiles:
     return found
 
 
+def is_gone(root: Path) -> bool:
+    """Tell whether there is nothing at a path; what cannot be looked at is not gone."""
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def is_under(path: str | Path, place: Path) -> bool:
     """Tell whether a path is a place itself or lies somewhere below it."""
     return Path(path).is_relative_to(place)

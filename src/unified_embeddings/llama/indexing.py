@@ -19,7 +19,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.llama.finding import FileSelection, Places, find_files, named_path
+from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
 from unified_embeddings.llama.readers.registry import holds_no_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -217,7 +217,7 @@ class _IndexRun:
         with_files = {place for file in self.files for place in places.holding(str(file))}
         with_stored = {place for path in self._stored_files for place in places.holding(path)}
         for root in roots:
-            exists = root.exists()
+            exists = not is_gone(root)
             if not exists and str(root) not in with_stored:
                 raise InputError(f"{root} does not exist, and nothing of it is indexed")
             count = missing[str(root)]
