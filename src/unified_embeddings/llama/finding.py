@@ -24,8 +24,12 @@ from unified_embeddings.errors import InputError
 
 _HIDDEN = (".", "~$")
 """Beginnings of hidden names. With the second, Office names a file while it has it open."""
-_STORE_MARKS = ({".lock", "catalog.json", "shards"}, {".lock", "meta.json", "collection"})
-"""What is in the folder of an embedded store, and in one of qdrant-client's local mode."""
+_STORE_MARKS = (
+    {".lock", "catalog.json", "shards"},
+    {".lock", "meta.json", "collection"},
+    {"raft_state.json", "collections"},
+)
+"""What is in the folder of an embedded store, of qdrant-client's local mode, of a server."""
 
 
 class _Place(NamedTuple):
