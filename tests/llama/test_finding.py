@@ -130,6 +130,13 @@ class TestLinks:
         assert list(outcome.left_out) == [str(folder / "docs" / "up")]
 
 
+def test_a_servers_storage_is_left_out(folder: Path) -> None:
+    write(folder, "docs/a.md", "storage/raft_state.json", "storage/collections/notes/config.json")
+    outcome = find_files([folder], FileSelection())
+    assert outcome.files == [folder / "docs" / "a.md"]
+    assert outcome.left_out == {str(folder / "storage"): "is the folder of a Qdrant store"}
+
+
 class TestOddPaths:
     @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nosuchuser/docs", "y/" * 3000])
     def test_a_name_that_is_none_is_an_input_error(self, name: str) -> None:

@@ -112,6 +112,20 @@ class TestMoves:
         assert moved.chunks() == [(path.replace(old, new), text) for path, text in before]
         assert moved.index() == IndexReport(unchanged=2)
 
+    def test_a_store_that_moved_alone_and_then_with_the_project(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        project.write("a.md", "first")
+        project.index()
+        project.client.close()
+        new = tmp_path / "new"
+        (project.folder / "data").mkdir()
+        (project.folder / "store").rename(project.folder / "data" / "store")
+        project.folder.rename(new)
+        moved = Project(new, open_folder(new / "data" / "store"))
+        assert moved.index() == IndexReport(moved=1)
+        assert moved.files() == ["docs/a.md"]
+
     def test_neighbours_follow_the_move(self, project: Project, tmp_path: Path) -> None:
         project.write("a.md", LONG)
         project.index()
@@ -152,6 +166,23 @@ class TestMoves:
         assert (report.moved, report.indexed) == (2, 0)
         assert in_memory.embedded() == texts
         assert in_memory.files() == ["papers/a.md", "papers/b.md"]
+
+    def test_files_of_one_name_are_read_once_each(
+        self, in_memory: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(30):
+            in_memory.write(f"{number}/index.md", f"page {number}")
+        in_memory.index()
+        (in_memory.folder / "docs").rename(in_memory.folder / "papers")
+        read: list[Path] = []
+
+        def count(file: Path, *_: Any) -> str:
+            read.append(file)
+            return reading.file_version(file, *_)
+
+        monkeypatch.setattr("unified_embeddings.llama.indexing.file_version", count)
+        assert in_memory.index("papers").moved == 30
+        assert len(read) == 60  # to tell which they are, and whether they are stored
 
     def test_another_file_of_the_same_name_is_another_file(self, in_memory: Project) -> None:
         in_memory.write("a.md", "first")
@@ -212,6 +243,66 @@ class TestLinks:
         in_memory.index()
         assert in_memory.chunks() == [(str(current / "a.md"), "content of r2")]
 
+    def test_a_link_that_is_named_by_dots_keeps_its_name(
+        self, in_memory: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = in_memory.folder
+        for release in ("r1", "r2"):
+            (folder / release).mkdir()
+            (folder / release / "a.md").write_text(f"content of {release}")
+        current = folder / "current"
+        current.symlink_to("r1")
+        monkeypatch.chdir(folder / "docs")
+        for release in ("r1", "r2"):
+            current.unlink()
+            current.symlink_to(release)
+            index_paths([Path("../current")], in_memory.store, in_memory.embedder)
+            assert in_memory.chunks() == [(str(current / "a.md"), f"content of {release}")]
+
+    @pytest.fixture
+    def disk(self, in_memory: Project) -> Path:
+        """A folder elsewhere that a link in `docs` leads to, indexed, and gone by now."""
+        disk = in_memory.folder / "disk"
+        disk.mkdir()
+        (disk / "a.md").write_text("on the disk")
+        in_memory.write("b.md", "in the folder")
+        (in_memory.folder / "docs" / "link").symlink_to(disk)
+        in_memory.index()
+        disk.rename(in_memory.folder / "unmounted")
+        return disk
+
+    def test_what_is_behind_a_link_to_nothing_stays(self, in_memory: Project, disk: Path) -> None:
+        report = in_memory.index()
+        assert report == IndexReport(unchanged=1)
+        (problem,) = report.left_out.values()
+        assert "does not exist; its passages are kept, --prune removes them" in problem
+        assert in_memory.files() == ["docs/b.md", "docs/link/a.md"]
+        (in_memory.folder / "unmounted").rename(disk)
+        assert in_memory.index() == IndexReport(unchanged=2)
+
+    @pytest.mark.usefixtures("disk")
+    def test_it_is_removed_if_that_is_said(self, in_memory: Project) -> None:
+        asked: list[str] = []
+
+        def answer(problem: str) -> bool:
+            asked.append(problem)
+            return len(asked) > 1
+
+        assert in_memory.index(prune=answer).removed == 0
+        assert in_memory.index(prune=answer).removed == 1
+        assert "1 file" in asked[0]
+        assert in_memory.files() == ["docs/b.md"]
+
+    def test_a_file_that_is_gone_is_gone_by_every_name(self, in_memory: Project) -> None:
+        in_memory.write("a.md", "first")
+        gone = in_memory.write("b.md", "second")
+        in_memory.index()
+        (in_memory.folder / "alias").symlink_to("docs")
+        gone.unlink()
+        report = in_memory.index("alias")
+        assert (report.moved, report.removed) == (1, 1)
+        assert in_memory.files() == ["alias/a.md"]
+
 
 class TestAbsence:
     @pytest.fixture(autouse=True)
@@ -233,6 +324,23 @@ class TestAbsence:
         assert project.chunks() == before
         assert project.index(prune=True).removed == 2
         assert project.chunks() == []
+
+    def test_a_root_that_cannot_be_looked_at_is_reported_and_loses_nothing(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = project.chunks()
+        root, look_at = project.folder / "docs", Path.stat
+
+        def refuse(path: Path, **options: Any) -> os.stat_result:
+            if path == root:
+                raise PermissionError(13, "Permission denied")
+            return look_at(path, **options)
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        report = project.index()
+        monkeypatch.undo()
+        assert report.failed == {str(root): "cannot be looked at: Permission denied"}
+        assert project.chunks() == before
 
     def test_another_root_is_not_touched_either(self, project: Project) -> None:
         (project.folder / "more").mkdir()
@@ -331,6 +439,25 @@ class TestVersions:
         report = project.index()
         assert (report.indexed, report.unchanged) == (1, 1)
         assert [text for _, text in project.chunks()] == ["read anew", "text"]
+
+    def test_no_stores_folder_is_indexed(self, project: Project) -> None:
+        project.write("a.md", "first")
+        local = Project(project.folder, QdrantClient(path=str(project.folder / "local")))
+        local.client.close()
+        elsewhere = Project(project.folder, QdrantClient(":memory:"))
+        report = elsewhere.index(".")
+        assert elsewhere.files() == ["docs/a.md"]
+        folders = [str(project.folder / name) for name in ("local", "store")]
+        assert sorted(report.left_out) == folders
+
+    def test_a_text_that_became_binary_loses_its_chunks(self, project: Project) -> None:
+        project.write("b.md", "second")
+        project.write("a.txt", "first")
+        project.index()
+        (project.folder / "docs" / "a.txt").write_bytes(b"\0\xff\xfe" * 100)
+        report = project.index()
+        assert (len(report.skipped), report.chunks_removed) == (1, 1)
+        assert project.files() == ["docs/b.md"]
 
     def test_the_stores_own_folder_is_never_indexed(self, project: Project) -> None:
         project.write("a.md", "first")

@@ -369,6 +369,7 @@ class TestWhichFiles:
         library.write(".git/config", "secret")
         library.write("sub/.venv/lib/module.py", "secret")
         library.write("sub/.env", "secret")
+        library.write("~$report.docx", "Office has the report open")
         assert library.index() == IndexReport(indexed=1, chunks_added=1)
         assert library.files() == {str(seen)}
 

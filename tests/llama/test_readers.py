@@ -226,6 +226,8 @@ class TestExcel:
             ("0.10000000000000001", "", "0.1"),
             ("1E-7", "", "1e-07"),
             ("0.125", "0.0%", "12.5%"),
+            ("7.0000000000000007E-2", "0%", "7%"),
+            ("0.28999999999999998", "0.00%", "29%"),
             ("45352", "yyyy-mm-dd", "2024-03-01"),
             ("45352.604166666664", "dd/mm/yyyy hh:mm", "2024-03-01 14:30:00"),
             ("0.604166666664", "h:mm AM/PM", "14:30:00"),
@@ -371,6 +373,8 @@ class TestHtml:
         html_to_text(piece * 100_000)
 
     def test_the_declared_encoding_is_taken_if_it_is_not_utf8(self) -> None:
+        source = '<meta charset="gb2312"><p>中文镕'  # the last one is in GBK alone
+        assert text_of("a.html", source.encode("gbk")) == "中文镕"
         source = '<meta charset="iso-8859-1"><p>Größe und Maß'
         assert text_of("a.html", source.encode("latin-1")) == "Größe und Maß"
         assert text_of("a.html", source.encode()) == "Größe und Maß"
@@ -402,6 +406,70 @@ class TestMail:
     def test_a_mailbox(self) -> None:
         data = b"From a\nSubject: one\n\nfirst\n\nFrom b\nSubject: two\n\nsecond\n"
         assert text_of("a.mbox", data) == "Subject: one\n\nfirst\nSubject: two\n\nsecond"
+
+    def test_a_line_of_text_that_begins_with_from(self) -> None:
+        data = b"From a\nSubject: one\n\nfirst\nFrom here on\n\nFrom me to you,\nsecond\n"
+        assert text_of("a.mbox", data) == (
+            "Subject: one\n\nfirst\nFrom here on\n\nFrom me to you,\nsecond"
+        )
+
+    def test_a_message_behind_another_without_a_blank_line(self) -> None:
+        first = b"From a\nSubject: one\n\nfirst\n"
+        second = b"From b Thu Nov 26 06:04:06 2026\nSubject: two\n\nsecond\n"
+        assert len(content_of("a.mbox", first + second).parts) == 2
+
+    def test_a_message_that_is_attached_keeps_its_head(self) -> None:
+        from email.message import EmailMessage
+
+        inner = EmailMessage()
+        inner["Subject"] = "The boiler"
+        inner.set_content("It is serviced.")
+        mail = EmailMessage()
+        mail["Subject"] = "Fwd"
+        mail.set_content("See below.")
+        mail.add_attachment(inner)
+        assert text_of("a.eml", bytes(mail)) == (
+            "Subject: Fwd\n\nSee below.\n\nSubject: The boiler\n\nIt is serviced."
+        )
+
+    @pytest.mark.parametrize(
+        ("declared", "encoding", "text"),
+        [
+            ("gb2312", "gb18030", "中文镕"),
+            ("iso-8859-1", "cp1252", "“Größe” – 5 €"),
+            ("us-ascii", "utf-8", "Größe"),
+            ("unknown-8bit", "utf-8", "Größe"),
+        ],
+    )
+    def test_encodings(self, declared: str, encoding: str, text: str) -> None:
+        head = f"Subject: x\nContent-Type: text/plain; charset={declared}\n\n".encode()
+        content = content_of("a.eml", head + text.encode(encoding))
+        assert content.notes == []
+        assert text_of("a.eml", head + text.encode(encoding)) == f"Subject: x\n\n{text}"
+
+    def test_the_cost_does_not_grow_with_the_square_of_the_parts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[object] = []
+
+        def count(part: object) -> tuple[str, int]:
+            read.append(part)
+            return "", 0
+
+        monkeypatch.setattr("unified_embeddings.llama.readers.mail._part_text", count)
+        head = b"Subject: x\nContent-Type: multipart/alternative; boundary=b\n\n"
+        parts = b"--b\nContent-Type: text/html\n\n<p>x\n--b\n\n \n" * 200
+        content_of("a.eml", head + parts + b"--b--\n")
+        assert len(read) <= 3 * 200
+
+    def test_several_parts_without_a_boundary_are_one_text(self) -> None:
+        data = b"Subject: x\nContent-Type: multipart/mixed\n\nThe boiler is serviced."
+        assert text_of("a.eml", data) == "Subject: x\n\nThe boiler is serviced."
+
+    def test_characters_that_are_lost_are_noted(self) -> None:
+        data = "Subject: x\n\nGröße".encode("latin-1")
+        (note,) = content_of("a.eml", data).notes
+        assert note.startswith("2 characters are not valid")
 
 
 class TestNotebook:

@@ -514,6 +514,15 @@ def test_metadata_becomes_json(store: FingerprintedStore, value: Any, stored: An
     assert node.metadata == {"key": stored}
 
 
+async def test_a_point_without_a_text_is_an_error_of_the_store(store: FingerprintedStore) -> None:
+    point = qm.PointStruct(id=1, vector={}, payload={"page_content": "Foxes jump."})
+    store.client.upsert(store.collection_name, [point])
+    with pytest.raises(StoreError, match="reading nodes"):
+        store.get_nodes()
+    with pytest.raises(StoreError, match="reading nodes"):
+        await store.aget_nodes()
+
+
 @pytest.mark.parametrize(
     "value",
     [float("nan"), np.inf, 2**64, 10**5000, -(2**63) - 1, print, {1: 2}, "\ud800"],

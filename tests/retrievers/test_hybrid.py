@@ -799,6 +799,21 @@ class TestCollections:
         )
         assert_best(await answer(retriever, QUERY, is_async=is_async), expected, 10)
 
+    @pytest.mark.parametrize("distance", list(models.Distance))
+    def test_one_that_measures_distances_is_ordered_from_the_nearest(
+        self, embedder: TextEmbedder, client: QdrantClient, distance: models.Distance
+    ) -> None:
+        size = embedder.dimension
+        stock_store(
+            embedder, "far", client, dense_config=models.VectorParams(size=size, distance=distance)
+        ).add(embedded(embedder, CORPUS))
+        store = stock_store(embedder, "far", client)
+        retriever = UnifiedHybridRetriever(
+            store, embedder, mode="dense", adopt="trust", similarity_top_k=3
+        )
+        text = CORPUS[1]
+        assert retriever.retrieve(text)[0].text == text
+
     def test_what_a_store_was_opened_to_trust_a_retriever_over_it_trusts(
         self, embedder: TextEmbedder, client: QdrantClient
     ) -> None:

@@ -347,13 +347,23 @@ class TestOrder:
 
     @settings(max_examples=200)
     @given(st.lists(st.sampled_from([0.9, 0.5, 0.5000001, 0.1, -0.2]), max_size=12), st.randoms())
-    def test_the_order_of_arrival_does_not_matter(
+    def test_the_order_in_which_ties_arrive_does_not_matter(
         self, scores: list[float], draw: random.Random
     ) -> None:
         points = numbered(scores)
         arrived = points[:]
         draw.shuffle(arrived)
+        for ordered in (points, arrived):
+            ordered.sort(key=lambda point: -round(point.score, 3))
         assert order_points(arrived) == order_points(points)
+
+    def test_of_distances_the_smallest_is_the_best(self) -> None:
+        points = [point(2, 0.1), point(1, 0.1000001), point(0, 0.5)]
+        assert [(p.id, score) for p, score in order_points(points)] == [
+            (1, 0.1),
+            (2, 0.1),
+            (0, 0.5),
+        ]
 
 
 class TestHowDeep:

@@ -44,7 +44,10 @@ def index(
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Take only files that match, as in .gitignore ('*.md'). Repeatable."),
+        typer.Option(
+            help="Take only files that match, as in .gitignore ('*.md'); the others' passages are "
+            "removed. Repeatable."
+        ),
     ] = None,
     gitignore: Annotated[
         bool, typer.Option("--gitignore", help="Leave out what .gitignore files name.")
@@ -52,7 +55,9 @@ def index(
     prune: Annotated[
         bool,
         typer.Option(
-            "--prune", help="Remove the passages of a PATH that is gone or holds no file any more."
+            "--prune",
+            help="Remove the passages of a PATH that is gone or holds no file any more, and of "
+            "links that lead to nothing now.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -136,9 +141,9 @@ def _open_store(
         InputError: If one of `paths` does not exist, and there is no collection that could hold
             what it was.
     """
-    from unified_embeddings.llama.finding import named_path
+    from unified_embeddings.llama.finding import is_gone, named_path
 
-    missing = [root for root in map(named_path, paths) if not root.exists()]
+    missing = [root for root in map(named_path, paths) if is_gone(root)]
     if not missing and not dry_run:
         return shared.open_store(
             config, collection, path, url, create=True, adopt=adopt, **settings

@@ -22,6 +22,15 @@ from pathspec import GitIgnoreSpec
 
 from unified_embeddings.errors import InputError
 
+_HIDDEN = (".", "~$")
+"""Beginnings of hidden names. With the second, Office names a file while it has it open."""
+_STORE_MARKS = (
+    {".lock", "catalog.json", "shards"},
+    {".lock", "meta.json", "collection"},
+    {"raft_state.json", "collections"},
+)
+"""What is in the folder of an embedded store, of qdrant-client's local mode, of a server."""
+
 
 class _Place(NamedTuple):
     """A folder or file on the way: `path` as it was reached, `real` without links."""
@@ -60,12 +69,15 @@ class FoundFiles:
 
     Attributes:
         files: The files, each once, in alphabetical order.
-        left_out: Links that are left out, each with the reason.
+        left_out: Links and folders of stores that are left out, each with the reason.
+        dead_links: Those of the links that lead to nothing now. What they led to before may be on a
+            disk that is not mounted.
         failed: Files and folders that cannot be entered or looked at, each with the reason.
     """
 
     files: list[Path] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    dead_links: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,8 +90,8 @@ def named_path(path: Path) -> Path:
     """
     try:
         absolute = path.expanduser()
-        if ".." in absolute.parts:  # behind a link it does not lead back
-            absolute = absolute.resolve()
+        if ".." in absolute.parts:
+            absolute = _without_dots(absolute)
         absolute = Path(os.path.abspath(absolute))  # noqa: PTH100 — Path.resolve follows links
         os.stat(absolute)  # noqa: PTH116 — for its error
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -88,6 +100,15 @@ def named_path(path: Path) -> Path:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{_shortened(path)} is not a usable path: {problem}") from error
     return absolute
+
+
+def _without_dots(path: Path) -> Path:
+    """Return a path without `..`; links on the way to the last one are followed, as they must be.
+
+    Those behind it are kept: `../current` is known by that name, wherever it leads.
+    """
+    after_dots = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:after_dots]).resolve() / Path(*path.parts[after_dots:])
 
 
 def find_files(roots: Sequence[Path], selection: FileSelection) -> FoundFiles:
@@ -111,6 +132,17 @@ def find_files(roots: Sequence[Path], selection: FileSelection) -> FoundFiles:
     found = search.found
     found.files = sorted(search.files.values())
     return found
+
+
+def is_gone(root: Path) -> bool:
+    """Tell whether there is nothing at a path; what cannot be looked at is not gone."""
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_under(path: str | Path, place: Path) -> bool:
@@ -206,10 +238,14 @@ class _Search:
         except OSError as error:
             self.found.failed[str(folder.path)] = _reason("cannot be listed", error)
             return
+        names = {entry.name for entry in listed}
+        if any(marks <= names for marks in _STORE_MARKS):
+            self.found.left_out[str(folder.path)] = "is the folder of a Qdrant store"
+            return
         if self._gitignore:
             folder = folder._replace(ignored_by=folder.ignored_by + _ignore_file(folder.path))
         for entry in listed:
-            if not entry.name.startswith("."):
+            if not entry.name.startswith(_HIDDEN):
                 self._take_entry(entry, folder)
 
     def _take_entry(self, entry: os.DirEntry[str], folder: _Place) -> None:
@@ -234,13 +270,13 @@ class _Search:
         try:
             mode = link.path.stat().st_mode
         except FileNotFoundError:
-            self.found.left_out[str(link.path)] = "is a link to something that does not exist"
+            self._leave_out_dead(link, "is a link to something that does not exist")
             return
         except PermissionError as error:
             self.found.failed[str(link.path)] = _reason("cannot be followed", error)
             return
         except OSError as error:
-            self.found.left_out[str(link.path)] = _reason("is a link that leads nowhere", error)
+            self._leave_out_dead(link, _reason("is a link that leads nowhere", error))
             return
         target = link._replace(real=real)
         if stat.S_ISREG(mode):
@@ -251,6 +287,10 @@ class _Search:
                     self.found.left_out[str(link.path)] = "is a link to a folder that contains it"
                 return
             self._folders.append(target)
+
+    def _leave_out_dead(self, link: _Place, reason: str) -> None:
+        self.found.left_out[str(link.path)] = reason
+        self.found.dead_links.append(str(link.path))
 
     def _take_file(self, file: _Place) -> None:
         if file.real not in self.files and not self._leaves_out(file, is_folder=False):

@@ -277,7 +277,7 @@ class FingerprintedStore(QdrantVectorStore):
                         with_vectors=True,
                     )
                 )
-        return list(self.parse_to_query_result(reading.points).nodes or ())
+        return self._to_nodes(reading.points)
 
     async def aget_nodes(
         self,
@@ -300,7 +300,11 @@ class FingerprintedStore(QdrantVectorStore):
                         with_vectors=True,
                     )
                 )
-        return list(self.parse_to_query_result(reading.points).nodes or ())
+        return self._to_nodes(reading.points)
+
+    def _to_nodes(self, points: list[qm.Record]) -> list[BaseNode]:
+        with store_errors(self.collection_name, "reading nodes"):  # other software's may be none
+            return list(self.parse_to_query_result(points).nodes or ())
 
     # --- deleting -------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
-from unified_embeddings.llama.finding import FileSelection, Places, find_files, named_path
+from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
 from unified_embeddings.llama.readers.registry import holds_no_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -61,7 +61,8 @@ class IndexReport:
             them before stays.
         notes: What the user should know about files that were read, such as characters that were
             not valid.
-        left_out: Symbolic links that were not followed, each with the reason.
+        left_out: Links that were not followed and folders of stores, each with the reason. What is
+            stored of a link that leads to nothing now stays, unless pruning is allowed.
     """
 
     unchanged: int = 0
@@ -110,8 +111,8 @@ def index_paths(
         include: Patterns. If there are any, only files that match one are taken.
         gitignore: Whether .gitignore files are honoured.
         prune: Whether a given path that does not exist any more, or holds no file any more, loses
-            all that is stored of it. A function is asked, with a text that says what would be
-            removed.
+            all that is stored of it, and so does a link that leads to nothing now. A function is
+            asked, with a text that says what would be removed.
         dry_run: Whether to read only, and to store and remove nothing.
         on_files: Called once with the number of files found.
         on_file: Called for each file once it has been processed.
@@ -140,6 +141,7 @@ def index_paths(
     )
     run.find_files(roots, FileSelection(exclude, include, gitignore))
     run.check_roots(roots, prune)
+    run.check_links(prune)
     on_files(len(run.files))
     run.index_files(on_file)
     run.remove_missing_files(roots)
@@ -172,6 +174,7 @@ class _IndexRun:
     ) -> None:
         self.report = IndexReport()
         self.files: list[Path] = []
+        self._dead_links: list[str] = []
         self._store = store
         self._embedder = embedder
         self._splitter = splitter
@@ -192,9 +195,10 @@ class _IndexRun:
         self.files = found.files
         self.report.failed.update(found.failed)
         self.report.left_out.update(found.left_out)
+        self._dead_links = found.dead_links
         if self._store is not None:
             self._stored_files = identify(
-                read_stored_files(self._store), self.files, roots, self._base, self._has_content_of
+                read_stored_files(self._store), self.files, roots, self._base, self._versions_of
             )
 
     def check_roots(self, roots: Sequence[Path], prune: bool | Callable[[str], bool]) -> None:
@@ -213,7 +217,7 @@ class _IndexRun:
         with_files = {place for file in self.files for place in places.holding(str(file))}
         with_stored = {place for path in self._stored_files for place in places.holding(path)}
         for root in roots:
-            exists = root.exists()
+            exists = not is_gone(root)
             if not exists and str(root) not in with_stored:
                 raise InputError(f"{root} does not exist, and nothing of it is indexed")
             count = missing[str(root)]
@@ -228,6 +232,18 @@ class _IndexRun:
                 f"{problem}. Nothing was changed. If it is a disk that is not mounted, mount it; "
                 "to remove the passages, say so: --prune, or prune=True in Python"
             )
+
+    def check_links(self, prune: bool | Callable[[str], bool]) -> None:
+        """Keep what is stored of links that lead to nothing now, unless it is to be removed."""
+        places = Places(self._dead_links)
+        stored = Counter(link for path in self._stored_files for link in places.holding(path))
+        for link, count in stored.items():
+            files = "1 file" if count == 1 else f"{count} files"
+            problem = f"{link} {self.report.left_out[link]}, but {files} of it are indexed"
+            if prune is True or (callable(prune) and prune(problem)):
+                self._dead_links.remove(link)
+                continue
+            self.report.left_out[link] += "; its passages are kept, --prune removes them"
 
     def index_files(self, on_file: Callable[[Path], None]) -> None:
         """Store the chunks of those files that are new or changed."""
@@ -252,10 +268,12 @@ class _IndexRun:
     def _missing_files(self, roots: Sequence[Path]) -> list[str]:
         """Return the stored files under the roots that were not found.
 
-        What is in a folder that could not be listed may still exist, so it is not missing.
+        What is in a folder that could not be listed, or behind a link that leads to nothing, may
+        still exist, so it is not missing.
         """
         present = {str(file) for file in self.files}
-        unreadable, places = Places(self.report.failed), Places(roots)
+        unreadable = Places([*self.report.failed, *self._dead_links])
+        places = Places(roots)
         missing = []
         for path in self._stored_files:
             if path not in present and places.holding(path) and not unreadable.holding(path):
@@ -273,7 +291,8 @@ class _IndexRun:
         try:
             if holds_no_text(file):
                 self._skip(path, f"no text in {file.suffix or 'such'} files")
-                return None
+                # What was stored of it, while it was a text, is in it no more.
+                return FileChunks(path, "", [], []) if stored.chunk_ids else None
             check_name(file)
             version = file_version(file, self._splitter)
             if self._is_stored(path, version, stored):
@@ -347,11 +366,10 @@ class _IndexRun:
         if not self._dry_run and self._store is not None:
             remove_chunks(self._store, chunk_ids)
 
-    def _has_content_of(self, file: Path, stored: StoredFile) -> bool:
-        """Tell whether a file on disk has the content of a stored one."""
+    def _versions_of(self, file: Path) -> list[str]:
+        """Return the versions that a file's content may have; none if it cannot be read."""
         try:
             check_name(file)
-            versions = {file_version(file, self._splitter), old_file_version(file, self._splitter)}
+            return [file_version(file, self._splitter), old_file_version(file, self._splitter)]
         except (OSError, UnifiedEmbeddingsError):
-            return False
-        return not versions.isdisjoint(stored.chunk_ids)
+            return []

@@ -121,28 +121,28 @@ def identify(
     files: Sequence[Path],
     roots: Sequence[Path],
     base: Path | None,
-    has_content_of: Callable[[Path, StoredFile], bool],
+    versions_of: Callable[[Path], Iterable[str]],
 ) -> dict[str, StoredFile]:
     """Return what is stored by the path of the file on disk.
 
     A stored file is the one at its path. If its path is not among those that are indexed, it may
     have moved: with the store's folder, or elsewhere with the same name and content. A file that is
-    reached by another link is the same file too.
+    reached by another link is the same file too, and one that is gone is gone by every name.
 
     Args:
         stored_files: What is stored, by path.
         files: The files that were found.
         roots: The folders and files that are indexed.
         base: The folder that the store's folder lies in; None if the store is elsewhere.
-        has_content_of: Tells whether a file on disk has the content of a stored one.
+        versions_of: Returns the versions under which the content of a file on disk may be stored.
+            It reads the file, and is called once at most for each.
     """
     found = {str(file) for file in files}
     by_real_path = {os.path.realpath(file): str(file) for file in files}
-    by_name: dict[str, list[Path]] = {}
-    for file in files:
-        by_name.setdefault(file.name, []).append(file)
     stored_paths = {place.path for place in stored_files}
+    new_files = _FilesByContent([file for file in files if str(file) not in stored_paths])
     root_places = Places(roots)
+    real_roots = {os.path.realpath(root): root for root in roots}
     identified: dict[str, StoredFile] = {}
     for place, stored in stored_files.items():
         path = place.path
@@ -150,13 +150,50 @@ def identify(
             path = _moved_with_store(place, base) or path
             if path not in found and os.path.lexists(path):
                 path = by_real_path.get(os.path.realpath(path), path)
-            elif path not in found and path == place.path:
-                for file in by_name.get(Path(path).name, ()):
-                    if str(file) not in stored_paths and has_content_of(file, stored):
-                        path = str(file)
-                        break
+            elif path not in found:
+                same = new_files.find(Path(path).name, stored.chunk_ids, versions_of)
+                path = same or _named_by_root(path, real_roots) or path
         identified.setdefault(path, StoredFile()).add(stored)
     return identified
+
+
+class _FilesByContent:
+    """Files by name and content; those of a name are read when that name is asked for.
+
+    Args:
+        files: The files.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._unread: dict[str, list[Path]] = {}
+        for file in files:
+            self._unread.setdefault(file.name, []).append(file)
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def find(
+        self, name: str, versions: Iterable[str], versions_of: Callable[[Path], Iterable[str]]
+    ) -> str | None:
+        """Return the first file of a name that has one of some versions, or None."""
+        for file in self._unread.pop(name, ()):
+            for version in versions_of(file):
+                self._paths.setdefault((name, version), str(file))
+        for version in versions:
+            if (name, version) in self._paths:
+                return self._paths[name, version]
+        return None
+
+
+def _named_by_root(path: str, real_roots: Mapping[str, Path]) -> str | None:
+    """Return the name that a file would have below a root that is the same folder by another name.
+
+    Args:
+        path: The path of a file that does not exist.
+        real_roots: The roots, by their paths without links.
+    """
+    real = os.path.realpath(path)
+    for place in Places(real_roots).holding(real):
+        return str(real_roots[place] / Path(real).relative_to(place))
+    return None
 
 
 def _moved_with_store(place: StoredPath, base: Path | None) -> str | None:

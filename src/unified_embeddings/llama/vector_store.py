@@ -85,7 +85,8 @@ def build_vector_store(
         **options: Qdrant's settings of a new collection (hnsw_config, quantization_config, ...; for
             a server or a cluster also shard_number, replication_factor, ...), and options of
             LlamaIndex's store that keep their meaning (batch_size, payload_indexes, ...); see
-            `StoreOptions`.
+            `StoreOptions`. A payload index holds values of its own type, and Qdrant answers from
+            it: with one of integers, a condition does not see 2.5 in that field.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, the name is blank, an

@@ -87,9 +87,11 @@ class UnifiedHybridRetriever(BaseRetriever):
 
     A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which returns the
     two rankings. They are fused here: a node's score is Σ weight / (rrf_k + rank + 1) over the
-    rankings that contain it, rank from 0. Scores thus lie between about 0.005 and 0.033, so the
-    cutoff of a SimilarityPostprocessor has to be of that size. In the modes "dense" and "sparse"
-    the score is the vectors' own similarity. After reranking it is the ColBERT score.
+    rankings that contain it, rank from 0. Such scores are small, below 0.08 with mini-m3's weights
+    and k and below 0.04 with (1, 1) and 60, so the cutoff of a SimilarityPostprocessor has to be of
+    that size. In the modes "dense" and "sparse" the score is the vectors' own similarity, or their
+    distance where another software's collection measures that: the smallest is the best then. After
+    reranking it is the ColBERT score.
 
     The same question to an unchanged collection gets the same answer. Nodes with equal scores are
     ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less

@@ -56,12 +56,18 @@ def order_points(points: Sequence[qm.ScoredPoint]) -> list[tuple[qm.ScoredPoint,
     """Return points with their scores, best first; points whose scores tie, by id.
 
     Points of a tie get the score of its best one, so that sorting them by score again changes
-    nothing.
+    nothing. Where the collection measures distances (Euclid, Manhattan), the smallest is the best.
+
+    Args:
+        points: Points as Qdrant returns them, the best first but for ties.
     """
+    # By more than rounding, in which a tie's points may come in any order.
+    are_distances = bool(points) and points[-1].score - points[0].score > TOLERANCE
+    sign = -1 if are_distances else 1
     points_by_id = {point.id: point for point in points}
-    scored = [(point.id, point.score) for point in points]
+    scored = [(point.id, sign * point.score) for point in points]
     ordered = sort_by_score(scored, id_order, relative=TOLERANCE, absolute=TOLERANCE)
-    return [(points_by_id[point_id], score) for point_id, score in ordered]
+    return [(points_by_id[point_id], sign * score) for point_id, score in ordered]
 
 
 def id_order(point_id: qm.ExtendedPointId) -> tuple[bool, int, str]:

@@ -69,7 +69,8 @@ def format_number(value: str, code: str, *, from_1904: bool) -> str:
     if re.search(r"[ymdhs]", shown, re.IGNORECASE) and "general" not in shown.lower():
         return _date(number, shown.lower(), from_1904=from_1904) or plain
     if _PERCENT.fullmatch(shown):
-        return f"{_without_exponent(number * 100)}%"
+        # Of the plain number: 7% is stored as 7.0000000000000007E-2.
+        return f"{_without_exponent(Decimal(plain) * 100)}%"
     # The literals count here: 000\-00 and 000-00 are the same.
     unquoted = positive_code.replace("\\", "").replace('"', "")
     if _DIGITS.fullmatch(unquoted) and plain.isdecimal():

@@ -22,6 +22,11 @@ _FEW_BAD_CHARACTERS = 3
 _FEW_BAD_CHARACTERS_IN = 10
 """A short text may have a few bad ones, up to one in ten."""
 _SAMPLE_BYTES = 4096
+_SUCCESSORS = {
+    "iso8859-1": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}  # fmt: skip
 
 
 def read_plain_text(data: bytes) -> FileContent:
@@ -59,9 +64,7 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, list[str
         return data.decode(), []
     except UnicodeDecodeError:
         pass
-    if declared is not None and _is_known(declared):
-        return _decode(data, declared)
-    return _decode(data, "utf-8")
+    return _decode(data, codec_of(declared) or "utf-8")
 
 
 def _decode(data: bytes, encoding: str) -> tuple[str, list[str]]:
@@ -100,10 +103,17 @@ def _unmarked_utf16(start: bytes) -> str | None:
     return None
 
 
-def _is_known(encoding: str) -> bool:
-    """Tell whether a name is one of a text encoding that Python has."""
+def codec_of(declared: str | None) -> str | None:
+    """Return the name by which Python decodes a declared encoding; None if it has none.
+
+    What is declared as one of the older standards is written in its larger successor as a rule, so
+    that browsers and mail programs take that (https://encoding.spec.whatwg.org/#names-and-labels).
+    """
+    if declared is None:
+        return None
     try:
-        "".encode(encoding)
+        "".encode(declared)  # some codecs are none of text
+        name = codecs.lookup(declared).name
     except (LookupError, UnicodeError, ValueError):
-        return False
-    return True
+        return None
+    return _SUCCESSORS.get(name, name)

@@ -46,17 +46,17 @@ _PLAIN_TEXT = Reader("text 1", read_plain_text)
 _READERS = {
     Reader("csv 1", read_csv): ".csv",
     Reader("docx 1", read_docx): ".docx .docm .dotx",
-    Reader("eml 1", read_eml): ".eml",
+    Reader("eml 2", read_eml): ".eml",
     Reader("epub 1", read_epub): ".epub",
-    Reader("html 1", read_html): ".html .htm .xhtml",
-    Reader("mbox 1", read_mbox): ".mbox",
+    Reader("html 2", read_html): ".html .htm .xhtml",
+    Reader("mbox 2", read_mbox): ".mbox",
     Reader("notebook 1", read_notebook): ".ipynb",
     Reader("opendocument 1", read_opendocument): ".odt .ods .odp .ott",
     Reader("pdf pypdf 1", read_pdf): ".pdf",
     Reader("pptx 1", read_pptx): ".pptx .pptm .ppsx",
     Reader("rtf 1", read_rtf): ".rtf",
     Reader("tsv 1", read_tsv): ".tsv .tab",
-    Reader("xlsx 1", read_xlsx): ".xlsx .xlsm .xltx",
+    Reader("xlsx 2", read_xlsx): ".xlsx .xlsm .xltx",
 }
 _BY_SUFFIX = {
     suffix: reader for reader, suffixes in _READERS.items() for suffix in suffixes.split()
