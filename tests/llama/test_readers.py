@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,6 +304,22 @@ class TestWord:
         deleted = "<w:del><w:r><w:delText>gone</w:delText></w:r></w:del>"
         body = f"<w:p><w:r><w:t>kept</w:t></w:r>{deleted}</w:p>"
         assert text_of("letter.docx", docx(body)) == "kept"
+
+    @pytest.mark.parametrize("bad", ["&#1;", "&#x0;", "&#xD835;", "&#1114112;", "&#x110000;"])
+    def test_a_reference_to_no_character_costs_itself(self, bad: str) -> None:
+        body = f"<w:p><w:r><w:t>Zone {bad} &#x41;&#66; is closed.</w:t></w:r></w:p>"
+        content = content_of("a.docx", docx(body))
+        assert content.parts == [Section("Zone \ufffd AB is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
+
+    @pytest.mark.parametrize("bad", [b"\x01", b"\xff", b"\xef\xbf\xbe"])
+    def test_a_byte_that_no_xml_may_hold_costs_itself(self, bad: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(docx(paragraph("Zone Q is closed.")))) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        parts["word/document.xml"] = parts["word/document.xml"].replace(b"Q", bad)
+        content = content_of("a.docx", zipped(parts))
+        assert content.parts == [Section("Zone \ufffd is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
 
 
 class TestSlides:
@@ -638,6 +655,13 @@ def test_a_password_is_asked_for_by_name() -> None:
 
 
 class TestPlainText:
+    def test_halves_of_characters_in_utf8_are_joined(self) -> None:
+        pair, half = b"\xed\xa0\xb5\xed\xb0\xb4", b"\xed\xa0\xb5"
+        assert text_of("a.txt", b"Set " + pair + b" is open.") == "Set \U0001d434 is open."
+        content = content_of("a.txt", b"Zone " + half + b" is closed.")
+        assert content.parts == [Section("Zone \ufffd is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
     def test_encodings(self, encoding: str) -> None:
         assert (
@@ -658,7 +682,7 @@ class TestPlainText:
                 "the \ufffd\ufffd fox jumps over the dog",
                 "2",
             ),
-            (b"half \xed\xa0\xb5 of a character and more text", "half \ufffd\ufffd\ufffd of", "3"),
+            (b"half \xed\xa0\xb5 of a character and more text", "half \ufffd of", "1"),
         ],
     )
     def test_bad_bytes_are_replaced_and_counted(self, data: bytes, text: str, count: str) -> None:

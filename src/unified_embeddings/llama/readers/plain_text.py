@@ -6,6 +6,7 @@ What lives here: bytes into text. What does not: formats that are more than text
 from __future__ import annotations
 
 import codecs
+import re
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.readers.content import FileContent, Section, lost_note
@@ -22,6 +23,11 @@ _FEW_BAD_CHARACTERS = 3
 _FEW_BAD_CHARACTERS_IN = 10
 """A short text may have a few bad ones, up to one in ten."""
 _SAMPLE_BYTES = 4096
+_HALF = rb"\xed[\xa0-\xaf][\x80-\xbf]"
+_OTHER_HALF = rb"\xed[\xb0-\xbf][\x80-\xbf]"
+_HALVES = re.compile(_HALF + _OTHER_HALF + b"|" + _HALF + b"|" + _OTHER_HALF)
+"""Halves of characters (surrogates), each written as if it were a character of UTF-8. Some
+databases export pairs of them (CESU-8)."""
 
 
 def read_plain_text(data: bytes) -> FileContent:
@@ -61,7 +67,15 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, list[str
         pass
     if declared is not None and _is_known(declared):
         return _decode(data, declared)
-    return _decode(data, "utf-8")
+    return _decode(_HALVES.sub(_join_halves, data), "utf-8")
+
+
+def _join_halves(match: re.Match[bytes]) -> bytes:
+    """Return two halves of a character as the character, and a lone one as one bad byte."""
+    halves = match[0].decode("utf-8", "surrogatepass")
+    if len(halves) == 1:
+        return b"\xff"
+    return halves.encode("utf-16-le", "surrogatepass").decode("utf-16-le").encode()
 
 
 def _decode(data: bytes, encoding: str) -> tuple[str, list[str]]:
