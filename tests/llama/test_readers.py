@@ -39,7 +39,7 @@ from unified_embeddings.llama.readers.content import FileContent, Section, Table
 from unified_embeddings.llama.readers.delimited import parse_rows
 from unified_embeddings.llama.readers.excel_numbers import format_number
 from unified_embeddings.llama.readers.markup import html_to_text
-from unified_embeddings.llama.readers.registry import holds_no_text, read_content
+from unified_embeddings.llama.readers.registry import read_content, why_without_text
 from unified_embeddings.llama.reading import read_chunks
 from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
 
@@ -768,4 +768,4 @@ def test_files_without_text_are_told_by_type_or_beginning(
     tmp_path: Path, name: str, data: bytes, expected: bool
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    assert holds_no_text(tmp_path / name) is expected
+    assert (why_without_text(tmp_path / name) is not None) is expected

@@ -20,7 +20,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.finding import FileSelection, Places, find_files, named_path
-from unified_embeddings.llama.readers.registry import holds_no_text
+from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import (
     FileChunks,
     check_name,
@@ -271,8 +271,9 @@ class _IndexRun:
         path = str(file)
         stored = self._stored_files.get(path, StoredFile())
         try:
-            if holds_no_text(file):
-                self._skip(path, f"no text in {file.suffix or 'such'} files")
+            if reason := why_without_text(file):
+                self._skip(path, reason)
+                self._remove_chunks(stored.all_ids())  # it held text before
                 return None
             check_name(file)
             version = file_version(file, self._splitter)
