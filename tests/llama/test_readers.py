@@ -761,6 +761,7 @@ def test_a_format_that_is_not_read_is_named_with_the_way_out(suffix: str) -> Non
         ("a.unknown", "text".encode("utf-16"), False),
         ("noname", b"", False),
         ("a.docx", b"\0\xff", False),
+        ("~$report.docx", b"\x05Peter \0", True),
         ("a.doc", b"\0\xff", False),
     ],
 )

@@ -83,6 +83,8 @@ _MEDIA = frozenset(
      ".ttf", ".otf")
 )  # fmt: skip
 """Types of files that hold no text."""
+_LOCK_FILE = "~$"
+"""How the names of files begin that Microsoft Office keeps beside a document while it is open."""
 
 
 def reader_of(file: Path) -> Reader:
@@ -93,13 +95,15 @@ def reader_of(file: Path) -> Reader:
 def why_without_text(file: Path) -> str | None:
     """Return why a file holds no text; None if it holds some.
 
-    Either its type holds none, or no reader knows its type and it begins with binary data: a NUL
-    byte, and not valid UTF-8.
+    Its type holds none, or it is a lock file of Office, or no reader knows its type and it begins
+    with binary data: a NUL byte, and not valid UTF-8.
 
     Raises:
         OSError: If the file cannot be opened.
     """
     suffix = file.suffix.lower()
+    if file.name.startswith(_LOCK_FILE):
+        return "it only says who has a document open"
     if suffix in _MEDIA:
         return f"no text in {suffix} files"
     if suffix in _BY_SUFFIX or suffix in _UNREADABLE:
