@@ -128,7 +128,7 @@ class TestErrors:
         "rankings", [["ab", "bc"], {"a": ["x"]}, "ab", [{"x": 0.9}], [["a"], {"b", "c"}]]
     )
     def test_what_only_happens_to_be_iterable(self, rankings: Any) -> None:
-        with pytest.raises(InputError, match="expected a list of (rankings|items)"):
+        with pytest.raises(InputError, match=r"expected a list of (rankings|items)"):
             rrf(rankings)
 
     def test_negative_k(self) -> None:

@@ -38,13 +38,16 @@ def index(
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out what matches, as in .gitignore ('drafts/', '*.log'), or is this path. "
-            "Repeatable."
+            help="Leave out what matches, as in .gitignore ('drafts/', '*.log'), or is this path; "
+            "passages of it are removed. Repeatable."
         ),
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Take only files that match, as in .gitignore ('*.md'). Repeatable."),
+        typer.Option(
+            help="Take only files that match, as in .gitignore ('*.md'); passages of others are "
+            "removed. Repeatable."
+        ),
     ] = None,
     gitignore: Annotated[
         bool, typer.Option("--gitignore", help="Leave out what .gitignore files name.")

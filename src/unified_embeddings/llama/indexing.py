@@ -95,9 +95,9 @@ def index_paths(
     """Bring a collection in line with files and folders.
 
     New and changed files are split into chunks of whole sentences, embedded and stored. Files that
-    are gone from the given folders lose their chunks. Everything else stays. The old chunks of a
-    changed file are removed only after the new ones are stored. To resume an interrupted run, make
-    the same call again.
+    are gone from the given folders, or left out, lose their chunks. Everything else stays. The old
+    chunks of a changed file are removed only after the new ones are stored. To resume an
+    interrupted run, make the same call again.
 
     Args:
         paths: Files and folders. Hidden files within folders are left out, and so is the folder of
