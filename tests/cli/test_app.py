@@ -179,6 +179,10 @@ class TestInstalledCommand:
         assert "-h" in ended.out
         assert max(map(len, ended.out.splitlines())) <= 80
 
+    def test_the_lines_of_a_paragraph_are_joined(self, run: Run) -> None:
+        lines = [line.strip() for line in run("index", "-h").out.splitlines()]
+        assert "changed files are" not in lines  # a docstring's line, broken twice
+
     def test_completion(self, tmp_path: Path) -> None:
         ended = subprocess.run(
             [COMMAND],

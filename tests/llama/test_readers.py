@@ -553,6 +553,10 @@ class TestPdf:
             "Set \U0001d434 is open."
         )
 
+    def test_another_file_under_the_name_is_told(self) -> None:
+        with pytest.raises(InputError, match="is not a PDF file"):
+            content_of("page.pdf", b"<html><h1>404 Not Found</h1></html>")
+
     def test_a_scan_is_named(self) -> None:
         with pytest.raises(InputError, match="no text; needs OCR"):
             content_of("scan.pdf", pdf("", ""))
