@@ -920,6 +920,15 @@ class TestModels:
         assert "did you mean 'arctic'?" in ended.err
 
 
+def test_a_forgotten_model_is_told_before_the_default_is_loaded(
+    run: Run, work: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    ended = run("search", "fox")
+    assert ended.code == 1
+    assert f"made by model '{xlmr}', and the default is 'bge-m3'" in ended.err
+
+
 class TestUsage:
     def test_version(self, run: Run) -> None:
         assert run("--version") == Ended(0, f"{unified_embeddings.__version__}\n", "")
