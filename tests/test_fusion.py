@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -116,13 +117,20 @@ class TestTies:
     @pytest.mark.parametrize("n", [3, 4, 5, 6])
     def test_items_that_hold_the_same_places_tie_exactly(self, n: int, k: int) -> None:
         items = "abcdef"[:n]
-        rotations = [items[i:] + items[:i] for i in range(n)]
+        rotations = [list(items[i:] + items[:i]) for i in range(n)]
         fused = rrf(rotations, k=k)
         assert len({score for _, score in fused}) == 1
         assert [item for item, _ in fused] == list(items)
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        "rankings", [["ab", "bc"], {"a": ["x"]}, "ab", [{"x": 0.9}], [["a"], {"b", "c"}]]
+    )
+    def test_what_only_happens_to_be_iterable(self, rankings: Any) -> None:
+        with pytest.raises(InputError, match=r"expected a list of (rankings|items)"):
+            rrf(rankings)
+
     def test_negative_k(self) -> None:
         with pytest.raises(InputError, match="k must be >= 0, got -1"):
             rrf([["a"]], k=-1)

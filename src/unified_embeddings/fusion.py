@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.validation import check_is_list
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -40,8 +41,12 @@ def rrf(
         first.
 
     Raises:
-        InputError: If k or a weight is negative, or their number is not that of the rankings.
+        InputError: If k or a weight is negative, or their number is not that of the rankings. If
+            a ranking is no list, but a text or a dict, say.
     """
+    check_is_list(rankings, "rankings")
+    for ranking in rankings:
+        check_is_list(ranking, "items")
     if not k >= 0:
         raise InputError(f"k must be >= 0, got {k}")
     if weights is None:

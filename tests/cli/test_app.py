@@ -179,6 +179,10 @@ class TestInstalledCommand:
         assert "-h" in ended.out
         assert max(map(len, ended.out.splitlines())) <= 80
 
+    def test_the_lines_of_a_paragraph_are_joined(self, run: Run) -> None:
+        lines = [line.strip() for line in run("index", "-h").out.splitlines()]
+        assert "changed files are" not in lines  # a docstring's line, broken twice
+
     def test_completion(self, tmp_path: Path) -> None:
         ended = subprocess.run(
             [COMMAND],
@@ -914,6 +918,15 @@ class TestModels:
         ended = run("models", "artic")
         assert ended.code == 1
         assert "did you mean 'arctic'?" in ended.err
+
+
+def test_a_forgotten_model_is_told_before_the_default_is_loaded(
+    run: Run, work: Path, xlmr: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    ended = run("search", "fox")
+    assert ended.code == 1
+    assert f"made by model '{xlmr}', and the default is 'bge-m3'" in ended.err
 
 
 class TestUsage:

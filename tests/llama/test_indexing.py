@@ -783,3 +783,14 @@ def test_a_binary_file_of_an_unknown_kind_is_skipped(library: Library) -> None:
     library.write("one.txt", "one")
     report = library.index()
     assert (report.skipped, report.failed, report.indexed) == ([str(blob)], {}, 1)
+
+
+def test_a_file_that_becomes_binary_loses_its_chunks(library: Library) -> None:
+    file = library.write("one.txt", "one")
+    library.write("two.txt", "two")
+    library.index()
+    file.write_bytes(b"\0\xff\xfe" * 100)
+    outcomes: list[tuple[str, str]] = []
+    report = library.index(on_outcome=lambda *outcome: outcomes.append(outcome))
+    assert (report.skipped, report.chunks_removed, library.count()) == ([str(file)], 1, 1)
+    assert (str(file), "skipped: it is binary data") in outcomes

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from unified_embeddings.llama.readers.content import FileContent, Section, Table
 from unified_embeddings.llama.readers.delimited import parse_rows
 from unified_embeddings.llama.readers.excel_numbers import format_number
 from unified_embeddings.llama.readers.markup import html_to_text
-from unified_embeddings.llama.readers.registry import holds_no_text, read_content
+from unified_embeddings.llama.readers.registry import read_content, why_without_text
 from unified_embeddings.llama.reading import read_chunks
 from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
 
@@ -305,6 +306,22 @@ class TestWord:
         deleted = "<w:del><w:r><w:delText>gone</w:delText></w:r></w:del>"
         body = f"<w:p><w:r><w:t>kept</w:t></w:r>{deleted}</w:p>"
         assert text_of("letter.docx", docx(body)) == "kept"
+
+    @pytest.mark.parametrize("bad", ["&#1;", "&#x0;", "&#xD835;", "&#1114112;", "&#x110000;"])
+    def test_a_reference_to_no_character_costs_itself(self, bad: str) -> None:
+        body = f"<w:p><w:r><w:t>Zone {bad} &#x41;&#66; is closed.</w:t></w:r></w:p>"
+        content = content_of("a.docx", docx(body))
+        assert content.parts == [Section("Zone \ufffd AB is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
+
+    @pytest.mark.parametrize("bad", [b"\x01", b"\xff", b"\xef\xbf\xbe"])
+    def test_a_byte_that_no_xml_may_hold_costs_itself(self, bad: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(docx(paragraph("Zone Q is closed.")))) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        parts["word/document.xml"] = parts["word/document.xml"].replace(b"Q", bad)
+        content = content_of("a.docx", zipped(parts))
+        assert content.parts == [Section("Zone \ufffd is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
 
 
 class TestSlides:
@@ -604,6 +621,10 @@ class TestPdf:
             "Set \U0001d434 is open."
         )
 
+    def test_another_file_under_the_name_is_told(self) -> None:
+        with pytest.raises(InputError, match="is not a PDF file"):
+            content_of("page.pdf", b"<html><h1>404 Not Found</h1></html>")
+
     def test_a_scan_is_named(self) -> None:
         with pytest.raises(InputError, match="no text; needs OCR"):
             content_of("scan.pdf", pdf("", ""))
@@ -706,6 +727,13 @@ def test_a_password_is_asked_for_by_name() -> None:
 
 
 class TestPlainText:
+    def test_halves_of_characters_in_utf8_are_joined(self) -> None:
+        pair, half = b"\xed\xa0\xb5\xed\xb0\xb4", b"\xed\xa0\xb5"
+        assert text_of("a.txt", b"Set " + pair + b" is open.") == "Set \U0001d434 is open."
+        content = content_of("a.txt", b"Zone " + half + b" is closed.")
+        assert content.parts == [Section("Zone \ufffd is closed.")]
+        assert content.notes == ["1 character is not valid and was replaced by U+FFFD"]
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
     def test_encodings(self, encoding: str) -> None:
         assert (
@@ -726,7 +754,7 @@ class TestPlainText:
                 "the \ufffd\ufffd fox jumps over the dog",
                 "2",
             ),
-            (b"half \xed\xa0\xb5 of a character and more text", "half \ufffd\ufffd\ufffd of", "3"),
+            (b"half \xed\xa0\xb5 of a character and more text", "half \ufffd of", "1"),
         ],
     )
     def test_bad_bytes_are_replaced_and_counted(self, data: bytes, text: str, count: str) -> None:
@@ -812,4 +840,4 @@ def test_files_without_text_are_told_by_type_or_beginning(
     tmp_path: Path, name: str, data: bytes, expected: bool
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    assert holds_no_text(tmp_path / name) is expected
+    assert (why_without_text(tmp_path / name) is not None) is expected

@@ -174,7 +174,7 @@ class DiskTier:
         """Count a failure, and log the first one."""
         self.errors += 1
         if self.errors == 1:
-            _LOG.warning("The disk cache %s fails and is bypassed: %s", self.path, error)
+            _LOG.warning("The disk cache %s fails and is bypassed: %r", self.path, error)
 
     # --- rows -----------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ app = typer.Typer(
     help="Embeddings and hybrid retrieval with BGE-M3, LlamaIndex and Qdrant, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)

@@ -38,8 +38,8 @@ def index(
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out what matches, as in .gitignore ('drafts/', '*.log'), or is this path. "
-            "Repeatable."
+            help="Leave out what matches, as in .gitignore ('drafts/', '*.log'), or is this path; "
+            "passages of it are removed. Repeatable."
         ),
     ] = None,
     include: Annotated[

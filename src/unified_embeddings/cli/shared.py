@@ -63,6 +63,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_PATH = Path("qdrant_data")
 DEFAULT_COLLECTION = "documents"
+_DEFAULT_MODEL = "bge-m3"
 
 
 class MissingCollectionError(StoreError):
@@ -107,6 +108,8 @@ def open_store(
     # `client` stays referenced while the store opens. The embedded client of a folder is shared
     # through a weak reference: without an owner it would be closed, and the folder read twice.
     client = None if create else require_collection(collection, path, url)
+    if client is not None:
+        _note_other_model(client, collection, config)
     options: Options = {**settings, "adopt": adopt}
     if url:
         options["url"] = url
@@ -115,6 +118,28 @@ def open_store(
     store = config.vector_store(collection, **options)
     del client
     return store
+
+
+def _note_other_model(client: Client, collection: str, config: UnifiedEmbeddingConfig) -> None:
+    """Say so where the default model is asked for a collection that another one made.
+
+    Opening the store compares the models themselves, for which it has to load, and maybe to
+    download, the default one: 2.3 GB for a forgotten --model.
+    """
+    from unified_embeddings.models.catalogue import MODELS
+    from unified_embeddings.stores.errors import store_errors
+    from unified_embeddings.stores.schema import recorded_model
+
+    if config.model_choice != _DEFAULT_MODEL:
+        return
+    with store_errors(collection, "opening"):
+        recorded = recorded_model(client.get_collection(collection))
+    if recorded is None or recorded.name in (_DEFAULT_MODEL, MODELS[_DEFAULT_MODEL].model_id):
+        return
+    print_note(
+        f"collection {collection!r} was made by model {recorded.name!r}, and the default is "
+        f"{_DEFAULT_MODEL!r}; --model names another"
+    )
 
 
 def require_collection(collection: str, path: Path, url: str | None) -> Client:

@@ -56,7 +56,7 @@ def choose_engine(
         return EngineChoice("torch", reason)
     parameters = spec.parameters or _count_parameters(checkpoint())
     if parameters < _LARGE:
-        return EngineChoice("torch", "measured: the faster engine for models of this size")
+        return EngineChoice("torch", "it was measured to be faster for models of this size")
     if reason := _why_export_is_impossible(parameters, checkpoint):
         return EngineChoice("torch", f"'onnx' would be faster here, {_MEASURED}, but {reason}")
     return EngineChoice("onnx", f"the fastest engine on this kind of processor, {_MEASURED}")

@@ -20,7 +20,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
-from unified_embeddings.llama.readers.registry import holds_no_text
+from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import (
     FileChunks,
     check_name,
@@ -96,9 +96,9 @@ def index_paths(
     """Bring a collection in line with files and folders.
 
     New and changed files are split into chunks of whole sentences, embedded and stored. Files that
-    are gone from the given folders lose their chunks. Everything else stays. The old chunks of a
-    changed file are removed only after the new ones are stored. To resume an interrupted run, make
-    the same call again.
+    are gone from the given folders, or left out, lose their chunks. Everything else stays. The old
+    chunks of a changed file are removed only after the new ones are stored. To resume an
+    interrupted run, make the same call again.
 
     Args:
         paths: Files and folders. Hidden files within folders are left out, and so is the folder of
@@ -289,8 +289,8 @@ class _IndexRun:
         path = str(file)
         stored = self._stored_files.get(path, StoredFile())
         try:
-            if holds_no_text(file):
-                self._skip(path, f"no text in {file.suffix or 'such'} files")
+            if reason := why_without_text(file):
+                self._skip(path, reason)
                 # What was stored of it, while it was a text, is in it no more.
                 return FileChunks(path, "", [], []) if stored.chunk_ids else None
             check_name(file)

@@ -44,7 +44,7 @@ def read_epub(data: bytes) -> FileContent:
         page = read_html(file.read(name))
         parts.extend(part for part in page.parts if isinstance(part, Section))
         notes.extend(page.notes)
-    return FileContent([*parts], notes)
+    return FileContent([*parts], [*notes, *file.notes])
 
 
 class _Container:

@@ -54,7 +54,7 @@ def read_xlsx(data: bytes) -> FileContent:
         parts.append(Table(cells.table(), _SEPARATOR, name, {"sheet_name": name}))
         for other in file.related(part, "drawing", "comments"):
             parts.append(Section(office_text(file, other), {"sheet_name": name}))
-    return FileContent(parts)
+    return FileContent(parts, file.notes)
 
 
 def _unescape(text: str) -> str:

@@ -35,7 +35,7 @@ def read_docx(data: bytes) -> FileContent:
     blocks = [office_text(file, part) for part in (main, *file.related(main, *_WORD_PARTS))]
     # The same header may stand on several kinds of pages.
     texts = dict.fromkeys(block for block in blocks if block.strip())
-    return FileContent([Section("\n\n".join(texts))])
+    return FileContent([Section("\n\n".join(texts))], file.notes)
 
 
 def read_pptx(data: bytes) -> FileContent:
@@ -58,7 +58,7 @@ def read_pptx(data: bytes) -> FileContent:
         texts = [office_text(file, part) for part in parts]
         text = "\n\n".join(text for text in texts if text.strip())
         sections.append(Section(text, {"page_label": str(number)}))
-    return FileContent([*sections])
+    return FileContent([*sections], file.notes)
 
 
 def office_text(file: ZippedFile, part: str) -> str:

@@ -29,7 +29,7 @@ def read_opendocument(data: bytes) -> FileContent:
     file = ZippedFile(data, "an OpenDocument file")
     content = _Content()
     file.parse("content.xml", content)
-    return FileContent(content.finished())
+    return FileContent(content.finished(), file.notes)
 
 
 class _Content:

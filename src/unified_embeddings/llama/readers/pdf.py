@@ -30,7 +30,12 @@ def read_pdf(data: bytes) -> FileContent:
     except ImportError as error:
         raise MissingExtraError("the reader for .pdf files", extra="files") from error
     with _without_log("pypdf"):
-        reader = pypdf.PdfReader(io.BytesIO(data))
+        try:
+            reader = pypdf.PdfReader(io.BytesIO(data))
+        except Exception as error:
+            if b"%PDF" in data:
+                raise
+            raise InputError("is not a PDF file") from error
         _decrypt(reader)
         return _read_pages(reader)
 

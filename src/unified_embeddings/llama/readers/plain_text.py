@@ -6,6 +6,7 @@ What lives here: bytes into text. What does not: formats that are more than text
 from __future__ import annotations
 
 import codecs
+import re
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.readers.content import FileContent, Section, lost_note
@@ -27,6 +28,11 @@ _SUCCESSORS = {
     "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932",
     "euc_kr": "cp949",
 }  # fmt: skip
+_HALF = rb"\xed[\xa0-\xaf][\x80-\xbf]"
+_OTHER_HALF = rb"\xed[\xb0-\xbf][\x80-\xbf]"
+_HALVES = re.compile(_HALF + _OTHER_HALF + b"|" + _HALF + b"|" + _OTHER_HALF)
+"""Halves of characters (surrogates), each written as if it were a character of UTF-8. Some
+databases export pairs of them (CESU-8)."""
 
 
 def read_plain_text(data: bytes) -> FileContent:
@@ -64,7 +70,18 @@ def decode_text(data: bytes, declared: str | None = None) -> tuple[str, list[str
         return data.decode(), []
     except UnicodeDecodeError:
         pass
-    return _decode(data, codec_of(declared) or "utf-8")
+    codec = codec_of(declared)
+    if codec not in (None, "utf-8"):
+        return _decode(data, codec)
+    return _decode(_HALVES.sub(_join_halves, data), "utf-8")
+
+
+def _join_halves(match: re.Match[bytes]) -> bytes:
+    """Return two halves of a character as the character, and a lone one as one bad byte."""
+    halves = match[0].decode("utf-8", "surrogatepass")
+    if len(halves) == 1:
+        return b"\xff"
+    return halves.encode("utf-16-le", "surrogatepass").decode("utf-16-le").encode()
 
 
 def _decode(data: bytes, encoding: str) -> tuple[str, list[str]]:

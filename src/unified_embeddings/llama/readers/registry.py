@@ -90,31 +90,31 @@ def reader_of(file: Path) -> Reader:
     return _BY_SUFFIX.get(file.suffix.lower(), _PLAIN_TEXT)
 
 
-def holds_no_text(file: Path) -> bool:
-    """Tell whether a file holds no text.
+def why_without_text(file: Path) -> str | None:
+    """Return why a file holds no text; None if it holds some.
 
-    Either its type holds none, or no reader knows its type and it begins with binary data: a NUL
-    byte, and not valid UTF-8.
+    Its type holds none, or no reader knows its type and it begins with binary data: a NUL byte,
+    and not valid UTF-8.
 
     Raises:
         OSError: If the file cannot be opened.
     """
     suffix = file.suffix.lower()
     if suffix in _MEDIA:
-        return True
+        return f"no text in {suffix} files"
     if suffix in _BY_SUFFIX or suffix in _UNREADABLE:
-        return False
+        return None
     with file.open("rb") as content:
         start = content.read(_START_BYTES)
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
     if b"\0" not in start or start.startswith(marks):
-        return False
+        return None
     try:
         # An incremental decoder accepts a character that is cut off at the end.
         codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
-        return True
-    return False
+        return "it is binary data"
+    return None
 
 
 def read_content(file: Path, data: bytes) -> FileContent:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import posixpath
+import re
 import struct
 import zipfile
 import zlib
@@ -16,10 +17,16 @@ from typing import Protocol
 from xml.etree import ElementTree
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.readers.content import lost_note
 
 _LARGEST_PART = 2**29
 """Bytes of an unpacked part, against archives made to fill the memory."""
 _OLD_OFFICE_FILE = b"\xd0\xcf\x11\xe0"
+_UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"<\0", b"\0<")
+_CONTROL_CHARACTERS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
+"""Bytes in UTF-8 that no XML may hold; a parser gives up at the first."""
+_REFERENCE = re.compile(rb"&#(?:x([0-9a-fA-F]+)|([0-9]+));")
+_REPLACEMENT = "\ufffd".encode()
 
 
 class XmlTarget(Protocol):
@@ -68,6 +75,12 @@ class ZippedFile:
         ) as error:
             raise InputError(f"is not {kind}: {error}") from error
         self.names = self._archive.namelist()
+        self._lost = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the note on characters that no XML may hold, if parts had some."""
+        return [lost_note(self._lost)] if self._lost else []
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a part.
@@ -91,10 +104,14 @@ class ZippedFile:
     def parse(self, name: str, target: XmlTarget) -> None:
         """Send the events of an XML part to a target.
 
+        Characters that no XML may hold are replaced by U+FFFD, and counted for `notes`.
+
         Raises:
             InputError: Like `read`, or if the part is not valid XML.
         """
-        parse_xml(self.read(name), target, name)
+        data, lost = _mend_xml(self.read(name))
+        self._lost += lost
+        parse_xml(data, target, name)
 
     def relations(self, part: str) -> dict[str, tuple[str, str]]:
         """Return what a part refers to within the file: id → (type, name of the part).
@@ -117,6 +134,50 @@ class ZippedFile:
             if kind in types and name in self.names and name not in related:
                 related.append(name)
         return related
+
+
+def _mend_xml(data: bytes) -> tuple[bytes, int]:
+    """Replace what is no character of XML by U+FFFD; return also how many there were."""
+    if data.startswith(_UTF16_STARTS) or not _is_declared_utf8(data):
+        return data, 0
+    lost = 0
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        text = data.decode(errors="replace")
+        lost += text.count("\ufffd") - data.count(_REPLACEMENT)
+        data = text.encode()
+    data, replaced = _CONTROL_CHARACTERS.subn(_REPLACEMENT, data)
+    lost += replaced
+
+    def mend_reference(match: re.Match[bytes]) -> bytes:
+        nonlocal lost
+        if _is_xml_character(match):
+            return match[0]
+        lost += 1
+        return _REPLACEMENT
+
+    return _REFERENCE.sub(mend_reference, data), lost
+
+
+def _is_declared_utf8(data: bytes) -> bool:
+    declaration = re.match(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*encoding\s*=\s*['\"]([^'\"]*)", data)
+    return declaration is None or declaration[1].lower() in (b"utf-8", b"utf8", b"us-ascii")
+
+
+def _is_xml_character(reference: re.Match[bytes]) -> bool:
+    """Tell whether a reference such as `&#x41;` names a character that XML may hold."""
+    digits = reference[1] or reference[2]
+    significant = digits.lstrip(b"0")
+    if len(significant) > 7:  # beyond Unicode, and maybe beyond what int() takes
+        return False
+    number = int(significant or b"0", 16 if reference[1] else 10)
+    return (
+        number in (0x9, 0xA, 0xD)
+        or 0x20 <= number < 0xD800
+        or 0xE000 <= number < 0xFFFE
+        or 0x10000 <= number < 0x110000
+    )
 
 
 def parse_xml(data: bytes, target: XmlTarget, name: str) -> None:
