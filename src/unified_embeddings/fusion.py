@@ -42,7 +42,7 @@ def rrf(
 
     Raises:
         InputError: If k or a weight is negative, or their number is not that of the rankings. If
-            a ranking is no list, but a text or a dict, say.
+            a ranking is not a list (a text or a dict, for example).
     """
     check_is_list(rankings, "rankings")
     for ranking in rankings:

@@ -135,7 +135,7 @@ class DiskTier:
             sqlite3.Error: If there is none.
         """
         if self._process != os.getpid():
-            # SQLite's connections do not survive a fork, and closing this one would let go of the
+            # SQLite's connections do not survive a fork, and closing this one would release the
             # parent's locks.
             if self._connection is not None:
                 _inherited.append(self._connection)
