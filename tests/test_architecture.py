@@ -48,7 +48,7 @@ HOMES = {
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
     "fastapi": set[str](),
     "grpc": {"stores.errors", "stores.schema"},
-    "httpx": {"images.fetch"},
+    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {"llama", "retrievers", "config", "cli"},
     "matplotlib": {"cli.precision_report"},

@@ -6,9 +6,12 @@ vectors. `cached` puts a cache in front of one model, `paired` joins two.
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
@@ -16,6 +19,8 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role
 from unified_embeddings.validation import require_texts
+
+Result = TypeVar("Result")
 
 SPECIAL_TOKENS = 2
 """Special tokens of every text in the architectures in use: one at the start, one at the end."""
@@ -148,6 +153,10 @@ class TextEmbedder(Closeable):
         """Return the most tokens of a document's own: without special tokens and prefix."""
         return self.max_length - SPECIAL_TOKENS
 
+    def tokenise_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return what `tokenise` returns for each text; over a network in few requests."""
+        return [self.tokenise(text) for text in texts]
+
     def close(self) -> None:
         """Release the models' memory. The cache stays. Calls that need the model then fail."""
         for model in self.models:
@@ -220,6 +229,58 @@ class TextEmbedder(Closeable):
             raise InputError(f"a query must be one str, got {type(text).__name__}")
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
         return self._encode(require_texts([text]), "query", heads, show_progress=False)
+
+    # --- the same for coroutines ----------------------------------------------------------------
+
+    async def in_thread(self, function: Callable[[], Result]) -> Result:
+        """Await a function that embeds, in a thread that may wait for this embedder.
+
+        A model computes, so its calls run in the event loop's own threads, which are few. An
+        embedder that only waits for a service has threads of its own, so that the loop's stay free.
+        """
+        return await asyncio.to_thread(function)
+
+    async def aencode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_documents`, but without blocking the event loop."""
+        encode = self.encode_documents
+        return await self.in_thread(
+            partial(encode, texts, dense=dense, sparse=sparse, colbert=colbert)
+        )
+
+    async def aencode_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_queries`, but without blocking the event loop."""
+        encode = self.encode_queries
+        return await self.in_thread(
+            partial(encode, texts, dense=dense, sparse=sparse, colbert=colbert)
+        )
+
+    async def aencode_query(
+        self,
+        text: str,
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_query`, but without blocking the event loop."""
+        encode = self.encode_query
+        return await self.in_thread(
+            partial(encode, text, dense=dense, sparse=sparse, colbert=colbert)
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"
