@@ -26,6 +26,7 @@ ROOMS = [
     {"evaluation"},
     {"llama", "retrievers"},
     {"config"},
+    {"serving"},
     {"cli"},
 ]
 """A module imports from its own room, from the ground, and from rooms in earlier rows.
@@ -46,7 +47,7 @@ EXPORTERS = {"export", "engines.onnx", "cli"}
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
-    "fastapi": set[str](),
+    "fastapi": {"serving"},
     "grpc": {"stores.errors", "stores.schema"},
     "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
@@ -68,9 +69,12 @@ HOMES = {
         "embedders.tokenization",
         "embedders.tokenizer_file",
     },
+    "runpod": {"serving.runpod"},
+    "starlette": {"serving"},
     "torch": {"engines", "models.weights", "embedders.clip_model", "cli.doctor"},
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},
+    "uvicorn": {"serving"},
 }
 """Library → the rooms and modules that may import it."""
 

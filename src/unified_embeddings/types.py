@@ -23,6 +23,9 @@ Role: TypeAlias = Literal["document", "query"]
 Options: TypeAlias = dict[str, Any]
 """Keyword arguments by name: what an object was made with, fit for JSON."""
 
+Text: TypeAlias = "str | tuple[int, ...]"
+"""A text, or the token ids of one, without the special tokens and prefix that models add."""
+
 HEAD_NAMES: tuple[HeadName, ...] = ("dense", "sparse", "colbert")
 
 

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Real
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def check_is_list(items: object, subject: str) -> None:
         raise InputError(f"expected a list of {subject}, got {type(items).__name__}; {advice}")
 
 
-def require_texts(texts: Iterable[str]) -> list[str]:
+def require_texts(texts: Iterable[object]) -> list[str]:
     """Return the texts as a list, each a str of valid Unicode.
 
     Args:
@@ -152,4 +152,4 @@ def require_texts(texts: Iterable[str]) -> list[str]:
                 "read the text with the right encoding or errors='replace'",
                 index=index,
             ) from None
-    return items
+    return cast("list[str]", items)

@@ -17,7 +17,7 @@ from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
-from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role
+from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
 
 Result = TypeVar("Result")
@@ -54,6 +54,39 @@ class EmbedderStats:
     batches: int
     forwards: int
     cache: CacheStats
+
+
+@dataclass(frozen=True)
+class TextLength:
+    """How much of a text a model reads.
+
+    Attributes:
+        tokens: Tokens that run through the model, prefix and special tokens included.
+        truncated: Whether the text was longer than that and is cut.
+
+    Example:
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> FakeEmbedder().measure(["Foxes jump."])
+        [TextLength(tokens=4, truncated=False)]
+    """
+
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of a text.
+
+    Attributes:
+        token_id: Its number in the vocabulary.
+        text: The vocabulary's entry; empty where the embedder has no vocabulary.
+        is_special: Whether it marks the start or the end, and stands for no part of the text.
+    """
+
+    token_id: int
+    text: str
+    is_special: bool
 
 
 class TextEmbedder(Closeable):
@@ -122,7 +155,7 @@ class TextEmbedder(Closeable):
 
     @abstractmethod
     def _encode(
-        self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
+        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
         """Embed texts that were checked; `heads` are some that the model has, at least one."""
 
@@ -156,6 +189,66 @@ class TextEmbedder(Closeable):
     def tokenise_each(self, texts: Sequence[str]) -> list[list[int]]:
         """Return what `tokenise` returns for each text; over a network in few requests."""
         return [self.tokenise(text) for text in texts]
+
+    def measure(self, texts: Iterable[str], *, role: Role = "document") -> list[TextLength]:
+        """Return how many tokens of each text the model reads; loads no weights.
+
+        Args:
+            texts: n texts.
+            role: What they will be embedded as, since prefixes differ.
+
+        Raises:
+            InputError: If an item is not a str or holds lone surrogates.
+        """
+        del role  # This embedder has no prefixes.
+        lengths = []
+        for text in require_texts(texts):
+            tokens = len(self.tokenise(text)) + SPECIAL_TOKENS
+            is_cut = tokens > self.max_length
+            lengths.append(TextLength(min(tokens, self.max_length), truncated=is_cut))
+        return lengths
+
+    def split(self, text: str, *, special: bool = False) -> list[Piece]:
+        """Return a text's tokens with what they stand for; loads no weights.
+
+        Args:
+            text: Any text; it is not cut.
+            special: Whether the special tokens around it are given too.
+
+        Raises:
+            InputError: If it is not a str or holds lone surrogates.
+        """
+        del special  # This embedder has none.
+        return [Piece(token_id, "", is_special=False) for token_id in self.tokenise(text)]
+
+    def require_token_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the token ids of a text in the form that `encode` takes, checked.
+
+        Raises:
+            InputError: If they are not this model's, or it takes texts only.
+        """
+        del token_ids
+        raise InputError(f"{self.model_name!r} takes texts, not token ids; send the text itself")
+
+    def encode(self, texts: Sequence[Text], *, role: Role, heads: Sequence[HeadName]) -> Embeddings:
+        """Embed texts in a role, giving the heads named; what the other methods are short for.
+
+        Args:
+            texts: n texts, or token ids that `require_token_ids` has checked, also mixed.
+            role: "document" or "query".
+            heads: What to give, at least one.
+
+        Returns:
+            Embeddings of length n in the order given.
+
+        Raises:
+            InputError: As in `encode_documents`.
+        """
+        chosen = self._choose_heads(
+            dense="dense" in heads, sparse="sparse" in heads, colbert="colbert" in heads
+        )
+        require_texts([text for text in texts if not isinstance(text, tuple)])
+        return self._encode(texts, role, chosen, show_progress=False)
 
     def close(self) -> None:
         """Release the models' memory. The cache stays. Calls that need the model then fail."""

@@ -17,7 +17,7 @@ from unified_embeddings.cache.keys import Key, Value, key_for
 from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.lazy import Counters, CutWarning
 from unified_embeddings.system.progress import progress_bar
-from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
+from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector, Text
 
 Vectors = dict[HeadName, Value]
 """The finished vectors of one text: dense (d,), sparse, ColBERT (t, d)."""
@@ -38,8 +38,8 @@ class CachedTextEmbedder(TextEmbedder):
 
     @abstractmethod
     def _run(
-        self, texts: Sequence[str], role: Role, heads: frozenset[HeadName]
-    ) -> Iterator[tuple[str, Vectors]]:
+        self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
+    ) -> Iterator[tuple[Text, Vectors]]:
         """Compute vectors of distinct texts; yield each text's as soon as its batch is done."""
 
     def stats(self) -> EmbedderStats:
@@ -53,11 +53,11 @@ class CachedTextEmbedder(TextEmbedder):
             self._cut_warning.give(self.model_name, self.max_length)
 
     def _encode(
-        self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
+        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
         self._counters.add(texts=len(texts))
         space = self._vector_space(role) if texts else b""
-        keys = {(text, head): key_for(space, head, text) for text in texts for head in heads}
+        keys = {(text, head): _key_of(space, head, text) for text in texts for head in heads}
         with self.cache.claim(keys[text, head] for text in texts for head in heads) as claim:
             for missing_keys in claim.rounds():
                 missing = [pair for pair, key in keys.items() if key in missing_keys]
@@ -73,9 +73,9 @@ class CachedTextEmbedder(TextEmbedder):
 
     def _assemble(
         self,
-        texts: list[str],
+        texts: Sequence[Text],
         heads: tuple[HeadName, ...],
-        keys: Mapping[tuple[str, HeadName], Key],
+        keys: Mapping[tuple[Text, HeadName], Key],
         claim: Claim,
     ) -> Embeddings:
         """Put the vectors into the caller's order."""
@@ -91,3 +91,10 @@ class CachedTextEmbedder(TextEmbedder):
             sparse=cast("list[SparseVector] | None", columns.get("sparse")),
             colbert=cast("list[FloatArray] | None", columns.get("colbert")),
         )
+
+
+def _key_of(space: bytes, head: HeadName, text: Text) -> Key:
+    """Return the key of a text's vector; token ids are another text than the digits they show."""
+    if isinstance(text, str):
+        return key_for(space, head, text)
+    return key_for(space, head, "token ids", np.array(text, dtype="<i4").tobytes())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unified_embeddings.embedders.base import SPECIAL_TOKENS, EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
-from unified_embeddings.types import Embeddings, HeadName, Options, Role
+from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
+from unified_embeddings.validation import require_texts
 
 
 class ClipTextEmbedder(TextEmbedder):
@@ -80,10 +83,12 @@ class ClipTextEmbedder(TextEmbedder):
 
     def _encode(
         self,
-        texts: list[str],
+        texts: Sequence[Text],
         role: Role,
         heads: tuple[HeadName, ...],  # noqa: ARG002 — it can only be dense
         show_progress: bool,  # noqa: ARG002 — texts of this length are quick
     ) -> Embeddings:
         prefix = self.clip.spec.prefix(role)
-        return Embeddings(dense=self.clip.encode_texts([prefix + text for text in texts]))
+        return Embeddings(
+            dense=self.clip.encode_texts([prefix + text for text in require_texts(texts)])
+        )

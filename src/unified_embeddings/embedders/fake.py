@@ -22,7 +22,7 @@ from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.spec import require_heads
-from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role
+from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
 
 _WORD = re.compile(r"\w+")
@@ -144,13 +144,13 @@ class FakeEmbedder(CachedTextEmbedder):
 
     def _run(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         role: Role,  # noqa: ARG002 — no prefixes, as with BGE-M3
         heads: frozenset[HeadName],
-    ) -> Iterator[tuple[str, Vectors]]:
+    ) -> Iterator[tuple[Text, Vectors]]:
         self._require_open()
         self._counters.add(batches=1, forwards=1)
-        for text in texts:
+        for text in require_texts(texts):
             words = _words(text)
             kept = words[: self._max_length - SPECIAL_TOKENS]
             self._counters.add(tokens=len(kept) + SPECIAL_TOKENS)

@@ -15,7 +15,8 @@ from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
-from unified_embeddings.types import Embeddings, HeadName, Options, Role
+from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
+from unified_embeddings.validation import require_texts
 
 
 class PairedEmbedder(TextEmbedder):
@@ -134,7 +135,7 @@ class PairedEmbedder(TextEmbedder):
         return _rebuild, (self.dense, self.sparse, self.model_name, self._options, self._fusion)
 
     def _encode(
-        self, texts: list[str], role: Role, heads: tuple[HeadName, ...], show_progress: bool
+        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
     ) -> Embeddings:
         vectors: dict[str, Any] = {}
         others = [head for head in heads if head != "sparse"]
@@ -149,14 +150,14 @@ class PairedEmbedder(TextEmbedder):
 
 def _encode_with(
     embedder: TextEmbedder,
-    texts: list[str],
+    texts: Sequence[Text],
     role: Role,
     heads: Sequence[HeadName],
     show_progress: bool,
 ) -> Embeddings:
     encode = embedder.encode_queries if role == "query" else embedder.encode_documents
     return encode(
-        texts,
+        require_texts(texts),
         dense="dense" in heads,
         sparse="sparse" in heads,
         colbert="colbert" in heads,

@@ -38,7 +38,7 @@ from unified_embeddings.errors import (
 )
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
+from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
 
 Result = TypeVar("Result")
@@ -214,8 +214,8 @@ class RemoteEmbedder(CachedTextEmbedder):
 
     @property
     def revision(self) -> str:
-        """Return the commit of the model's files, or their digest; "" where it has none."""
-        return self.info.revision or ""
+        """Return the commit of the model's files, or their digest; empty where it has none."""
+        return self.info.revision
 
     @property
     def fusion(self) -> Fusion:
@@ -255,7 +255,7 @@ class RemoteEmbedder(CachedTextEmbedder):
         valid_texts = require_texts(texts)
         known = {text: self._token_ids.get(text) for text in valid_texts}
         unknown = [text for text, ids in known.items() if ids is None]
-        for group in self._split(unknown, self._bytes_per_request):
+        for group in self._split_up(unknown, self._bytes_per_request):
             body = {"inputs": group, "add_special_tokens": False}
             answer = self._transport.post("/tokenize", body)
             self._check_fingerprint(answer, None)
@@ -274,12 +274,12 @@ class RemoteEmbedder(CachedTextEmbedder):
         return key_for("remote 1", info.fingerprint, *runs_on, role)
 
     def _run(
-        self, texts: Sequence[str], role: Role, heads: frozenset[HeadName]
-    ) -> Iterator[tuple[str, Vectors]]:
+        self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
+    ) -> Iterator[tuple[Text, Vectors]]:
         size = self._bytes_per_request
         if "colbert" in heads:
             size = max(1, size // _COLBERT_SHARE)
-        for group in self._split(texts, size):
+        for group in self._split_up(require_texts(texts), size):
             yield from self._embed(group, role, heads)
 
     def _embed(
@@ -363,10 +363,9 @@ class RemoteEmbedder(CachedTextEmbedder):
             self._url, operation, f"its answer cannot be used: {problem}", status=200
         )
 
-    def _split(self, texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    def _split_up(self, texts: Sequence[str], size: int) -> Iterator[list[str]]:
         """Yield the texts in order, as many at a time as one request may hold."""
-        limits = (self._texts_per_request, self.info.max_texts if texts else None)
-        most = min(limit for limit in limits if limit is not None)
+        most = min(self._texts_per_request, self.info.max_texts)
         group: list[str] = []
         room = size
         for text in texts:

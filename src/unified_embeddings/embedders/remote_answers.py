@@ -36,7 +36,7 @@ class ServiceInfo:
         model_id: The model's hub id or folder.
         fingerprint: What two embedders must share for their vectors to compare.
         former_fingerprints: Those that earlier versions gave the model.
-        revision: The commit of the model's files, or their digest; None where it has none.
+        revision: The commit of the model's files, or their digest; "" where it has none.
         dimension: Width of the dense vectors.
         max_length: Most tokens of a text, special tokens included.
         document_length: Most tokens of a document's own.
@@ -46,7 +46,7 @@ class ServiceInfo:
         device: On which device.
         fusion: How its rankings are fused by default.
         sparse_idf: Whether a collection multiplies sparse scores by IDF.
-        max_texts: Most texts of one request; None where it sets no limit.
+        max_texts: Most texts of one request.
         version: The version of this package that it runs.
     """
 
@@ -54,7 +54,7 @@ class ServiceInfo:
     model_id: str
     fingerprint: str
     former_fingerprints: tuple[str, ...]
-    revision: str | None
+    revision: str
     dimension: int
     max_length: int
     document_length: int
@@ -64,7 +64,7 @@ class ServiceInfo:
     device: str
     fusion: Fusion
     sparse_idf: bool
-    max_texts: int | None
+    max_texts: int
     version: str
 
 
@@ -93,7 +93,7 @@ def read_info(data: object) -> ServiceInfo:
         model_id=_text(whole, "model_id"),
         fingerprint=fingerprint,
         former_fingerprints=_former(ours.get("former_fingerprints")),
-        revision=None if ours.get("revision") is None else _text(ours, "revision"),
+        revision=_optional_text(ours, "revision"),
         dimension=_count(ours, "dimension"),
         max_length=_count(ours, "max_length"),
         document_length=_count(ours, "document_length"),
@@ -103,12 +103,8 @@ def read_info(data: object) -> ServiceInfo:
         device=_text(ours, "device"),
         fusion=fusion,
         sparse_idf=ours.get("sparse_idf") is True,
-        max_texts=(
-            None
-            if whole.get("max_client_batch_size") is None
-            else _count(whole, "max_client_batch_size")
-        ),
-        version=str(whole.get("version", "")),
+        max_texts=_count(whole, "max_client_batch_size"),
+        version=_text(whole, "version"),
     )
 
 
@@ -271,6 +267,10 @@ def _text(values: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadAnswerError(f"expected {name} as a text, got {value!r:.80}")
     return value
+
+
+def _optional_text(values: Mapping[str, object], name: str) -> str:
+    return _text(values, name) if values.get(name) else ""
 
 
 def _count(values: Mapping[str, object], name: str, *, least: int = 1) -> int:

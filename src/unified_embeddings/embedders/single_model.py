@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 from unified_embeddings import heads as arithmetic
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
+from unified_embeddings.embedders.base import Piece, TextLength
 from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LazyModel, LocalModel
@@ -32,7 +33,7 @@ from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.types import HeadName, IntArray, Role
+from unified_embeddings.types import HeadName, IntArray, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
 
 _LOG = logging.getLogger(__name__)
@@ -185,6 +186,22 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         (valid_text,) = require_texts([text])
         return self._load_tokenizer().split(valid_text)
 
+    def measure(self, texts: Iterable[str], *, role: Role = "document") -> list[TextLength]:
+        """Return how many tokens of each text the model reads; see `TextEmbedder`."""
+        prefix = self.spec.prefix(role)
+        prefixed = [prefix + text for text in require_texts(texts)]
+        tokenised = self._load_tokenizer()(prefixed)
+        return [TextLength(len(text.ids), text.truncated) for text in tokenised]
+
+    def split(self, text: str, *, special: bool = False) -> list[Piece]:
+        """Return a text's tokens with what they stand for; see `TextEmbedder`."""
+        (valid_text,) = require_texts([text])
+        return self._load_tokenizer().pieces(valid_text, special=special)
+
+    def require_token_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return a text's token ids, checked against the model's vocabulary; see `TextEmbedder`."""
+        return self._load_tokenizer().require_own_ids(token_ids)
+
     # --- a text's way ---------------------------------------------------------------------------
 
     def _vector_space(self, role: Role) -> bytes:
@@ -204,13 +221,13 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         return key_for("vector 1", *fields)
 
     def _run(
-        self, texts: Sequence[str], role: Role, heads: frozenset[HeadName]
-    ) -> Iterator[tuple[str, Vectors]]:
+        self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
+    ) -> Iterator[tuple[Text, Vectors]]:
         tokenizer, engine = self._load()
         prefix = self.spec.prefix(role)
 
-        def tokenise(window: Sequence[str]) -> list[Tokenised]:
-            return tokenizer([prefix + text for text in window])
+        def tokenise(window: Sequence[Text]) -> list[Tokenised]:
+            return tokenizer.tokenise_mixed(window, prefix)
 
         windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
         for window, tokenised in work_one_ahead(tokenise, windows):

@@ -13,12 +13,14 @@ import numpy as np
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
+from unified_embeddings.embedders.base import Piece
 from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.embedders.tokenizer_file import read_tokenizer
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim_heap
-from unified_embeddings.types import IntArray
+from unified_embeddings.types import IntArray, Text
+from unified_embeddings.validation import require_whole_number
 
 _NEVER_INDEXED = frozenset(("<s>", "</s>", "<pad>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[UNK]"))
 """cls, eos, pad and unk in the two vocabularies in use. <mask> is indexed, as by BGE-M3."""
@@ -87,6 +89,13 @@ class Tokenizer:
             token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
         return token_ids
 
+    def pieces(self, text: str, *, special: bool) -> list[Piece]:
+        """Return the tokens of a text with the vocabulary's entries, uncut."""
+        with self._checkpoint.explain("tokenizer.json fails with a text"):
+            encoding = self._rust.encode(text, add_special_tokens=special)
+        marks = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True)
+        return [Piece(token_id, token, is_special=bool(mark)) for token_id, token, mark in marks]
+
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (without lone surrogates), each cut at `max_length`."""
         limit = CHARACTERS_PER_TOKEN * self.max_length
@@ -100,6 +109,43 @@ class Tokenizer:
                     ids = self._first_ids(text, special_ids=ids)
                 tokenised.append(self._cut(ids))
         return tokenised
+
+    def tokenise_mixed(self, texts: Sequence[Text], prefix: str) -> list[Tokenised]:
+        """Tokenise texts after a prefix; what is token ids already is only completed and cut.
+
+        Ids get the special tokens around them and, as they stand for a whole text, no prefix.
+        """
+        plain_texts = [prefix + text for text in texts if isinstance(text, str)]
+        tokenised_texts = iter(self(plain_texts))
+        tokenised = []
+        for text in texts:
+            if isinstance(text, str):
+                tokenised.append(next(tokenised_texts))
+            else:
+                ids = self._check_ids(list(text))
+                tokenised.append(self._cut(self._surround(ids)))
+        return tokenised
+
+    def require_own_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return token ids as a tuple.
+
+        Raises:
+            InputError: If one is not a whole number, or none of this vocabulary's.
+        """
+        ids = tuple(require_whole_number("a token id", number, least=0) for number in token_ids)
+        largest = max(ids, default=0)
+        if largest >= self._rows:
+            raise InputError(
+                f"a token id must be below {self._rows}, the size of this model's vocabulary, got "
+                f"{largest}; the ids of another model's tokenizer mean other words: send the text"
+            )
+        return ids
+
+    def _surround(self, ids: IntArray) -> IntArray:
+        """Return a text's ids between the special tokens that every text gets."""
+        special_ids = self._check_ids(self._rust.encode("").ids)
+        opening = len(special_ids) - self._closing
+        return np.concatenate([special_ids[:opening], ids, special_ids[opening:]])
 
     def _first_ids(self, text: str, special_ids: IntArray) -> IntArray:
         """Return the ids of a very long text, with special tokens, as many as are needed."""

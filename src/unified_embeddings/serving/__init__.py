@@ -1,0 +1,1 @@
+"""The HTTP service: one batcher, the contracts of many clients."""

@@ -1,0 +1,117 @@
+"""The service as an ASGI application.
+
+What lives here: putting routes, errors and the guard together. What does not: what a route does
+(`routes`), running the application (`server`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from unified_embeddings._version import __version__
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.serving.envelopes import Problem, bad_input_status, contract_of, describe
+from unified_embeddings.serving.envelopes import write as write_problem
+from unified_embeddings.serving.guard import Guard
+from unified_embeddings.serving.metrics import Metrics
+from unified_embeddings.serving.routes import ollama, openai, operations, rerank, tei
+from unified_embeddings.serving.service import EmbeddingService
+from unified_embeddings.serving.settings import ServiceSettings
+
+_SUMMARY = "Dense, sparse and ColBERT vectors of one model, as many clients ask for them."
+
+
+def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = None) -> FastAPI:
+    """Make the application that serves a config's model.
+
+    The model is loaded in the background from the application's start; until then its routes answer
+    503.
+
+    Args:
+        config: Of the model.
+        settings: Limits and keys; the defaults if None.
+
+    Example:
+        >>> from unified_embeddings import UnifiedEmbeddingConfig
+        >>> from unified_embeddings.serving.app import make_app
+        >>> app = make_app(UnifiedEmbeddingConfig("mini-m3"))    # run it with uvicorn
+        >>> "/v1/embeddings" in app.openapi()["paths"]
+        True
+    """
+    service = EmbeddingService(config, settings or ServiceSettings())
+    metrics = Metrics(service)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        async with service:
+            yield
+
+    app = FastAPI(
+        title="unified-embeddings",
+        summary=_SUMMARY,
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # Its page loads scripts from elsewhere; /openapi.json is offline.
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.metrics = metrics
+    for module in (operations, tei, openai, ollama, rerank):
+        app.include_router(module.router)
+    app.add_exception_handler(UnifiedEmbeddingsError, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_bad_request)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_middleware(Guard, service=service, metrics=metrics)
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    contract = contract_of(request.url.path)
+    service: EmbeddingService = request.app.state.service
+    return write_problem(describe(error, contract, service.batcher.retry_after()), contract)
+
+
+async def _answer_bad_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    contract = contract_of(request.url.path)
+    message = describe_validation(error.errors())
+    return write_problem(Problem(bad_input_status(contract), message), contract)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    contract = contract_of(request.url.path)
+    messages = {
+        404: "there is no such route; /openapi.json lists those there are",
+        405: "the route does not take this method",
+    }
+    message = messages.get(error.status_code, error.detail)
+    response = write_problem(Problem(error.status_code, message, tei_kind="NotFound"), contract)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def describe_validation(errors: Sequence[Any]) -> str:
+    """Return what is wrong with a request's body, by field, without the values that came.
+
+    A value may be a whole text, or not fit into JSON.
+    """
+    messages = []
+    for error in errors[:3]:
+        where = [part for part in error["loc"] if part != "body"]
+        path = ".".join(str(part) for part in where)
+        reason = error["msg"]
+        if error["type"] == "json_invalid":
+            path, reason = "the body", f"not JSON: {error['ctx']['error']}"
+        messages.append(f"{path or 'the body'}: {reason}")
+    if len(errors) > len(messages):
+        messages.append(f"and {len(errors) - len(messages)} more")
+    return "; ".join(messages)

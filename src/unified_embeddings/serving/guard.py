@@ -1,0 +1,284 @@
+"""What every request passes before its route: keys, limits, an id, and the log.
+
+What lives here: an ASGI middleware around the whole application. What does not: what a route does.
+It stands outside of FastAPI, so that a body is never read without a limit, and so that a client
+that has gone stops the work on its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from unified_embeddings.serving.envelopes import Problem, RequestError, contract_of, write
+from unified_embeddings.serving.metrics import Metrics
+from unified_embeddings.serving.service import EmbeddingService
+
+LOG = logging.getLogger("unified_embeddings.serving")
+_OPEN_PATHS = ("/health", "/ready")
+"""What needs no key: probes of an orchestrator have none."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_CLIENT_GONE = 499
+"""The status that the log gives a request whose client did not wait; nginx's number."""
+_GUESSED_JSON = (b"", b"application/x-www-form-urlencoded", b"text/plain")
+"""Content types with which `curl -d` and others send JSON."""
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection."""
+
+
+@dataclass
+class _Exchange:
+    """One request and what became of it."""
+
+    request_id: str
+    path: str
+    method: str
+    began: float
+    status: int = 0
+    problem: str = ""
+
+
+class Guard:
+    """An ASGI middleware: see the module.
+
+    Args:
+        app: What it guards.
+        service: Whose settings and fingerprint are used.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, service: EmbeddingService, metrics: Metrics) -> None:
+        self._app = app
+        self._service = service
+        self._settings = service.settings
+        self._metrics = metrics
+        self._key_digests = [_digest(key.encode()) for key in self._settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or pass on what is none."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        exchange = _Exchange(
+            request_id=_choose_id(headers.get(b"x-request-id", b"")),
+            path=scope["path"],
+            method=scope["method"],
+            began=time.perf_counter(),
+        )
+        with self._metrics.in_flight():
+            try:
+                await self._answer(
+                    scope, headers, receive, self._labelled(send, exchange), exchange
+                )
+            except ClientGoneError:
+                exchange.status = _CLIENT_GONE
+            finally:
+                self._note(scope, exchange)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        headers: MutableMapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        exchange: _Exchange,
+    ) -> None:
+        contract = contract_of(exchange.path)
+        try:
+            self._require_key(exchange.path, headers)
+            body = await self._read_body(headers, receive)
+            _name_json(scope, headers)
+            await self._run(scope, body, receive, send)
+        except RequestError as refusal:
+            exchange.problem = refusal.problem.kind
+            await write(refusal.problem, contract)(scope, receive, send)
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            exchange.problem = type(error).__name__
+            LOG.error("request %s failed: %s", exchange.request_id, describe_places(error))
+            if not exchange.status:
+                problem = Problem(500, "the service failed; the log has the place", "server_error")
+                await write(problem, contract)(scope, receive, send)
+
+    def _require_key(self, path: str, headers: MutableMapping[bytes, bytes]) -> None:
+        """Refuse a request without one of the keys.
+
+        Raises:
+            RequestError: If keys are set and the request brings none of them.
+        """
+        if not self._key_digests or path in _OPEN_PATHS:
+            return
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        digest = _digest(given.strip())
+        # All are compared, each in constant time, so that time tells nothing about any of them.
+        matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise RequestError(
+                Problem(
+                    401,
+                    "send one of the service's API keys as: Authorization: Bearer KEY",
+                    "authentication_error",
+                    "Unauthorized",
+                    "invalid_api_key",
+                )
+            )
+
+    async def _read_body(self, headers: MutableMapping[bytes, bytes], receive: Receive) -> bytes:
+        """Return the request's body.
+
+        Raises:
+            RequestError: If it is over the limit, or does not arrive in time.
+            ClientGoneError: If the client leaves before it is complete.
+        """
+        limit = self._settings.max_body_bytes
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise RequestError(_too_large(limit))
+        seconds = self._settings.receive_timeout
+        try:
+            return await asyncio.wait_for(_collect(receive, limit), seconds)
+        except asyncio.TimeoutError:
+            message = f"the request's body did not arrive within {seconds:g} s"
+            raise RequestError(Problem(408, message, tei_kind="Timeout")) from None
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Run the application, and stop it when the client goes.
+
+        Raises:
+            ClientGoneError: If it did.
+        """
+        bodies: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        gone = asyncio.ensure_future(_wait_until_gone(receive))
+
+        async def replay() -> Message:
+            if bodies:
+                return bodies.pop()
+            await asyncio.shield(gone)
+            return {"type": "http.disconnect"}
+
+        work = asyncio.ensure_future(self._run_app(scope, replay, send))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGoneError
+            work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def _labelled(self, send: Send, exchange: _Exchange) -> Send:
+        """Return `send` with the headers that every answer carries."""
+
+        async def send_labelled(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                milliseconds = 1000 * (time.perf_counter() - exchange.began)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", exchange.request_id.encode()),
+                    (b"x-total-time", f"{milliseconds:.3f}".encode()),
+                    *self._fingerprint_header(),
+                ]
+            await send(message)
+
+        return send_labelled
+
+    def _fingerprint_header(self) -> list[tuple[bytes, bytes]]:
+        fingerprint = self._service.fingerprint
+        if fingerprint is None:
+            return []
+        return [(b"x-model-fingerprint", fingerprint.encode())]
+
+    def _note(self, scope: Scope, exchange: _Exchange) -> None:
+        """Count the request and log it, without anything of what it held."""
+        seconds = time.perf_counter() - exchange.began
+        # The route's own path, so that whatever paths are tried do not make labels without end.
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.note_request(exchange.method, route, exchange.status, seconds)
+        LOG.info(
+            "%s",
+            {
+                "request": exchange.request_id,
+                "method": exchange.method,
+                "route": route,
+                "status": exchange.status,
+                "ms": round(1000 * seconds, 1),
+                "error": exchange.problem,
+            },
+        )
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    """Return a body of at most `limit` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    is_complete = False
+    while not is_complete:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise RequestError(_too_large(limit))
+        parts.append(part)
+        is_complete = not message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    message = await receive()
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+def _name_json(scope: MutableMapping[str, Any], headers: MutableMapping[bytes, bytes]) -> None:
+    """Take a body for JSON that `curl -d` has labelled as a form: no route takes forms."""
+    content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if content_type in _GUESSED_JSON:
+        others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        scope["headers"] = [*others, (b"content-type", b"application/json")]
+
+
+def _too_large(limit: int) -> Problem:
+    message = f"the request's body is over the limit of {limit} bytes; send fewer texts at a time"
+    return Problem(413, message, code="request_too_large")
+
+
+def _choose_id(given: bytes) -> str:
+    """Return the client's id of its request if it is harmless, otherwise a new one."""
+    text = given.decode("latin-1")
+    return text if _REQUEST_ID.match(text) else uuid.uuid4().hex
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def describe_places(error: BaseException) -> str:
+    """Return an exception's type and the lines it came through, without its message.
+
+    The message may quote the text of a request, which no log may hold.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return f"{type(error).__name__} at {' <- '.join(reversed(places))}"

@@ -1,0 +1,301 @@
+"""The contract of text-embeddings-inference, and document 001's, which shares its path.
+
+`POST /embed` takes TEI's `{"inputs": …}` and answers with a bare list, or document 001's
+`{"text": …}` and answers with `{"embedding": […]}`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import Discriminator, Field, Tag
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.serving.routes.rerank import answer_documents, rank
+from unified_embeddings.serving.schemas import (
+    AnyText,
+    Strict,
+    StrictRoute,
+    TokenIds,
+    error_responses,
+    service_of,
+    write_json,
+)
+from unified_embeddings.serving.service import Answer, EmbeddingService, shorten
+from unified_embeddings.types import HeadName, Role, SparseVector, Text
+
+router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
+
+Inputs = AnyText | list[AnyText] | TokenIds | list[TokenIds]
+PromptName = Literal["query", "passage", "document"]
+
+
+class TextRequest(Strict):
+    """Document 001's request."""
+
+    text: AnyText = Field(examples=["Foxes jump over lazy dogs."])
+
+
+class TextAnswer(Strict):
+    """Document 001's answer."""
+
+    embedding: list[float]
+
+
+class InputsRequest(Strict):
+    """What TEI's routes of vectors have in common."""
+
+    inputs: Inputs = Field(description="One text or several, or their token ids.")
+    truncate: bool | None = Field(
+        default=None, description="Whether to cut a text that is too long, or to refuse it."
+    )
+    truncation_direction: Literal["right", "Right"] | None = None
+    prompt_name: PromptName | None = Field(
+        default=None, description="query puts the model's query prefix before each text."
+    )
+
+
+class EmbedRequest(InputsRequest):
+    """TEI's request for dense vectors."""
+
+    normalize: bool = True
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Keep only so many numbers, at unit length again."
+    )
+
+
+class SparseValue(Strict):
+    """The weight of one token."""
+
+    index: int
+    value: float
+
+
+class SimilarityInputs(Strict):
+    """A sentence and those it is compared with."""
+
+    source_sentence: AnyText
+    sentences: list[AnyText]
+
+
+class SimilarityRequest(Strict):
+    """TEI's request to compare sentences."""
+
+    inputs: SimilarityInputs
+
+
+class TokenizeRequest(Strict):
+    """TEI's request for tokens."""
+
+    inputs: AnyText | list[AnyText]
+    add_special_tokens: bool = True
+
+
+class Token(Strict):
+    """One token; the positions are not told."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class RankRequest(Strict):
+    """TEI's request to rerank, or vLLM's at the same path."""
+
+    query: AnyText
+    texts: list[AnyText] | None = None
+    documents: list[AnyText] | None = None
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = None
+
+
+class Rank(Strict):
+    """One text's place."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+def _kind_of_embed(value: Any) -> str:
+    """Tell TEI's body from document 001's."""
+    if isinstance(value, dict):
+        return "text" if "text" in value and "inputs" not in value else "inputs"
+    return "text" if isinstance(value, TextRequest) else "inputs"
+
+
+EitherRequest = Annotated[
+    Annotated[EmbedRequest, Tag("inputs")] | Annotated[TextRequest, Tag("text")],
+    Discriminator(_kind_of_embed),
+]
+_EMBED_EXAMPLES: dict[str, Any] = {
+    "TEI": {"value": {"inputs": ["Foxes jump.", "Dogs sleep."], "truncate": True}},
+    "Document 001": {"value": {"text": "Foxes jump."}},
+}
+
+
+async def embed(
+    request: Request, body: Annotated[EitherRequest, Body(openapi_examples=_EMBED_EXAMPLES)]
+) -> Response:
+    """Embed texts as dense vectors."""
+    service = service_of(request)
+    if isinstance(body, TextRequest):
+        answer = await service.embed([body.text], role="document", heads=("dense",))
+        assert answer.embeddings.dense is not None
+        return write_json({"embedding": answer.embeddings.dense[0]}, answer)
+    if not body.normalize:
+        raise InputError(
+            "normalize=false is not offered: the vectors come at unit length, as the model's card "
+            "asks for; leave normalize out"
+        )
+    answer = await _embed(service, body, ("dense",))
+    assert answer.embeddings.dense is not None
+    return write_json(shorten(answer.embeddings.dense, body.dimensions), answer)
+
+
+for _path in ("/embed", "/"):
+    router.add_api_route(
+        _path,
+        embed,
+        methods=["POST"],
+        response_model=list[list[float]] | TextAnswer,
+        responses=error_responses("tei"),
+        operation_id=f"embed{'_root' * (_path == '/')}",
+    )
+
+
+@router.post(
+    "/embed_sparse", response_model=list[list[SparseValue]], responses=error_responses("tei")
+)
+async def embed_sparse(
+    request: Request,
+    body: Annotated[InputsRequest, Body(examples=[{"inputs": ["Foxes jump."]}])],
+) -> Response:
+    """Embed texts as sparse vectors: the weight of each token."""
+    answer = await _embed(service_of(request), body, ("sparse",))
+    vectors = answer.embeddings.sparse or []
+    return write_json([_list_weights(vector) for vector in vectors], answer)
+
+
+@router.post("/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei"))
+async def embed_all(
+    request: Request,
+    body: Annotated[InputsRequest, Body(examples=[{"inputs": ["Foxes jump."]}])],
+) -> Response:
+    """Embed texts as ColBERT vectors: one for each token but the leading special one."""
+    answer = await _embed(service_of(request), body, ("colbert",))
+    return write_json(answer.embeddings.colbert, answer)
+
+
+@router.post("/rerank", response_model=list[Rank], responses=error_responses("tei"))
+async def rerank(
+    request: Request,
+    body: Annotated[
+        RankRequest,
+        Body(examples=[{"query": "Who jumps?", "texts": ["Foxes jump.", "Dogs sleep."]}]),
+    ],
+) -> Response:
+    """Rank texts by ColBERT's late interaction with a query; best first.
+
+    A score is the mean over the query's tokens of their best cosine similarity, -1 to 1.
+    """
+    service = service_of(request)
+    if body.documents is not None and body.texts is None:
+        return await answer_documents(
+            service, body.query, body.documents, body.top_n, return_documents=True
+        )
+    if body.texts is None:
+        raise InputError("texts is missing: the texts to rank, as a list")
+    scores, answer = await service.rerank(body.query, body.texts, truncate=body.truncate)
+    ranks: list[dict[str, object]] = []
+    for index in rank(scores, body.top_n):
+        place: dict[str, object] = {"index": index, "score": scores[index]}
+        if body.return_text:
+            place["text"] = body.texts[index]
+        ranks.append(place)
+    return write_json(ranks, answer)
+
+
+@router.post("/similarity", response_model=list[float], responses=error_responses("tei"))
+async def similarity(
+    request: Request,
+    body: Annotated[
+        SimilarityRequest,
+        Body(
+            examples=[{"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}]
+        ),
+    ],
+) -> Response:
+    """Compare a sentence with others: the cosine similarities of their dense vectors."""
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    answer = await service_of(request).embed(texts, role="document", heads=("dense",))
+    dense = answer.embeddings.dense
+    assert dense is not None
+    return write_json(dense[1:] @ dense[0], answer)
+
+
+@router.post("/tokenize", response_model=list[list[Token]], responses=error_responses("tei"))
+async def tokenize(
+    request: Request, body: Annotated[TokenizeRequest, Body(examples=[{"inputs": "Foxes jump."}])]
+) -> Response:
+    """Split texts into the model's tokens, uncut."""
+    inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    pieces = await service_of(request).tokenise(inputs, special=body.add_special_tokens)
+    tokens = []
+    for text_pieces in pieces:
+        tokens.append(
+            [
+                {
+                    "id": piece.token_id,
+                    "text": piece.text,
+                    "special": piece.is_special,
+                    "start": None,
+                    "stop": None,
+                }
+                for piece in text_pieces
+            ]
+        )
+    return write_json(tokens)
+
+
+async def _embed(
+    service: EmbeddingService, body: InputsRequest, heads: tuple[HeadName, ...]
+) -> Answer:
+    service.require_heads(heads, purpose="this route")
+    texts = read_inputs(service, body.inputs)
+    role: Role = "query" if body.prompt_name == "query" else "document"
+    return await service.embed(texts, role=role, heads=heads, truncate=body.truncate)
+
+
+def read_inputs(service: EmbeddingService, inputs: Inputs) -> list[Text]:
+    """Return the texts of a request that may be one or several, as text or as token ids.
+
+    Raises:
+        InputError: If there are none, or token ids are not the model's.
+    """
+    if isinstance(inputs, str):
+        return [inputs]
+    if not inputs:
+        raise InputError("the list of inputs is empty; send at least one text")
+    texts: list[Text] = []
+    single_ids: list[int] = []
+    for item in inputs:
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, int):
+            single_ids.append(item)
+        else:
+            texts.append(service.embedder.require_token_ids(item))
+    if single_ids:
+        texts.append(service.embedder.require_token_ids(single_ids))
+    return texts
+
+
+def _list_weights(vector: SparseVector) -> list[dict[str, object]]:
+    pairs = zip(vector.indices.tolist(), vector.values, strict=True)
+    return [{"index": index, "value": value} for index, value in pairs]

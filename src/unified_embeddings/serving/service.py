@@ -1,0 +1,454 @@
+"""The model behind the routes: texts in, vectors out, and the state of it all.
+
+What lives here: loading and warming up, counting tokens, the limits of one request, reranking,
+health. What does not: HTTP (`routes`, `app`), the queue (`batcher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unified_embeddings._version import __version__
+from unified_embeddings.embedders.base import Piece, TextEmbedder, TextLength
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.heads import colbert_score, normalise
+from unified_embeddings.serving.batcher import Batcher
+from unified_embeddings.serving.settings import ServiceSettings
+from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
+
+if TYPE_CHECKING:
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+
+_QUICK_CHARACTERS = 8192
+"""Texts of so many characters together are tokenised in under a millisecond, at once."""
+_MOST_CHARACTERS = 4_000_000
+"""Characters of one request to `/tokenize`, whose cost has no other bound."""
+_WARM_UP = "Foxes jump over lazy dogs."
+
+
+class NotReadyError(UnifiedEmbeddingsError):
+    """The model is not loaded yet, or the service is about to end."""
+
+
+class TooLongError(InputError):
+    """A text, or a request, holds more than the service takes."""
+
+
+class UnknownModelError(InputError):
+    """A request names a model that is not served."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The vectors of one request, what they cost, and where the time went.
+
+    Attributes:
+        embeddings: In the order of the request's texts.
+        lengths: Tokens of each text, and whether it was cut.
+        tokenise_seconds: Counting the tokens.
+        queue_seconds: Until the first text entered a forward pass.
+        compute_seconds: Of the passes that its texts were in.
+    """
+
+    embeddings: Embeddings
+    lengths: tuple[TextLength, ...]
+    tokenise_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of all texts."""
+        return sum(length.tokens for length in self.lengths)
+
+    @property
+    def truncated(self) -> int:
+        """Return how many texts were cut."""
+        return sum(length.truncated for length in self.lengths)
+
+
+class EmbeddingService:
+    """One embedder for many requests at once.
+
+    Args:
+        config: Of the model.
+        settings: The limits.
+
+    Example:
+        >>> import asyncio
+        >>> from unified_embeddings import UnifiedEmbeddingConfig
+        >>> from unified_embeddings.serving.service import EmbeddingService
+        >>> from unified_embeddings.serving.settings import ServiceSettings
+        >>> async def ask():
+        ...     async with EmbeddingService(
+        ...         UnifiedEmbeddingConfig("mini-m3"), ServiceSettings()) as service:
+        ...         await service.loaded()
+        ...         answer = await service.embed(["Foxes jump."], role="query", heads=("dense",))
+        ...         return answer.embeddings, answer.tokens
+        >>> asyncio.run(ask())
+        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
+    """
+
+    def __init__(self, config: UnifiedEmbeddingConfig, settings: ServiceSettings) -> None:
+        self.config = config
+        self.settings = settings
+        self.started = time.time()
+        self.load_error: UnifiedEmbeddingsError | None = None
+        self.fingerprint: str | None = None
+        self.is_draining = False
+        self._is_loaded = asyncio.Event()
+        self._tokeniser_turn = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
+        self.batcher = Batcher(
+            self._encode,
+            batch_tokens=settings.batch_tokens or 1024,
+            max_waiting_tokens=settings.max_waiting_tokens,
+        )
+
+    # --- state ----------------------------------------------------------------------------------
+
+    @property
+    def embedder(self) -> TextEmbedder:
+        """Return the embedder of texts."""
+        return self.config.embedder
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names that a request may give the model; its own is the first."""
+        own = [self.config.model_choice]
+        own += [model.model_name for model in self.embedder.models]
+        spec = getattr(self.embedder, "spec", None)
+        if spec is not None:
+            own += [spec.choice, spec.model_id]
+        return tuple(dict.fromkeys([*own, *self.settings.served_names]))
+
+    @property
+    def problem(self) -> str | None:
+        """Return why the service cannot answer, or None if it can."""
+        if self.load_error is not None:
+            return str(self.load_error)
+        if self.batcher.is_stalled:
+            return "the engine does not answer"
+        if self.batcher.has_failed:
+            return "the engine fails on every text"
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether requests are answered: loaded, not draining, nothing wrong."""
+        return self._is_loaded.is_set() and not self.is_draining and self.problem is None
+
+    def require_ready(self) -> None:
+        """Refuse work that cannot be done.
+
+        Raises:
+            NotReadyError: If the model is loading, failed to load, or the service is draining.
+        """
+        if self.load_error is not None:
+            raise NotReadyError(f"the model could not be loaded: {self.load_error}")
+        if not self._is_loaded.is_set():
+            raise NotReadyError("the model is being loaded; try again in a moment")
+        if self.is_draining:
+            raise NotReadyError("the service is shutting down")
+
+    def require_model(self, name: str | None) -> None:
+        """Refuse a request for a model that is not served: vectors of two models never mix.
+
+        Args:
+            name: As the request has it; None takes what is served. Ollama's tags are ignored.
+
+        Raises:
+            UnknownModelError: If it names another model.
+        """
+        if name is None:
+            return
+        bare_name = name.partition(":")[0]
+        if name not in self.names and bare_name not in self.names:
+            raise UnknownModelError(
+                f"model {name!r:.100} is not served here; {self.names[0]!r} is. If clients cannot "
+                "be changed, start the service with --served-name"
+            )
+
+    def require_heads(self, heads: Sequence[HeadName], *, purpose: str) -> tuple[HeadName, ...]:
+        """Return the heads that a route needs.
+
+        Raises:
+            InputError: If the model lacks one.
+        """
+        for head in heads:
+            if head not in self.embedder.heads:
+                given = " and ".join(self.embedder.heads)
+                raise InputError(
+                    f"{purpose} needs {head} vectors, and {self.names[0]!r} gives {given} only; "
+                    f"leave {head} out, or serve a model that gives them"
+                )
+        return tuple(heads)
+
+    async def loaded(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            UnifiedEmbeddingsError: If that fails.
+        """
+        assert self._loading is not None, "enter the service first"
+        await asyncio.shield(self._loading)
+        if self.load_error is not None:
+            raise self.load_error
+
+    async def __aenter__(self) -> EmbeddingService:
+        await self.batcher.__aenter__()
+        self._loading = asyncio.create_task(self._load())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._loading is not None
+        self._loading.cancel()
+        await asyncio.gather(self._loading, return_exceptions=True)
+        await self.batcher.__aexit__()
+
+    async def _load(self) -> None:
+        """Load the model with a first forward pass, and measure a second."""
+        heads = self.embedder.heads
+        try:
+            self.fingerprint = await asyncio.to_thread(lambda: self.embedder.fingerprint)
+            for number in range(2):
+                # Two texts: a cached one would tell nothing about the engine's speed.
+                texts = [f"{_WARM_UP} {number}"]
+                await self.batcher.submit(
+                    texts, [16], role="document", heads=heads, timeout=24 * 3600
+                )
+        except UnifiedEmbeddingsError as error:
+            self.load_error = error
+        except Exception as error:
+            self.load_error = UnifiedEmbeddingsError(
+                f"loading {self.config.model_choice!r} failed: {type(error).__name__}: {error}"
+            )
+        else:
+            self._is_loaded.set()
+
+    # --- work -----------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        role: Role,
+        heads: tuple[HeadName, ...],
+        truncate: bool | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Embed the texts of one request.
+
+        Args:
+            texts: n texts, or token ids; none gives an empty answer.
+            role: Of all of them.
+            heads: What to give, some that the model has.
+            truncate: Whether a text over the model's length is cut, or refused; None takes what
+                the service was started with.
+            timeout: Seconds to wait, at most those of the settings.
+
+        Raises:
+            InputError: If a text is not usable; its index is named.
+            TooLongError: If there are too many texts or tokens.
+            NotReadyError: If the model is not loaded.
+            OverloadedError: If the queue is full.
+            DeadlineError: If the time is over.
+            EngineStalledError: If the engine hangs.
+        """
+        self.require_ready()
+        limits = self.settings
+        if len(texts) > limits.max_texts:
+            raise TooLongError(
+                f"{len(texts)} texts are more than the {limits.max_texts} that one request may "
+                "hold; send several requests"
+            )
+        self.batcher.require_room()
+        begun = time.perf_counter()
+        lengths = await self._measure(texts, role)
+        tokenise_seconds = time.perf_counter() - begun
+        self._check_lengths(lengths, truncate=truncate)
+        if not texts:
+            return Answer(self.embedder.encode([], role=role, heads=heads), ())
+        batched = await self.batcher.submit(
+            texts,
+            [length.tokens for length in lengths],
+            role=role,
+            heads=heads,
+            timeout=min(timeout or limits.request_timeout, limits.request_timeout),
+        )
+        return Answer(
+            embeddings=batched.embeddings,
+            lengths=tuple(lengths),
+            tokenise_seconds=tokenise_seconds,
+            queue_seconds=batched.queue_seconds,
+            compute_seconds=batched.compute_seconds,
+        )
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, truncate: bool | None = None
+    ) -> tuple[list[float], Answer]:
+        """Score documents against a query by ColBERT's late interaction.
+
+        Args:
+            query: The question.
+            documents: n texts.
+            truncate: As in `embed`.
+
+        Returns:
+            n scores in -1 to 1, in the order of the documents: each query token's best cosine
+            similarity, averaged over the query's tokens. And the cost of both.
+
+        Raises:
+            InputError: As in `embed`, or if the model gives no ColBERT vectors.
+        """
+        heads = self.require_heads(("colbert",), purpose="reranking")
+        asked, answered = await asyncio.gather(
+            self.embed([query], role="query", heads=heads, truncate=truncate),
+            self.embed(documents, role="document", heads=heads, truncate=truncate),
+        )
+        assert asked.embeddings.colbert is not None
+        query_vectors = asked.embeddings.colbert[0]
+        document_vectors = answered.embeddings.colbert or []
+
+        def score() -> list[float]:
+            return [colbert_score(query_vectors, vectors) for vectors in document_vectors]
+
+        scores = await asyncio.to_thread(score)
+        total = Answer(
+            embeddings=answered.embeddings,
+            lengths=asked.lengths + answered.lengths,
+            tokenise_seconds=asked.tokenise_seconds + answered.tokenise_seconds,
+            queue_seconds=max(asked.queue_seconds, answered.queue_seconds),
+            compute_seconds=asked.compute_seconds + answered.compute_seconds,
+        )
+        return scores, total
+
+    async def tokenise(self, texts: Sequence[str], *, special: bool) -> list[list[Piece]]:
+        """Split texts into the model's tokens, uncut.
+
+        Args:
+            texts: n texts.
+            special: Whether the special tokens are given too.
+
+        Raises:
+            InputError: If a text is not usable.
+            TooLongError: If there are too many texts or characters.
+        """
+        self.require_ready()
+        characters = sum(map(len, texts))
+        if len(texts) > self.settings.max_texts or characters > _MOST_CHARACTERS:
+            raise TooLongError(
+                f"{len(texts)} texts of {characters} characters are more than the "
+                f"{self.settings.max_texts} texts and {_MOST_CHARACTERS} characters of one request"
+            )
+        async with self._tokeniser_turn:
+            return await asyncio.to_thread(
+                lambda: [self.embedder.split(text, special=special) for text in texts]
+            )
+
+    def describe(self) -> dict[str, object]:
+        """Return what is served, how and within which limits: TEI's fields, and ours."""
+        embedder, limits = self.embedder, self.settings
+        first = embedder.models[0] if embedder.models else None
+        runtime = first.runtime if first is not None else None
+        fusion = embedder.fusion
+        checkpoint = getattr(embedder, "checkpoint", None)
+        return {
+            "model_id": self.names[-1 - len(limits.served_names)],
+            "model_sha": embedder.revision or None,
+            "model_dtype": runtime.precision if runtime else "float32",
+            "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
+            "max_concurrent_requests": limits.max_waiting_tokens,
+            "max_input_length": embedder.max_length,
+            "max_batch_tokens": self.batcher.batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": limits.max_texts,
+            "auto_truncate": limits.auto_truncate,
+            "tokenization_workers": 1,
+            "version": __version__,
+            "unified_embeddings": {
+                "model": self.names[0],
+                "names": list(self.names),
+                "fingerprint": self.fingerprint,
+                "former_fingerprints": list(embedder.former_fingerprints),
+                "revision": embedder.revision,
+                "dimension": embedder.dimension,
+                "max_length": embedder.max_length,
+                "document_length": embedder.document_length,
+                "heads": list(embedder.heads),
+                "engine": runtime.engine if runtime else "none",
+                "precision": runtime.precision if runtime else "fp32",
+                "device": runtime.device if runtime else "cpu",
+                "fusion": dataclasses.asdict(fusion),
+                "sparse_idf": embedder.sparse_idf,
+            },
+        }
+
+    def _encode(self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]) -> Embeddings:
+        return self.embedder.encode(texts, role=role, heads=heads)
+
+    async def _measure(self, texts: Sequence[Text], role: Role) -> list[TextLength]:
+        """Count each text's tokens: at once if they are short, else in another thread."""
+        characters = sum(len(text) for text in texts)
+        if characters <= _QUICK_CHARACTERS:
+            return self._measure_now(texts, role)
+        async with self._tokeniser_turn:  # One at a time: the tokenizer uses all cores itself.
+            return await asyncio.to_thread(self._measure_now, texts, role)
+
+    def _measure_now(self, texts: Sequence[Text], role: Role) -> list[TextLength]:
+        plain = iter(
+            self.embedder.measure([text for text in texts if isinstance(text, str)], role=role)
+        )
+        longest = self.embedder.max_length
+        lengths = []
+        for text in texts:
+            if isinstance(text, str):
+                lengths.append(next(plain))
+            else:
+                tokens = len(text) + self.embedder.max_length - self.embedder.document_length
+                lengths.append(TextLength(min(tokens, longest), truncated=tokens > longest))
+        return lengths
+
+    def _check_lengths(self, lengths: Sequence[TextLength], *, truncate: bool | None) -> None:
+        may_cut = self.settings.auto_truncate if truncate is None else truncate
+        if not may_cut:
+            for index, length in enumerate(lengths):
+                if length.truncated:
+                    raise TooLongError(
+                        f"is longer than the {self.embedder.max_length} tokens that the model "
+                        "takes; shorten it, or allow it to be cut",
+                        index=index,
+                    )
+        tokens = sum(length.tokens for length in lengths)
+        if tokens > self.settings.max_request_tokens:
+            raise TooLongError(
+                f"{tokens} tokens are more than the {self.settings.max_request_tokens} that one "
+                "request may hold; send several requests"
+            )
+
+
+def shorten(dense: FloatArray, dimensions: int | None) -> FloatArray:
+    """Return the first dimensions of vectors, at unit length again.
+
+    Args:
+        dense: float32 (n, d).
+        dimensions: How many to keep; None keeps all.
+
+    Raises:
+        InputError: If that is not between 1 and d.
+    """
+    if dimensions is None:
+        return dense
+    width = dense.shape[1]
+    if not 1 <= dimensions <= width:
+        raise InputError(f"dimensions must be between 1 and {width}, got {dimensions}")
+    if dimensions == width:
+        return dense
+    return normalise(np.ascontiguousarray(dense[:, :dimensions]))

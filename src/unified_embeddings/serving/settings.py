@@ -1,0 +1,249 @@
+"""What a service is started with, from a TOML file, the environment and flags.
+
+What lives here: the service's own settings and their defaults. What does not: the model's options,
+which are those of `UnifiedEmbeddingConfig` and are handed on as they came.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unified_embeddings.config.environment import PREFIX, read_options
+from unified_embeddings.errors import InputError
+from unified_embeddings.types import Options
+from unified_embeddings.validation import require_whole_number
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """What a service is started with, besides its model.
+
+    Attributes:
+        host: The address to listen on; only this machine unless another is named.
+        port: The port to listen on; 0 takes a free one.
+        served_names: Further names that requests may give the model, besides its own.
+        batch_tokens: The most tokens of a forward pass. None takes 1,024 on a CPU, where a short
+            query waits for the pass before it, and 16,384 elsewhere.
+        max_waiting_tokens: How many tokens may wait before requests are refused with 429.
+        max_texts: The most texts of one request.
+        max_request_tokens: The most tokens of one request, after cutting.
+        max_body_bytes: The most bytes of a request's body.
+        auto_truncate: Whether a text over the model's length is cut where the request does not
+            say; otherwise it is refused.
+        request_timeout: Seconds in which a request is answered, or fails.
+        receive_timeout: Seconds in which a request's body must arrive.
+        drain_timeout: Seconds that requests in hand get after SIGTERM.
+        api_keys: Keys of which a request must bring one; none leaves the service open.
+        path: Folder of an embedded Qdrant store for `/search`.
+        url: Address of a Qdrant server for `/search`.
+        collection: The collection that `/search` reads; None switches it off.
+        images: Whether `/embed_image` is offered.
+        workers: Processes behind the port.
+
+    Raises:
+        InputError: If a value is out of range.
+
+    Example:
+        >>> from unified_embeddings.serving.settings import ServiceSettings
+        >>> ServiceSettings(port=9000, api_keys=("secret",))
+        ServiceSettings(host='127.0.0.1', port=9000, ...)
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_names: tuple[str, ...] = ()
+    batch_tokens: int | None = None
+    max_waiting_tokens: int = 262_144
+    max_texts: int = 2048
+    max_request_tokens: int = 1_048_576
+    max_body_bytes: int = 64 * _MIB
+    auto_truncate: bool = True
+    request_timeout: float = 60.0
+    receive_timeout: float = 30.0
+    drain_timeout: float = 30.0
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    path: str | None = None
+    url: str | None = None
+    collection: str | None = None
+    images: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        require_whole_number("port", self.port, least=0)
+        if self.port > 65535:
+            raise InputError(f"port must be <= 65535, got {self.port}")
+        for name in (
+            "max_waiting_tokens",
+            "max_texts",
+            "max_request_tokens",
+            "max_body_bytes",
+            "workers",
+        ):
+            require_whole_number(name, getattr(self, name))
+        if self.batch_tokens is not None:
+            require_whole_number("batch_tokens", self.batch_tokens)
+        for name in ("request_timeout", "receive_timeout", "drain_timeout"):
+            seconds = getattr(self, name)
+            if not 0 < seconds < math.inf:
+                raise InputError(f"{name} must be seconds > 0, got {seconds!r}")
+        if any(not key.strip() or not key.isascii() for key in self.api_keys):
+            raise InputError("an API key must be ASCII and not blank")
+        if self.collection is not None and not (self.path or self.url):
+            raise InputError("a collection for /search needs a path or a url to open it at")
+
+
+def load_settings(
+    file: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Any],
+    model_flags: Mapping[str, Any],
+) -> tuple[ServiceSettings, Options]:
+    """Read a service's settings and its model's options; flags win over variables over the file.
+
+    Args:
+        file: A TOML file: settings at its top, the model's options in a table `[model]`.
+        environ: Variables. UNIFIED_EMBEDDINGS_HOST, _PORT and so on name each setting, and those
+            of `UnifiedEmbeddingConfig.from_env` the model's options; GPU_DEVICE is the device and
+            QUANTIZATION the precision where these are not named. UNIFIED_EMBEDDINGS_API_KEYS lists
+            keys with commas, UNIFIED_EMBEDDINGS_API_KEY_FILE names a file with one in each line.
+        flags: Settings from the command line; None counts as not given.
+        model_flags: The model's options from the command line; None counts as not given.
+
+    Returns:
+        The settings, and the options of `UnifiedEmbeddingConfig`.
+
+    Raises:
+        InputError: If the file cannot be read, or a setting is unknown, of the wrong type or out
+            of range; it is named.
+    """
+    from_file, model_from_file = _read_file(file)
+    from_environment = _read_environment(environ)
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = {**from_file, **from_environment, **given}
+    key_file = values.pop("api_key_file", None)
+    if key_file is not None:
+        values["api_keys"] = (*values.get("api_keys", ()), *read_keys(Path(str(key_file))))
+    options = {**model_from_file, **read_options(environ, model_flags)}
+    device = environ.get("GPU_DEVICE", "").strip()
+    if device:
+        options.setdefault("device", device)
+    return ServiceSettings(**values), options
+
+
+def read_keys(file: Path) -> tuple[str, ...]:
+    """Read API keys from a file: one in each line, blank lines and lines with "#" left out.
+
+    Raises:
+        InputError: If the file cannot be read, or holds no key.
+    """
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"the file of API keys {file} cannot be read: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise InputError(f"the file of API keys {file} holds none; write one in each line")
+    return keys
+
+
+def _read_file(file: Path | None) -> tuple[Options, Options]:
+    if file is None:
+        return {}, {}
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(f"the settings file {file} cannot be read: {error}") from None
+    model = values.pop("model", {})
+    if isinstance(model, str):
+        model = {"model_choice": model}
+    if not isinstance(model, dict):
+        raise InputError(f"{file}: model must be a name or a table of options, got {model!r:.80}")
+    settings: Options = {}
+    for name, value in values.items():
+        settings[name] = _check(f"{file}: {name}", name, value)
+    return settings, model
+
+
+def _read_environment(environ: Mapping[str, str]) -> Options:
+    settings: Options = {}
+    for name in _TYPES:
+        # BATCH_TOKENS is the model's, as `from_env` has it; the service takes it for both.
+        variable = PREFIX + name.upper()
+        text = environ.get(variable, "").strip()
+        if text:
+            settings[name] = _read(variable, name, text)
+    return settings
+
+
+def _field_types() -> dict[str, object]:
+    hints = typing.get_type_hints(ServiceSettings)
+    return {**hints, "api_key_file": str}
+
+
+_TYPES = _field_types()
+
+
+def _check(label: str, name: str, value: object) -> object:
+    """Return a value from the file as its setting's type.
+
+    Raises:
+        InputError: If there is no such setting, or the value has another type.
+    """
+    if name not in _TYPES:
+        known = ", ".join(sorted(_TYPES))
+        raise InputError(f"{label}: unknown setting; the settings are {known}, and [model]")
+    expected = _kinds(name)
+    if tuple in expected and isinstance(value, list):
+        if not all(isinstance(item, str) for item in value):
+            raise InputError(f"{label}: expected a list of texts, got {value!r:.80}")
+        return tuple(value)
+    if float in expected and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) not in expected:
+        names = " or ".join(kind.__name__ for kind in expected if kind is not type(None))
+        raise InputError(f"{label}: expected {names}, got {value!r:.80}")
+    return value
+
+
+def _read(variable: str, name: str, text: str) -> object:
+    """Return a variable's text as its setting's type.
+
+    Raises:
+        InputError: If it does not read as that.
+    """
+    expected = _kinds(name)
+    if tuple in expected:
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    if bool in expected:
+        flags = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in flags:
+            raise InputError(f"{variable}={text!r} is not usable: expected 1, 0, true or false")
+        return flags[text.lower()]
+    readers: list[Callable[[str], object]] = [kind for kind in (int, float) if kind in expected]
+    if not readers:
+        return text
+    try:
+        return readers[0](text)
+    except ValueError:
+        raise InputError(f"{variable}={text!r} is not usable: expected a number") from None
+
+
+def _kinds(name: str) -> tuple[type, ...]:
+    """Return the types that a setting's value may have."""
+    hint = _TYPES[name]
+    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(kind) or kind for kind in alternatives)
