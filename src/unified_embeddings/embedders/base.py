@@ -186,9 +186,8 @@ class TextEmbedder(Closeable):
         """Return the most tokens of a document's own: without special tokens and prefix."""
         return self.max_length - SPECIAL_TOKENS
 
-    def tokenise_each(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return what `tokenise` returns for each text; over a network in few requests."""
-        return [self.tokenise(text) for text in texts]
+    def announce(self, texts: Sequence[str]) -> None:
+        """Say which texts `tokenise` is asked for next, so that a service is asked once for all."""
 
     def measure(self, texts: Iterable[str], *, role: Role = "document") -> list[TextLength]:
         """Return how many tokens of each text the model reads; loads no weights.
@@ -342,9 +341,8 @@ class TextEmbedder(Closeable):
         colbert: bool = False,
     ) -> Embeddings:
         """Like `encode_documents`, but without blocking the event loop."""
-        encode = self.encode_documents
         return await self.in_thread(
-            partial(encode, texts, dense=dense, sparse=sparse, colbert=colbert)
+            partial(self.encode_documents, texts, dense=dense, sparse=sparse, colbert=colbert)
         )
 
     async def aencode_queries(
@@ -356,9 +354,8 @@ class TextEmbedder(Closeable):
         colbert: bool = False,
     ) -> Embeddings:
         """Like `encode_queries`, but without blocking the event loop."""
-        encode = self.encode_queries
         return await self.in_thread(
-            partial(encode, texts, dense=dense, sparse=sparse, colbert=colbert)
+            partial(self.encode_queries, texts, dense=dense, sparse=sparse, colbert=colbert)
         )
 
     async def aencode_query(
@@ -370,9 +367,8 @@ class TextEmbedder(Closeable):
         colbert: bool = False,
     ) -> Embeddings:
         """Like `encode_query`, but without blocking the event loop."""
-        encode = self.encode_query
         return await self.in_thread(
-            partial(encode, text, dense=dense, sparse=sparse, colbert=colbert)
+            partial(self.encode_query, text, dense=dense, sparse=sparse, colbert=colbert)
         )
 
     def __repr__(self) -> str:

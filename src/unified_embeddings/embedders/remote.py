@@ -248,10 +248,13 @@ class RemoteEmbedder(CachedTextEmbedder):
 
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens, from the service."""
-        return self.tokenise_each([text])[0]
+        return self._tokenise([text])[0]
 
-    def tokenise_each(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text; those not asked for lately come in few requests."""
+    def announce(self, texts: Sequence[str]) -> None:
+        """Ask the service for the token ids of texts, to have them when `tokenise` is called."""
+        self._tokenise(texts)
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         valid_texts = require_texts(texts)
         known = {text: self._token_ids.get(text) for text in valid_texts}
         unknown = [text for text, ids in known.items() if ids is None]

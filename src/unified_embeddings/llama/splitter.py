@@ -175,7 +175,8 @@ class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
         with self.callback_manager.event(CBEventType.CHUNKING, payload=payload) as event:
             overlap = min(self.chunk_overlap, size // 2)
             count = token_counter(self._embedder)
-            spans = split_text(text, count, size=size, overlap=overlap)
+            announce = self._embedder.announce
+            spans = split_text(text, count, size=size, overlap=overlap, announce=announce)
             chunks = [text[start:end] for start, end in spans]
             event.on_end(payload={EventPayload.CHUNKS: chunks})
         return chunks

@@ -2,13 +2,13 @@
 
 What lives here: both adapters, and what the other adapters of texts share. What does not: the
 vectors (`embedders`). Every call is one call of the embedder. Coroutines make it in a worker
-thread.
+thread, which one of them is the embedder's choice (`TextEmbedder.in_thread`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -129,13 +129,13 @@ class UnifiedTextEmbedding(ValidatedTexts):
         return to_lists(self._embedder.encode_documents(texts, dense=True).dense)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await self._embedder.in_thread(partial(self._get_query_embedding, query))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await self._embedder.in_thread(partial(self._get_text_embedding, text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await self._embedder.in_thread(partial(self._get_text_embeddings, texts))
 
 
 class UnifiedSparseEmbedding(BaseSparseEmbedding):
@@ -215,13 +215,13 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
         return _to_dicts(self._embedder.encode_documents(texts, sparse=True))
 
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await self._embedder.in_thread(partial(self._get_query_embedding, query))
 
     async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await self._embedder.in_thread(partial(self._get_text_embedding, text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await self._embedder.in_thread(partial(self._get_text_embeddings, texts))
 
 
 def to_lists(vectors: FloatArray | None) -> list[Embedding]:
