@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from unified_embeddings.errors import InputError
 
+RUNPOD_URL = "https://api.runpod.ai/v2"
+"""The address of RunPod's API, unless another is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

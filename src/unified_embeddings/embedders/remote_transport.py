@@ -51,7 +51,10 @@ _MOST_BYTES = 512 * 2**20
 """Of an answer: ten times the ColBERT vectors of 8,192 tokens."""
 _SHOWN = 300
 """Characters of a service's text that a message repeats."""
-_ADVICE = "Check the address and that the service runs (`unified-embeddings ping URL`)"
+_ADVICE = (
+    "Give the address of the service itself, as in http://127.0.0.1:8000, without /v1 or /embed, "
+    "and check that it runs: unified-embeddings ping URL"
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,14 @@ class Transport:
         url: The service's address, checked; see `require_url`.
         api_key: Sent as `Authorization: Bearer`.
         limits: How long to wait, and how often to ask again.
+        advice: What to check where the service is not there, or has no such path.
     """
 
-    def __init__(self, url: str, api_key: str | None, limits: Limits) -> None:
+    def __init__(
+        self, url: str, api_key: str | None, limits: Limits, *, advice: str = _ADVICE
+    ) -> None:
         self.url = url
+        self._advice = advice
         self._limits = limits
         self._headers = {
             "Accept": "application/json",
@@ -197,7 +204,7 @@ class Transport:
         except _BadBodyError as error:
             return _Failure(self._error(operation, str(error), response.status_code))
         except httpx.InvalidURL as error:
-            return _Failure(self._error(operation, f"{error}. {_ADVICE}"))
+            return _Failure(self._error(operation, f"{error}. {self._advice}"))
         except httpx.HTTPError as error:
             return self._describe_failure(operation, error)
         except RuntimeError:
@@ -265,7 +272,7 @@ class Transport:
             detail = f"no connection within {self._limits.connect_timeout:g} s"
         # Of the others, an answer that is not HTTP stays so; connections come and go.
         is_passing = isinstance(error, httpx.TransportError)
-        return _Failure(self._error(operation, f"{detail}. {_ADVICE}"), is_passing=is_passing)
+        return _Failure(self._error(operation, f"{detail}. {self._advice}"), is_passing=is_passing)
 
     def _describe_refusal(self, operation: str, response: httpx.Response, body: bytes) -> _Failure:
         """Return what an answer of another status than 200 means."""
@@ -281,19 +288,16 @@ class Transport:
             )
             return _Failure(error, is_passing=True, retry_after=retry_after)
         if status in (401, 403) and self._has_key:
-            problem = f"it does not accept this api_key (status {status}{said})"
+            problem = f"it does not accept this key (status {status}{said})"
         elif status in (401, 403):
             problem = f"it needs a key: give api_key (status {status}{said})"
         elif 300 <= status < 400:
             target = _printable(response.headers.get("location", "elsewhere"))
             problem = f"it redirects to {target}, which is not followed; give that address"
         elif status in (404, 405):
-            problem = (
-                f"it has no such path (status {status}{said}). Give the address of the service "
-                "itself, as in http://127.0.0.1:8000, without /v1 or /embed"
-            )
+            problem = f"it has no such path (status {status}{said}). {self._advice}"
         elif status == 503:
-            problem = f"it is not ready, or shuts down (status 503{said}). {_ADVICE}"
+            problem = f"it is not ready, or shuts down (status 503{said}); try again later"
         else:
             problem = f"status {status}{said}"
         return _Failure(
