@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,9 +270,19 @@ def status(code: int, data: Any = None, headers: dict[str, str] | None = None) -
     return lambda request, body: JSONResponse(data or {"error": "so it is"}, code, headers)
 
 
-def serve_app(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
+def serve_app(
+    app: Any, certificate: Path | None = None, key: Path | None = None, *, lifespan: Any = "off"
+) -> tuple[uvicorn.Server, threading.Thread, str]:
     """Start an app in a thread; return its server, its thread and its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="critical",
+        lifespan=lifespan,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -280,7 +291,8 @@ def serve_app(app: Any) -> tuple[uvicorn.Server, threading.Thread, str]:
         assert time.monotonic() < end
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    return server, thread, f"http://127.0.0.1:{port}"
+    scheme = "http" if certificate is None else "https"
+    return server, thread, f"{scheme}://127.0.0.1:{port}"
 
 
 @contextmanager

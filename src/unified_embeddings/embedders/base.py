@@ -6,7 +6,6 @@ vectors. `cached` puts a cache in front of one model, `paired` joins two.
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -330,6 +329,8 @@ class TextEmbedder(Closeable):
         A model computes, so its calls run in the event loop's own threads, which are few. An
         embedder that only waits for a service has threads of its own, so that the loop's stay free.
         """
+        import asyncio  # of no use where nothing is awaited, and slow to import
+
         return await asyncio.to_thread(function)
 
     async def aencode_documents(
