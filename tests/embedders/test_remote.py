@@ -520,7 +520,8 @@ class TestKeys:
         adapter, sparse = UnifiedTextEmbedding(embedder), UnifiedSparseEmbedding(embedder)
         shown = [
             repr(embedder), str(embedder.options), repr(adapter), str(adapter.to_dict()),
-            repr(sparse), str(sparse.model_dump()), str(UnifiedSentenceSplitter(embedder).to_dict()),
+            repr(sparse), str(sparse.model_dump()),
+            str(UnifiedSentenceSplitter(embedder).to_dict()),
         ]  # fmt: skip
         assert all(KEY not in text for text in shown)
         for again in (pickle.loads(pickle.dumps(embedder)), copy.deepcopy(embedder)):
@@ -635,7 +636,7 @@ class TestSurroundings:
             with pytest.raises(ServiceError, match="another kind of service"):
                 RemoteEmbedder(url, ca_file=str(certificate)).dimension  # noqa: B018
         finally:
-            server.should_exit = True
+            server.should_exit = server.force_exit = True
             thread.join(30)
         with pytest.raises(InputError, match="cannot be read as certificates"):
             RemoteEmbedder(url, ca_file=str(tmp_path / "none.pem")).dimension  # noqa: B018
