@@ -89,4 +89,6 @@ class ClipTextEmbedder(TextEmbedder):
         show_progress: bool,  # noqa: ARG002 — texts of this length are quick
     ) -> Embeddings:
         prefix = self.clip.spec.prefix(role)
-        return Embeddings(dense=self.clip.encode_texts([prefix + text for text in require_texts(texts)]))
+        return Embeddings(
+            dense=self.clip.encode_texts([prefix + text for text in require_texts(texts)])
+        )

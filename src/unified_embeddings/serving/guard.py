@@ -81,7 +81,9 @@ class Guard:
         )
         with self._metrics.in_flight():
             try:
-                await self._answer(scope, headers, receive, self._labelled(send, exchange), exchange)
+                await self._answer(
+                    scope, headers, receive, self._labelled(send, exchange), exchange
+                )
             except ClientGoneError:
                 exchange.status = _CLIENT_GONE
             finally:

@@ -247,5 +247,3 @@ def _kinds(name: str) -> tuple[type, ...]:
     hint = _TYPES[name]
     alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return tuple(typing.get_origin(kind) or kind for kind in alternatives)
-
-

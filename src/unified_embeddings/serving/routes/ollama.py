@@ -103,9 +103,7 @@ async def embed(
     service = service_of(request)
     service.require_model(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
-    answer = await service.embed(
-        texts, role="document", heads=("dense",), truncate=body.truncate
-    )
+    answer = await service.embed(texts, role="document", heads=("dense",), truncate=body.truncate)
     assert answer.embeddings.dense is not None
     content = {
         "model": body.model,

@@ -182,9 +182,7 @@ async def embed_sparse(
     return write_json([_list_weights(vector) for vector in vectors], answer)
 
 
-@router.post(
-    "/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei")
-)
+@router.post("/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei"))
 async def embed_all(
     request: Request,
     body: Annotated[InputsRequest, Body(examples=[{"inputs": ["Foxes jump."]}])],
@@ -229,9 +227,7 @@ async def similarity(
     body: Annotated[
         SimilarityRequest,
         Body(
-            examples=[
-                {"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}
-            ]
+            examples=[{"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}]
         ),
     ],
 ) -> Response:
