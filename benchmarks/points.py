@@ -22,7 +22,8 @@ from qdrant_client import models as qm
 from unified_embeddings.cache.keys import Value
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
-from unified_embeddings.types import FloatArray, HeadName, Role, SparseVector
+from unified_embeddings.types import FloatArray, HeadName, Role, SparseVector, Text
+from unified_embeddings.validation import require_texts
 
 DIMENSION = 1024
 DATA = ("clustered", "gaussian")
@@ -182,11 +183,11 @@ class Prepared(FakeEmbedder):
 
     def _run(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         role: Role,  # noqa: ARG002 — the model's signature
         heads: frozenset[HeadName],
-    ) -> Iterator[tuple[str, dict[HeadName, Value]]]:
-        for text in texts:
+    ) -> Iterator[tuple[Text, dict[HeadName, Value]]]:
+        for text in require_texts(texts):
             dense, sparse = self.known[text]
             vectors: dict[HeadName, Value] = {"dense": dense, "sparse": sparse}
             yield text, {head: vectors[head] for head in heads}

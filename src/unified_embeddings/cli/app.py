@@ -25,6 +25,7 @@ from unified_embeddings.cli import (
     ping,
     quantize,
     search,
+    serve,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("serve")(serve.serve)
 app.command("copy")(copying.copy)
 app.command("optimize")(optimize.optimize)
 app.command("check")(check.check)

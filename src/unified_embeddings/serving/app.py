@@ -6,6 +6,7 @@ What lives here: putting routes, errors and the guard together. What does not: w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -21,7 +22,17 @@ from unified_embeddings.serving.envelopes import Problem, bad_input_status, cont
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
 from unified_embeddings.serving.metrics import Metrics
-from unified_embeddings.serving.routes import ollama, openai, operations, rerank, tei
+from unified_embeddings.serving.routes import (
+    documents,
+    images,
+    ollama,
+    openai,
+    operations,
+    rerank,
+    search,
+    tei,
+)
+from unified_embeddings.serving.searching import Search
 from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 
@@ -45,12 +56,12 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
         >>> "/v1/embeddings" in app.openapi()["paths"]
         True
     """
-    service = EmbeddingService(config, settings or ServiceSettings())
+    settings = settings or ServiceSettings()
+    service = EmbeddingService(config, settings, prepare=lambda: _open_search(app))
     metrics = Metrics(service)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        del app
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service:
             yield
 
@@ -64,13 +75,24 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
     )
     app.state.service = service
     app.state.metrics = metrics
-    for module in (operations, tei, openai, ollama, rerank):
+    app.state.image_turn = asyncio.Lock()
+    for module in (operations, tei, openai, ollama, rerank, documents, images, search):
         app.include_router(module.router)
     app.add_exception_handler(UnifiedEmbeddingsError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_request)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(Guard, service=service, metrics=metrics)
     return app
+
+
+def _open_search(app: FastAPI) -> None:
+    """Open the collection that is searched, if there is one."""
+    service: EmbeddingService = app.state.service
+    if service.settings.collection is not None:
+        app.state.search = Search(service.config, service.settings)
+    if service.settings.images:
+        # Loads the model: 400 MB that the first request should not wait for.
+        service.config.clip.encode_texts(["warm-up"])
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

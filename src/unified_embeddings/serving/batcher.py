@@ -33,7 +33,7 @@ from unified_embeddings.types import (
 Encode: TypeAlias = Callable[[Sequence[Text], Role, tuple[HeadName, ...]], Embeddings]
 
 _SHARE = 8
-"""A request gets an eighth of a pass at a time, so that at least eight take part where they wait."""
+"""A request gets an eighth of a pass at a time, so that eight take part if as many wait."""
 _HOPELESS = 3
 """Texts that fail alone, one after the other, before the rest of a failed pass is given up."""
 _STALL_FLOOR = 4.0

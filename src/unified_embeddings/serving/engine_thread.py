@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -58,9 +58,18 @@ class EngineThread:
             except BaseException as problem:
                 # A future must not carry SystemExit and the like: they would end the event loop.
                 error = RuntimeError(f"the engine raised {type(problem).__name__}")
+
+            def settle() -> None:
+                if future.done():  # Nobody waits for it any longer.
+                    return
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(cast("T", result))
+
             # The loop may be closed by now, and nobody waits.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, future, result, error)
+                loop.call_soon_threadsafe(settle)
 
         self._calls.put(call)
         return future
@@ -75,13 +84,3 @@ class EngineThread:
             if call is None:
                 return
             call()
-
-
-def _settle(future: asyncio.Future[T], result: T, error: BaseException | None) -> None:
-    """Give a future its result, unless nobody waits for it any longer."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

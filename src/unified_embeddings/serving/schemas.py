@@ -6,7 +6,6 @@ not: the models of one contract, which stand beside its routes.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
@@ -17,6 +16,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
 from unified_embeddings.serving.service import Answer, EmbeddingService
 from unified_embeddings.types import FloatArray
@@ -168,11 +168,6 @@ def cost_headers(answer: Answer) -> dict[str, str]:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3f}"
-
-
-def to_base64(vector: FloatArray) -> str:
-    """Return a vector as OpenAI's clients ask for it: little-endian float32 in base64."""
-    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4")).decode()
 
 
 def encode_vector(vector: FloatArray, encoding: Encoding) -> FloatArray | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ class EmbeddingService:
     Args:
         config: Of the model.
         settings: The limits.
+        prepare: Called in another thread once the model is loaded, before the service is ready.
 
     Example:
         >>> import asyncio
@@ -96,8 +97,15 @@ class EmbeddingService:
         (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
     """
 
-    def __init__(self, config: UnifiedEmbeddingConfig, settings: ServiceSettings) -> None:
+    def __init__(
+        self,
+        config: UnifiedEmbeddingConfig,
+        settings: ServiceSettings,
+        *,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self.config = config
+        self._prepare = prepare
         self.settings = settings
         self.started = time.time()
         self.load_error: UnifiedEmbeddingsError | None = None
@@ -224,6 +232,8 @@ class EmbeddingService:
                 await self.batcher.submit(
                     texts, [16], role="document", heads=heads, timeout=24 * 3600
                 )
+            if self._prepare is not None:
+                await asyncio.to_thread(self._prepare)
         except UnifiedEmbeddingsError as error:
             self.load_error = error
         except Exception as error:

@@ -1,0 +1,126 @@
+"""`unified-embeddings serve`: the model over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unified_embeddings.cli import shared
+from unified_embeddings.errors import MissingExtraError
+
+
+def serve(
+    model: shared.Model = None,
+    sparse_model: shared.SparseModel = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on.", show_default="8000")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="TOML file with any of these settings.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="torch, onnx, sentence or flag.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, mps.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text.")] = None,
+    served_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that requests may give the model. Repeatable."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one API key in each line.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a forward pass.")
+    ] = None,
+    max_waiting_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that may wait before 429.")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds in which a request is answered or fails.")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that requests in hand get at the end.")
+    ] = None,
+    auto_truncate: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-truncate/--no-auto-truncate",
+            help="Cut texts that are too long, or refuse them.",
+            show_default="cut",
+        ),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="Collection that /search reads.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Folder of its embedded Qdrant store.")] = None,
+    url: shared.StoreUrl = None,
+    images: Annotated[
+        bool | None, typer.Option("--images", help="Offer /embed_image, with CLIP.")
+    ] = None,
+    image_model: Annotated[
+        str | None, typer.Option(help="A CLIP or SigLIP in place of the default.")
+    ] = None,
+) -> None:
+    """Serve the model over HTTP: all its vectors, for the clients of TEI, OpenAI and Ollama.
+
+    Settings come from flags, then the environment (UNIFIED_EMBEDDINGS_PORT and so on), then the
+    file.
+    """
+    try:
+        from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+        from unified_embeddings.serving.server import address_of, open_socket
+        from unified_embeddings.serving.server import serve as run_server
+        from unified_embeddings.serving.settings import load_settings
+    except ImportError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        raise MissingExtraError(
+            "FastAPI or uvicorn, which `serve` runs on,", extra="serve"
+        ) from None
+
+    flags = {
+        "host": host,
+        "port": port,
+        "served_names": tuple(served_name) if served_name else None,
+        "api_key_file": api_key_file,
+        "batch_tokens": batch_tokens,
+        "max_waiting_tokens": max_waiting_tokens,
+        "request_timeout": request_timeout,
+        "drain_timeout": drain_timeout,
+        "auto_truncate": auto_truncate,
+        "collection": collection,
+        "path": str(path) if path is not None else None,
+        "url": url,
+        "images": images,
+    }
+    model_flags = {
+        "model_choice": model,
+        "sparse_model": sparse_model,
+        "engine": engine,
+        "precision": precision,
+        "device": device,
+        "max_length": max_length,
+        "image_model": image_model,
+    }
+    settings, options = load_settings(settings_file, os.environ, flags, model_flags)
+    config = UnifiedEmbeddingConfig(**options)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    listener = open_socket(settings.host, settings.port)
+    address = address_of(listener)
+    shared.print_note(f"listening on {address}, loading {config.model_choice}")
+    if not settings.api_keys and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        shared.print_note("anyone who reaches this address may use it; --api-key-file sets keys")
+    run_server(
+        config,
+        settings,
+        listener=listener,
+        on_ready=lambda ready_address: shared.print_note(f"ready at {ready_address}"),
+    )

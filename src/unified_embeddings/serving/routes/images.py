@@ -1,0 +1,130 @@
+"""Vectors of images, and of the texts that describe them (CLIP)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import Field, model_validator
+from starlette.datastructures import State
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.serving.envelopes import Problem, RequestError
+from unified_embeddings.serving.schemas import (
+    AnyText,
+    Encoding,
+    Strict,
+    StrictRoute,
+    encode_vector,
+    error_responses,
+    service_of,
+    write_json,
+)
+from unified_embeddings.serving.service import EmbeddingService, TooLongError
+from unified_embeddings.types import FloatArray
+
+router = APIRouter(route_class=StrictRoute, tags=["Images"])
+
+_MOST_IMAGES = 64
+"""Images of one request: an encoded image of a few kilobytes can hold 64 million pixels."""
+
+
+class ImageRequest(Strict):
+    """Images in base64 or as data: URIs, or texts to find images with; one of the three."""
+
+    image: AnyText | None = None
+    images: list[AnyText] | None = None
+    texts: list[AnyText] | None = None
+    encoding: Encoding = "float"
+
+    @model_validator(mode="after")
+    def _require_one(self) -> ImageRequest:
+        if sum(part is not None for part in (self.image, self.images, self.texts)) != 1:
+            raise ValueError("send one of image, images and texts")
+        return self
+
+
+class ImageAnswer(Strict):
+    """The vectors: "embedding" for one image, "embeddings" for lists."""
+
+    embedding: list[float] | str | None = None
+    embeddings: list[list[float] | str] | None = None
+    model: str
+    fingerprint: str = Field(description="Of the images' model, which is not the texts' model.")
+
+
+_EXAMPLE = {
+    "image": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhV"
+    "AAAAAElFTkSuQmCC"
+}
+
+
+@router.post("/embed_image", response_model=ImageAnswer, responses=error_responses("tei", 404))
+async def embed_image(
+    request: Request, body: Annotated[ImageRequest, Body(examples=[_EXAMPLE])]
+) -> Response:
+    """Embed images, sent in base64 or as data: URIs, or texts to find images with.
+
+    Addresses and paths are refused: the service fetches and opens nothing.
+    """
+    service = service_of(request)
+    if not service.settings.images:
+        message = "images are not served here; start the service with --images"
+        raise RequestError(Problem(404, message, tei_kind="NotFound"))
+    service.require_ready()
+    given = body.images or body.texts or [body.image or ""]
+    if len(given) > _MOST_IMAGES:
+        raise TooLongError(
+            f"{len(given)} images or texts; the limit of a request is {_MOST_IMAGES}"
+        )
+    dense = await _embed(request.app.state, service, body)
+    clip = service.config.clip
+    vectors = [encode_vector(vector, body.encoding) for vector in dense]
+    content: dict[str, object] = {"model": clip.model_name, "fingerprint": clip.fingerprint}
+    if body.image is not None:
+        content["embedding"] = vectors[0]
+    else:
+        content["embeddings"] = vectors
+    return write_json(content)
+
+
+async def _embed(state: State, service: EmbeddingService, body: ImageRequest) -> FloatArray:
+    """Run the model of images in another thread, one request at a time."""
+    clip = service.config.clip
+    turn: asyncio.Lock = state.image_turn
+    if body.texts is not None:
+        texts = body.texts
+        async with turn:
+            return await asyncio.to_thread(clip.encode_texts, texts)
+    images = [body.image] if body.image is not None else body.images
+    pictures = decode_images(images or [])
+    async with turn:
+        embedded = await asyncio.to_thread(clip.encode_images, pictures)
+    return embedded.dense
+
+
+def decode_images(images: Sequence[str]) -> list[bytes]:
+    """Return the bytes of images that are given in base64 or as data: URIs.
+
+    Raises:
+        InputError: If one is neither, such as an address or a path; its index is named.
+    """
+    pictures = []
+    for index, image in enumerate(images):
+        encoded = image
+        if image.startswith("data:"):
+            _, comma, encoded = image.partition(";base64,")
+            if not comma:
+                raise InputError("a data: URI must be in base64", index=index)
+        try:
+            pictures.append(base64.b64decode(encoded, validate=True))
+        except (binascii.Error, ValueError):
+            raise InputError(
+                "is not base64; send the image's bytes in base64, not an address or a path",
+                index=index,
+            ) from None
+    return pictures

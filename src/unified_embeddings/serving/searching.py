@@ -1,0 +1,129 @@
+"""A collection that is searched for the service.
+
+What lives here: opening the collection once, and putting the rankings of a question side by side.
+What does not: the search itself (`retrievers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.serving.settings import ServiceSettings
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client, open_folder
+from unified_embeddings.types import Options
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import NodeWithScore
+    from llama_index.core.vector_stores import MetadataFilters
+
+Mode = Literal["hybrid", "dense", "sparse"]
+_LISTS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
+
+
+class Search:
+    """One collection, opened for reading.
+
+    Args:
+        config: Of the model that made it.
+        settings: With the collection's name and its place.
+
+    Raises:
+        StoreError: If the collection does not exist, or cannot be opened.
+        FingerprintMismatchError: If another model made it.
+    """
+
+    def __init__(self, config: UnifiedEmbeddingConfig, settings: ServiceSettings) -> None:
+        assert settings.collection is not None
+        self._config = config
+        name = settings.collection
+        if settings.url:
+            from qdrant_client import QdrantClient
+
+            client: Client = QdrantClient(url=settings.url, check_compatibility=False)
+            place = settings.url
+        else:
+            client = open_folder(str(settings.path))
+            place = str(settings.path)
+        with store_errors(name, f"opening at {place}"):
+            exists = client.collection_exists(name)
+        if not exists:
+            raise StoreError(name, f"opening at {place}", "it does not exist; index files first")
+        self._store = config.vector_store(name, client=client)
+
+    def find(
+        self,
+        question: str,
+        *,
+        top_k: int,
+        mode: Mode | None,
+        rerank: bool,
+        conditions: Sequence[Mapping[str, object]],
+    ) -> list[dict[str, object]]:
+        """Return the passages that answer a question best, with their rank in each list.
+
+        Args:
+            question: Any text that is not blank.
+            top_k: How many passages to return.
+            mode: The vectors to search by; None takes all that the model gives.
+            rerank: Whether ColBERT orders the candidates.
+            conditions: On metadata: key, operator, value. All must hold.
+
+        Raises:
+            InputError: If the question is blank, or a condition cannot be honoured.
+            StoreError: If the store fails.
+        """
+        if not question.strip():
+            raise InputError("the query is blank; ask a question")
+        options: Options = {"filters": _to_filters(conditions)}
+        main = dict(options, similarity_top_k=top_k, rerank="colbert" if rerank else None)
+        if mode is not None:
+            main["mode"] = mode
+        nodes = self._config.retriever(self._store, **main).retrieve(question)
+        depth = max(top_k, self._config.embedder.fusion.candidates)
+        ranks: dict[str, dict[str, int]] = {}
+        for head in _LISTS:
+            if head in self._config.embedder.heads:
+                ranks[head] = self._rank(question, head, depth, options)
+        passages: list[dict[str, object]] = []
+        for node in nodes:
+            node_id = node.node.node_id
+            passages.append(
+                {
+                    "id": node_id,
+                    "score": float(node.score or 0.0),
+                    "text": node.node.get_content(),
+                    "metadata": node.node.metadata,
+                    "ranks": {head: by_id.get(node_id) for head, by_id in ranks.items()},
+                }
+            )
+        return passages
+
+    def _rank(self, question: str, mode: Mode, depth: int, options: Options) -> dict[str, int]:
+        """Return the rank of each of the best passages by one kind of vector, counted from 1."""
+        retriever = self._config.retriever(
+            self._store, mode=mode, similarity_top_k=depth, **options
+        )
+        found: list[NodeWithScore] = retriever.retrieve(question)
+        return {node.node.node_id: rank for rank, node in enumerate(found, 1)}
+
+
+def _to_filters(conditions: Sequence[Mapping[str, object]]) -> MetadataFilters | None:
+    """Return conditions as LlamaIndex's filters; None if there are none.
+
+    Raises:
+        InputError: If LlamaIndex does not know an operator, or takes no such value.
+    """
+    if not conditions:
+        return None
+    from llama_index.core.vector_stores import MetadataFilters
+    from pydantic import ValidationError
+
+    try:
+        return MetadataFilters.model_validate({"filters": [dict(item) for item in conditions]})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"a filter is not usable: {first['loc'][-1]}: {first['msg']}") from None

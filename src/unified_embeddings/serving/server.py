@@ -1,0 +1,188 @@
+"""Running the application: the socket, signals, and the end.
+
+What lives here: one process that serves, from its open port to its exit. What does not: the
+application (`app`); several processes (`workers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.errors import InputError
+from unified_embeddings.serving.app import make_app
+from unified_embeddings.serving.service import EmbeddingService
+from unified_embeddings.serving.settings import ServiceSettings
+
+_BACKLOG = 2048
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than the pools of common clients keep one."""
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Open the port before anything is loaded, so that early clients wait and are not refused.
+
+    Raises:
+        InputError: If the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, and inherited by each connection: else a small answer waits 40 ms,
+    # its head sent and its body held back until the client confirms the head.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def serve(
+    config: UnifiedEmbeddingConfig,
+    settings: ServiceSettings,
+    *,
+    listener: socket.socket | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a config's model until SIGTERM or SIGINT, then finish what is in hand.
+
+    Args:
+        config: Of the model.
+        settings: Of the service.
+        listener: An open socket to serve on; None opens the settings' address.
+        on_ready: Called once the model is loaded, with the service's address.
+
+    Raises:
+        InputError: If the address cannot be used.
+        UnifiedEmbeddingsError: If the model cannot be loaded.
+    """
+    if listener is None:
+        listener = open_socket(settings.host, settings.port)
+    app = make_app(config, settings)
+    asyncio.run(_serve(app, settings, listener, on_ready))
+
+
+async def _serve(
+    app: FastAPI,
+    settings: ServiceSettings,
+    listener: socket.socket,
+    on_ready: Callable[[str], None] | None,
+) -> None:
+    service: EmbeddingService = app.state.service
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+            lifespan="on",
+        ),
+        service,
+    )
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    with _handle_signals(server):
+        while not server.started and not running.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            watching = asyncio.create_task(_announce(service, listener, on_ready))
+            watching.add_done_callback(lambda task: _stop_if_failed(task, server))
+            await running
+            if not watching.done():
+                watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    await running
+    if service.load_error is not None:
+        raise service.load_error
+    if not service.batcher.is_idle:
+        # A pass that hangs, or a long one: its thread would outlive the drain.
+        logging.getLogger("unified_embeddings.serving").warning("ended with work unfinished")
+        _exit_now()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which also tells the service that it is about to end."""
+
+    def __init__(self, config: uvicorn.Config, service: EmbeddingService) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_handle_signals`."""
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, end at the second."""
+        self._service.is_draining = True
+        super().handle_exit(sig, frame)
+
+
+@contextlib.contextmanager
+def _handle_signals(server: _Server) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    if sys.platform == "win32":
+        previous = {kind: signal.signal(kind, server.handle_exit) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
+        return
+    for kind in kinds:
+        loop.add_signal_handler(kind, server.handle_exit, kind, None)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            loop.remove_signal_handler(kind)
+
+
+async def _announce(
+    service: EmbeddingService,
+    listener: socket.socket,
+    on_ready: Callable[[str], None] | None,
+) -> None:
+    await service.loaded()
+    if on_ready is not None:
+        on_ready(address_of(listener))
+
+
+def _stop_if_failed(task: asyncio.Task[None], server: _Server) -> None:
+    """End the server if the model could not be loaded: nothing would ever be answered."""
+    if not task.cancelled() and task.exception() is not None:
+        server.should_exit = True
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the address that clients use."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+def _exit_now() -> None:
+    """End the process although a thread still works."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
