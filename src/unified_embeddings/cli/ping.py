@@ -117,18 +117,17 @@ def _try_contract(client: httpx.Client, contract: Contract, reference: Reference
     import httpx
 
     begun = time.perf_counter()
-    status, note, ok = None, "", False
+    status, seconds, note, ok = None, 0.0, "", False
     try:
-        response = client.request(contract.method, contract.path, json=contract.body)
+        response, seconds = _send(client, contract)
         status = response.status_code
-        elapsed = time.perf_counter() - begun
         if status != 200:
             note = _refusal(response)
         else:
             data = response.text if contract.is_text else _json_of(response)
             note, ok = contract.check(data, reference), True
     except httpx.HTTPError as error:
-        elapsed = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
         note = str(error) or type(error).__name__
     except Disagreement as error:
         note = str(error)
@@ -136,10 +135,29 @@ def _try_contract(client: httpx.Client, contract: Contract, reference: Reference
         contract=contract.name,
         request=f"{contract.method} {contract.path}",
         status=status,
-        milliseconds=round(1000 * elapsed, 2),
+        milliseconds=round(1000 * seconds, 2),
         ok=ok,
         note=note,
     )
+
+
+def _send(client: httpx.Client, contract: Contract) -> tuple[httpx.Response, float]:
+    """Return the answer to a contract's request, and the seconds it took.
+
+    Once more if the connection fails: the service may have ended it after the answer before.
+    """
+    import httpx
+
+    for may_repeat in (True, False):
+        begun = time.perf_counter()
+        try:
+            response = client.request(contract.method, contract.path, json=contract.body)
+        except (httpx.RemoteProtocolError, httpx.NetworkError):
+            if not may_repeat:
+                raise
+        else:
+            return response, time.perf_counter() - begun
+    raise AssertionError  # the second try returns or raises
 
 
 def _json_of(response: httpx.Response) -> object:
