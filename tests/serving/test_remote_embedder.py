@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from llama_index.core import Settings
 
 from embedding_service import serve_app
 from unified_embeddings import (
@@ -122,6 +125,28 @@ def test_a_pipeline(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="engine"):
         UnifiedEmbeddingConfig(MODEL, url=url, engine="onnx")
     store.client.close()
+
+
+def test_the_examples_of_the_docs_page(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving-clients.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    earlier = dict(vars(Settings))
+    results: list[dict[str, Any]] = []
+    try:
+        for block in blocks:
+            code = block.replace('"http://127.0.0.1:8000"', f'"{url}", api_key="{KEY}"')
+            assert code != block
+            names: dict[str, Any] = {"__name__": "example"}
+            exec(compile(code, "serving-clients.md", "exec"), names)
+            results.append(names)
+    finally:
+        vars(Settings).clear()
+        vars(Settings).update(earlier)
+    config, store = results[0]["config"], results[0]["store"]
+    found = config.retriever(store, similarity_top_k=1).retrieve("Who jumps?")
+    assert found[0].text == "Foxes jump over lazy dogs."
+    assert results[1]["embedder"].stats().forwards == 1
 
 
 def test_ping(

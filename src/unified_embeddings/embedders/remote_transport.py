@@ -331,8 +331,8 @@ def _wait_before_retry(attempt: int, retry_after: float | None) -> float:
     """Return the seconds before the next try: random, so that clients do not come back as one."""
     spread = random.random()  # noqa: S311 — no secret
     if retry_after is not None:
-        return retry_after * (1 + 0.25 * spread)
-    longest: float = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)
+        return max(retry_after, _FIRST_WAIT) * (1 + 0.25 * spread)
+    longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** min(attempt, 10))
     return longest * (0.5 + 0.5 * spread)
 
 
