@@ -528,6 +528,24 @@ class TestKeys:
             assert again.options == embedder.options
             assert_same(again.encode_query("fox"), service.embedder.encode_query("fox"))
 
+    @pytest.mark.parametrize("kind", [UnifiedTextEmbedding, UnifiedSparseEmbedding])
+    def test_given_among_an_adapters_options_it_is_not_kept_there(
+        self, service: Service, kind: Any
+    ) -> None:
+        service.api_key = KEY
+        adapter = kind(model_name="fake", options={"url": service.url, "api_key": KEY})
+        assert len(adapter.get_query_embedding("fox")) > 0
+        assert adapter.options == {"url": service.url}
+        assert KEY not in str(adapter.model_dump()) + repr(adapter)
+        for copied in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter))):
+            assert copied.get_query_embedding("fox") == adapter.get_query_embedding("fox")
+
+    def test_a_splitter_takes_it_into_another_process(self, service: Service) -> None:
+        service.api_key = KEY
+        splitter = UnifiedSentenceSplitter(RemoteEmbedder(service.url, api_key=KEY))
+        again = pickle.loads(pickle.dumps(splitter))
+        assert again.split_text("Foxes jump.") == ["Foxes jump."]
+
     def test_an_adapter_comes_back_without_it(self, service: Service) -> None:
         stored = UnifiedTextEmbedding(RemoteEmbedder(service.url, retries=0)).to_dict()
         again = UnifiedTextEmbedding.from_dict(stored)
@@ -721,6 +739,27 @@ class TestCoroutines:
             assert_same(await asked, service.embedder.encode_query("fox"))
 
         asyncio.run(ask())
+
+    def test_one_that_is_cancelled_ends_at_once_and_harms_nobody(self, service: Service) -> None:
+        embedder = RemoteEmbedder(service.url)
+        released = threading.Event()
+
+        def hold(path: str, data: Any) -> None:
+            if path == "/v1/m3":
+                assert released.wait(30)
+
+        service.change = hold
+
+        async def ask() -> Embeddings:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(embedder.aencode_query("fox"), 0.2)
+            waiting = asyncio.create_task(embedder.aencode_query("fox"))
+            await asyncio.sleep(0.1)
+            released.set()
+            return await waiting
+
+        assert_same(asyncio.run(ask()), service.embedder.encode_query("fox"))
+        assert len(service.bodies("/v1/m3")) == 1
 
     def test_llama_index_waits_in_the_embedders_threads(self, service: Service) -> None:
         names: list[str] = []
