@@ -7,12 +7,13 @@ hidden state to that token's lexical weight, is fitted here.
 The head learns to find the passage that a sentence was taken out of, among 300 passages, with the
 scores that a sparse index computes: over the tokens that a question q and a passage p share, the
 sum of w_q · w_p · idf^(1/2). A token that occurs more than once has the sum of its weights in the
-question, and its largest weight in the passage, as in mini-m3's queries and documents. At query time Qdrant multiplies by the whole idf of the collection.
-With the square root the head learns a part of a word's rarity itself, and its vectors still work
-in a store without idf. The loss is the cross-entropy of the right passage, and to three tenths that
-of the dense vector's own ranking, as in BGE-M3's self-knowledge distillation (Chen et al. 2024). A
-penalty on the map's size keeps weights near their mean, so that words which the training text does
-not have, such as names and numbers, are not forgotten.
+question, and its largest weight in the passage, as in mini-m3's queries and documents. At query
+time Qdrant multiplies by the whole idf of the collection. With the square root the head learns a
+part of a word's rarity itself, and its vectors still work in a store without idf. The loss is the
+cross-entropy of the right passage, and to three tenths that of the dense vector's own ranking, as
+in BGE-M3's self-knowledge distillation (Chen et al. 2024). A penalty on the map's size keeps
+weights near their mean, so that words which the training text does not have, such as names and
+numbers, are not forgotten.
 
     python tools/fit_mini_m3.py
     python tools/fit_mini_m3.py --evaluate FOLDER      # a data set in BEIR's layout
