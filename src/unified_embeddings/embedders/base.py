@@ -295,7 +295,8 @@ class TextEmbedder(Closeable):
     ) -> Embeddings:
         """Embed texts to search with; like `encode_documents`, but with the model's query prefix.
 
-        BGE-M3 has no prefix: a text gives the same vectors in both roles.
+        BGE-M3 has no prefix: a text gives the same vectors in both roles. With mini-m3, a token
+        that a query repeats has the sum of its weights in the sparse vector.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
         return self._encode(require_texts(texts), "query", heads, show_progress)
