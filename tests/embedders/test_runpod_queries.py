@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from unified_embeddings import (
     UnifiedTextEmbedding,
 )
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.embedders import runpod_queries
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.embedders.runpod_queries import RunPodEndpoint, RunPodQueryEmbedder
@@ -190,10 +192,15 @@ class TestJobs:
         assert len(make(api).encode_query("fox")) == 1
         assert [path for path, _ in api.asked] == ["POST runsync", *["GET status"] * 3]
 
-    def test_but_not_for_ever(self, api: RunPod) -> None:
+    def test_but_not_for_ever(self, api: RunPod, monkeypatch: pytest.MonkeyPatch) -> None:
+        slept: list[float] = []
+        clock = SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept))
+        monkeypatch.setattr(runpod_queries, "time", clock)
         api.polls = 10**6
-        with pytest.raises(ServiceError, match=r"still IN_QUEUE after 0.3 s.*min workers 1"):
-            make(api, timeout=0.3).encode_query("fox")
+        with pytest.raises(ServiceError, match=r"still IN_QUEUE after 60 s.*min workers 1"):
+            make(api).encode_query("fox")
+        assert 59 <= sum(slept) <= 60
+        assert max(slept) == 1
 
     @pytest.mark.parametrize(
         ("ended", "problem"),
