@@ -40,6 +40,12 @@ class Service:
     """
 
     def __init__(self, embedder: TextEmbedder) -> None:
+        self.url = ""
+        self._lock = threading.Lock()
+        self.reset(embedder)
+
+    def reset(self, embedder: TextEmbedder) -> None:
+        """Forget all that a test has done: starting another server takes longer."""
         self.embedder = embedder
         self.script: list[Reply] = []
         self.change: Callable[[str, Any], None] = lambda path, data: None
@@ -47,8 +53,6 @@ class Service:
         self.headers: list[dict[str, str]] = []
         self.api_key: str | None = None
         self.max_texts = 64
-        self.url = ""
-        self._lock = threading.Lock()
 
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]

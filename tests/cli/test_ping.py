@@ -18,10 +18,16 @@ KEY = "s3cret-key"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
-    with running(FakeEmbedder(16)) as running_service:
+@pytest.fixture(scope="module")
+def shared_service() -> Iterator[Service]:
+    with running(FakeEmbedder()) as running_service:
         yield running_service
+
+
+@pytest.fixture
+def service(shared_service: Service) -> Service:
+    shared_service.reset(FakeEmbedder(16))
+    return shared_service
 
 
 @pytest.fixture

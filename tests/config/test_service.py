@@ -31,10 +31,16 @@ KEY = "s3cret-key"
 TEXTS = ["Foxes jump over lazy dogs.", "The sea is calm tonight.", "Dogs sleep."]
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
-    with running(FakeEmbedder(32)) as running_service:
+@pytest.fixture(scope="module")
+def shared_service() -> Iterator[Service]:
+    with running(FakeEmbedder()) as running_service:
         yield running_service
+
+
+@pytest.fixture
+def service(shared_service: Service) -> Service:
+    shared_service.reset(FakeEmbedder(32))
+    return shared_service
 
 
 @pytest.fixture(autouse=True)

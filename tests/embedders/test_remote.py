@@ -47,10 +47,16 @@ KEY = "s3cret-key"
 TEXTS = ["Foxes jump over lazy dogs.", "", "Füchse springen \u2028 über Hunde.", "a a b " * 40]
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
-    with running(FakeEmbedder(16, max_length=40)) as running_service:
+@pytest.fixture(scope="module")
+def shared_service() -> Iterator[Service]:
+    with running(FakeEmbedder()) as running_service:
         yield running_service
+
+
+@pytest.fixture
+def service(shared_service: Service) -> Service:
+    shared_service.reset(FakeEmbedder(16, max_length=40))
+    return shared_service
 
 
 @pytest.fixture

@@ -48,15 +48,18 @@ class RunPod:
     """
 
     def __init__(self, embedder: TextEmbedder) -> None:
+        self.url = ""
+        self._lock = threading.Lock()
+        self.reset(embedder)
+
+    def reset(self, embedder: TextEmbedder) -> None:
         self.embedder = embedder
         self.polls = 0
         self.ended: dict[str, Any] | None = None
         self.knows_heads = True
         self.change: Any = lambda output: None
         self.asked: list[tuple[str, Any]] = []
-        self.url = ""
         self._left: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._lock = threading.Lock()
 
     async def runsync(self, request: Request) -> Response:
         body = await request.json()
@@ -111,10 +114,16 @@ def running(embedder: TextEmbedder) -> Iterator[RunPod]:
         thread.join(30)
 
 
-@pytest.fixture
-def api() -> Iterator[RunPod]:
-    with running(FakeEmbedder(16)) as running_api:
+@pytest.fixture(scope="module")
+def shared_api() -> Iterator[RunPod]:
+    with running(FakeEmbedder()) as running_api:
         yield running_api
+
+
+@pytest.fixture
+def api(shared_api: RunPod) -> RunPod:
+    shared_api.reset(FakeEmbedder(16))
+    return shared_api
 
 
 def make(api: RunPod, documents: TextEmbedder | None = None, **options: Any) -> RunPodQueryEmbedder:
