@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from unified_embeddings.embedders import first_tokens
+from unified_embeddings.embedders import first_tokens, long_runs
 from unified_embeddings.embedders.first_tokens import FirstTokens
 
 PIECES = [
@@ -178,6 +178,34 @@ def test_they_come_from_few_characters(
 @pytest.mark.parametrize(
     "text",
     [
+        "\U00013000" * 300_000,
+        "ab" + "\U00013000\U00013001" * 150_000 + " ba",
+        "X" * 300_000 + "\nab",
+    ],
+)
+def test_of_unknown_characters_that_end_a_word_few_are_read(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unigram makes one token of them."""
+    assert longest_encoded(unigram(), text, monkeypatch) <= LIMIT
+
+
+@given(
+    before=st.text("ab .X", max_size=9), run=st.text("XY\U00013000", min_size=1, max_size=60),
+    after=st.text("ab. X\n\u0301", max_size=9), wanted=st.integers(1, 9),
+)  # fmt: skip
+@settings(max_examples=300)
+def test_unknown_characters_in_a_row(before: str, run: str, after: str, wanted: int) -> None:
+    tokenizer = unigram()
+    text = before + run + after
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = FirstTokens(tokenizer, characters_per_token=2, shortest_run=6).of(text, wanted)
+    assert ids[:wanted] == whole[:wanted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "a" * 300_000,
         "a" * 300_000 + " ab",
         "สวัสดี" * 50_000 + " ab",
@@ -224,11 +252,11 @@ def longest_encoded(
 def test_letters_neither_split_a_word_nor_are_one() -> None:
     """Shortening a long word is right only if BERT makes one word of these characters."""
     tokenizer = word_piece()
-    letters = first_tokens.re.compile(first_tokens._letters())
+    letters = re.compile(long_runs._letters())
     assert tokenizer.normalizer is not None
     assert tokenizer.pre_tokenizer is not None
     checked = 0
-    for code in (*range(0x10000), *first_tokens._PICTOGRAPHS):
+    for code in (*range(0x10000), *long_runs._PICTOGRAPHS):
         character = chr(code)
         if letters.fullmatch(character) is None:
             continue

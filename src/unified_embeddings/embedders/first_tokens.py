@@ -26,18 +26,17 @@ from __future__ import annotations
 import copy
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE, Model, Unigram, WordPiece
 
+from unified_embeddings.embedders.long_runs import RunShortener, words_of
+
 CHARACTERS_PER_TOKEN = 64
 """More than a token has in text of any language."""
 _GROWTH = 8
-_WHITE_SPACE = " \n\t"
-_MIXED_SPACES = " \n\t\r\n  "
 _NEIGHBOURHOOD = 64
 """Characters around a cut that are looked at to see that normalisation does not join its sides."""
 _CUT_ATTEMPTS = 256
@@ -51,14 +50,6 @@ _CLIP_WORDS = re.compile(
 _CHARACTERS_PER_WORD_TOKEN = 8
 _MARGIN_TOKENS = 64
 _SECTION_PROBES = ("a", " a", "a a", "\n", "")
-_UNKNOWN = "\U0010fffd"
-"""A character for private use, which no vocabulary has."""
-_IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
-"""Characters of which BERT makes a word each."""
-_PICTOGRAPHS = range(0x1F000, 0x1FB00)
-"""Characters that are no letters, and of which BERT makes words all the same."""
-_MOST_RUNS = 100
-"""Characters whose runs are shortened in one text."""
 
 
 class FirstTokens:
@@ -82,7 +73,7 @@ class FirstTokens:
     ) -> None:
         self._rust = tokenizer
         self._characters_per_token = characters_per_token
-        self._shortest_run = shortest_run
+        self._shortened = RunShortener(tokenizer, shortest_run)
 
     def of(self, text: str, wanted: int) -> list[int]:
         """Return the first token ids of a text, without special tokens.
@@ -117,7 +108,7 @@ class FirstTokens:
         size = self._characters_per_token * wanted
         if size < len(text):
             yield text[:size], self._certain_ids(text, size, wanted)
-            text = self._shorten(text)
+            text = self._shortened.shorten(text)
         while size < len(text):
             yield text[:size], self._certain_ids(text, size, wanted)
             size *= _GROWTH
@@ -126,7 +117,7 @@ class FirstTokens:
     def _certain_ids(self, text: str, size: int, wanted: int) -> list[int]:
         """Return the ids of the first `size` characters that hold whatever follows."""
         end = self._last_special(text, size)
-        end = max([end, *(text.rfind(space, 0, size) for space in self._word_ends)])
+        end = max([end, *(text.rfind(space, 0, size) for space in self._shortened.word_ends)])
         ids = self._encode(text[:end]) if end > 0 else []
         if len(ids) >= wanted:
             return ids
@@ -141,7 +132,7 @@ class FirstTokens:
         cut = self._harmless_cut(text, size)
         if cut is None:
             return []
-        words = self._words(text[section:cut])
+        words = words_of(self._rust, text[section:cut])
         sure = self._count_sure(words)
         for word in words[:sure]:
             if len(ids) >= wanted:
@@ -191,9 +182,6 @@ class FirstTokens:
         for end in range(len(start), max(-1, len(start) - self._longest_piece), -1):
             others = [token.id for token in model.tokenize(start[:end])]
             shared = min(shared, _shared_length(ids, others))
-        # Unknown characters in a row are one token, which may go on.
-        while shared and ids[shared - 1] in self._unknown_ids:
-            shared -= 1
         return ids[:shared]
 
     def _harmless_cut(self, text: str, size: int) -> int | None:
@@ -208,53 +196,6 @@ class FirstTokens:
             if normalizer.normalize_str(before + after) == apart:
                 return cut
         return None
-
-    def _words(self, text: str) -> list[str]:
-        """Return the words of a text, normalised, as the model gets them."""
-        if self._rust.normalizer is not None:
-            text = self._rust.normalizer.normalize_str(text)
-        if self._rust.pre_tokenizer is None:
-            return [text]
-        return [word for word, _ in self._rust.pre_tokenizer.pre_tokenize_str(text)]
-
-    def _shorten(self, text: str) -> str:
-        """Return a text with the same tokens, without runs that make no difference."""
-        if self._words(f"a{_MIXED_SPACES}a") == self._words("a a"):
-            text = re.sub(rf"[ \t\r\n]{{{self._shortest_run},}}", " ", text)
-        for character in self._repeated_characters(text):
-            run = character * self._shortest_run
-            # Compared as words: among tokens, unknown characters count in the scores of others.
-            if self._words(f"a{run}a") == self._words(f"a{run}{run}a"):
-                longer = f"{re.escape(character)}{{{self._shortest_run},}}"
-                text = re.sub(longer, run.replace("\\", r"\\"), text)
-        if isinstance(self._rust.model, WordPiece):
-            text = self._shorten_long_words(text)
-        return text
-
-    def _repeated_characters(self, text: str) -> list[str]:
-        """Return the characters of runs of at least `shortest_run`."""
-        block = self._shortest_run // 2  # every such run contains one of these blocks
-        found: dict[str, None] = {}
-        for start in range(0, len(text) - block, block):
-            if text[start] not in found and text[start : start + block] == text[start] * block:
-                found[text[start]] = None
-        return [*found][:_MOST_RUNS]
-
-    def _shorten_long_words(self, text: str) -> str:
-        """Shorten words that are beyond the limit of WordPiece, which makes one token of them."""
-        limit = int(self._rust.model.max_input_chars_per_word)
-        length = max(2 * limit, self._shortest_run)
-        long_word = re.compile(rf"{_letters()}{{{length},}}")
-
-        def shorten(match: re.Match[str]) -> str:
-            start = match[0][:length]
-            words = self._words(start)
-            # Normalisation may drop letters, or make other characters of them.
-            if len(words) == 1 and len(words[0]) > limit:
-                return start
-            return match[0]
-
-        return long_word.sub(shorten, text)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
@@ -298,11 +239,6 @@ class FirstTokens:
         return [token.content for token in tokens if token.content]
 
     @cached_property
-    def _word_ends(self) -> list[str]:
-        """Return the kinds of white space that end a word."""
-        return [space for space in _WHITE_SPACE if len(self._words(f"a{space}a")) > 1]
-
-    @cached_property
     def _model_inside_words(self) -> Model | None:
         """Return what splits a word's beginning; None if what follows may change all of it."""
         model = self._rust.model
@@ -336,10 +272,6 @@ class FirstTokens:
     def _longest_piece(self) -> int:
         return max(map(len, self._rust.get_vocab()))
 
-    @cached_property
-    def _unknown_ids(self) -> frozenset[int]:
-        return frozenset(token.id for token in self._rust.model.tokenize(_UNKNOWN))
-
 
 def _shared_length(first: list[int], second: list[int]) -> int:
     """Return how many ids two lists have in common at their start."""
@@ -347,29 +279,3 @@ def _shared_length(first: list[int], second: list[int]) -> int:
         if one != other:
             return position
     return min(len(first), len(second))
-
-
-@lru_cache(maxsize=1)
-def _letters() -> str:
-    """Return a regular expression for letters, digits, their marks and pictographs.
-
-    Without ideographs. Of the other characters beyond the first plane none: Unicode's versions
-    differ on what is a mark.
-    """
-    ranges: list[tuple[int, int]] = []
-    for code in (*range(0x10000), *_PICTOGRAPHS):
-        if not _is_letter(code) or _is_ideograph(code):
-            continue
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1] = (ranges[-1][0], code)
-        else:
-            ranges.append((code, code))
-    return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges) + "]"
-
-
-def _is_letter(code: int) -> bool:
-    return code in _PICTOGRAPHS or unicodedata.category(chr(code))[0] in "LNM"
-
-
-def _is_ideograph(code: int) -> bool:
-    return any(first <= code <= last for first, last in _IDEOGRAPHS)
