@@ -230,6 +230,20 @@ class EdgeQdrantClient:
         """
         return self._store.optimize(collection_name)
 
+    def clear(self, collection_name: str) -> None:
+        """Delete all points of a collection and free their space at once; atomic.
+
+        The collection keeps its settings, its metadata, its payload indexes and its aliases. After
+        a crash it has all its points or none. A running `optimize` is ended.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If the collection cannot be read, or a new one cannot be written, as on a
+                full disk.
+        """
+        check_is_text(collection_name)
+        self._store.clear_collection(collection_name)
+
     # --- collections ----------------------------------------------------------------------------
 
     def get_collections(self) -> qm.CollectionsResponse:
