@@ -443,7 +443,7 @@ class EdgeQdrantClient:
         with argument_errors("the index"):
             index = to_core_payload_index(schema)
             update = core.UpdateOperation.create_field_index(field_name, index)
-        self._store.write(collection_name, "indexing a payload field", update)
+        self._store.write_index(collection_name, "indexing a payload field", update)
         return self._completed()
 
     def delete_payload_index(
@@ -458,7 +458,7 @@ class EdgeQdrantClient:
         check_timeout(timeout)
         with argument_errors("the index"):
             update = core.UpdateOperation.delete_field_index(field_name)
-        self._store.write(collection_name, "dropping a payload index", update)
+        self._store.write_index(collection_name, "dropping a payload index", update)
         return self._completed()
 
     # --- aliases --------------------------------------------------------------------------------

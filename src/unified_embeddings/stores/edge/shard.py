@@ -33,6 +33,7 @@ from unified_embeddings.stores.edge.seal import (
     break_seal,
     find_damage,
     find_damage_after_crash,
+    forget_indexes,
     forget_last_seal,
     read_seal,
     write_seal,
@@ -184,6 +185,18 @@ class Shard:
             forget_last_seal(self.folder)
             self.write(operation, update)
             self.flush()
+
+    def write_index(self, operation: str, update: CoreUpdate) -> None:
+        """Apply an operation that creates or drops a payload index.
+
+        Raises:
+            StoreError: If the core fails, the disk is full, or the store was closed.
+        """
+        with self.writing, core_errors(self.collection, operation):
+            self._load()
+            self._require_space(operation)
+            forget_indexes(self.folder)
+            self.write(operation, update)
 
     def flush(self) -> None:
         """Force everything written to the disk itself, so that it survives a loss of power.

@@ -196,6 +196,16 @@ class EmbeddedStore:
         with self.writing(name) as (shard, _):
             shard.write(operation, update)
 
+    def write_index(self, name: str, operation: str, update: CoreUpdate) -> None:
+        """Apply an operation that creates or drops a payload index.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If it cannot be written.
+        """
+        with self.writing(name) as (shard, _):
+            shard.write_index(operation, update)
+
     def optimize(self, name: str) -> bool:
         """Merge and index a collection's points; see `EdgeQdrantClient.optimize`."""
         shard, _ = self.collection(name)
