@@ -360,6 +360,18 @@ def test_a_changed_index_is_told_after_a_kill_too(killed: Path, name: str) -> No
         assert len(answers(killed)) == 202
 
 
+def test_what_another_version_of_the_core_has_rewritten_is_no_damage(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new version may bring files into its own form when it loads them, and be killed then."""
+    (file,) = killed.rglob("matrix.dat")
+    flip(file, 100)
+    with pytest.raises(StoreError, match=r"matrix\.dat"):
+        answers(killed)
+    monkeypatch.setattr(seals, "version", lambda _: "99.0")
+    assert len(answers(killed)) == 202
+
+
 @pytest.mark.parametrize(
     "name", ["version.info", "mutable_id_tracker.mappings", "chunk_0.mmap", "matrix.dat"]
 )

@@ -27,6 +27,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,12 @@ class Seal:
     Attributes:
         points: How many points it holds.
         files: Path relative to the shard's folder → its record.
+        core: The version of Qdrant's core that wrote the files; "" if it was not recorded.
     """
 
     points: int
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    core: str = field(default_factory=lambda: version("qdrant-edge-py"))
 
 
 def write_seal(folder: Path, points: int, *, unchanged: Seal | None = None) -> Seal:
@@ -178,7 +181,7 @@ def forget_indexes(folder: Path) -> None:
         return
     others = {name: record for name, record in seal.files.items() if _INDEXES not in name}
     if len(others) < len(seal.files):
-        changed = Seal(points=seal.points, files=others)
+        changed = Seal(points=seal.points, files=others, core=seal.core)
         replace_file(folder / _LAST_SEAL, _to_json(changed).encode())
 
 
@@ -208,10 +211,11 @@ def find_damage_after_crash(folder: Path, *, read_all: bool = False) -> list[str
     """Return what is wrong with a shard that was not closed, by its last seal; see `find_damage`.
 
     That is which files of indexed segments have changed, and which files of any segment are gone.
+    Another version of the core may have written such files in another form, so then it is nothing.
     """
     seal = _read(folder / _LAST_SEAL)
     problems: list[str] = []
-    if seal is None:
+    if seal is None or seal.core != version("qdrant-edge-py"):
         return problems
     indexed_segments = {
         name.removesuffix(_IDS_OF_INDEXED) for name in seal.files if name.endswith(_IDS_OF_INDEXED)
@@ -322,7 +326,9 @@ def _to_json(seal: Seal) -> str:
     files = {
         name: [record.size, record.checksum, record.state] for name, record in seal.files.items()
     }
-    content: dict[str, Any] = {"format": _FORMAT, "points": seal.points, "files": files}
+    content: dict[str, Any] = {
+        "format": _FORMAT, "core": seal.core, "points": seal.points, "files": files
+    }  # fmt: skip
     content["checksum"] = _digest(content)
     return json.dumps(content)
 
@@ -337,4 +343,4 @@ def _from_content(content: dict[str, Any]) -> Seal:
     files = {}
     for name, (size, checksum, state) in content["files"].items():
         files[name] = FileRecord(size, checksum, None if state is None else tuple(state))
-    return Seal(points=content["points"], files=files)
+    return Seal(points=content["points"], files=files, core=content.get("core", ""))
