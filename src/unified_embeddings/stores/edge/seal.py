@@ -49,7 +49,7 @@ _LARGE_PARTS = (
 """How the names of files begin that hold the points. Opening and reading do not change them."""
 _FIXED_FILES = (
     "id_tracker.mappings", "matrix.dat", "quantized.data", "quantized.offsets.data", "graph.bin",
-    "links_compressed.bin", "inverted_index.dat",
+    "links_compressed.bin", "inverted_index.dat", "quantized.config.json", "quantized.meta.json",
 )  # fmt: skip
 """Files of an indexed segment that are never written to: changed points go to another segment."""
 _IDS_OF_INDEXED = "/id_tracker.mappings"
@@ -223,10 +223,11 @@ def find_damage_after_crash(folder: Path, *, read_all: bool = False) -> list[str
     for name, record in sorted(seal.files.items()):
         file = folder / name
         is_of_index = _INDEXES in name  # which may have been dropped
+        is_fixed = _is_fixed(name, indexed_segments)
         if not file.exists():
-            if file.name in _LASTING_FILES and not is_of_index:
+            if (is_fixed or file.name in _LASTING_FILES) and not is_of_index:
                 problems.append(f"{name} is missing")
-        elif _is_fixed(name, indexed_segments):
+        elif is_fixed:
             problems += _compare(folder, name, record, read_all=read_all)
     return problems
 
