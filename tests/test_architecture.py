@@ -68,6 +68,7 @@ HOMES = {
     "sqlite3": {"cache", "stores.opening", "stores.errors"},
     "tokenizers": {
         "embedders.first_tokens",
+        "embedders.long_runs",
         "embedders.tokenization",
         "embedders.tokenizer_file",
     },
