@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +21,7 @@ from unified_embeddings.serving.envelopes import Problem, bad_input_status, cont
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
 from unified_embeddings.serving.metrics import Metrics
+from unified_embeddings.serving.refusals import describe_validation
 from unified_embeddings.serving.routes import (
     documents,
     images,
@@ -119,21 +119,3 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     response = write_problem(Problem(error.status_code, message, tei_kind="NotFound"), contract)
     response.headers.update(error.headers or {})
     return response
-
-
-def describe_validation(errors: Sequence[Any]) -> str:
-    """Return what is wrong with a request's body, by field, without the values that came.
-
-    A value may be a whole text, or not fit into JSON.
-    """
-    messages = []
-    for error in errors[:3]:
-        where = [part for part in error["loc"] if part != "body"]
-        path = ".".join(str(part) for part in where)
-        reason = error["msg"]
-        if error["type"] == "json_invalid":
-            path, reason = "the body", f"not JSON: {error['ctx']['error']}"
-        messages.append(f"{path or 'the body'}: {reason}")
-    if len(errors) > len(messages):
-        messages.append(f"and {len(errors) - len(messages)} more")
-    return "; ".join(messages)

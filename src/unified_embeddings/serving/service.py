@@ -30,6 +30,8 @@ _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+"""Our names of precisions → TEI's."""
 _WARM_UP = "Foxes jump over lazy dogs."
 
 
@@ -39,6 +41,10 @@ class NotReadyError(UnifiedEmbeddingsError):
 
 class TooLongError(InputError):
     """A text, or a request, holds more than the service takes."""
+
+
+class EmptyError(InputError):
+    """A request holds no text where its contract asks for one."""
 
 
 class UnknownModelError(InputError):
@@ -373,7 +379,7 @@ class EmbeddingService:
         return {
             "model_id": self.names[-1 - len(limits.served_names)],
             "model_sha": embedder.revision or None,
-            "model_dtype": runtime.precision if runtime else "float32",
+            "model_dtype": _DTYPES[runtime.precision if runtime else "fp32"],
             "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
             "max_concurrent_requests": limits.max_waiting_tokens,
             "max_input_length": embedder.max_length,

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import Field
 
-from unified_embeddings.serving.routes.tei import Inputs, read_inputs
+from unified_embeddings.serving.refusals import Inputs
+from unified_embeddings.serving.routes.tei import read_inputs
 from unified_embeddings.serving.schemas import (
     AnyText,
     Encoding,
