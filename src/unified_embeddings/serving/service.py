@@ -137,10 +137,12 @@ class EmbeddingService:
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
         own = [self.config.model_choice]
-        own += [model.model_name for model in self.embedder.models]
-        spec = getattr(self.embedder, "spec", None)
-        if spec is not None:
-            own += [spec.choice, spec.model_id]
+        # Of a pair, only the first: whoever names the sparse model expects no dense vectors.
+        for model in self.embedder.models[:1]:
+            own.append(model.model_name)
+            spec = getattr(model, "spec", None)
+            if spec is not None:
+                own += [spec.choice, spec.model_id]
         return tuple(dict.fromkeys([*own, *self.settings.served_names]))
 
     @property
