@@ -72,6 +72,7 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
         lifespan=lifespan,
         docs_url=None,  # Its page loads scripts from elsewhere; /openapi.json is offline.
         redoc_url=None,
+        redirect_slashes=False,  # Clients would lose their body, or leave the contract's statuses.
     )
     app.state.service = service
     app.state.metrics = metrics
