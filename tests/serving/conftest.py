@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from llama_index.core import Document, VectorStoreIndex
 
 from running_service import RunningService
-from unified_embeddings import ModelEmbedder
+from unified_embeddings import ModelEmbedder, UnifiedEmbeddingConfig
+
+PASSAGES = ("Foxes jump over dogs.", "Dogs sleep at noon.", "The sea is blue.")
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +46,18 @@ def http(service: RunningService) -> Iterator[httpx.Client]:
     """A client of the service."""
     with httpx.Client(base_url=service.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def full_service(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[RunningService]:
+    """A service with a collection of three passages, and with images (a tiny random CLIP)."""
+    folder = tmp_path_factory.mktemp("serving") / "qdrant_data"
+    config = UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu")
+    store = config.vector_store("animals", path=str(folder))
+    index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
+    for number, text in enumerate(PASSAGES):
+        index.insert(Document(text=text, metadata={"number": number}))
+    store.client.close()
+    served = UnifiedEmbeddingConfig("mini-m3", clip, precision="fp32", device="cpu")
+    with RunningService(served, path=str(folder), collection="animals", images=True) as running:
+        yield running

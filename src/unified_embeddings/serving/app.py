@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from unified_embeddings._version import __version__
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.serving.api_description import DescribedApp
 from unified_embeddings.serving.envelopes import Problem, bad_input_status, contract_of, describe
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
@@ -65,7 +66,7 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
         async with service:
             yield
 
-    app = FastAPI(
+    app = DescribedApp(
         title="unified-embeddings",
         summary=_SUMMARY,
         version=__version__,
@@ -74,6 +75,7 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
         redoc_url=None,
         redirect_slashes=False,  # Clients would lose their body, or leave the contract's statuses.
     )
+    app.needs_key = bool(settings.api_keys)
     app.state.service = service
     app.state.metrics = metrics
     app.state.image_turn = asyncio.Lock()

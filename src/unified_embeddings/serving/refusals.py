@@ -20,6 +20,7 @@ InputValue: TypeAlias = "str | list[str] | list[int] | list[list[int]]"
 TEI_BODY = "TEI's body"
 DOCUMENT_BODY = "document 001's body"
 SIMILARITY_BODY = "a comparison's body"
+RERANK_BODY = "vLLM's body"
 """How pydantic tells the bodies of one route apart; no part of a field's name."""
 
 _KINDS = {
@@ -35,7 +36,7 @@ _KINDS = {
 }
 """pydantic's type of error → what was expected."""
 _BOUNDS = {"greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
-_NOT_PARTS = ("body", TEI_BODY, DOCUMENT_BODY, SIMILARITY_BODY)
+_NOT_PARTS = ("body", TEI_BODY, DOCUMENT_BODY, SIMILARITY_BODY, RERANK_BODY)
 _MOST_DIGITS = 20
 _MOST_PROBLEMS = 3
 
@@ -174,7 +175,7 @@ def check_documents(value: object) -> list[str]:
 
 
 _TEXTS_SCHEMA = {"type": "array", "items": {"type": "string"}}
-_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 Inputs = Annotated[
     InputValue,
@@ -184,7 +185,7 @@ Inputs = Annotated[
             "anyOf": [
                 {"type": "string"},
                 {**_TEXTS_SCHEMA, "minItems": 1},
-                _IDS_SCHEMA,
+                {**_IDS_SCHEMA, "minItems": 1},
                 {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
             ]
         }

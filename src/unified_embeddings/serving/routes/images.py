@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import State
 
 from unified_embeddings.errors import InputError
@@ -36,9 +37,13 @@ _MOST_IMAGES = 64
 class ImageRequest(Strict):
     """Images in base64 or as data: URIs, or texts to find images with; one of the three."""
 
-    image: AnyText | None = None
-    images: list[AnyText] | None = None
-    texts: list[AnyText] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "images", "texts")]}
+    )
+
+    image: AnyText | SkipJsonSchema[None] = None
+    images: list[AnyText] | SkipJsonSchema[None] = None
+    texts: list[AnyText] | SkipJsonSchema[None] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")

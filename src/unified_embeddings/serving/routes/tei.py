@@ -14,13 +14,19 @@ from pydantic import Discriminator, Field, Tag
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.refusals import (
     DOCUMENT_BODY,
+    RERANK_BODY,
     SIMILARITY_BODY,
     TEI_BODY,
     Inputs,
     InputValue,
     Texts,
 )
-from unified_embeddings.serving.routes.rerank import answer_documents, rank
+from unified_embeddings.serving.routes.rerank import (
+    RerankAnswer,
+    RerankRequest,
+    answer_documents,
+    rank,
+)
 from unified_embeddings.serving.schemas import (
     AnyText,
     Strict,
@@ -109,11 +115,10 @@ class Token(Strict):
 
 
 class RankRequest(Strict):
-    """TEI's request to rerank, or vLLM's at the same path."""
+    """TEI's request to rerank."""
 
     query: AnyText
-    texts: list[AnyText] | None = None
-    documents: list[AnyText] | None = None
+    texts: list[AnyText]
     top_n: Annotated[int, Field(ge=0)] | None = None
     raw_scores: bool = False
     return_text: bool = False
@@ -145,6 +150,14 @@ def _kind_of_any(value: Any) -> str:
     return SIMILARITY_BODY if is_comparison else _kind_of_embed(value)
 
 
+def _kind_of_rank(value: Any) -> str:
+    """Tell TEI's body from vLLM's, which comes to the same path."""
+    is_vllms = isinstance(value, RerankRequest)
+    if isinstance(value, dict):
+        is_vllms = "documents" in value and "texts" not in value
+    return RERANK_BODY if is_vllms else TEI_BODY
+
+
 EitherRequest = Annotated[
     Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(DOCUMENT_BODY)],
     Discriminator(_kind_of_embed),
@@ -155,10 +168,18 @@ AnyRequest = Annotated[
     | Annotated[SimilarityRequest, Tag(SIMILARITY_BODY)],
     Discriminator(_kind_of_any),
 ]
+EitherRank = Annotated[
+    Annotated[RankRequest, Tag(TEI_BODY)] | Annotated[RerankRequest, Tag(RERANK_BODY)],
+    Discriminator(_kind_of_rank),
+]
 _COMPARISON = {"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}
 _EMBED_EXAMPLES: dict[str, Any] = {
     "TEI": {"value": {"inputs": ["Foxes jump.", "Dogs sleep."], "truncate": True}},
     "Document 001": {"value": {"text": "Foxes jump."}},
+}
+_RANK_EXAMPLES: dict[str, Any] = {
+    "TEI": {"value": {"query": "Who jumps?", "texts": ["Foxes jump.", "Dogs sleep."]}},
+    "vLLM": {"value": {"query": "Who jumps?", "documents": ["Foxes jump."], "top_n": 1}},
 }
 _ROOT_EXAMPLES = {**_EMBED_EXAMPLES, "Similarity": {"value": _COMPARISON}}
 
@@ -232,25 +253,22 @@ async def embed_all(
     return write_json(answer.embeddings.colbert, answer)
 
 
-@router.post("/rerank", response_model=list[Rank], responses=error_responses("tei"))
+@router.post(
+    "/rerank", response_model=list[Rank] | RerankAnswer, responses=error_responses("tei", 404)
+)
 async def rerank(
-    request: Request,
-    body: Annotated[
-        RankRequest,
-        Body(examples=[{"query": "Who jumps?", "texts": ["Foxes jump.", "Dogs sleep."]}]),
-    ],
+    request: Request, body: Annotated[EitherRank, Body(openapi_examples=_RANK_EXAMPLES)]
 ) -> Response:
     """Rank texts by ColBERT's late interaction with a query; best first.
 
     A score is the mean over the query's tokens of their best cosine similarity, -1 to 1.
     """
     service = service_of(request)
-    if body.documents is not None and body.texts is None:
+    if isinstance(body, RerankRequest):
+        service.require_model(body.model)
         return await answer_documents(
             service, body.query, body.documents, body.top_n, return_documents=True
         )
-    if body.texts is None:
-        raise InputError("texts is missing: the texts to rank, as a list")
     scores, answer = await service.rerank(body.query, body.texts, truncate=body.truncate)
     ranks: list[dict[str, object]] = []
     for index in rank(scores, body.top_n):
