@@ -18,7 +18,7 @@ schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import CHECKS  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "20"))
 """Generated requests of each kind and route; a run by hand takes hundreds."""
 MANY_EXAMPLES = 50
 TOO_STRICT = (
