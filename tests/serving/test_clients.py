@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -17,6 +17,19 @@ from unified_embeddings.types import FloatArray
 
 TEXTS = ["Foxes jump over lazy dogs.", "", "  ", "Ein Fuchs springt 🦊 über Hunde.", "fox " * 40]
 LONG = "fox " * 1000
+
+
+@pytest.fixture(scope="module")
+def embedder() -> ModelEmbedder:
+    """The same model in this process, without a cache: what the service's answers must equal."""
+    return ModelEmbedder("mini-m3", precision="fp32", device="cpu", cache=None)
+
+
+@pytest.fixture(scope="module")
+def http(service: RunningService) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        yield client
+
 
 Dense = Callable[[Sequence[str]], FloatArray]
 

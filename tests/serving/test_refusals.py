@@ -41,6 +41,13 @@ NOT_STARTED = ["/search", "/embed_image"]
 
 
 @pytest.fixture(scope="module")
+def http(service: RunningService) -> Iterator[httpx.Client]:
+    """A client of the service without keys."""
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def guarded(guarded_service: RunningService) -> Iterator[httpx.Client]:
     """A client with a key of the service with small limits: 8 texts, 600 tokens, 20,000 bytes."""
     with httpx.Client(base_url=guarded_service.url, headers=KEY, timeout=60) as client:

@@ -105,7 +105,7 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         return Problem(500, str(error), "server_error", "Backend")
     return Problem(
         500,
-        f"the model failed on this request ({type(error).__name__}); the log has the place",
+        f"the service failed on this request ({type(error).__name__}); the log has the place",
         "server_error",
         "Backend",
     )
