@@ -70,7 +70,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")
 
 
-PASSAGES = ("Foxes jump over dogs.", "Dogs sleep at noon.", "The sea is blue.")
+PASSAGES = {
+    "foxes.txt": "Foxes jump over dogs.",
+    "dogs.txt": "Dogs sleep at noon.",
+    "sea.txt": "The sea is blue.",
+}
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +113,8 @@ def full_service(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterat
     config = UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu")
     store = config.vector_store("animals", path=str(folder))
     index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
-    for number, text in enumerate(PASSAGES):
-        index.insert(Document(text=text, metadata={"number": number}))
+    for name, text in PASSAGES.items():
+        index.insert(Document(text=text, metadata={"file_name": name}))
     store.client.close()
     served = UnifiedEmbeddingConfig("mini-m3", clip, precision="fp32", device="cpu")
     with RunningService(served, path=str(folder), collection="animals", images=True) as running:

@@ -312,6 +312,24 @@ def test_inference_clients_errors_tell_what_is_wrong(inference_client: Any) -> N
         inference_client.feature_extraction(LONG, truncate=False)
 
 
+def test_clients_bring_their_keys(
+    guarded_service: RunningService, documents: Dense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ollama = pytest.importorskip("ollama")
+    module = pytest.importorskip("llama_index.embeddings.text_embeddings_inference")
+    from huggingface_hub import InferenceClient, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    url, text = guarded_service.url, "Foxes jump."
+    expected = documents([text])
+    tei = module.TextEmbeddingsInference("mini-m3", base_url=url, auth_token="first-key")
+    assert_same(tei.get_text_embedding(text), expected[0])
+    hub = InferenceClient(url, token="second-key")
+    assert_same(hub.feature_extraction(text), expected)
+    key = {"Authorization": "Bearer first-key"}
+    assert_same(ollama.Client(url, headers=key).embed("mini-m3", text).embeddings, expected)
+
+
 # --- rerank, as Jina, Cohere and vLLM document it -------------------------------------------------
 
 QUERY = "What do foxes jump over?"

@@ -56,6 +56,8 @@ class DescribedApp(FastAPI):
             document = super().openapi()
             for path, operation, is_post in _operations(document):
                 _remove_foreign_errors(operation)
+                if is_post:
+                    _allow_several_bodies(operation)
                 _add_headers(operation, has_work=is_post and path not in _WITHOUT_WORK)
                 if path not in OPEN_PATHS:
                     operation["security"] = self._security()
@@ -95,6 +97,13 @@ def _remove_foreign_errors(operation: dict[str, Any]) -> None:
         schema = content.get("application/json", {}).get("schema", {})
         if schema.get("$ref") == _NEVER_SENT:
             del responses[status]
+
+
+def _allow_several_bodies(operation: dict[str, Any]) -> None:
+    """Say `anyOf` where pydantic says `oneOf`: a body with the fields of two contracts is fine."""
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    if "oneOf" in schema:
+        schema["anyOf"] = schema.pop("oneOf")
 
 
 def _add_headers(operation: dict[str, Any], *, has_work: bool) -> None:

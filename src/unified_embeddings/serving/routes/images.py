@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from starlette.datastructures import State
 
 from unified_embeddings.errors import InputError
@@ -32,6 +31,9 @@ router = APIRouter(route_class=StrictRoute, tags=["Images"])
 
 _MOST_IMAGES = 64
 """Images of one request: an encoded image of a few kilobytes can hold 64 million pixels."""
+_TEXT_SCHEMA = {"type": "string"}
+_TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
+# Without null, which none of the three may be if the others are absent.
 
 
 class ImageRequest(Strict):
@@ -41,9 +43,9 @@ class ImageRequest(Strict):
         json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "images", "texts")]}
     )
 
-    image: AnyText | SkipJsonSchema[None] = None
-    images: list[AnyText] | SkipJsonSchema[None] = None
-    texts: list[AnyText] | SkipJsonSchema[None] = None
+    image: Annotated[AnyText | None, WithJsonSchema(_TEXT_SCHEMA)] = None
+    images: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    texts: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")
