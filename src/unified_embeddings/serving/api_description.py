@@ -12,9 +12,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from unified_embeddings.serving.guard import OPEN_PATHS
 from unified_embeddings.types import Options
 
+_PROBES = ("/health", "/ready")
+"""What needs no key."""
 _NEVER_SENT = "#/components/schemas/HTTPValidationError"
 """FastAPI's own error, which no contract has."""
 _HEADERS = {
@@ -59,7 +60,7 @@ class DescribedApp(FastAPI):
                 if is_post:
                     _allow_several_bodies(operation)
                 _add_headers(operation, has_work=is_post and path not in _WITHOUT_WORK)
-                if path not in OPEN_PATHS:
+                if path not in _PROBES:
                     operation["security"] = self._security()
             components = document["components"]
             for name in ("HTTPValidationError", "ValidationError"):

@@ -32,7 +32,7 @@ from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.service import EmbeddingService
 
 LOG = logging.getLogger("unified_embeddings.serving")
-OPEN_PATHS = ("/health", "/ready")
+_OPEN_PATHS = ("/health", "/ready")
 """What needs no key: probes of an orchestrator have none."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _CLIENT_GONE = 499
@@ -126,7 +126,7 @@ class Guard:
         Raises:
             RequestError: If keys are set and the request brings none of them.
         """
-        if not self._key_digests or path in OPEN_PATHS:
+        if not self._key_digests or path in _OPEN_PATHS:
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         digest = _digest(given.strip())
