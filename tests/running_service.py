@@ -24,10 +24,14 @@ class RunningService:
 
     Args:
         config: Of the model; mini-m3 in fp32 if None.
+        waits: Whether to enter only once the service is ready, or as soon as it answers.
         **settings: Of the service.
     """
 
-    def __init__(self, config: UnifiedEmbeddingConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self, config: UnifiedEmbeddingConfig | None = None, *, waits: bool = True, **settings: Any
+    ) -> None:
+        self._waits = waits
         config = config or UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu")
         # Not localhost: clients switch off what they do for other hosts.
         settings.setdefault("host", "127.0.0.2")
@@ -43,7 +47,7 @@ class RunningService:
     def __enter__(self) -> RunningService:
         self._thread.start()
         deadline = time.monotonic() + _PATIENCE
-        while not self.service.is_ready:
+        while not (self.service.is_ready if self._waits else self._server.started):
             assert self.service.load_error is None, self.service.load_error
             assert self._thread.is_alive(), "the server ended"
             assert time.monotonic() < deadline, "the service did not get ready"

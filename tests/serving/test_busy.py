@@ -28,15 +28,16 @@ SECRET = "a word that no answer may hold"
 
 
 class GatedEmbedder(FakeEmbedder):
-    """Holds texts that say so until it is opened, and fails on those that say so."""
+    """Holds texts that say so, or all, until it is opened, and fails on those that say so."""
 
     def __init__(self) -> None:
         super().__init__(32, cache=None)
         self.gate = threading.Event()
         self.is_held = threading.Event()
+        self.holds_all = False
 
     def encode(self, texts: Sequence[Text], *, role: Role, heads: Sequence[HeadName]) -> Embeddings:
-        if "held" in texts:
+        if self.holds_all or "held" in texts:
             self.is_held.set()
             assert self.gate.wait(60)
         if "fails" in texts:
@@ -178,16 +179,15 @@ def test_a_bad_text_fails_alone(embedder: GatedEmbedder) -> None:
         assert [other.result() for other in others] == [200, 500, 200]
 
 
-@pytest.mark.parametrize("path", BODIES)
-def test_a_draining_service_takes_no_work(embedder: GatedEmbedder, path: str) -> None:
-    with start(embedder) as running:
-        running.service.is_draining = True
-        try:
-            answer = httpx.post(running.url + path, json=BODIES[path])
-            assert_told(answer, path, 503, "the service is shutting down")
-            assert httpx.get(running.url + "/health").json() == {"status": "draining"}
-            ready = httpx.get(running.url + "/ready")
-            assert ready.status_code == 503
-            assert ready.json()["status"] == "draining"
-        finally:
-            running.service.is_draining = False
+def test_a_loading_service_says_so(embedder: GatedEmbedder) -> None:
+    embedder.holds_all = True
+    with start(embedder, waits=False) as running:
+        for path, body in BODIES.items():
+            answer = httpx.post(running.url + path, json=body)
+            assert_told(answer, path, 503, "the model is being loaded; try again in a moment")
+        assert httpx.get(running.url + "/health").json() == {"status": "loading"}
+        ready = httpx.get(running.url + "/ready")
+        assert ready.status_code == 503
+        assert ready.json()["status"] == "loading"
+        assert set(ready.json()) >= {"error_type"}
+        embedder.gate.set()
