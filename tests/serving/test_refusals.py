@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -40,17 +40,31 @@ PROBES = ["/health", "/ready"]
 NOT_STARTED = ["/search", "/embed_image"]
 
 
+def require_described(running: RunningService) -> Callable[[httpx.Response], None]:
+    """Return a hook that looks up each answer's status in the service's description."""
+    paths = running.app.openapi()["paths"]
+
+    def check(answer: httpx.Response) -> None:
+        operation = paths.get(answer.request.url.path, {}).get(answer.request.method.lower())
+        assert operation is None or str(answer.status_code) in operation["responses"], answer.url
+
+    return check
+
+
 @pytest.fixture(scope="module")
 def http(service: RunningService) -> Iterator[httpx.Client]:
     """A client of the service without keys."""
-    with httpx.Client(base_url=service.url, timeout=60) as client:
+    hooks = {"response": [require_described(service)]}
+    with httpx.Client(base_url=service.url, timeout=60, event_hooks=hooks) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def guarded(guarded_service: RunningService) -> Iterator[httpx.Client]:
     """A client with a key of the service with small limits: 8 texts, 600 tokens, 20,000 bytes."""
-    with httpx.Client(base_url=guarded_service.url, headers=KEY, timeout=60) as client:
+    hooks = {"response": [require_described(guarded_service)]}
+    url = guarded_service.url
+    with httpx.Client(base_url=url, headers=KEY, timeout=60, event_hooks=hooks) as client:
         yield client
 
 

@@ -231,7 +231,7 @@ async def embed_or_compare(
 
 
 @router.post(
-    "/embed_sparse", response_model=list[list[SparseValue]], responses=error_responses("tei")
+    "/embed_sparse", response_model=list[list[SparseValue]], responses=error_responses("tei", 400)
 )
 async def embed_sparse(
     request: Request,
@@ -243,7 +243,9 @@ async def embed_sparse(
     return write_json([_list_weights(vector) for vector in vectors], answer)
 
 
-@router.post("/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei"))
+@router.post(
+    "/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei", 400)
+)
 async def embed_all(
     request: Request,
     body: Annotated[InputsRequest, Body(examples=[{"inputs": ["Foxes jump."]}])],
