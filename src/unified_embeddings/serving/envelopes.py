@@ -21,7 +21,12 @@ from unified_embeddings.errors import (
     UnifiedEmbeddingsError,
 )
 from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError
-from unified_embeddings.serving.service import NotReadyError, TooLongError, UnknownModelError
+from unified_embeddings.serving.service import (
+    EmptyError,
+    NotReadyError,
+    TooLongError,
+    UnknownModelError,
+)
 
 Contract: TypeAlias = Literal["openai", "rerank", "ollama", "tei", "document"]
 
@@ -88,6 +93,8 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         # TEI answers 413 to what is too long, the others answer as to any bad input.
         status = 413 if contract == "tei" else 400
         return Problem(status, str(error), code="context_length_exceeded")
+    if isinstance(error, EmptyError):
+        return Problem(400, str(error), tei_kind="Empty")
     if isinstance(error, InputError):
         return Problem(bad_input_status(contract), str(error))
     if isinstance(error, StoreError):
@@ -98,7 +105,7 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         return Problem(500, str(error), "server_error", "Backend")
     return Problem(
         500,
-        f"the model failed on this request ({type(error).__name__}); the log has the place",
+        f"the service failed on this request ({type(error).__name__}); the log has the place",
         "server_error",
         "Backend",
     )

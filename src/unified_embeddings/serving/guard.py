@@ -21,7 +21,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unified_embeddings.serving.envelopes import Problem, RequestError, contract_of, write
+from unified_embeddings.serving.envelopes import (
+    Problem,
+    RequestError,
+    contract_of,
+    describe,
+    write,
+)
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.service import EmbeddingService
 
@@ -112,8 +118,7 @@ class Guard:
             exchange.problem = type(error).__name__
             LOG.error("request %s failed: %s", exchange.request_id, describe_places(error))
             if not exchange.status:
-                problem = Problem(500, "the service failed; the log has the place", "server_error")
-                await write(problem, contract)(scope, receive, send)
+                await write(describe(error, contract), contract)(scope, receive, send)
 
     def _require_key(self, path: str, headers: MutableMapping[bytes, bytes]) -> None:
         """Refuse a request without one of the keys.

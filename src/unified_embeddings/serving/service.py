@@ -30,6 +30,8 @@ _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+"""Our names of precisions → TEI's."""
 _WARM_UP = "Foxes jump over lazy dogs."
 
 
@@ -39,6 +41,10 @@ class NotReadyError(UnifiedEmbeddingsError):
 
 class TooLongError(InputError):
     """A text, or a request, holds more than the service takes."""
+
+
+class EmptyError(InputError):
+    """A request holds no text where its contract asks for one."""
 
 
 class UnknownModelError(InputError):
@@ -94,7 +100,7 @@ class EmbeddingService:
         ...         answer = await service.embed(["Foxes jump."], role="query", heads=("dense",))
         ...         return answer.embeddings, answer.tokens
         >>> asyncio.run(ask())
-        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
+        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 5)
     """
 
     def __init__(
@@ -131,10 +137,12 @@ class EmbeddingService:
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
         own = [self.config.model_choice]
-        own += [model.model_name for model in self.embedder.models]
-        spec = getattr(self.embedder, "spec", None)
-        if spec is not None:
-            own += [spec.choice, spec.model_id]
+        # Of a pair, only the first: whoever names the sparse model expects no dense vectors.
+        for model in self.embedder.models[:1]:
+            own.append(model.model_name)
+            spec = getattr(model, "spec", None)
+            if spec is not None:
+                own += [spec.choice, spec.model_id]
         return tuple(dict.fromkeys([*own, *self.settings.served_names]))
 
     @property
@@ -373,7 +381,7 @@ class EmbeddingService:
         return {
             "model_id": self.names[-1 - len(limits.served_names)],
             "model_sha": embedder.revision or None,
-            "model_dtype": runtime.precision if runtime else "float32",
+            "model_dtype": _DTYPES[runtime.precision if runtime else "fp32"],
             "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
             "max_concurrent_requests": limits.max_waiting_tokens,
             "max_input_length": embedder.max_length,
