@@ -24,6 +24,7 @@ from unified_embeddings.cli import (
     optimize,
     quantize,
     search,
+    serve_query,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -45,6 +46,7 @@ app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
+app.command("serve-query")(serve_query.serve_query)
 app.command("doctor")(doctor.doctor)
 
 
