@@ -46,8 +46,21 @@ app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
-app.command("serve-query")(serve_query.serve_query)
 app.command("doctor")(doctor.doctor)
+
+
+@app.command(
+    "serve-query",
+    help=serve_query.HELP,
+    # All options are its own parser's, -h as well.
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def _serve_query(context: typer.Context) -> None:
+    raise typer.Exit(serve_query.main(context.args))
 
 
 def _print_version(requested: bool) -> None:
