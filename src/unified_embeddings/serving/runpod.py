@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -192,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options, sdk_arguments = _parse(sys.argv[1:] if arguments is None else arguments)
     code: int | str | None = 0
+    # uvicorn, which serves the SDK's local API, raises SIGTERM again once it has drained.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         _run(query_handler if options.query else handler, sdk_arguments)
     except SystemExit as end:  # how the SDK ends its local modes
@@ -200,6 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except UnifiedEmbeddingsError as error:
         code = f"error: {error}"
+    except Exception as error:
+        if os.environ.get("UNIFIED_EMBEDDINGS_DEBUG"):
+            raise
+        code = (
+            f"error: unexpected {type(error).__name__}: {error}. Set UNIFIED_EMBEDDINGS_DEBUG=1 to "
+            "see the traceback"
+        )
     finally:
         # While the interpreter is whole: what is left to its end may fail there.
         _MODEL.close()
@@ -258,6 +268,14 @@ def _load() -> None:
 
 
 def _import_sdk() -> Callable[[dict[str, object]], None]:
+    """Import the SDK, which reads its level of logging as it is imported.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    if "RUNPOD_DEBUG_LEVEL" not in os.environ:
+        # Its default is to log every job's texts and vectors.
+        os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     try:
         from runpod.serverless import start
     except ImportError as error:
