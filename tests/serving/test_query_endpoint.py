@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -461,6 +462,25 @@ class TestProcess:
         finally:
             process.kill()
 
+    def test_it_serves_on_when_nobody_reads_what_it_prints(
+        self, exported: Path, tmp_path: Path
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        arguments = ("serve-query", "--model", exported, "--port", str(port))
+        process = start(*arguments, cwd=tmp_path)
+        try:
+            assert process.stderr is not None
+            process.stderr.close()
+            running = Endpoint(port, None)  # type: ignore[arg-type]
+            wait_until(lambda: is_open(port))
+            assert running.query().status == 200
+            assert running.query().status == 200
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
     def test_neither_torch_nor_llama_index_is_imported(self, exported: Path) -> None:
         code = (
             "import os, sys\n"
@@ -486,6 +506,12 @@ def run_to_end(*arguments: str, cwd: Path, **variables: str) -> subprocess.Compl
         cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def port_of(process: subprocess.Popen[str]) -> int:

@@ -6,6 +6,7 @@ What does not: the routes (`query_endpoint`). The web libraries are imported whi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -69,7 +70,6 @@ def serve(load: Callable[[], TextEmbedder], settings: QuerySettings) -> None:
     if not has_ended:
         # A forward pass that nobody waits for cannot be interrupted, and ONNX Runtime does not
         # survive the end of the interpreter around it.
-        sys.stderr.flush()
         os._exit(0)
 
 
@@ -129,4 +129,6 @@ def _in_url(host: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    # Whoever read standard error may be gone, which must end neither the model's thread nor this.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
