@@ -428,6 +428,27 @@ class TestProcess:
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr
 
+    def test_the_other_subcommands_parser_hands_it_over(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        from unified_embeddings.cli import app, entry
+
+        for begin in (app.main, entry.main):
+            monkeypatch.setattr(sys, "argv", ["unified-embeddings", "serve-query", "-m", "nowhere"])
+            with pytest.raises(SystemExit) as ended:
+                begin()
+            assert ended.value.code == 1
+            assert "error: nowhere is not an exported model" in capfd.readouterr().err
+            monkeypatch.setattr(sys, "argv", ["unified-embeddings", "serve-query", "--help"])
+            with pytest.raises(SystemExit) as ended:
+                begin()
+            assert not ended.value.code
+            assert "--queue-size" in capfd.readouterr().out
+        monkeypatch.setattr(sys, "argv", ["unified-embeddings", "--help"])
+        with pytest.raises(SystemExit):
+            entry.main()
+        assert "serve-query" in capfd.readouterr().out
+
     def test_a_port_in_use_is_told(self, exported: Path, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
@@ -459,6 +480,28 @@ class TestProcess:
             assert running.query().status == 401
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
+        finally:
+            process.kill()
+
+    def test_a_pass_that_hangs_does_not_keep_the_process(self, tmp_path: Path) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HANGING], cwd=tmp_path, env=environment(),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            running = Endpoint(port_of(process), None)  # type: ignore[arg-type]
+            running.wait_until_ready()
+            connection = running.connect()
+            connection.request("POST", "/query", json.dumps({"input": {"query": "hang"}}))
+            assert process.stderr is not None
+            while "it hangs" not in process.stderr.readline():
+                assert process.poll() is None
+            process.terminate()
+            response = connection.getresponse()
+            assert response.status == 503
+            assert "shutting down" in json.loads(response.read())["error"]
+            assert process.wait(60) == 0
+            assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
 
@@ -498,6 +541,21 @@ class TestProcess:
             capture_output=True, text=True, check=False, env=environment(),
         )  # fmt: skip
         assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+HANGING = """
+import sys, time
+from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.serving.query_server import serve
+from unified_embeddings.serving.query_settings import QuerySettings
+class Hanging(FakeEmbedder):
+    def _encode(self, texts, *arguments, **options):
+        if texts == ["hang"]:
+            print("it hangs", file=sys.stderr, flush=True)
+            time.sleep(600)
+        return super()._encode(texts, *arguments, **options)
+serve(lambda: Hanging(8), QuerySettings(port=0, drain_timeout=1.0))
+"""
 
 
 def run_to_end(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -90,6 +90,10 @@ class _Endpoint:
                 response = _error(error.status, str(error), error.headers)
             except ClientDisconnect:
                 response = _error(400, "the client has gone")  # nobody reads it
+            except asyncio.CancelledError:
+                # uvicorn cancels what is not done when the time to drain is over. The client gets
+                # an answer all the same, and the log no traceback.
+                response = _error(503, "the endpoint is shutting down; ask again elsewhere")
             except Exception as error:
                 _LOG.error("a request failed: %s", type(error).__name__)
                 response = _error(500, "something went wrong inside; the log has more")
