@@ -217,15 +217,19 @@ class QueryWorker:
             if first is None:  # stopped meanwhile
                 self._waiting.put(None)
                 return
-        if first is None or not self._answer(first):
-            embedder.encode_query(_WARM_UP, sparse=False)
+        if first is not None:
+            self._answer(first)
+        if not embedder.stats().forwards:
+            # No request came, or it was refused, empty or in the cache on disk; so may this be,
+            # unless it is a text that was never asked for.
+            embedder.encode_query(f"{_WARM_UP} {time.time_ns()}", sparse=False)
         self._is_ready = True
         self.on_ready()
 
-    def _answer(self, job: Job) -> bool:
-        """Answer one request, and tell whether it went well; what goes wrong is its own."""
+    def _answer(self, job: Job) -> None:
+        """Answer one request; what goes wrong is its own."""
         if not job.future.set_running_or_notify_cancel():
-            return False
+            return
         job.began = time.monotonic()
         self._running = job
         try:
@@ -235,10 +239,9 @@ class QueryWorker:
             if not isinstance(error, InputError | AbandonedError):
                 _LOG.error("a request failed: %s", type(error).__name__)
             job.future.set_exception(error)
-            return False
+            return
         self._finish(job)
         job.future.set_result(answer)
-        return True
 
     def _compute(self, job: Job) -> Answer:
         embedder, request = self._embedder, job.request
