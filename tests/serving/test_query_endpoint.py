@@ -24,6 +24,7 @@ from unified_embeddings import ModelEmbedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
 from unified_embeddings.serving.api_keys import ApiKeys, load_keys
+from unified_embeddings.serving.query_server import listen
 from unified_embeddings.serving.query_settings import QuerySettings, query_embedder
 from unified_embeddings.types import Embeddings
 
@@ -471,6 +472,13 @@ class TestProcess:
             entry.main()
         assert "serve-query" in capfd.readouterr().out
 
+    def test_an_answers_packets_do_not_wait_for_each_other(self) -> None:
+        with listen("127.0.0.1", 0) as listener:
+            with socket.create_connection(listener.getsockname()):
+                accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     def test_a_port_in_use_is_told(self, exported: Path, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
@@ -569,6 +577,7 @@ HANGING = """
 import sys, time
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.serving.query_server import serve
+from unified_embeddings.serving.query_server import listen
 from unified_embeddings.serving.query_settings import QuerySettings
 class Hanging(FakeEmbedder):
     def _encode(self, texts, *arguments, **options):
