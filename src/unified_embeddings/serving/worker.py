@@ -1,25 +1,21 @@
 """One of several processes that serve behind one port.
 
-What lives here: what a worker process runs, and its private channel to the process that watches
-it. What does not: starting and replacing workers (`workers`), serving itself (`server`).
+What lives here: what a worker process runs, and what it reports to the process that watches it.
+What does not: starting and replacing workers (`workers`), serving itself (`server`).
 
-Both sides of the channel send lines of JSON. A worker tells its state twice a second, from its
-event loop: one that hangs falls silent. It also sends its metrics, and may ask for the others'.
+A worker reports twice a second from its event loop, so that one that hangs falls silent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from fastapi import FastAPI
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.serving.channel import Channel, WorkerOrder
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.server import serve
 from unified_embeddings.serving.service import EmbeddingService
@@ -27,32 +23,10 @@ from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.system.hardware import share_machine
 from unified_embeddings.types import Options
 
-BEAT = 0.5
-"""Seconds between two reports of a worker."""
-LINE_LIMIT = 16 * 2**20
-"""Bytes that a line of the channel may have; the metrics of many workers take some."""
+_BEAT = 0.5
+"""Seconds between two reports."""
 _ANSWER_TIME = 2.0
 """Seconds in which the other side tells the metrics of all workers."""
-
-
-@dataclass(frozen=True)
-class WorkerOrder:
-    """What a worker process is started with.
-
-    Attributes:
-        number: Its place among the workers, from 0.
-        workers: How many there are.
-        accepts_early: Whether it takes connections while it loads its model, as the first one does,
-            which nobody else could answer.
-        listener: File descriptor of the socket that all workers accept from.
-        channel: File descriptor of its end of the private channel.
-    """
-
-    number: int
-    workers: int
-    accepts_early: bool
-    listener: int
-    channel: int
 
 
 def run_worker(options: Options, settings: ServiceSettings, order: WorkerOrder) -> None:
@@ -90,47 +64,6 @@ def set_up_logging(label: str = "") -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-class Channel:
-    """One end of the private channel between a worker and the process that watches it.
-
-    Args:
-        end: A connected socket; the channel closes it.
-    """
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def open(self) -> None:
-        """Attach it to the running event loop."""
-        self._reader, self._writer = await asyncio.open_connection(sock=self._end, limit=LINE_LIMIT)
-
-    async def send(self, message: Mapping[str, object]) -> None:
-        """Send a message; do nothing if the other side has ended."""
-        assert self._writer is not None
-        with contextlib.suppress(OSError):
-            self._writer.write(json.dumps(message).encode() + b"\n")
-            await self._writer.drain()
-
-    async def receive(self) -> dict[str, object] | None:
-        """Return the next message; None if the other side has ended."""
-        assert self._reader is not None
-        try:
-            line = await self._reader.readline()
-        except OSError:
-            return None
-        # A line without an end is half of a message, from a process that was killed.
-        return json.loads(line) if line.endswith(b"\n") else None
-
-    def close(self) -> None:
-        """Close this end."""
-        if self._writer is not None:
-            self._writer.close()
-        else:
-            self._end.close()
-
-
 async def _report(app: FastAPI, channel: Channel, own_name: str) -> None:
     """Tell the watching process how this worker does, until cancelled."""
     service: EmbeddingService = app.state.service
@@ -155,7 +88,7 @@ async def _report(app: FastAPI, channel: Channel, own_name: str) -> None:
                     "metrics": metrics.write().decode(),
                 }
             )
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(_BEAT)
     finally:
         listening.cancel()
 

@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.serving.channel import Channel, WorkerOrder
 from unified_embeddings.serving.server import address_of
 from unified_embeddings.serving.settings import ServiceSettings
-from unified_embeddings.serving.worker import Channel, WorkerOrder, run_worker
+from unified_embeddings.serving.worker import run_worker
 from unified_embeddings.system.hardware import thread_variables
 from unified_embeddings.system.processes import ChildFailedError, ChildProcess
 from unified_embeddings.types import Options
