@@ -54,7 +54,7 @@ HOMES = {
     "llama_index": {"llama", "retrievers", "config", "serving.searching", "cli"},
     "matplotlib": {"cli.precision_report"},
     "onnx": {"export.graph_writer"},
-    "onnxruntime": {"engines.onnx_session"},
+    "onnxruntime": {"engines.onnx_packed", "engines.onnx_session"},
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
     "qdrant_client": {"stores", "llama", "retrievers", "serving.searching", "cli"},

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.serving.channel import WorkerOrder
+from unified_embeddings.serving.settings import ServiceSettings
 
 
 def count_start(options: dict[str, Any], order: WorkerOrder) -> int:

@@ -23,7 +23,7 @@ from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, passive_wait_policy
+from unified_embeddings.system.hardware import cpu, is_shared, passive_wait_policy
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +52,12 @@ class OnnxEngine:
             checkpoint = _find_or_publish_export(checkpoint, runtime.precision)
         self._checkpoint = checkpoint
         notes = checkpoint.export_notes
-        self._session = open_session(checkpoint)
+        if is_shared():
+            from unified_embeddings.engines.onnx_packed import open_shared_session
+
+            self._session = open_shared_session(checkpoint)
+        else:
+            self._session = open_session(checkpoint)
         self.hidden_bytes = checkpoint.require(notes.weights_file).stat().st_size
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
