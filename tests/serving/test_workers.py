@@ -294,6 +294,17 @@ def test_workers_answer_are_replaced_and_drain(service: Service) -> None:
     assert "Traceback" not in service.log.read_text()
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    service = Service(tmp_path, "--model", "no/such")
+    try:
+        assert service.process.wait(PATIENCE) == 1
+    finally:
+        service.end()
+    *_, error = service.log.read_text().splitlines()
+    assert error.startswith("error: Cannot load model 'no/such'")
+    assert service.log.read_text().count("Started server process") == 1
+
+
 def test_workers_end_with_the_process_that_watches_them(tmp_path: Path) -> None:
     service = Service(tmp_path)
     try:

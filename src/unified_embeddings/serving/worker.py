@@ -18,7 +18,7 @@ from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.serving.channel import Channel, WorkerOrder
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.server import serve
-from unified_embeddings.serving.service import EmbeddingService
+from unified_embeddings.serving.service import EmbeddingService, NotReadyError
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.system.hardware import share_machine
 from unified_embeddings.types import Options
@@ -69,12 +69,17 @@ async def _report(app: FastAPI, channel: Channel, own_name: str) -> None:
     service: EmbeddingService = app.state.service
     metrics: Metrics = app.state.metrics
     answers: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    turn = asyncio.Lock()
 
     async def ask_others() -> dict[str, str]:
-        while not answers.empty():  # What came too late for an earlier question.
-            answers.get_nowait()
-        await channel.send({"asks_for_metrics": True})
-        return await asyncio.wait_for(answers.get(), _ANSWER_TIME)
+        async with turn:
+            while not answers.empty():  # What came too late for an earlier question.
+                answers.get_nowait()
+            await channel.send({"asks_for_metrics": True})
+            try:
+                return await asyncio.wait_for(answers.get(), _ANSWER_TIME)
+            except asyncio.TimeoutError:
+                raise NotReadyError("the metrics of the other workers did not arrive") from None
 
     await channel.open()
     metrics.join_workers(own_name, ask_others)

@@ -35,6 +35,8 @@ _LOADING_SILENCE = 120.0
 """The same while it loads: libraries hold the interpreter's lock for long while they load."""
 _GRACE = 1.0
 """Seconds in which a worker that does not work may still answer those who wait for it."""
+_ENDING = 5.0
+"""Seconds that a process takes to end at most, once its event loop has."""
 _DRAIN_MARGIN = 5.0
 """Seconds beyond its own deadline that a worker gets to end before it is killed."""
 _DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -133,7 +135,8 @@ class _Worker:
                 await self._channel.send({"metrics": tell_metrics()})
                 continue
             self.metrics = str(message["metrics"])
-            if message["problem"] is not None:
+            # A worker that cannot load its model ends by itself, and its error tells more.
+            if message["problem"] is not None and self.is_ready.is_set():
                 self.problem = str(message["problem"])
                 return
             if message["is_ready"]:
@@ -265,6 +268,8 @@ class _Supervisor:
             noting.cancel()
         if self._is_draining.is_set():
             return await worker.end(self._settings.drain_timeout + _DRAIN_MARGIN)
+        if worker.problem is None:  # It is about to end by itself, perhaps with an error to tell.
+            return await worker.end(_ENDING)
         worker.terminate()
         return await worker.end(_GRACE)
 
