@@ -60,4 +60,4 @@ ENTRYPOINT ["unified-embeddings"]
 CMD ["serve-query", "--model", "/models/export"]
 
 FROM query AS baked
-COPY --from=export /models/export /models/export
+COPY --from=export --chown=10001:10001 /models/export /models/export

@@ -90,3 +90,21 @@ def die_once_ready(options: dict[str, Any], settings: ServiceSettings, order: Wo
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
     reporter.stay()
+
+
+def hang_when_told(options: dict[str, Any], settings: ServiceSettings, order: WorkerOrder) -> None:
+    """A real worker, whose engine hangs at a text with the word "hang"."""
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.embedders.fake import FakeEmbedder
+    from unified_embeddings.serving.worker import run_worker
+
+    class HangingEmbedder(FakeEmbedder):
+        def encode(self, texts: Any, **how: Any) -> Any:
+            if any("hang" in text for text in texts):
+                time.sleep(600)
+            return super().encode(texts, **how)
+
+    embedder = HangingEmbedder(8)
+    UnifiedEmbeddingConfig.embedder = property(lambda self: embedder)  # type: ignore[assignment]
+    count_start(options, order)
+    run_worker({"model_choice": "mini-m3"}, settings, order)

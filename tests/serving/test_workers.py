@@ -52,6 +52,7 @@ class Watched:
         self._monkeypatch = monkeypatch
         self.note = folder / "starts"
         self.was_ready = False
+        self.url = ""
 
     @property
     def starts(self) -> dict[int, int]:
@@ -78,7 +79,7 @@ class Watched:
 
         def note_ready(address: str) -> None:
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
-            self.was_ready = True
+            self.url, self.was_ready = address, True
 
         stopper = threading.Thread(target=stop)
         # Should the signal come late, the test must live on.
@@ -125,6 +126,20 @@ def test_workers_that_fall_silent_are_replaced_by_force(
 
 def test_workers_that_die_again_and_again_are_replaced_each_time(watched: Watched) -> None:
     watched.run(worker_functions.die_once_ready, until=lambda: watched.starts == {0: 3, 1: 3})
+
+
+def test_a_worker_whose_engine_hangs_is_replaced_and_its_client_told(watched: Watched) -> None:
+    answers = []
+
+    def is_replaced() -> bool:
+        if not answers:
+            body = {"inputs": "please hang"}
+            answers.append(httpx.post(f"{watched.url}/embed", json=body, timeout=PATIENCE))
+        return sum(watched.starts.values()) == 3
+
+    watched.run(worker_functions.hang_when_told, until=is_replaced)
+    assert answers[0].status_code == 503
+    assert "the engine does not answer" in answers[0].json()["error"]
 
 
 def test_a_model_that_cannot_be_loaded_is_the_services_error(watched: Watched) -> None:
