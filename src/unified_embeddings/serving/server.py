@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 
 import uvicorn
@@ -26,6 +26,9 @@ from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 
 _BACKLOG = 2048
+_SHARED_BACKLOG = 1
+"""What the event loop is told for a socket that processes share. It accepts as many connections at
+a time, so one process would take them all. The socket's own queue is set by `listen`."""
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than the pools of common clients keep one."""
 
@@ -61,6 +64,9 @@ def serve(
     *,
     listener: socket.socket | None = None,
     on_ready: Callable[[str], None] | None = None,
+    accepts_early: bool = True,
+    is_shared: bool = False,
+    companion: Callable[[FastAPI], Coroutine[None, None, None]] | None = None,
 ) -> None:
     """Serve a config's model until SIGTERM or SIGINT, then finish what is in hand.
 
@@ -69,6 +75,9 @@ def serve(
         settings: Of the service.
         listener: An open socket to serve on; None opens the settings' address.
         on_ready: Called once the model is loaded, with the service's address.
+        accepts_early: Whether connections are taken while the model is loaded, and answered 503.
+        is_shared: Whether other processes accept from the same socket.
+        companion: Runs beside the application until the end, from before the model is loaded.
 
     Raises:
         InputError: If the address cannot be used.
@@ -77,7 +86,21 @@ def serve(
     if listener is None:
         listener = open_socket(settings.host, settings.port)
     app = make_app(config, settings)
-    asyncio.run(_serve(app, settings, listener, on_ready))
+    backlog = _SHARED_BACKLOG if is_shared else _BACKLOG
+
+    async def run() -> None:
+        service: EmbeddingService = app.state.service
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(service)
+            if companion is not None:
+                task = asyncio.create_task(companion(app))
+                stack.callback(task.cancel)
+            if not accepts_early:
+                await service.loaded()
+            await _serve(app, settings, listener, on_ready, backlog)
+        _end_with(service)
+
+    asyncio.run(run())
 
 
 async def _serve(
@@ -85,6 +108,7 @@ async def _serve(
     settings: ServiceSettings,
     listener: socket.socket,
     on_ready: Callable[[str], None] | None,
+    backlog: int,
 ) -> None:
     service: EmbeddingService = app.state.service
     server = _Server(
@@ -95,7 +119,8 @@ async def _serve(
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-            lifespan="on",
+            lifespan="off",  # The service is entered already.
+            backlog=backlog,
         ),
         service,
     )
@@ -104,6 +129,7 @@ async def _serve(
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
         if server.started:
+            listener.listen(_BACKLOG)
             watching = asyncio.create_task(_announce(service, listener, on_ready))
             watching.add_done_callback(lambda task: _stop_if_failed(task, server))
             await running
@@ -111,6 +137,10 @@ async def _serve(
                 watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
     await running
+
+
+def _end_with(service: EmbeddingService) -> None:
+    """Raise what kept the model from being loaded; end the process if a pass is still running."""
     if service.load_error is not None:
         raise service.load_error
     if not service.batcher.is_idle:

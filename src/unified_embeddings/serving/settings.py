@@ -25,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+RUNNERS = ("processes", "ray")
+"""What can run the workers of a service."""
 _MIB = 1024 * 1024
 
 
@@ -52,7 +54,8 @@ class ServiceSettings:
         url: Address of a Qdrant server for `/search`.
         collection: The collection that `/search` reads; None switches it off.
         images: Whether `/embed_image` is offered.
-        workers: Processes behind the port.
+        workers: Processes behind the port; on Ray, the most of them.
+        runner: "processes" on this machine, or "ray".
 
     Raises:
         InputError: If a value is out of range.
@@ -81,6 +84,7 @@ class ServiceSettings:
     collection: str | None = None
     images: bool = False
     workers: int = 1
+    runner: str = "processes"
 
     def __post_init__(self) -> None:
         require_whole_number("port", self.port, least=0)
@@ -100,10 +104,17 @@ class ServiceSettings:
             seconds = getattr(self, name)
             if not 0 < seconds < math.inf:
                 raise InputError(f"{name} must be seconds > 0, got {seconds!r}")
+        if self.runner not in RUNNERS:
+            raise InputError(f"runner must be {' or '.join(RUNNERS)}, got {self.runner!r:.80}")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InputError("an API key must be ASCII and not blank")
         if self.collection is not None and not (self.path or self.url):
             raise InputError("a collection for /search needs a path or a url to open it at")
+        if self.path is not None and (self.workers > 1 or self.runner == "ray"):
+            raise InputError(
+                "several workers cannot open one embedded store; serve it with one worker, or copy "
+                "it to a Qdrant server and name its url"
+            )
 
 
 def load_settings(

@@ -83,7 +83,7 @@ async def info(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Tell the counters in Prometheus's text format."""
     counters: Metrics = request.app.state.metrics
-    return Response(counters.write(), headers={"content-type": CONTENT_TYPE})
+    return Response(await counters.write_all(), headers={"content-type": CONTENT_TYPE})
 
 
 def _status(request: Request) -> str:
