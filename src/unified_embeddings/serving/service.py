@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import numpy as np
 
 from unified_embeddings._version import __version__
 from unified_embeddings.embedders.base import Piece, TextEmbedder, TextLength
-from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, OverloadedError, UnifiedEmbeddingsError
 from unified_embeddings.heads import colbert_score, normalise
-from unified_embeddings.serving.batcher import Batcher
+from unified_embeddings.serving.batcher import Batcher, DeadlineError, EngineStalledError
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
 
@@ -30,6 +31,10 @@ _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_CHARACTERS_PER_TOKEN = 4
+"""Of English; only for a guess."""
+_PROBE_INTERVAL = 0.5
+"""Seconds between two looks at whether the engine fails on everything."""
 _WARM_UP = "Foxes jump over lazy dogs."
 
 
@@ -111,9 +116,11 @@ class EmbeddingService:
         self.load_error: UnifiedEmbeddingsError | None = None
         self.fingerprint: str | None = None
         self.is_draining = False
+        self._engine_fails = False
         self._is_loaded = asyncio.Event()
         self._tokeniser_turn = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self.batcher = Batcher(
             self._encode,
             batch_tokens=settings.batch_tokens or 1024,
@@ -144,7 +151,7 @@ class EmbeddingService:
             return str(self.load_error)
         if self.batcher.is_stalled:
             return "the engine does not answer"
-        if self.batcher.has_failed:
+        if self._engine_fails:
             return "the engine fails on every text"
         return None
 
@@ -157,14 +164,12 @@ class EmbeddingService:
         """Refuse work that cannot be done.
 
         Raises:
-            NotReadyError: If the model is loading, failed to load, or the service is draining.
+            NotReadyError: If the model is loading, or failed to load.
         """
         if self.load_error is not None:
             raise NotReadyError(f"the model could not be loaded: {self.load_error}")
         if not self._is_loaded.is_set():
             raise NotReadyError("the model is being loaded; try again in a moment")
-        if self.is_draining:
-            raise NotReadyError("the service is shutting down")
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for a model that is not served: vectors of two models never mix.
@@ -213,12 +218,14 @@ class EmbeddingService:
     async def __aenter__(self) -> EmbeddingService:
         await self.batcher.__aenter__()
         self._loading = asyncio.create_task(self._load())
+        self._probing = asyncio.create_task(self._probe())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._loading is not None
-        self._loading.cancel()
-        await asyncio.gather(self._loading, return_exceptions=True)
+        tasks = [task for task in (self._loading, self._probing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.batcher.__aexit__()
 
     async def _load(self) -> None:
@@ -242,6 +249,34 @@ class EmbeddingService:
             )
         else:
             self._is_loaded.set()
+
+    async def _probe(self) -> None:
+        """Find out, after a pass that gave nothing, whether the text or the engine was at fault.
+
+        A text of our own tells: one client with a bad text must not make the service unhealthy. It
+        is asked again until the engine works, since an unhealthy service gets no other requests.
+        """
+        await self._is_loaded.wait()
+        fruitless_passes = self.batcher.fruitless_passes
+        for number in itertools.count():
+            await asyncio.sleep(_PROBE_INTERVAL)
+            if fruitless_passes == self.batcher.fruitless_passes and not self._engine_fails:
+                continue
+            try:
+                await self.batcher.submit(
+                    [f"{_WARM_UP} Again {number}."],
+                    [16],
+                    role="document",
+                    heads=self.embedder.heads,
+                    timeout=self.settings.request_timeout,
+                )
+            except (OverloadedError, EngineStalledError, DeadlineError):
+                continue  # Nothing was found out.
+            except Exception:
+                self._engine_fails = True
+            else:
+                self._engine_fails = False
+            fruitless_passes = self.batcher.fruitless_passes
 
     # --- work -----------------------------------------------------------------------------------
 
@@ -274,14 +309,15 @@ class EmbeddingService:
         """
         self.require_ready()
         limits = self.settings
+        seconds = min(timeout or limits.request_timeout, limits.request_timeout)
         if len(texts) > limits.max_texts:
             raise TooLongError(
                 f"{len(texts)} texts are more than the {limits.max_texts} that one request may "
                 "hold; send several requests"
             )
-        self.batcher.require_room()
         begun = time.perf_counter()
-        lengths = await self._measure(texts, role)
+        with self.batcher.expect(self._guess_tokens(texts)):
+            lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
         if not texts:
@@ -291,7 +327,7 @@ class EmbeddingService:
             [length.tokens for length in lengths],
             role=role,
             heads=heads,
-            timeout=min(timeout or limits.request_timeout, limits.request_timeout),
+            timeout=max(0.0, seconds - tokenise_seconds),
         )
         return Answer(
             embeddings=batched.embeddings,
@@ -403,6 +439,11 @@ class EmbeddingService:
 
     def _encode(self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]) -> Embeddings:
         return self.embedder.encode(texts, role=role, heads=heads)
+
+    def _guess_tokens(self, texts: Sequence[Text]) -> int:
+        """Return about how many tokens texts are that are not tokenised yet."""
+        longest = self.embedder.max_length
+        return sum(min(len(text) // _CHARACTERS_PER_TOKEN + 2, longest) for text in texts)
 
     async def _measure(self, texts: Sequence[Text], role: Role) -> list[TextLength]:
         """Count each text's tokens: at once if they are short, else in another thread."""
