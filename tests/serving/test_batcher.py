@@ -249,7 +249,7 @@ async def test_a_deadline_withdraws_the_request(batcher: Batcher, engine: GatedE
     first = ask(batcher, ["fox"])
     await engine.entered()
     late = ask(batcher, names("late", 5), timeout=0.01)
-    with pytest.raises(DeadlineError, match="0.01 s"):
+    with pytest.raises(DeadlineError, match=r"0\.01 s"):
         await late
     assert batcher.waiting_tokens == 0
     engine.set_free()
@@ -312,9 +312,8 @@ async def test_a_full_queue_refuses_at_once_but_takes_one_large_request() -> Non
 async def test_tokens_that_are_expected_count_as_waiting() -> None:
     engine = GatedEmbedder()
     async with make_batcher(engine, max_waiting_tokens=100) as batcher:
-        with batcher.expect(100):
-            with pytest.raises(OverloadedError):
-                batcher.require_room()
+        with batcher.expect(100), pytest.raises(OverloadedError):
+            batcher.require_room()
         batcher.require_room()
 
 
@@ -567,9 +566,7 @@ async def test_no_answer_is_lost_or_swapped_under_random_load(
         except asyncio.CancelledError:
             outcome = "cancelled"
         except ValueError as error:
-            assert is_bad
-            assert str(error) == "no"
-            outcome = "bad"
+            outcome = f"bad: {is_bad}, {error}"
         except (DeadlineError, OverloadedError) as error:
             outcome = type(error).__name__
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
@@ -586,6 +583,7 @@ async def test_no_answer_is_lost_or_swapped_under_random_load(
         assert batcher.waiting_requests == 0
     assert sum(outcomes.values()) == 2000
     assert outcomes["answered"] > 500
+    assert {name for name in outcomes if name.startswith("bad")} == {"bad: True, no"}
     gc.collect()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +74,7 @@ def serve(
     """
     try:
         from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+        from unified_embeddings.serving.logs import set_up_logging
         from unified_embeddings.serving.server import address_of, open_socket
         from unified_embeddings.serving.server import serve as run_server
         from unified_embeddings.serving.settings import load_settings
@@ -111,8 +111,7 @@ def serve(
     }
     settings, options = load_settings(settings_file, os.environ, flags, model_flags)
     config = UnifiedEmbeddingConfig(**options)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
     listener = open_socket(settings.host, settings.port)
     address = address_of(listener)
     shared.print_note(f"listening on {address}, loading {config.model_choice}")

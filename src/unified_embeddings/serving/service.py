@@ -31,6 +31,10 @@ _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_CPU_TOKENS = 1024
+"""Of a pass on a CPU, where a short query waits for the pass before it."""
+_ACCELERATOR_TOKENS = 16_384
+"""Of a pass elsewhere."""
 _CHARACTERS_PER_TOKEN = 4
 """Of English; only for a guess."""
 _PROBE_INTERVAL = 0.5
@@ -123,7 +127,7 @@ class EmbeddingService:
         self._probing: asyncio.Task[None] | None = None
         self.batcher = Batcher(
             self._encode,
-            batch_tokens=settings.batch_tokens or 1024,
+            batch_tokens=settings.batch_tokens or _CPU_TOKENS,
             max_waiting_tokens=settings.max_waiting_tokens,
         )
 
@@ -159,6 +163,12 @@ class EmbeddingService:
     def is_ready(self) -> bool:
         """Tell whether requests are answered: loaded, not draining, nothing wrong."""
         return self._is_loaded.is_set() and not self.is_draining and self.problem is None
+
+    @property
+    def is_at_work(self) -> bool:
+        """Tell whether a thread loads or computes, also for nobody."""
+        is_loading = not self._is_loaded.is_set() and self.load_error is None
+        return is_loading or self.batcher.is_working
 
     def require_ready(self) -> None:
         """Refuse work that cannot be done.
@@ -239,6 +249,8 @@ class EmbeddingService:
                 await self.batcher.submit(
                     texts, [16], role="document", heads=heads, timeout=24 * 3600
                 )
+            if self.settings.batch_tokens is None and self._is_on_accelerator():
+                self.batcher.batch_tokens = _ACCELERATOR_TOKENS
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare)
         except UnifiedEmbeddingsError as error:
@@ -249,6 +261,9 @@ class EmbeddingService:
             )
         else:
             self._is_loaded.set()
+
+    def _is_on_accelerator(self) -> bool:
+        return any(model.runtime.device != "cpu" for model in self.embedder.models)
 
     async def _probe(self) -> None:
         """Find out, after a pass that gave nothing, whether the text or the engine was at fault.
@@ -355,10 +370,17 @@ class EmbeddingService:
             InputError: As in `embed`, or if the model gives no ColBERT vectors.
         """
         heads = self.require_heads(("colbert",), purpose="reranking")
-        asked, answered = await asyncio.gather(
-            self.embed([query], role="query", heads=heads, truncate=truncate),
-            self.embed(documents, role="document", heads=heads, truncate=truncate),
+        asking = asyncio.ensure_future(
+            self.embed([query], role="query", heads=heads, truncate=truncate)
         )
+        answering = asyncio.ensure_future(
+            self.embed(documents, role="document", heads=heads, truncate=truncate)
+        )
+        try:
+            asked, answered = await asyncio.gather(asking, answering)
+        finally:
+            asking.cancel()  # If one fails, the other is not computed for nobody.
+            answering.cancel()
         assert asked.embeddings.colbert is not None
         query_vectors = asked.embeddings.colbert[0]
         document_vectors = answered.embeddings.colbert or []

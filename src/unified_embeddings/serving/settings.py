@@ -46,7 +46,8 @@ class ServiceSettings:
             say; otherwise it is refused.
         request_timeout: Seconds in which a request is answered, or fails.
         receive_timeout: Seconds in which a request's body must arrive.
-        drain_timeout: Seconds that requests in hand get after SIGTERM.
+        drain_timeout: Seconds that requests in hand get after SIGTERM; the default is below the 30
+            after which Kubernetes kills.
         api_keys: Keys of which a request must bring one; none leaves the service open.
         path: Folder of an embedded Qdrant store for `/search`.
         url: Address of a Qdrant server for `/search`.
@@ -74,7 +75,7 @@ class ServiceSettings:
     auto_truncate: bool = True
     request_timeout: float = 60.0
     receive_timeout: float = 30.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 25.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     path: str | None = None
     url: str | None = None
