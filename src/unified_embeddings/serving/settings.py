@@ -36,8 +36,10 @@ class ServiceSettings:
         host: The address to listen on; only this machine unless another is named.
         port: The port to listen on; 0 takes a free one.
         served_names: Further names that requests may give the model, besides its own.
-        batch_tokens: The most tokens of a forward pass. None takes 1,024 on a CPU, where a short
-            query waits for the pass before it, and 16,384 elsewhere.
+        batch_tokens: The most tokens of a pass, in which texts of several requests share the
+            engine. None takes 1,024 on a CPU, where a short query waits for the pass before it,
+            and 16,384 elsewhere. The model's own option of that name bounds what a forward takes
+            of a pass; `load_settings` sets both.
         max_waiting_tokens: How many tokens may wait before requests are refused with 429.
         max_texts: The most texts of one request.
         max_request_tokens: The most tokens of one request, after cutting.
@@ -84,6 +86,9 @@ class ServiceSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("served_names", "api_keys"):
+            if isinstance(getattr(self, name), str):  # Each letter would be a name, or a key.
+                raise InputError(f"{name} must be a tuple of texts, got one text")
         require_whole_number("port", self.port, least=0)
         if self.port > 65535:
             raise InputError(f"port must be <= 65535, got {self.port}")
@@ -119,8 +124,10 @@ def load_settings(
         file: A TOML file: settings at its top, the model's options in a table `[model]`.
         environ: Variables. UNIFIED_EMBEDDINGS_HOST, _PORT and so on name each setting, and those
             of `UnifiedEmbeddingConfig.from_env` the model's options; GPU_DEVICE is the device and
-            QUANTIZATION the precision where these are not named. UNIFIED_EMBEDDINGS_API_KEYS lists
-            keys with commas, UNIFIED_EMBEDDINGS_API_KEY_FILE names a file with one in each line.
+            QUANTIZATION the precision where no variable of ours names them.
+            UNIFIED_EMBEDDINGS_API_KEYS lists keys with commas, _API_KEY_FILE names a file with one
+            in each line. _BATCH_TOKENS is the service's and the model's, as batch_tokens is from a
+            flag or from the file's top, unless the table `[model]` has its own.
         flags: Settings from the command line; None counts as not given.
         model_flags: The model's options from the command line; None counts as not given.
 
@@ -138,11 +145,25 @@ def load_settings(
     key_file = values.pop("api_key_file", None)
     if key_file is not None:
         values["api_keys"] = (*values.get("api_keys", ()), *read_keys(Path(str(key_file))))
-    options = {**model_from_file, **read_options(environ, model_flags)}
+    settings = ServiceSettings(**values)
+    return settings, _read_model_options(environ, model_from_file, model_flags, settings)
+
+
+def _read_model_options(
+    environ: Mapping[str, str],
+    from_file: Options,
+    flags: Mapping[str, Any],
+    settings: ServiceSettings,
+) -> Options:
+    """Return the options of `UnifiedEmbeddingConfig`; see `load_settings`."""
+    options = dict(from_file)
     device = environ.get("GPU_DEVICE", "").strip()
     if device:
-        options.setdefault("device", device)
-    return ServiceSettings(**values), options
+        options["device"] = device
+    options |= read_options(environ, flags)
+    if settings.batch_tokens is not None and "batch_tokens" not in from_file:
+        options["batch_tokens"] = settings.batch_tokens
+    return options
 
 
 def read_keys(file: Path) -> tuple[str, ...]:
@@ -182,11 +203,12 @@ def _read_file(file: Path | None) -> tuple[Options, Options]:
 def _read_environment(environ: Mapping[str, str]) -> Options:
     settings: Options = {}
     for name in _TYPES:
-        # BATCH_TOKENS is the model's, as `from_env` has it; the service takes it for both.
         variable = PREFIX + name.upper()
         text = environ.get(variable, "").strip()
         if text:
             settings[name] = _read(variable, name, text)
+    if settings.get("api_keys") == ():
+        raise InputError(f"{PREFIX}API_KEYS is set and holds no key; list them with commas")
     return settings
 
 
@@ -196,6 +218,8 @@ def _field_types() -> dict[str, object]:
 
 
 _TYPES = _field_types()
+_SECRETS = ("api_keys",)
+"""Settings whose values no message shows."""
 
 
 def _check(label: str, name: str, value: object) -> object:
@@ -208,15 +232,16 @@ def _check(label: str, name: str, value: object) -> object:
         known = ", ".join(sorted(_TYPES))
         raise InputError(f"{label}: unknown setting; the settings are {known}, and [model]")
     expected = _kinds(name)
-    if tuple in expected and isinstance(value, list):
-        if not all(isinstance(item, str) for item in value):
-            raise InputError(f"{label}: expected a list of texts, got {value!r:.80}")
+    shown = "something else" if name in _SECRETS else f"{value!r:.80}"
+    if tuple in expected:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InputError(f"{label}: expected a list of texts, got {shown}")
         return tuple(value)
     if float in expected and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) not in expected:
         names = " or ".join(kind.__name__ for kind in expected if kind is not type(None))
-        raise InputError(f"{label}: expected {names}, got {value!r:.80}")
+        raise InputError(f"{label}: expected {names}, got {shown}")
     return value
 
 
