@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from gated import PATIENCE, GatedEmbedder
-from running import Reply, Running, running
+from running import Reply, Running, read_reply, request, running
 from test_guard import until
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.serving import batcher as batcher_module
-from unified_embeddings.serving import service as service_module
+from unified_embeddings.serving import loading as loading_module
 from unified_embeddings.types import Text
 
 
@@ -47,7 +48,7 @@ async def wait_for_health(service: Running, status: int) -> Reply:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "_PROBE_INTERVAL", 0.02)
+    monkeypatch.setattr(loading_module, "_PROBE_INTERVAL", 0.02)
 
 
 @pytest.mark.usefixtures("eager")
@@ -196,6 +197,28 @@ async def test_a_reranking_whose_documents_fail_leaves_no_work_behind() -> None:
         await until(lambda: batcher.is_idle)
         assert batcher.waiting_tokens == 0
         assert sum(map(len, engine.calls)) < 1000  # one pass, halved until the text was found
+
+
+async def test_while_it_drains_what_is_in_hand_is_finished_and_new_work_is_refused(
+    gated: tuple[GatedEmbedder, Running],
+) -> None:
+    engine, service = gated
+    first = asyncio.create_task(service.post("/embed", {"inputs": "foxes"}))
+    await engine.entered()
+    body = json.dumps({"query": "foxes", "texts": ["dogs"]}).encode()
+    reader, writer = await service.connect()
+    writer.write(request("POST", "/rerank", body)[:-1])  # its body is not complete yet
+    await until(lambda: len(service.server.server_state.tasks) == 2)
+    service.service.is_draining = True
+    refused = await service.post("/embed", {"inputs": "late"})
+    assert refused.status == 503
+    assert refused.headers["connection"] == "close"
+    assert refused.headers["retry-after"] == "1"
+    assert (await service.get("/ready")).json["status"] == "draining"
+    engine.set_free()
+    writer.write(body[-1:])
+    assert (await first).status == 200
+    assert (await read_reply(reader)).status == 200
 
 
 # --- all together -------------------------------------------------------------------------------

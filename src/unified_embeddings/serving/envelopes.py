@@ -21,7 +21,8 @@ from unified_embeddings.errors import (
     UnifiedEmbeddingsError,
 )
 from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError, ShutdownError
-from unified_embeddings.serving.service import NotReadyError, TooLongError, UnknownModelError
+from unified_embeddings.serving.loading import NotReadyError
+from unified_embeddings.serving.service import TooLongError, UnknownModelError
 
 Contract: TypeAlias = Literal["openai", "rerank", "ollama", "tei", "document"]
 

@@ -20,7 +20,15 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unified_embeddings.serving.envelopes import Problem, RequestError, contract_of, write
+from unified_embeddings.serving.envelopes import (
+    Contract,
+    Problem,
+    RequestError,
+    contract_of,
+    describe,
+    write,
+)
+from unified_embeddings.serving.loading import NotReadyError
 from unified_embeddings.serving.logs import LOG, describe_places
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.service import EmbeddingService
@@ -113,6 +121,9 @@ class Guard:
         contract = contract_of(exchange.path)
         try:
             self._require_key(exchange.path, headers)
+            # What is in hand is finished, also what needs several steps; new work is refused.
+            if self._service.is_draining and exchange.method == "POST":
+                raise RequestError(_shutting_down(contract))
             body = await self._read_body(headers, receive, exchange)
             _name_json(scope, headers)
             await self._run(scope, body, receive, send)
@@ -126,15 +137,13 @@ class Guard:
             exchange.problem = "shutdown"
             if exchange.status:
                 raise
-            problem = Problem(503, "the service is shutting down", "server_error", "Unhealthy")
-            await write(problem, contract)(scope, receive, send)
+            await write(_shutting_down(contract), contract)(scope, receive, send)
         except Exception as error:
             exchange.problem = type(error).__name__
             fields = {"request": exchange.request_id, "exception": describe_places(error)}
             LOG.error("Request failed", extra={"fields": fields})
             if not exchange.status:
-                problem = Problem(500, "the service failed; the log has the place", "server_error")
-                await write(problem, contract)(scope, receive, send)
+                await write(describe(error, contract), contract)(scope, receive, send)
 
     def _require_key(self, path: str, headers: MutableMapping[bytes, bytes]) -> None:
         """Refuse a request without one of the keys.
@@ -327,6 +336,10 @@ def _name_json(scope: MutableMapping[str, Any], headers: MutableMapping[bytes, b
     if content_type in _GUESSED_JSON:
         others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
         scope["headers"] = [*others, (b"content-type", b"application/json")]
+
+
+def _shutting_down(contract: Contract) -> Problem:
+    return describe(NotReadyError("the service is shutting down"), contract)
 
 
 def _has_body(headers: MutableMapping[bytes, bytes]) -> bool:

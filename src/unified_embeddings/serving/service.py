@@ -1,49 +1,32 @@
-"""The model behind the routes: texts in, vectors out, and the state of it all.
+"""The model behind the routes: texts in, vectors out.
 
-What lives here: loading and warming up, counting tokens, the limits of one request, reranking,
-health. What does not: HTTP (`routes`, `app`), the queue (`batcher`).
+What lives here: counting tokens, the limits of one request, reranking, what is served. What does
+not: HTTP (`routes`, `app`), the queue (`batcher`), whether the model is there (`loading`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unified_embeddings._version import __version__
-from unified_embeddings.embedders.base import Piece, TextEmbedder, TextLength
-from unified_embeddings.errors import InputError, OverloadedError, UnifiedEmbeddingsError
+from unified_embeddings.embedders.base import Piece, TextLength
+from unified_embeddings.errors import InputError
 from unified_embeddings.heads import colbert_score, normalise
-from unified_embeddings.serving.batcher import Batcher, DeadlineError, EngineStalledError
-from unified_embeddings.serving.settings import ServiceSettings
+from unified_embeddings.serving.loading import LoadedModel
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
-
-if TYPE_CHECKING:
-    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
-_CPU_TOKENS = 1024
-"""Of a pass on a CPU, where a short query waits for the pass before it."""
-_ACCELERATOR_TOKENS = 16_384
-"""Of a pass elsewhere."""
 _CHARACTERS_PER_TOKEN = 4
 """Of English; only for a guess."""
-_PROBE_INTERVAL = 0.5
-"""Seconds between two looks at whether the engine fails on everything."""
-_WARM_UP = "Foxes jump over lazy dogs."
-
-
-class NotReadyError(UnifiedEmbeddingsError):
-    """The model is not loaded yet, or the service is about to end."""
 
 
 class TooLongError(InputError):
@@ -83,7 +66,7 @@ class Answer:
         return sum(length.truncated for length in self.lengths)
 
 
-class EmbeddingService:
+class EmbeddingService(LoadedModel):
     """One embedder for many requests at once.
 
     Args:
@@ -95,7 +78,7 @@ class EmbeddingService:
         >>> import asyncio
         >>> from unified_embeddings import UnifiedEmbeddingConfig
         >>> from unified_embeddings.serving.service import EmbeddingService
-        >>> from unified_embeddings.serving.settings import ServiceSettings
+        >>> from unified_embeddings.serving.loading import LoadedModel
         >>> async def ask():
         ...     async with EmbeddingService(
         ...         UnifiedEmbeddingConfig("mini-m3"), ServiceSettings()) as service:
@@ -106,38 +89,6 @@ class EmbeddingService:
         (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
     """
 
-    def __init__(
-        self,
-        config: UnifiedEmbeddingConfig,
-        settings: ServiceSettings,
-        *,
-        prepare: Callable[[], None] | None = None,
-    ) -> None:
-        self.config = config
-        self._prepare = prepare
-        self.settings = settings
-        self.started = time.time()
-        self.load_error: UnifiedEmbeddingsError | None = None
-        self.fingerprint: str | None = None
-        self.is_draining = False
-        self._engine_fails = False
-        self._is_loaded = asyncio.Event()
-        self._tokeniser_turn = asyncio.Lock()
-        self._loading: asyncio.Task[None] | None = None
-        self._probing: asyncio.Task[None] | None = None
-        self.batcher = Batcher(
-            self._encode,
-            batch_tokens=settings.batch_tokens or _CPU_TOKENS,
-            max_waiting_tokens=settings.max_waiting_tokens,
-        )
-
-    # --- state ----------------------------------------------------------------------------------
-
-    @property
-    def embedder(self) -> TextEmbedder:
-        """Return the embedder of texts."""
-        return self.config.embedder
-
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
@@ -147,39 +98,6 @@ class EmbeddingService:
         if spec is not None:
             own += [spec.choice, spec.model_id]
         return tuple(dict.fromkeys([*own, *self.settings.served_names]))
-
-    @property
-    def problem(self) -> str | None:
-        """Return why the service cannot answer, or None if it can."""
-        if self.load_error is not None:
-            return str(self.load_error)
-        if self.batcher.is_stalled:
-            return "the engine does not answer"
-        if self._engine_fails:
-            return "the engine fails on every text"
-        return None
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether requests are answered: loaded, not draining, nothing wrong."""
-        return self._is_loaded.is_set() and not self.is_draining and self.problem is None
-
-    @property
-    def is_at_work(self) -> bool:
-        """Tell whether a thread loads or computes, also for nobody."""
-        is_loading = not self._is_loaded.is_set() and self.load_error is None
-        return is_loading or self.batcher.is_working
-
-    def require_ready(self) -> None:
-        """Refuse work that cannot be done.
-
-        Raises:
-            NotReadyError: If the model is loading, or failed to load.
-        """
-        if self.load_error is not None:
-            raise NotReadyError(f"the model could not be loaded: {self.load_error}")
-        if not self._is_loaded.is_set():
-            raise NotReadyError("the model is being loaded; try again in a moment")
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for a model that is not served: vectors of two models never mix.
@@ -213,87 +131,6 @@ class EmbeddingService:
                     f"leave {head} out, or serve a model that gives them"
                 )
         return tuple(heads)
-
-    async def loaded(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            UnifiedEmbeddingsError: If that fails.
-        """
-        assert self._loading is not None, "enter the service first"
-        await asyncio.shield(self._loading)
-        if self.load_error is not None:
-            raise self.load_error
-
-    async def __aenter__(self) -> EmbeddingService:
-        await self.batcher.__aenter__()
-        self._loading = asyncio.create_task(self._load())
-        self._probing = asyncio.create_task(self._probe())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        tasks = [task for task in (self._loading, self._probing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.batcher.__aexit__()
-
-    async def _load(self) -> None:
-        """Load the model with a first forward pass, and measure a second."""
-        heads = self.embedder.heads
-        try:
-            self.fingerprint = await asyncio.to_thread(lambda: self.embedder.fingerprint)
-            for number in range(2):
-                # Two texts: a cached one would tell nothing about the engine's speed.
-                texts = [f"{_WARM_UP} {number}"]
-                await self.batcher.submit(
-                    texts, [16], role="document", heads=heads, timeout=24 * 3600
-                )
-            if self.settings.batch_tokens is None and self._is_on_accelerator():
-                self.batcher.batch_tokens = _ACCELERATOR_TOKENS
-            if self._prepare is not None:
-                await asyncio.to_thread(self._prepare)
-        except UnifiedEmbeddingsError as error:
-            self.load_error = error
-        except Exception as error:
-            self.load_error = UnifiedEmbeddingsError(
-                f"loading {self.config.model_choice!r} failed: {type(error).__name__}: {error}"
-            )
-        else:
-            self._is_loaded.set()
-
-    def _is_on_accelerator(self) -> bool:
-        return any(model.runtime.device != "cpu" for model in self.embedder.models)
-
-    async def _probe(self) -> None:
-        """Find out, after a pass that gave nothing, whether the text or the engine was at fault.
-
-        A text of our own tells: one client with a bad text must not make the service unhealthy. It
-        is asked again until the engine works, since an unhealthy service gets no other requests.
-        """
-        await self._is_loaded.wait()
-        fruitless_passes = self.batcher.fruitless_passes
-        for number in itertools.count():
-            await asyncio.sleep(_PROBE_INTERVAL)
-            if fruitless_passes == self.batcher.fruitless_passes and not self._engine_fails:
-                continue
-            try:
-                await self.batcher.submit(
-                    [f"{_WARM_UP} Again {number}."],
-                    [16],
-                    role="document",
-                    heads=self.embedder.heads,
-                    timeout=self.settings.request_timeout,
-                )
-            except (OverloadedError, EngineStalledError, DeadlineError):
-                continue  # Nothing was found out.
-            except Exception:
-                self._engine_fails = True
-            else:
-                self._engine_fails = False
-            fruitless_passes = self.batcher.fruitless_passes
-
-    # --- work -----------------------------------------------------------------------------------
 
     async def embed(
         self,
@@ -458,9 +295,6 @@ class EmbeddingService:
                 "sparse_idf": embedder.sparse_idf,
             },
         }
-
-    def _encode(self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]) -> Embeddings:
-        return self.embedder.encode(texts, role=role, heads=heads)
 
     def _guess_tokens(self, texts: Sequence[Text]) -> int:
         """Return about how many tokens texts are that are not tokenised yet."""
