@@ -43,7 +43,8 @@ class ServiceSettings:
         max_waiting_tokens: How many tokens may wait before requests are refused with 429.
         max_texts: The most texts of one request.
         max_request_tokens: The most tokens of one request, after cutting.
-        max_body_bytes: The most bytes of a request's body.
+        max_body_bytes: The most bytes of a request's body. JSON made to do harm takes 24 times its
+            size in memory, and a second for each 8 MiB.
         auto_truncate: Whether a text over the model's length is cut where the request does not
             say; otherwise it is refused.
         request_timeout: Seconds in which a request is answered, or fails.
@@ -73,7 +74,7 @@ class ServiceSettings:
     max_waiting_tokens: int = 262_144
     max_texts: int = 2048
     max_request_tokens: int = 1_048_576
-    max_body_bytes: int = 64 * _MIB
+    max_body_bytes: int = 16 * _MIB
     auto_truncate: bool = True
     request_timeout: float = 60.0
     receive_timeout: float = 30.0
