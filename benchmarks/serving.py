@@ -24,6 +24,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ _HERE = Path(__file__).parent
 _DATA = machine.ROOT.parent / "shared" / "data"
 _COMMAND = Path(sys.executable).with_name("unified-embeddings")
 _LIBRARIES = ("unified-embeddings", "fastapi", "uvicorn", "uvloop", "torch", "onnxruntime")
+_SEED = 11
 _START_SECONDS = 120
 _BATCH = 64
 """Texts of one call of the engine."""
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def read_texts(folder: Path) -> tuple[list[str], list[str]]:
-    """Return documents and queries of the corpora in a folder, each once, in a fixed order."""
+    """Return the texts and the queries of a folder's corpora, each once, in one random order."""
     documents: dict[str, None] = {}
     queries: dict[str, None] = {}
     for name, texts in (("corpus", documents), ("queries", queries)):
@@ -108,7 +110,11 @@ def read_texts(folder: Path) -> tuple[list[str], list[str]]:
                 texts[f"{row.get('title', '')} {row['text']}".strip()] = None
     if not documents or not queries:
         raise SystemExit(f"{folder} has no corpus.jsonl and queries.jsonl; name another --data")
-    return [*documents, *queries], list(queries)
+    texts, questions = [*documents, *queries], list(queries)
+    # Shuffled, so that whatever part of them is measured has the same lengths.
+    random.Random(_SEED).shuffle(texts)
+    random.Random(_SEED).shuffle(questions)
+    return texts, questions
 
 
 # --- what is measured -----------------------------------------------------------------------------

@@ -26,9 +26,10 @@ class JsonFormatter(logging.Formatter):
 
     Example:
         >>> import logging
-        >>> record = logging.makeLogRecord({"name": "a", "levelname": "INFO", "msg": "Started"})
+        >>> record = logging.makeLogRecord(
+        ...     {"name": "unified_embeddings", "levelname": "INFO", "msg": "Started"})
         >>> JsonFormatter().format(record)
-        '{"time": "...", "level": "INFO", "logger": "a", "message": "Started"}'
+        '{"time": "...", "level": "INFO", "logger": "unified_embeddings", "message": "Started"}'
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -78,7 +78,7 @@ class EmbeddingService(LoadedModel):
         >>> import asyncio
         >>> from unified_embeddings import UnifiedEmbeddingConfig
         >>> from unified_embeddings.serving.service import EmbeddingService
-        >>> from unified_embeddings.serving.loading import LoadedModel
+        >>> from unified_embeddings.serving.settings import ServiceSettings
         >>> async def ask():
         ...     async with EmbeddingService(
         ...         UnifiedEmbeddingConfig("mini-m3"), ServiceSettings()) as service:
