@@ -20,13 +20,9 @@ from unified_embeddings.errors import (
     StoreError,
     UnifiedEmbeddingsError,
 )
-from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError
-from unified_embeddings.serving.service import (
-    EmptyError,
-    NotReadyError,
-    TooLongError,
-    UnknownModelError,
-)
+from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError, ShutdownError
+from unified_embeddings.serving.loading import NotReadyError
+from unified_embeddings.serving.service import EmptyError, TooLongError, UnknownModelError
 
 Contract: TypeAlias = Literal["openai", "rerank", "ollama", "tei", "document"]
 
@@ -83,7 +79,7 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         return error.problem
     if isinstance(error, OverloadedError):
         return Problem(429, str(error), "rate_limit_error", "Overloaded", "rate_limit", retry_after)
-    if isinstance(error, NotReadyError | EngineStalledError):
+    if isinstance(error, NotReadyError | EngineStalledError | ShutdownError):
         return Problem(503, str(error), "server_error", "Unhealthy", "unavailable", retry_after=1)
     if isinstance(error, DeadlineError):
         return Problem(504, str(error), "server_error", "Timeout", "timeout")

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.serving.logs import set_up_logging
 from unified_embeddings.serving.server import address_of, open_socket, serve
 from unified_embeddings.serving.settings import ServiceSettings
-from unified_embeddings.serving.worker import set_up_logging
 from unified_embeddings.serving.workers import serve_with_workers
 from unified_embeddings.system.hardware import thread_variables
 from unified_embeddings.types import Options

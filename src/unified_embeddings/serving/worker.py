@@ -9,16 +9,17 @@ A worker reports twice a second from its event loop, so that one that hangs fall
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 
 from fastapi import FastAPI
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.serving.channel import Channel, WorkerOrder
+from unified_embeddings.serving.loading import NotReadyError
+from unified_embeddings.serving.logs import set_up_logging
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.server import serve
-from unified_embeddings.serving.service import EmbeddingService, NotReadyError
+from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.system.hardware import share_machine
 from unified_embeddings.types import Options
@@ -41,7 +42,7 @@ def run_worker(options: Options, settings: ServiceSettings, order: WorkerOrder) 
         UnifiedEmbeddingsError: If the model cannot be loaded.
     """
     share_machine(order.workers)
-    set_up_logging(f"worker {order.number}: ")
+    set_up_logging(worker=order.number)
     channel = Channel(socket.socket(fileno=order.channel))
     serve(
         UnifiedEmbeddingConfig(**options),
@@ -51,17 +52,6 @@ def run_worker(options: Options, settings: ServiceSettings, order: WorkerOrder) 
         is_shared=True,
         companion=lambda app: _report(app, channel, str(order.number)),
     )
-
-
-def set_up_logging(label: str = "") -> None:
-    """Log to standard error.
-
-    Args:
-        label: What each message begins with.
-    """
-    pattern = f"%(asctime)s %(levelname)s %(name)s {label}%(message)s"
-    logging.basicConfig(level=logging.INFO, format=pattern)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 async def _report(app: FastAPI, channel: Channel, own_name: str) -> None:
