@@ -127,7 +127,10 @@ def _start(command: list[str | Path]) -> dict[str, float]:
 def _connect(port: int, process: subprocess.Popen[bytes]) -> socket.socket:
     while process.poll() is None:
         with contextlib.suppress(ConnectionRefusedError):
-            return socket.create_connection(("127.0.0.1", port))
+            connected = socket.create_connection(("127.0.0.1", port))
+            # As http.client does: otherwise a request's body waits 40 ms behind its head.
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connected
         time.sleep(0.002)
     raise SystemExit(f"the endpoint ended with code {process.returncode}")
 
