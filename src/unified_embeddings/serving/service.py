@@ -86,7 +86,7 @@ class EmbeddingService(LoadedModel):
         ...         answer = await service.embed(["Foxes jump."], role="query", heads=("dense",))
         ...         return answer.embeddings, answer.tokens
         >>> asyncio.run(ask())
-        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
+        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 5)
     """
 
     @property
