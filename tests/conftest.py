@@ -117,7 +117,9 @@ def full_service(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterat
         index.insert(Document(text=text, metadata={"file_name": name}))
     store.client.close()
     served = UnifiedEmbeddingConfig("mini-m3", clip, precision="fp32", device="cpu")
-    with RunningService(served, path=str(folder), collection="animals", images=True) as running:
+    with RunningService(
+        served, store_path=str(folder), collection="animals", images=True
+    ) as running:
         yield running
 
 

@@ -127,7 +127,11 @@ def test_the_table_of_settings_is_complete_and_right() -> None:
 
 def test_a_flag_is_named_for_each_setting_that_has_one() -> None:
     named = {row[1] for row in settings_table() if row[1]}
-    names = {f"--{row[0].replace('_', '-')}" for row in settings_table()} | {"--served-name"}
+    names = {f"--{row[0].replace('_', '-')}" for row in settings_table()} | {
+        "--served-name",
+        "--path",
+        "--url",
+    }
     flags = {flag for parameter in commands()["serve"].params for flag in parameter.opts}
     assert names & flags == named
 

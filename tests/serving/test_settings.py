@@ -60,7 +60,7 @@ def test_each_type_reads_from_a_file_and_from_a_variable(tmp_path: Path) -> None
         request_timeout = 5
         drain_timeout = 1.5
         batch_tokens = 300
-        path = "store"
+        store_path = "store"
         collection = "notes"
         model = "mini-m3"
     """
@@ -72,7 +72,7 @@ def test_each_type_reads_from_a_file_and_from_a_variable(tmp_path: Path) -> None
         "UNIFIED_EMBEDDINGS_REQUEST_TIMEOUT": "5",
         "UNIFIED_EMBEDDINGS_DRAIN_TIMEOUT": "1.5",
         "UNIFIED_EMBEDDINGS_BATCH_TOKENS": "300",
-        "UNIFIED_EMBEDDINGS_PATH": "store",
+        "UNIFIED_EMBEDDINGS_STORE_PATH": "store",
         "UNIFIED_EMBEDDINGS_COLLECTION": "notes",
         "UNIFIED_EMBEDDINGS_MODEL": "mini-m3",
         "UNIFIED_EMBEDDINGS_PORT": " ",  # blank counts as not set
@@ -153,7 +153,7 @@ def test_the_options_make_a_config(tmp_path: Path) -> None:
         ("served_names = 'a'", "served_names: expected a list of texts, got 'a'"),
         ("served_names = [1]", "served_names: expected a list of texts"),
         ("model = 1", "model must be a name or a table"),
-        ("collection = 'a'", "needs a path or a url"),
+        ("collection = 'a'", "needs --path or --url"),
         ("port = ", "cannot be read"),
         ("api_keys = ['']", "an API key must be ASCII and not blank"),
     ],

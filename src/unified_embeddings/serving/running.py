@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.errors import InputError
 from unified_embeddings.serving.logs import set_up_logging
 from unified_embeddings.serving.server import address_of, open_socket, serve
 from unified_embeddings.serving.settings import ServiceSettings
@@ -27,11 +28,16 @@ def run(options: Options, settings: ServiceSettings, *, note: Callable[[str], No
         note: Tells the user something.
 
     Raises:
-        InputError: If the address cannot be used, or this system lacks what was asked for.
+        InputError: If the options name another service's model, the address cannot be used, or
+            this system lacks what was asked for.
         MissingExtraError: If Ray was asked for and is not installed.
         UnifiedEmbeddingsError: If the model cannot be loaded.
     """
     set_up_logging()
+    if options.get("url") is not None:
+        raise InputError(
+            "a service runs its model itself; leave UNIFIED_EMBEDDINGS_URL and the model's url out"
+        )
     config = UnifiedEmbeddingConfig(**options)
     if settings.runner == "ray":
         from unified_embeddings.serving.ray_serve import serve_on_ray

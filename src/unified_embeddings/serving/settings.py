@@ -54,8 +54,8 @@ class ServiceSettings:
         drain_timeout: Seconds that requests in hand get after SIGTERM; the default is below the 30
             after which Kubernetes kills.
         api_keys: Keys of which a request must bring one; none leaves the service open.
-        path: Folder of an embedded Qdrant store for `/search`.
-        url: Address of a Qdrant server for `/search`.
+        store_path: Folder of an embedded Qdrant store for `/search`.
+        qdrant_url: Address of a Qdrant server for `/search`.
         collection: The collection that `/search` reads; None switches it off.
         images: Whether `/embed_image` is offered.
         workers: Processes behind the port; on Ray, the most of them.
@@ -83,8 +83,8 @@ class ServiceSettings:
     receive_timeout: float = 30.0
     drain_timeout: float = 25.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    path: str | None = None
-    url: str | None = None
+    store_path: str | None = None
+    qdrant_url: str | None = None
     collection: str | None = None
     images: bool = False
     workers: int = 1
@@ -115,9 +115,9 @@ class ServiceSettings:
             raise InputError(f"runner must be {' or '.join(RUNNERS)}, got {self.runner!r:.80}")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InputError("an API key must be ASCII and not blank")
-        if self.collection is not None and not (self.path or self.url):
-            raise InputError("a collection for /search needs a path or a url to open it at")
-        if self.path is not None and (self.workers > 1 or self.runner == "ray"):
+        if self.collection is not None and not (self.store_path or self.qdrant_url):
+            raise InputError("a collection for /search needs --path or --url to open it at")
+        if self.store_path is not None and (self.workers > 1 or self.runner == "ray"):
             raise InputError(
                 "several workers cannot open one embedded store; serve it with one worker, or copy "
                 "it to a Qdrant server and name its url"
