@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from unified_embeddings.bulk.parts import FAILED, Offsets, Record
-from unified_embeddings.bulk.reader import Row
+from unified_embeddings.bulk.rows import Row
 
 
 @dataclass(frozen=True, eq=False)

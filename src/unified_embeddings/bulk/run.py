@@ -20,7 +20,8 @@ from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
 from unified_embeddings.bulk.output import OutputOptions, safe_name, write_outputs
 from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
 from unified_embeddings.bulk.pool import WorkerPool, share_cores
-from unified_embeddings.bulk.reader import InputOptions, Row, check_input, read_rows
+from unified_embeddings.bulk.reader import CheckedInput, RowReader, Source, check_input, read_rows
+from unified_embeddings.bulk.rows import InputOptions, Row
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
@@ -31,7 +32,6 @@ from unified_embeddings.system.files import NoSpaceError
 from unified_embeddings.types import HeadName, Role
 from unified_embeddings.validation import require_whole_number
 
-Source = str | os.PathLike[str] | Iterable[Mapping[str, object]] | Iterable[str]
 Format = Literal["npy", "jsonl", "parquet"]
 
 _SLICE_ROWS = 64
@@ -108,6 +108,7 @@ class Progress:
         failed: Rows so far without vectors.
         tokens: Tokens that ran through the model in this run.
         seconds: Since this run began with the model.
+        fraction: How much of the input is read, 0 to 1; None where its size is not known.
         phase: "computing" or "writing".
     """
 
@@ -118,6 +119,7 @@ class Progress:
     failed: int
     tokens: int
     seconds: float
+    fraction: float | None
     phase: Literal["computing", "writing"]
 
     @property
@@ -203,13 +205,12 @@ def embed_rows(
         >>> np.load("vectors/mini-m3.npy").shape
         (2, 384)
     """
-    if isinstance(source, str | os.PathLike):
-        check_input(source, options.input)
+    checked = check_input(source, options.input)
     reports = []
     with JobFolder(Path(output)) as job:
         for model in options.models:
             run = _ModelRun(job, model, options, on_progress or _ignore, make)
-            reports.append(run.run(source))
+            reports.append(run.run(checked))
     return reports
 
 
@@ -232,8 +233,10 @@ class _ModelRun:
         self._began = time.perf_counter()
         self._resumed = self._tokens = 0
         self._runtime: dict[str, str] = {}
+        self._reader: RowReader | None = None
+        self._total_bytes: int | None = None
 
-    def run(self, source: Source) -> ModelReport:
+    def run(self, checked: CheckedInput) -> ModelReport:
         """Compute what is missing, and write the outputs."""
         options = self._options
         embedder = self._make(**self._embedder_options("auto"))
@@ -248,8 +251,9 @@ class _ModelRun:
                 for line in journal.lines:
                     if line.failed:
                         journal.forget(line.part)
-            rows = read_rows(source, options.input)
-            self._compute(journal, embedder, heads, rows)
+            self._total_bytes = checked.description.total_bytes
+            self._reader = read_rows(checked)
+            self._compute(journal, embedder, heads, self._reader)
             return self._write(journal, embedder, heads)
 
     def _embedder_options(self, device: str) -> dict[str, object]:
@@ -394,9 +398,16 @@ class _ModelRun:
                 failed=totals.failed,
                 tokens=self._tokens,
                 seconds=time.perf_counter() - self._began,
+                fraction=self._fraction(),
                 phase=phase,
             )
         )
+
+    def _fraction(self) -> float | None:
+        total = None if self._total_bytes is None else max(self._total_bytes, 1)
+        if total is None or self._reader is None:
+            return None
+        return min(1.0, self._reader.bytes_read / total)
 
     # --- writing --------------------------------------------------------------------------------
 
