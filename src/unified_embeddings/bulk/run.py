@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from unified_embeddings._version import __version__
+from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
 from unified_embeddings.bulk.output import OutputOptions, safe_name, write_outputs
 from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
@@ -123,6 +124,14 @@ class Progress:
     phase: Literal["computing", "writing"]
 
     @property
+    def remaining_seconds(self) -> float | None:
+        """Return how long the rest will take; None where that is not known."""
+        if not self.fraction or self.rows <= self.resumed:
+            return None
+        remaining_rows = self.rows / self.fraction - self.rows
+        return remaining_rows / self.rows_per_second
+
+    @property
     def rows_per_second(self) -> float:
         """Return the rows of this run per second."""
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)
@@ -214,6 +223,67 @@ def embed_rows(
     return reports
 
 
+def estimate(
+    source: Source,
+    output: str | os.PathLike[str],
+    options: BulkOptions,
+    *,
+    make: MakeEmbedder = make_embedder,
+) -> Iterator[Estimate]:
+    """Estimate what `embed_rows` with the same arguments would cost; nothing is written.
+
+    Yields:
+        An estimate for each model, which is loaded for it.
+
+    Raises:
+        InputError, ModelLoadError: As `embed_rows`.
+    """
+    checked = check_input(source, options.input)
+    for model in options.models:
+        with make(**embedder_options(model, options, options.devices[0])) as embedder:
+            yield estimate_model(
+                checked,
+                Path(output),
+                embedder,
+                model=model,
+                heads=choose_heads(embedder, options.heads),
+                role=options.role,
+                dtype=options.dtype,
+            )
+
+
+def choose_heads(
+    embedder: TextEmbedder, heads: tuple[HeadName, ...] | None
+) -> tuple[HeadName, ...]:
+    """Return the heads to compute.
+
+    Raises:
+        InputError: If the model does not give one of them.
+    """
+    chosen: tuple[HeadName, ...] = heads or ("dense",)
+    for head in chosen:
+        if head not in embedder.heads:
+            given = ", ".join(embedder.heads)
+            raise InputError(f"{embedder.model_name!r} gives {given} vectors, no {head} ones")
+    return chosen
+
+
+def embedder_options(model: str, options: BulkOptions, device: str) -> dict[str, object]:
+    """Return what makes a model's embedder, in this process and in the workers."""
+    named: str | ModelSpec = model
+    if options.prefix is not None:
+        named = dataclasses.replace(
+            spec_for(model), query_prefix=options.prefix, document_prefix=options.prefix
+        )
+    return {
+        "model": named,
+        "cache": None,
+        "batch_tokens": options.batch_tokens,
+        "device": device,
+        **options.model_options,
+    }
+
+
 class _ModelRun:
     """One model of a job."""
 
@@ -239,12 +309,8 @@ class _ModelRun:
     def run(self, checked: CheckedInput) -> ModelReport:
         """Compute what is missing, and write the outputs."""
         options = self._options
-        embedder = self._make(**self._embedder_options("auto"))
-        heads = options.heads or ("dense",)
-        for head in heads:
-            if head not in embedder.heads:
-                given = ", ".join(embedder.heads)
-                raise InputError(f"{self._model!r} gives {given} vectors, no {head} ones")
+        embedder = self._make(**embedder_options(self._model, options, options.devices[0]))
+        heads = choose_heads(embedder, options.heads)
         description = self._describe(embedder, heads)
         with self._job.open_model(safe_name(self._model), description) as journal:
             if options.retry_failed:
@@ -255,22 +321,6 @@ class _ModelRun:
             self._reader = read_rows(checked)
             self._compute(journal, embedder, heads, self._reader)
             return self._write(journal, embedder, heads)
-
-    def _embedder_options(self, device: str) -> dict[str, object]:
-        """Return what makes the embedder, in this process and in the workers."""
-        model: str | ModelSpec = self._model
-        if self._options.prefix is not None:
-            prefix = self._options.prefix
-            model = dataclasses.replace(
-                spec_for(model), query_prefix=prefix, document_prefix=prefix
-            )
-        return {
-            "model": model,
-            "cache": None,
-            "batch_tokens": self._options.batch_tokens,
-            "device": device,
-            **self._options.model_options,
-        }
 
     def _describe(self, embedder: TextEmbedder, heads: Sequence[HeadName]) -> dict[str, object]:
         """Return all that decides what the parts hold."""
@@ -350,7 +400,7 @@ class _ModelRun:
             settings.append(
                 WorkerSettings(
                     make_embedder=self._make,
-                    options=self._embedder_options(device),
+                    options=embedder_options(self._model, options, device),
                     heads=heads,
                     role=options.role,
                     dtype=options.dtype,
