@@ -36,10 +36,19 @@ class Record:
     Attributes:
         fields: What is kept of the input's row.
         problem: Why it has no vectors, None if it has.
+        text: Its text, where the job keeps texts; None otherwise.
     """
 
     fields: Mapping[str, object]
     problem: str | None = None
+    text: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as plain values."""
+        content: dict[str, object] = {"fields": dict(self.fields), "problem": self.problem}
+        if self.text is not None:
+            content["text"] = self.text
+        return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +145,7 @@ _ARRAYS = (
 def part_to_bytes(part: Part) -> bytes:
     """Return a part as the content of its file: an uncompressed `.npz`, the same every time."""
     lines = [
-        json.dumps(
-            {"fields": dict(record.fields), "problem": record.problem}, ensure_ascii=False
-        )
-        for record in part.records
+        json.dumps(record.to_json(), ensure_ascii=False) for record in part.records
     ]
     arrays: dict[str, NDArray[np.generic]] = {
         "first_row": np.array(part.first_row, dtype=np.int64),
@@ -172,7 +178,9 @@ def read_part(path: Path) -> Part:
 
 def _read_record(line: str) -> Record:
     record = json.loads(line)
-    return Record(fields=record["fields"], problem=record["problem"])
+    return Record(
+        fields=record["fields"], problem=record["problem"], text=record.get("text")
+    )
 
 
 def _offsets(lengths: Iterable[int]) -> Offsets:

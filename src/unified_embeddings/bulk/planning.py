@@ -101,7 +101,11 @@ class FirstOccurrences:
 
 
 def plan_parts(
-    rows: Iterable[Row], part_rows: int, occurrences: FirstOccurrences | None
+    rows: Iterable[Row],
+    part_rows: int,
+    occurrences: FirstOccurrences | None,
+    *,
+    keep_texts: bool = False,
 ) -> Iterator[PartTask]:
     """Cut rows into parts.
 
@@ -109,6 +113,7 @@ def plan_parts(
         rows: In the order of the input.
         part_rows: Rows of each part; the last may have fewer.
         occurrences: Finds repeated texts; None computes each row.
+        keep_texts: Whether the parts hold the texts too.
 
     Yields:
         The parts, in order; nothing is held beyond one.
@@ -118,15 +123,15 @@ def plan_parts(
     for row in rows:
         window.append(row)
         if len(window) == part_rows:
-            yield _make_task(number, window, occurrences)
+            yield _make_task(number, window, occurrences, keep_texts=keep_texts)
             number += 1
             window = []
     if window:
-        yield _make_task(number, window, occurrences)
+        yield _make_task(number, window, occurrences, keep_texts=keep_texts)
 
 
 def _make_task(
-    number: int, rows: Sequence[Row], occurrences: FirstOccurrences | None
+    number: int, rows: Sequence[Row], occurrences: FirstOccurrences | None, *, keep_texts: bool
 ) -> PartTask:
     if occurrences is None:
         numbers = [FAILED if row.text is None else row.number for row in rows]
@@ -139,7 +144,8 @@ def _make_task(
     for row, source in zip(rows, sources.tolist(), strict=True):
         if source == row.number and row.text is not None:
             texts.append(row.text)
-        records.append(Record(row.fields, row.problem))
+        kept_text = row.text if keep_texts else None
+        records.append(Record(row.fields, row.problem, kept_text))
         fields = json.dumps(row.fields, sort_keys=True, ensure_ascii=False)
         content = json.dumps([row.text, row.problem, source, fields])
         digest.update(content.encode())

@@ -239,7 +239,7 @@ def _assemble(task: PartTask, outcomes: Mapping[int, Embeddings | str], dtype: s
     for place, row in enumerate(own_places.tolist()):
         outcome = outcomes[place]
         if isinstance(outcome, str):
-            records[row] = Record(records[row].fields, outcome)
+            records[row] = Record(records[row].fields, outcome, records[row].text)
             sources[row] = FAILED
         else:
             rows.append(outcome)
