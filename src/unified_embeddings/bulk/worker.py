@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TypeAlias
 
@@ -135,42 +135,52 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
     with Client(address, authkey=key) as connection:  # type: ignore[arg-type]
         connection.send(number)
         try:
-            worker = _Worker(settings, connection)
+            computer = PartComputer(settings, connection.send)
+            connection.send(Ready(computer.runtime))
             while (assignment := connection.recv()) is not None:
-                connection.send(worker.compute(assignment))
+                finished, content = computer.compute(assignment)
+                publish_part(content, settings.folder, finished.part)
+                connection.send(finished)
         except (EOFError, BrokenPipeError):
             return  # The parent has ended.
         except Exception as error:
             connection.send(Broken(error))
 
 
-class _Worker:
-    """One loaded model that computes parts."""
+class PartComputer:
+    """One loaded model that computes parts.
 
-    def __init__(self, settings: WorkerSettings, connection: Connection) -> None:
+    Args:
+        settings: What to compute.
+        begin: Called before each slice.
+
+    Attributes:
+        runtime: What the model runs on.
+    """
+
+    def __init__(self, settings: WorkerSettings, begin: Callable[[Begun], None]) -> None:
         self._settings = settings
-        self._connection = connection
+        self._begin = begin
         self._embedder = settings.make_embedder(**settings.options)
         self._slice_rows = settings.slice_rows
         # One text, so that a model that does not load is told apart from a row that fails.
         self._embedder.encode(["warm-up"], role=settings.role, heads=settings.heads)
-        connection.send(Ready(_describe_runtime(self._embedder)))
+        self.runtime = _describe_runtime(self._embedder)
 
-    def compute(self, assignment: Assignment) -> Finished:
-        """Compute and publish one part."""
+    def compute(self, assignment: Assignment) -> tuple[Finished, bytes]:
+        """Compute one part; return what there is to say of it, and its file's content."""
         begun = time.perf_counter()
         before = self._embedder.stats()
         task = assignment.task
         outcomes: dict[int, Embeddings | str] = dict(assignment.poison)
         for places in self._slices(assignment):
             characters = sum(len(task.texts[place]) for place in places)
-            self._connection.send(Begun(task.number, places, characters))
+            self._begin(Begun(task.number, places, characters))
             outcomes.update(self._compute_places(task, places))
         part = _assemble(task, outcomes, self._settings.dtype)
         content = part_to_bytes(part)
-        _publish(content, self._settings.folder, f"part-{task.number:08d}.npz")
         after = self._embedder.stats()
-        return Finished(
+        finished = Finished(
             part=task.number,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
@@ -180,6 +190,7 @@ class _Worker:
             truncated=after.truncated - before.truncated,
             seconds=time.perf_counter() - begun,
         )
+        return finished, content
 
     def _slices(self, assignment: Assignment) -> list[tuple[int, ...]]:
         """Return the places of a part's texts in groups of similar length, longest first.
@@ -260,7 +271,14 @@ def _join(rows: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(dense=dense, sparse=sparse, colbert=colbert)
 
 
-def _publish(content: bytes, folder: Path, name: str) -> None:
+def part_name(number: int) -> str:
+    """Return the name of a part's file."""
+    return f"part-{number:08d}.npz"
+
+
+def publish_part(content: bytes, folder: Path, number: int) -> None:
+    """Write a part's file, atomically and durably."""
+    name = part_name(number)
     with scratch_folder(folder) as scratch:
         file = scratch / name
         file.write_bytes(content)
