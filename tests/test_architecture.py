@@ -24,7 +24,7 @@ ROOMS = [
     {"engines"},
     {"embedders", "stores"},
     {"evaluation"},
-    {"llama", "retrievers"},
+    {"llama", "retrievers", "bulk"},
     {"config"},
     {"serving"},
     {"cli"},
@@ -57,6 +57,7 @@ HOMES = {
     "onnxruntime": {"engines.onnx"},
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
+    "pyarrow": {"bulk"},
     "qdrant_client": {"stores", "llama", "retrievers", "serving.searching", "cli"},
     "qdrant_edge": {"stores.edge"},
     "orjson": {"serving"},
@@ -77,6 +78,7 @@ HOMES = {
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},
     "uvicorn": {"serving"},
+    "zstandard": {"bulk"},
 }
 """Library → the rooms and modules that may import it."""
 

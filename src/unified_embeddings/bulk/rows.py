@@ -24,7 +24,16 @@ from unified_embeddings.errors import InputError
 InputFormat: TypeAlias = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt"]
 Compression: TypeAlias = Literal["none", "gzip", "zstd"]
 
-TEXT_FIELDS = ("text", "paragraph", "content", "body", "passage", "document", "sentence", "abstract")
+TEXT_FIELDS = (
+    "text",
+    "paragraph",
+    "content",
+    "body",
+    "passage",
+    "document",
+    "sentence",
+    "abstract",
+)
 """Where a text is looked for, in this order, if the caller names no field."""
 
 _MIB = 2**20
@@ -181,11 +190,12 @@ def to_json_value(value: object) -> object:
 
 
 def _from_numpy(value: np.generic | np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> object:
-    if value.dtype.kind in "mM":
-        return np.datetime_as_string(value).tolist() if value.dtype.kind == "M" else str(value)
-    item = value.tolist()
+    array = np.asarray(value)
+    if array.dtype.kind == "M":
+        return to_json_value(np.datetime_as_string(array).tolist())
+    item = array.astype(str).tolist() if array.dtype.kind == "m" else array.tolist()
     if isinstance(item, np.generic):  # e.g. longdouble, which Python has no type for
-        return to_json_value(float(item))  # type: ignore[arg-type]
+        item = float(item)
     return to_json_value(item)
 
 
