@@ -144,9 +144,7 @@ _ARRAYS = (
 
 def part_to_bytes(part: Part) -> bytes:
     """Return a part as the content of its file: an uncompressed `.npz`, the same every time."""
-    lines = [
-        json.dumps(record.to_json(), ensure_ascii=False) for record in part.records
-    ]
+    lines = [json.dumps(record.to_json(), ensure_ascii=False) for record in part.records]
     arrays: dict[str, NDArray[np.generic]] = {
         "first_row": np.array(part.first_row, dtype=np.int64),
         "records": np.frombuffer("\n".join(lines).encode("utf-8", "surrogatepass"), np.uint8),
@@ -178,9 +176,7 @@ def read_part(path: Path) -> Part:
 
 def _read_record(line: str) -> Record:
     record = json.loads(line)
-    return Record(
-        fields=record["fields"], problem=record["problem"], text=record.get("text")
-    )
+    return Record(fields=record["fields"], problem=record["problem"], text=record.get("text"))
 
 
 def _offsets(lengths: Iterable[int]) -> Offsets:

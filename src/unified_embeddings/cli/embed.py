@@ -63,7 +63,9 @@ def embed(
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option(_SEVERAL, "-m", "--model", help="One model or several.", show_default="bge-m3"),
+        typer.Option(
+            _SEVERAL, "-m", "--model", help="One model or several.", show_default="bge-m3"
+        ),
     ] = None,
     heads: Annotated[
         str, typer.Option(help="Vectors to compute: dense,sparse,colbert or some of these.")
