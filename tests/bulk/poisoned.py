@@ -36,3 +36,17 @@ def make_poisoned(**options: Any) -> PoisonedEmbedder:
 
 def make_broken(**options: Any) -> PoisonedEmbedder:
     raise RuntimeError("no such model")
+
+
+class SlowEmbedder(FakeEmbedder):
+    """Takes a millisecond for a text."""
+
+    def _run(
+        self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
+    ) -> Iterator[tuple[Text, Vectors]]:
+        time.sleep(0.001 * len(texts))
+        yield from super()._run(texts, role, heads)
+
+
+def make_slow(**options: Any) -> SlowEmbedder:
+    return SlowEmbedder(dimension=8, model_name=str(options["model"]), cache=None)

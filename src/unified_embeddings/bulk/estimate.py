@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unified_embeddings.bulk.parts import build_part, part_to_bytes
 from unified_embeddings.bulk.planning import plan_parts
-from unified_embeddings.bulk.reader import CheckedInput, read_rows
+from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.system.files import free_space
@@ -18,6 +18,8 @@ from unified_embeddings.types import HeadName, Role
 
 _SAMPLE = 512
 """Rows whose tokens are counted."""
+_COUNTED = 100_000
+"""Rows that are read to count them, at a few seconds; what is longer is estimated by its bytes."""
 _COMPUTED = 64
 """Rows of the sample that are computed, spread over it, for the time of a token."""
 
@@ -62,23 +64,17 @@ def estimate_model(
     Loads the model, and runs it on some of the first rows.
     """
     reader = read_rows(checked)
-    rows = list(itertools.islice(reader, _SAMPLE + 1))
-    bytes_read, total = reader.bytes_read, checked.description.total_bytes
+    rows = list(itertools.islice(reader, _SAMPLE))
+    all_rows = _count_rows(reader, len(rows), checked.description.total_bytes)
     reader.close()
-    is_whole = len(rows) <= _SAMPLE
-    sample = [row for row in rows[:_SAMPLE] if row.text is not None]
+    sample = [row for row in rows if row.text is not None]
     texts = [row.text for row in sample if row.text is not None]
     lengths = embedder.measure(texts, role=role)
     sampled_tokens = sum(length.tokens for length in lengths)
     chosen = sample[:: max(1, len(sample) // _COMPUTED)]
     seconds_per_token, bytes_per_row = _try(embedder, chosen, heads, role, dtype)
-    scale: float | None = None
-    if is_whole:
-        scale = 1.0
-    elif total is not None and bytes_read:
-        scale = max(1.0, total / bytes_read)
     truncated = sum(length.truncated for length in lengths) / max(len(lengths), 1)
-    if scale is None:
+    if all_rows is None:
         return Estimate(
             model=model,
             sampled=len(rows),
@@ -89,17 +85,37 @@ def estimate_model(
             free_bytes=free_space(output),
             truncated=truncated,
         )
-    tokens = sampled_tokens * scale
+    tokens = sampled_tokens * all_rows / max(len(rows), 1)
     return Estimate(
         model=model,
         sampled=len(rows),
-        rows=round(len(rows) * scale),
+        rows=all_rows,
         tokens=round(tokens),
         seconds=tokens * seconds_per_token,
-        bytes=round(2 * len(rows) * scale * bytes_per_row),
+        bytes=round(2 * all_rows * bytes_per_row),
         free_bytes=free_space(output),
         truncated=truncated,
     )
+
+
+def _count_rows(reader: RowReader, rows: int, total_bytes: int | None) -> int | None:
+    """Return how many rows an input has: counted if it is small, otherwise by its bytes.
+
+    Args:
+        reader: After some rows were taken.
+        rows: How many.
+        total_bytes: Of the whole input; None where that is not known.
+
+    Returns:
+        None if it is neither small nor of a known size.
+    """
+    for _ in reader:
+        rows += 1
+        if rows >= _COUNTED:
+            if total_bytes is None or not reader.bytes_read:
+                return None
+            return max(rows, round(rows * total_bytes / reader.bytes_read))
+    return rows
 
 
 def _try(

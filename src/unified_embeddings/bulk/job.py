@@ -191,6 +191,10 @@ class Journal:
         """Return the finished parts, in the order of their rows."""
         return tuple(self._lines[number] for number in sorted(self._lines))
 
+    def line(self, number: int) -> PartLine:
+        """Return a finished part's line."""
+        return self._lines[number]
+
     def part_path(self, number: int) -> Path:
         """Return the path of a part's file."""
         return self.folder / f"part-{number:08d}.npz"

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from unified_embeddings.bulk.file_names import require_different_names
 from unified_embeddings.bulk.rows import InputOptions
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
@@ -24,6 +25,25 @@ Format: TypeAlias = Literal["npy", "jsonl", "parquet"]
 
 DEFAULT_SLICE_ROWS = 64
 """Rows of one call of the embedder, if `batch_size` does not say: enough to fill its passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionTarget:
+    """A Qdrant collection that rows go into.
+
+    Attributes:
+        name: The collection's.
+        path: Folder of an embedded store; exactly one of these three is given.
+        url: A server's address.
+        client: A client of your own.
+        api_key: For `url`.
+    """
+
+    name: str
+    path: str | Path | None = None
+    url: str | None = None
+    client: Any = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +69,9 @@ class BulkOptions:
         hang_seconds: After how long a silent worker is stopped; None predicts it.
         model_options: Further keyword arguments of the embedder: engine, precision, max_length.
         input: How rows are read.
+        collection: Where the rows go besides the files; None for nowhere.
+        runner: "local" for child processes, "ray" for a Ray cluster.
+        ray_address: Of a running cluster; None starts one on this machine.
     """
 
     models: Sequence[str]
@@ -69,13 +92,16 @@ class BulkOptions:
     hang_seconds: float | None = None
     model_options: Mapping[str, object] = field(default_factory=dict)
     input: InputOptions = field(default_factory=InputOptions)
+    collection: CollectionTarget | None = None
+    runner: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise InputError("name at least one model")
-        names = [safe_name(model) for model in self.models]
-        if len(set(names)) < len(names):
-            raise InputError(f"a model is named twice: {', '.join(self.models)}")
+        require_different_names(self.models)
+        if self.collection is not None and len(self.models) > 1:
+            raise InputError("a collection holds the vectors of one model; name one model")
         for name in ("checkpoint_interval", "batch_tokens", "max_workers"):
             require_whole_number(name, getattr(self, name))
         if self.batch_size is not None:

@@ -85,7 +85,8 @@ class Part:
     def own_rows(self) -> Offsets:
         """Return the numbers of the rows whose vectors were computed here, int64 (u,)."""
         numbers = np.arange(self.first_row, self.first_row + len(self.records), dtype=np.int64)
-        return numbers[self.sources == numbers]
+        own: Offsets = numbers[self.sources == numbers]
+        return own
 
 
 def build_part(
@@ -112,8 +113,11 @@ def build_part(
     sparse_offsets = sparse_indices = sparse_values = None
     if embeddings.sparse is not None:
         sparse_offsets = _offsets(len(vector) for vector in embeddings.sparse)
-        sparse_indices = _join([vector.indices for vector in embeddings.sparse], np.int32)
-        sparse_values = _join([vector.values for vector in embeddings.sparse], np.float32)
+        no_indices: IntArray = np.zeros(0, dtype=np.int32)
+        no_values: FloatArray = np.zeros(0, dtype=np.float32)
+        vectors = embeddings.sparse
+        sparse_indices = np.concatenate([no_indices, *(vector.indices for vector in vectors)])
+        sparse_values = np.concatenate([no_values, *(vector.values for vector in vectors)])
     colbert_offsets = colbert_rows = None
     if embeddings.colbert is not None:
         colbert_offsets = _offsets(len(rows) for rows in embeddings.colbert)
@@ -181,7 +185,3 @@ def _read_record(line: str) -> Record:
 
 def _offsets(lengths: Iterable[int]) -> Offsets:
     return np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int64)
-
-
-def _join(arrays: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
-    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)

@@ -154,8 +154,9 @@ def embed(
 
     To resume an interrupted job, run the same command again.
     """
+    from unified_embeddings.bulk.options import BulkOptions
     from unified_embeddings.bulk.rows import InputOptions
-    from unified_embeddings.bulk.run import BulkOptions, embed_rows, estimate
+    from unified_embeddings.bulk.run import embed_rows, estimate
 
     given = _choose_input(source, input_file)
     if output is None:

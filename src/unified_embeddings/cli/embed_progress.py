@@ -17,7 +17,8 @@ import typer
 from unified_embeddings.cli import shared
 
 if TYPE_CHECKING:
-    from unified_embeddings.bulk.run import Estimate, ModelReport, Progress
+    from unified_embeddings.bulk.estimate import Estimate
+    from unified_embeddings.bulk.options import ModelReport, Progress
 
 _LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
