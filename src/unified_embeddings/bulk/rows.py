@@ -112,10 +112,10 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
     if isinstance(record, str):
         problem = find_text_problem(record)
         text = record if problem is None else None
-        return Row(number, text, _with_place(place, problem), place=place)
+        return Row(number, text, with_place(place, problem), place=place)
     if not isinstance(record, Mapping):
         problem = f"expected an object with fields, got {_type_name(record)}"
-        return Row(number, None, _with_place(place, problem), place=place)
+        return Row(number, None, with_place(place, problem), place=place)
     fields, problem = _keep_fields(record, options)
     if options.text_field not in record:
         problem = f"there is no field {options.text_field!r}; {list_fields(record)}"
@@ -124,14 +124,14 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
         if text_problem is not None:
             problem = f"field {options.text_field!r} {text_problem}"
     if problem is not None:
-        return Row(number, None, _with_place(place, problem), fields, place)
+        return Row(number, None, with_place(place, problem), fields, place)
     text = record[options.text_field]
     return Row(number, str(text), None, fields, place)
 
 
 def problem_row(number: int, problem: str, place: str) -> Row:
     """Build the row for a record that cannot be read at all."""
-    return Row(number, None, _with_place(place, problem), place=place)
+    return Row(number, None, with_place(place, problem), place=place)
 
 
 def find_text_problem(value: object) -> str | None:
@@ -230,7 +230,8 @@ def _keep_fields(
     return fields, problem
 
 
-def _with_place(place: str, problem: str | None) -> str | None:
+def with_place(place: str, problem: str | None) -> str | None:
+    """Return a problem after the place it is at; None if there is none."""
     if problem is None or not place:
         return problem
     return f"{place}: {problem}"
