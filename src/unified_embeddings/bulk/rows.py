@@ -111,6 +111,8 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
     """
     if isinstance(record, str):
         problem = find_text_problem(record)
+        if options.id_field is not None:
+            problem = f"is a text without the id field {options.id_field!r}"
         text = record if problem is None else None
         return Row(number, text, with_place(place, problem), place=place)
     if not isinstance(record, Mapping):
@@ -141,12 +143,6 @@ def find_text_problem(value: object) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        if 0xDC80 <= code <= 0xDCFF:
-            return (
-                f"holds a lone surrogate, or the byte 0x{code - 0xDC00:02X}, which is not UTF-8, "
-                f"at character {error.start}"
-            )
         return f"holds a lone surrogate at character {error.start}, which is not valid Unicode"
     return None
 
