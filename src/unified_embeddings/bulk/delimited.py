@@ -18,7 +18,7 @@ from unified_embeddings.bulk.byte_streams import (
     UnusableStreamError,
     split_lines,
 )
-from unified_embeddings.bulk.records import Record, Unreadable, too_long
+from unified_embeddings.bulk.records import Record, Unreadable, decode_utf8, too_long
 
 _QUOTED = re.compile(r'[^"]*(?:""[^"]*)*')
 """The rest of a quoted cell up to its closing quotation mark; two of them stand for one."""
@@ -55,6 +55,7 @@ class DelimitedParser:
         self._cells: list[str] = []
         self._cell: list[str] = []
         self._is_quoted = False
+        self._bad_bytes: Unreadable | None = None
         self.size = 0
 
     @property
@@ -62,11 +63,15 @@ class DelimitedParser:
         """Tell whether the record is longer than allowed, so that its cells are not kept."""
         return self.size > self._longest
 
-    def take(self) -> list[str]:
+    def take(self) -> list[str] | Unreadable:
         """Return the cells of the complete record, and begin the next; a blank line has none."""
-        cells = self._cells
+        taken: list[str] | Unreadable = self._cells
+        if self.is_too_long:
+            taken = too_long(self.size, self._longest)
+        elif self._bad_bytes is not None:
+            taken = self._bad_bytes
         self._begin()
-        return [] if cells == [""] else cells
+        return taken
 
     def feed(self, line: bytes | LongLine) -> bool:
         """Take the next line, with its line end, and tell whether the record is complete."""
@@ -78,11 +83,15 @@ class DelimitedParser:
         if self.is_too_long:
             self._skip(line.count(b'"'))
             return not self._is_quoted
-        text = line.decode("utf-8", "surrogateescape")
-        if not self._is_quoted and '"' not in text:
-            self._cells = _strip_line_end(text).split(self._delimiter)
-            return True
-        return self._feed_quotes(text)
+        text = decode_utf8(line)
+        if isinstance(text, Unreadable):
+            self._bad_bytes = text
+            text = line.decode("utf-8", "replace")  # The record's end is still to be found.
+        if self._is_quoted or '"' in text:
+            return self._feed_quotes(text)
+        text = text.removesuffix("\n").removesuffix("\r")
+        self._cells = text.split(self._delimiter) if text else []
+        return True
 
     def _skip(self, quotes: int) -> None:
         """Forget the cells, and follow only whether the record goes on after this line."""
@@ -114,10 +123,6 @@ class DelimitedParser:
             if is_last:
                 return True
             position += len(self._delimiter)
-
-
-def _strip_line_end(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def read_delimited(blocks: Iterator[bytes], longest: int, delimiter: str) -> Iterator[Record]:
@@ -154,13 +159,7 @@ def _read_cells(
         if is_complete:
             first_line = number
         is_complete = parser.feed(line)
-        if not is_complete:
-            continue
-        if parser.is_too_long:
-            problem = too_long(parser.size, longest)
-            parser.take()
-            yield first_line, problem
-        elif cells := parser.take():
+        if is_complete and (cells := parser.take()):
             yield first_line, cells
     if not is_complete:
         raise DamagedStreamError(
@@ -171,13 +170,8 @@ def _read_cells(
 
 def _check_header(cells: list[str] | Unreadable) -> list[str]:
     if isinstance(cells, Unreadable):
-        raise UnusableStreamError(f"its header {cells.problem}")
+        raise UnusableStreamError(f"its header cannot be used: {cells.problem}")
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
         raise UnusableStreamError(f"its header names {repeated[0]!r} more than once")
-    for name in cells:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UnusableStreamError("its header is not UTF-8; convert the file") from None
     return cells

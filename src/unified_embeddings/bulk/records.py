@@ -47,13 +47,22 @@ def too_long(size: int, longest: int) -> Unreadable:
     return Unreadable(f"is {size / _MIB:,.1f} MiB long; at most {longest / _MIB:,.1f} MiB are read")
 
 
+def decode_utf8(data: bytes) -> str | Unreadable:
+    """Return the text, or an Unreadable that names the first byte that is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        return Unreadable(f"byte {error.start + 1} (0x{byte:02X}) is not UTF-8")
+
+
 def read_text_lines(blocks: Iterator[bytes], longest: int) -> Iterator[Record]:
     """Read the lines of a text file, blank ones included, each a record of its own."""
     for number, line in enumerate(split_lines(blocks, longest), start=1):
         if isinstance(line, LongLine):
             yield number, too_long(line.size, longest)
         else:
-            yield number, _without_line_end(line).decode("utf-8", "surrogateescape")
+            yield number, decode_utf8(_without_line_end(line))
 
 
 def read_json_lines(blocks: Iterator[bytes], longest: int) -> Iterator[Record]:
@@ -82,11 +91,11 @@ def _without_line_end(line: bytes) -> bytes:
 
 def _parse_json(data: bytes) -> object:
     """Return the value of a JSON text, or an Unreadable."""
+    text = decode_utf8(data)
+    if isinstance(text, Unreadable):
+        return text
     try:
-        return _DECODER.decode(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = data[error.start]
-        return Unreadable(f"byte {error.start + 1} (0x{byte:02X}) is not UTF-8")
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         return Unreadable(f"is not JSON: {error.msg} at character {error.pos + 1}")
     except RecursionError:

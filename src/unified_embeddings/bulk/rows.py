@@ -111,11 +111,13 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
     """
     if isinstance(record, str):
         problem = find_text_problem(record)
+        if options.id_field is not None:
+            problem = f"is a text without the id field {options.id_field!r}"
         text = record if problem is None else None
-        return Row(number, text, _with_place(place, problem), place=place)
+        return Row(number, text, with_place(place, problem), place=place)
     if not isinstance(record, Mapping):
         problem = f"expected an object with fields, got {_type_name(record)}"
-        return Row(number, None, _with_place(place, problem), place=place)
+        return Row(number, None, with_place(place, problem), place=place)
     fields, problem = _keep_fields(record, options)
     if options.text_field not in record:
         problem = f"there is no field {options.text_field!r}; {list_fields(record)}"
@@ -124,14 +126,14 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
         if text_problem is not None:
             problem = f"field {options.text_field!r} {text_problem}"
     if problem is not None:
-        return Row(number, None, _with_place(place, problem), fields, place)
+        return Row(number, None, with_place(place, problem), fields, place)
     text = record[options.text_field]
     return Row(number, str(text), None, fields, place)
 
 
 def problem_row(number: int, problem: str, place: str) -> Row:
     """Build the row for a record that cannot be read at all."""
-    return Row(number, None, _with_place(place, problem), place=place)
+    return Row(number, None, with_place(place, problem), place=place)
 
 
 def find_text_problem(value: object) -> str | None:
@@ -141,12 +143,6 @@ def find_text_problem(value: object) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        if 0xDC80 <= code <= 0xDCFF:
-            return (
-                f"holds a lone surrogate, or the byte 0x{code - 0xDC00:02X}, which is not UTF-8, "
-                f"at character {error.start}"
-            )
         return f"holds a lone surrogate at character {error.start}, which is not valid Unicode"
     return None
 
@@ -230,7 +226,8 @@ def _keep_fields(
     return fields, problem
 
 
-def _with_place(place: str, problem: str | None) -> str | None:
+def with_place(place: str, problem: str | None) -> str | None:
+    """Return a problem after the place it is at; None if there is none."""
     if problem is None or not place:
         return problem
     return f"{place}: {problem}"
