@@ -49,7 +49,7 @@ HOMES = {
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
     "fastapi": {"serving"},
     "grpc": {"stores.errors", "stores.schema"},
-    "httpx": {"images.fetch"},
+    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {"llama", "retrievers", "config", "serving.searching", "cli"},
     "matplotlib": {"cli.precision_report"},
@@ -69,6 +69,7 @@ HOMES = {
     "sqlite3": {"cache", "stores.opening", "stores.errors"},
     "tokenizers": {
         "embedders.first_tokens",
+        "embedders.long_runs",
         "embedders.tokenization",
         "embedders.tokenizer_file",
     },

@@ -83,6 +83,15 @@ class TestToSparse:
         assert vector == {7: 0.25, 10: 0.75}
         assert vector.indices.tolist() == [7, 10]
 
+    def test_a_repeated_token_has_the_sum_where_that_is_asked_for(self) -> None:
+        vector = to_sparse(
+            np.array([CLS, 10, 7, 10, 7, 10, CLS, EOS], dtype=np.int32),
+            float32([9, 0.5, 0.25, 0.75, -1, 0.125, 9, 9]),
+            special_ids=SPECIAL,
+            sum_repeats=True,
+        )
+        assert vector == {7: 0.25, 10: 1.375}
+
     def test_special_tokens_are_dropped_whatever_their_weight(self) -> None:
         vector = to_sparse(
             np.array([CLS, 5, UNK, EOS, PAD, PAD]),

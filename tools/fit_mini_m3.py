@@ -6,12 +6,14 @@ hidden state to that token's lexical weight, is fitted here.
 
 The head learns to find the passage that a sentence was taken out of, among 300 passages, with the
 scores that a sparse index computes: over the tokens that a question q and a passage p share, the
-sum of w_q · w_p · idf^(1/2). At query time Qdrant multiplies by the whole idf of the collection.
-With the square root the head learns a part of a word's rarity itself, and its vectors still work
-in a store without idf. The loss is the cross-entropy of the right passage, and to three tenths that
-of the dense vector's own ranking, as in BGE-M3's self-knowledge distillation (Chen et al. 2024). A
-penalty on the map's size keeps weights near their mean, so that words which the training text does
-not have, such as names and numbers, are not forgotten.
+sum of w_q · w_p · idf^(1/2). A token that occurs more than once has the sum of its weights in the
+question, and its largest weight in the passage, as in mini-m3's queries and documents. At query
+time Qdrant multiplies by the whole idf of the collection. With the square root the head learns a
+part of a word's rarity itself, and its vectors still work in a store without idf. The loss is the
+cross-entropy of the right passage, and to three tenths that of the dense vector's own ranking, as
+in BGE-M3's self-knowledge distillation (Chen et al. 2024). A penalty on the map's size keeps
+weights near their mean, so that words which the training text does not have, such as names and
+numbers, are not forgotten.
 
     python tools/fit_mini_m3.py
     python tools/fit_mini_m3.py --evaluate FOLDER      # a data set in BEIR's layout
@@ -28,7 +30,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,15 +154,32 @@ def _score(
     used: Tensor = torch.unique(torch.cat([questions.ids[row] for row in rows]))
     columns = torch.full((len(factors),), -1, dtype=torch.long)
     columns[used] = torch.arange(len(used))
-    question_vectors = _sparse_vectors(questions, rows, columns, len(used), weight, bias)
-    passage_vectors = _sparse_vectors(passages, rows, columns, len(used), weight, bias)
+    head, width = (weight, bias), len(used)
+    question_vectors = _sparse_vectors(questions, rows, columns, width, head, repeats="sum")
+    passage_vectors = _sparse_vectors(passages, rows, columns, width, head, repeats="amax")
     return (question_vectors * factors[used]) @ passage_vectors.T
 
 
 def _sparse_vectors(
-    texts: Texts, rows: Sequence[int], columns: Tensor, width: int, weight: Tensor, bias: Tensor
+    texts: Texts,
+    rows: Sequence[int],
+    columns: Tensor,
+    width: int,
+    head: tuple[Tensor, Tensor],
+    *,
+    repeats: Literal["sum", "amax"],
 ) -> Tensor:
-    """Return the weights of texts by column, (batch, width); a repeated token keeps its largest."""
+    """Return the weights of texts by column, (batch, width).
+
+    Args:
+        texts: Where the texts are.
+        rows: Which of them.
+        columns: Vocabulary id → column, -1 for none.
+        width: Number of columns.
+        head: The map's weight (384,) and its bias.
+        repeats: What a repeated token has: the sum of its weights, or the largest.
+    """
+    weight, bias = head
     ids = torch.cat([texts.ids[row] for row in rows])
     hidden = torch.cat([texts.hidden[row] for row in rows])
     lengths = torch.tensor([len(texts.ids[row]) for row in rows])
@@ -168,7 +187,7 @@ def _sparse_vectors(
     is_used = columns[ids] >= 0
     weights = torch.relu(hidden[is_used] @ weight + bias)
     vectors = torch.zeros(len(rows) * width)
-    vectors = vectors.scatter_reduce(0, places[is_used], weights, "amax")
+    vectors = vectors.scatter_reduce(0, places[is_used], weights, repeats)
     return vectors.view(len(rows), width)
 
 

@@ -35,12 +35,18 @@ def dense_vectors(texts: Sequence[Encoded]) -> FloatArray:
     return means
 
 
-def lexical_weights(text: Encoded, head: SparseHead, special_ids: IntArray) -> dict[int, float]:
-    """Return one weight > 0 per token id; a repeated token keeps its largest (BGE-M3's rule)."""
+def lexical_weights(
+    text: Encoded, head: SparseHead, special_ids: IntArray, *, sum_repeats: bool
+) -> dict[int, float]:
+    """Return one weight > 0 per token id: of a repeated token the sum, or else the largest."""
     weights: dict[int, float] = {}
     for index, weight in zip(text.ids.tolist(), head(text.hidden).tolist(), strict=True):
-        if weight > weights.get(index, 0.0):
-            weights[index] = weight
+        weight_so_far = weights.get(index, 0.0)
+        if sum_repeats:
+            weights[index] = weight_so_far + weight
+        else:
+            weights[index] = max(weight_so_far, weight)
+    weights = {index: weight for index, weight in weights.items() if weight > 0}
     for index in special_ids.tolist():
         weights.pop(index, None)
     return weights
@@ -129,8 +135,13 @@ def evaluate(backbone: Backbone, head: SparseHead, folder: Path) -> None:
     corpus, queries, judgements = read_beir(folder)
     documents = backbone.encode(list(corpus.values()))
     questions = backbone.encode(list(queries.values()))
-    document_weights = [lexical_weights(text, head, backbone.special_ids) for text in documents]
-    query_weights = [lexical_weights(text, head, backbone.special_ids) for text in questions]
+    special_ids = backbone.special_ids
+    document_weights = [
+        lexical_weights(text, head, special_ids, sum_repeats=False) for text in documents
+    ]
+    query_weights = [
+        lexical_weights(text, head, special_ids, sum_repeats=True) for text in questions
+    ]
     idf = inverse_document_frequencies([text.ids for text in documents], backbone.vocabulary_size)
     scores = {
         "dense": dense_vectors(questions) @ dense_vectors(documents).T,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
     from unified_embeddings.embedders.factory import make_embedder
     from unified_embeddings.embedders.paired import PairedEmbedder
+    from unified_embeddings.embedders.remote import RemoteEmbedder
     from unified_embeddings.embedders.single_model import ModelEmbedder
     from unified_embeddings.errors import (
         FingerprintMismatchError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelLoadError,
         OverloadedError,
+        ServiceError,
         StoreError,
         UnifiedEmbeddingsError,
     )
@@ -52,6 +54,7 @@ _HOMES = {
     "embedders.clip": ("ClipEmbedder", "ClipStats"),
     "embedders.factory": ("make_embedder",),
     "embedders.paired": ("PairedEmbedder",),
+    "embedders.remote": ("RemoteEmbedder",),
     "embedders.single_model": ("ModelEmbedder",),
     "errors": (
         "FingerprintMismatchError",
@@ -59,6 +62,7 @@ _HOMES = {
         "MissingExtraError",
         "ModelLoadError",
         "OverloadedError",
+        "ServiceError",
         "StoreError",
         "UnifiedEmbeddingsError",
     ),
@@ -98,6 +102,8 @@ __all__ = [
     "ModelSpec",
     "OverloadedError",
     "PairedEmbedder",
+    "RemoteEmbedder",
+    "ServiceError",
     "SparseVector",
     "StoreError",
     "TextEmbedder",

@@ -6,6 +6,7 @@
     ├── InputError (ValueError)           the caller's data or options cannot be used
     ├── FingerprintMismatchError          a collection was made with another model
     ├── StoreError                        the vector store refused or failed
+    ├── ServiceError                      an embedding service cannot be reached, refused or failed
     └── OverloadedError                   more work is waiting than was agreed to hold
 
 A message says what was expected, what came and what to do next.
@@ -96,12 +97,13 @@ class InputError(UnifiedEmbeddingsError, ValueError):
 
 
 class FingerprintMismatchError(UnifiedEmbeddingsError):
-    """A collection holds vectors of another model than the embedder's.
+    """Vectors of two models would be mixed: a collection's and the embedder's, or a service's.
 
     Attributes:
-        collection: The collection's name.
+        collection: The collection's name; the service's address where it is the service that
+            changed its model (see `of_service`).
         expected: The embedder's fingerprint.
-        found: The fingerprint that the collection carries.
+        found: The fingerprint that the collection, or the service's answer, carries.
 
     Example:
         >>> from qdrant_client import QdrantClient
@@ -133,6 +135,19 @@ class FingerprintMismatchError(UnifiedEmbeddingsError):
             "again into a collection of another name."
         )
 
+    @classmethod
+    def of_service(cls, url: str, *, expected: str, found: str) -> FingerprintMismatchError:
+        """Return the error of a service whose answer carries another fingerprint than expected."""
+        problem = (
+            f"The embedding service {url} answers with vectors of the model {found}, expected "
+            f"{expected}. Vectors of different models do not compare, so none of these were kept. "
+            "Start the service with the former model again, or make a new embedder for this one "
+            "(and index the documents again)."
+        )
+        error = cls.__new__(cls, problem)
+        error.collection, error.expected, error.found = url, expected, found
+        return error
+
 
 class StoreError(UnifiedEmbeddingsError):
     """The vector store refused or failed.
@@ -151,6 +166,31 @@ class StoreError(UnifiedEmbeddingsError):
         self.collection = collection
         self.operation = operation
         super().__init__(f"Collection {collection!r}: {operation} failed: {problem}")
+
+
+class ServiceError(UnifiedEmbeddingsError):
+    """An embedding service cannot be reached, refused a request, or answered something unusable.
+
+    Attributes:
+        url: The service's address.
+        operation: What was asked of it.
+        status: The HTTP status of its answer, None where there was no answer.
+        problem: What is wrong, without address and operation.
+
+    Example:
+        >>> from unified_embeddings import ServiceError
+        >>> print(ServiceError("http://127.0.0.1:8000", "GET /info", "connection refused"))
+        Embedding service http://127.0.0.1:8000: GET /info failed: connection refused
+    """
+
+    def __init__(
+        self, url: str, operation: str, problem: str, *, status: int | None = None
+    ) -> None:
+        self.url = url
+        self.operation = operation
+        self.status = status
+        self.problem = problem
+        super().__init__(f"Embedding service {url}: {operation} failed: {problem}")
 
 
 class OverloadedError(UnifiedEmbeddingsError):

@@ -32,17 +32,23 @@ def normalise(vectors: FloatArray) -> FloatArray:
 
 
 def to_sparse(
-    token_ids: IntArray, weights: FloatArray, *, special_ids: frozenset[int]
+    token_ids: IntArray,
+    weights: FloatArray,
+    *,
+    special_ids: frozenset[int],
+    sum_repeats: bool = False,
 ) -> SparseVector:
     """Collapse per-token weights into one weight per vocabulary id.
 
-    A token that occurs twice keeps its larger weight (BGE-M3's rule, not the sum). Special tokens
-    and zero weights are dropped, so blank text gives an empty vector.
+    A token that occurs twice keeps its larger weight (BGE-M3's rule), unless `sum_repeats` says
+    otherwise. Special tokens and zero weights are dropped, so blank text gives an empty vector.
 
     Args:
         token_ids: Vocabulary ids of one text, (t,).
         weights: Their weights after ReLU, (t,), >= 0.
         special_ids: Ids that are never indexed: cls, eos, pad, unk.
+        sum_repeats: Whether a token that occurs twice has the sum of its weights instead, as a
+            query in BM25 counts a word as often as it holds it.
 
     Raises:
         ValueError: If the two arrays differ in shape.
@@ -55,9 +61,12 @@ def to_sparse(
     if special_ids:
         is_indexed &= ~np.isin(ids, list(special_ids))
     unique_ids, inverse = np.unique(ids[is_indexed], return_inverse=True)
-    largest_weights = np.zeros(len(unique_ids), dtype=np.float32)
-    np.maximum.at(largest_weights, inverse, raw_weights[is_indexed])
-    return SparseVector(unique_ids, largest_weights)
+    collapsed_weights = np.zeros(len(unique_ids), dtype=np.float32)
+    if sum_repeats:
+        np.add.at(collapsed_weights, inverse, raw_weights[is_indexed])
+    else:
+        np.maximum.at(collapsed_weights, inverse, raw_weights[is_indexed])
+    return SparseVector(unique_ids, collapsed_weights)
 
 
 def dense_score(query: FloatArray, document: FloatArray) -> float:

@@ -165,6 +165,33 @@ class TestVectors:
         vectors = embedder.encode_texts([LONG, LONG + "tail"])
         np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
+    @pytest.mark.parametrize(
+        "text",
+        ["Fox" * 50_000, "!" * 100_000, "狐狸" * 50_000, "É\n" * 50_000, "<|endoftext|>" * 9_000,
+         "<|endoftext|>fox" + "x" * 100_000, "a " * 9 + "\u3000" * 100_000 + "z"],
+        ids=["letters", "marks", "ideographs", "lines", "special", "after special", "spaces"],
+    )  # fmt: skip
+    def test_of_a_very_long_text_little_is_tokenised(
+        self, text: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        embedder = ClipEmbedder(clip, precision="fp32", device="cpu", cache=None)
+        model = embedder._load()
+        lengths: list[int] = []
+        call = type(model._tokenizer).__call__
+
+        def count(tokenizer: Any, texts: list[str], **options: Any) -> Any:
+            lengths.extend(map(len, texts))
+            return call(tokenizer, texts, **options)
+
+        monkeypatch.setattr(type(model._tokenizer), "__call__", count)
+        vectors = embedder.encode_texts([text, "a fox"])
+        monkeypatch.undo()
+        np.testing.assert_allclose(
+            vectors, oracle(clip, [IMAGES[0]], [text, "a fox"])[1], atol=1e-5
+        )
+        assert lengths
+        assert max(lengths) < 100 * 77
+
 
 def corrupt(tmp_path: Path) -> dict[str, Any]:
     from image_files import BOMB  # the header of an image that nobody could hold

@@ -219,6 +219,13 @@ class TestNodeParser:
         for copied in (copy.deepcopy(splitter), pickle.loads(pickle.dumps(splitter))):
             assert copied.split_text(text) == splitter.split_text(text)
 
+    def test_copies_keep_their_sizes_over_a_model_that_has_a_name(self) -> None:
+        splitter = UnifiedSentenceSplitter(model_name="mini-m3", chunk_size=40, chunk_overlap=3)
+        for copied in (copy.deepcopy(splitter), pickle.loads(pickle.dumps(splitter))):
+            assert (copied.chunk_size, copied.chunk_overlap) == (40, 3)
+            assert copied.include_metadata == splitter.include_metadata
+            assert copied.callback_manager is not None
+
     def test_its_description_makes_it_again(self) -> None:
         splitter = UnifiedSentenceSplitter(model_name="mini-m3", chunk_size=40)
         again = UnifiedSentenceSplitter.from_dict(splitter.to_dict())

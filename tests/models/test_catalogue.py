@@ -98,6 +98,11 @@ class TestSpec:
         assert BGE_M3_Embedder(spec).fusion is spec.fusion
         assert hash(spec) == hash(dataclasses.replace(spec))
 
+    def test_only_mini_m3_sums_the_tokens_that_a_query_repeats(self) -> None:
+        """Every other model keeps to BGE-M3's rule, as FlagEmbedding has it."""
+        assert [name for name, spec in MODELS.items() if spec.sum_query_repeats] == ["mini-m3"]
+        assert not spec_for("/models/bge-m3").sum_query_repeats
+
     def test_jinas_licence_is_not_for_commerce(self) -> None:
         assert MODELS["jina-v3"].licence == "CC-BY-NC-4.0"
 
@@ -132,6 +137,11 @@ class TestSpec:
             ({"query_prefix": None}, "query_prefix must be str"),
             ({"normalise": 1}, "normalise must be bool"),
             ({"sparse_idf": 1}, "sparse_idf must be bool"),
+            ({"sum_query_repeats": 1}, "sum_query_repeats must be bool"),
+            (
+                {"heads": ("sparse",), "pooling": "splade", "sum_query_repeats": True},
+                "sum_query_repeats needs a weight for each token",
+            ),
             ({"fusion": [1, 0.3]}, "fusion must be Fusion or dict or none"),
             ({"fusion": {}}, "fusion.*needs weights"),
             ({"fusion": {"weights": [1, 1], "depth": 3}}, "fusion.*weights, k, candidates, source"),

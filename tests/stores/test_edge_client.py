@@ -18,7 +18,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -912,13 +912,18 @@ def test_large_upserts_and_points_are_stored_whole(client: EdgeQdrantClient) -> 
 
 
 @pytest.mark.parametrize("where", ["replacing", "syncing"])
-@pytest.mark.parametrize("what", ["create", "optimize"])
+@pytest.mark.parametrize("what", ["create", "optimize", "clear"])
 def test_ctrl_c_while_the_catalogue_is_replaced_loses_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str
 ) -> None:
     """The signal arrives in the main thread right after the file was replaced."""
     with EdgeQdrantClient(folder) as client:
         fill(client, 300)
+        changes: dict[str, Callable[[], object]] = {
+            "create": lambda: make(client, "another"),
+            "optimize": lambda: client.optimize("docs"),
+            "clear": lambda: client.clear("docs"),
+        }
         replace = Path.replace
 
         def interrupted(path: Path, target: Path) -> Path:
@@ -938,11 +943,12 @@ def test_ctrl_c_while_the_catalogue_is_replaced_loses_nothing(
                 patched.setattr(files, "sync_folder", interrupted_after)
             patched.setattr(shards.Shard, "_optimize_copy", lambda *_: True)
             with pytest.raises(KeyboardInterrupt):
-                client.optimize("docs") if what == "optimize" else make(client, "another")
+                changes[what]()
+        left = 0 if what == "clear" else 300
         client.upsert("docs", [qm.PointStruct(id=9000, vector=[1.0] * 64)])
-        assert client.count("docs").count == 301
+        assert client.count("docs").count == left + 1
     with EdgeQdrantClient(folder) as again:
-        assert again.count("docs").count == 301
+        assert again.count("docs").count == left + 1
         if again.collection_exists("another"):
             assert again.count("another").count == 0
         assert len(list((folder / "shards").iterdir())) == len(again.get_collections().collections)

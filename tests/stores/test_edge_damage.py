@@ -12,7 +12,9 @@ import random
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +343,9 @@ def test_a_killed_store_that_lacks_a_file_ends_no_process(killed: Path, part: st
         assert report.problems
 
 
-@pytest.mark.parametrize("name", ["id_tracker.mappings", "matrix.dat", "inverted_index.dat"])
+@pytest.mark.parametrize(
+    "name", ["id_tracker.mappings", "matrix.dat", "inverted_index.dat", "data.bin"]
+)
 def test_a_changed_index_is_told_after_a_kill_too(killed: Path, name: str) -> None:
     """What `optimize` has written is never written to, so that its checksums still hold."""
     (file,) = killed.rglob(name)
@@ -350,10 +354,22 @@ def test_a_changed_index_is_told_after_a_kill_too(killed: Path, name: str) -> No
         answers(killed)
     (report,) = check_store(killed)
     assert f"{name} has another content" in report.problems[0]
-    if name == "matrix.dat":  # the others cannot be read
+    if name in ("matrix.dat", "data.bin"):  # the others cannot be read
         for seal in shard_folder(killed).glob("checksums*.json"):
             seal.unlink()
         assert len(answers(killed)) == 202
+
+
+def test_what_another_version_of_the_core_has_rewritten_is_no_damage(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new version may bring files into its own form when it loads them, and be killed then."""
+    (file,) = killed.rglob("matrix.dat")
+    flip(file, 100)
+    with pytest.raises(StoreError, match=r"matrix\.dat"):
+        answers(killed)
+    monkeypatch.setattr(seals, "version", lambda _: "99.0")
+    assert len(answers(killed)) == 202
 
 
 @pytest.mark.parametrize(
@@ -387,6 +403,129 @@ def test_any_writing_before_a_kill_is_no_damage(folder: Path) -> None:
     os.waitpid(process, 0)
     assert len(answers(folder)) == 191
     assert len(answers(folder)) == 191
+
+
+FIELDS: dict[str, Any] = {
+    "keyword": qm.KeywordIndexParams(type=qm.KeywordIndexType.KEYWORD, on_disk=True),
+    "integer": qm.PayloadSchemaType.INTEGER,
+    "float": qm.FloatIndexParams(type=qm.FloatIndexType.FLOAT, on_disk=True),
+    "bool": qm.PayloadSchemaType.BOOL,
+    "datetime": qm.PayloadSchemaType.DATETIME,
+    "text": qm.TextIndexParams(type=qm.TextIndexType.TEXT, phrase_matching=True),
+    "geo": qm.PayloadSchemaType.GEO,
+    "uuid": qm.UuidIndexParams(type=qm.UuidIndexType.UUID, on_disk=True),
+}
+
+
+def rich_point(number: int) -> qm.PointStruct:
+    """Return a point with a value for each kind of index, and each kind of vector."""
+    generator = random.Random(number)
+    payload = {
+        "keyword": f"word {number % 5}",
+        "integer": number,
+        "float": number / 8,
+        "bool": number % 2 == 0,
+        "datetime": f"2024-01-{1 + number % 28:02d}T00:00:00Z",
+        "text": f"number {number % 10} and its text",
+        "geo": {"lon": number % 90, "lat": number % 45},
+        "uuid": f"00000000-0000-0000-0000-{number:012d}",
+    }
+    for field in generator.sample([*payload], 2):
+        del payload[field]
+    vectors: dict[str, Any] = {
+        "d": [generator.random() for _ in range(4)],
+        "s": qm.SparseVector(indices=[number % 7], values=[1.0]),
+        "m": [[generator.random() for _ in range(4)] for _ in range(2)],
+    }
+    return qm.PointStruct(id=number, vector=vectors, payload=payload)
+
+
+def write_at_random(client: EdgeQdrantClient, chance: random.Random) -> None:
+    """Make one change of any kind to a collection of rich points."""
+    points, _ = client.scroll("docs", limit=1000)
+    ids = [record.id for record in chance.sample(points, min(len(points), chance.randrange(1, 9)))]
+    new = [rich_point(chance.randrange(130)) for _ in range(5)]
+    field = chance.choice([*FIELDS])
+    changes: list[Callable[[], object]] = [
+        lambda: client.upsert("docs", new),
+        lambda: client.delete("docs", ids[:2]),
+        lambda: client.set_payload("docs", rich_point(chance.randrange(99)).payload or {}, ids),
+        lambda: client.overwrite_payload("docs", {"text": "other words"}, ids),
+        lambda: client.delete_payload("docs", [field], ids),
+        lambda: client.clear_payload("docs", ids),
+        lambda: client.delete_vectors("docs", ["s", "m"], ids),
+        lambda: client.update_vectors(
+            "docs", [qm.PointVectors(id=one, vector={"m": [[1.0] * 4]}) for one in ids]
+        ),
+        lambda: client.delete_payload_index("docs", field),
+        lambda: client.create_payload_index("docs", field, FIELDS[field]),
+        client.flush,
+    ]
+    if ids:
+        chance.choice(changes)()
+    else:
+        client.upsert("docs", new)
+
+
+def make_rich(folder: Path) -> None:
+    multi = qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM)
+    dense = qm.VectorParams(size=4, distance=qm.Distance.DOT)
+    with EdgeQdrantClient(folder) as client:
+        client.create_collection(
+            "docs",
+            vectors_config={
+                "d": dense,
+                "m": dense.model_copy(update={"multivector_config": multi}),
+            },
+            sparse_vectors_config={"s": qm.SparseVectorParams()},
+            optimizers_config=qm.OptimizersConfigDiff(indexing_threshold=1),
+        )
+        for field, schema in FIELDS.items():
+            client.create_payload_index("docs", field, schema)
+        client.upsert("docs", [rich_point(number) for number in range(100)])
+        client.optimize("docs")
+
+
+def status_of(function: Callable[[], None]) -> int:
+    """Run a function in a forked process, and return how that ended."""
+    process = os.fork()
+    if process == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(process, 0)[1]
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(1), pytest.param(range(1, 60), marks=pytest.mark.endurance)]
+)
+def test_no_change_before_a_kill_is_taken_for_damage(tmp_path: Path, seeds: range) -> None:
+    """What is compared after a crash is never written to, whatever the store is asked to do."""
+    for seed in seeds:
+        chance = random.Random(seed)
+        folder = tmp_path / str(seed)
+        assert status_of(partial(make_rich, folder)) == 0
+        assert list(folder.rglob("postings.dat"))
+        for session in range(4):
+            is_killed = chance.random() < 0.8
+
+            def use(
+                folder: Path = folder, seed: float = chance.random(), is_killed: bool = is_killed
+            ) -> None:
+                chance = random.Random(seed)
+                with EdgeQdrantClient(folder) as client:
+                    for _ in range(chance.randrange(1, 30)):
+                        write_at_random(client, chance)
+                    if is_killed:
+                        os.kill(os.getpid(), 9)
+
+            assert status_of(use) == (9 if is_killed else 0), f"seed {seed}, session {session}"
+        (report,) = check_store(folder)
+        assert report.problems == (), f"seed {seed}"
+        shutil.rmtree(folder)
 
 
 def test_optimizing_before_a_kill_is_no_damage(folder: Path) -> None:

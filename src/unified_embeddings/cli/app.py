@@ -23,6 +23,7 @@ from unified_embeddings.cli import (
     index,
     models,
     optimize,
+    ping,
     quantize,
     search,
     serve,
@@ -49,6 +50,7 @@ app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
+app.command("ping")(ping.ping)
 app.command("doctor")(doctor.doctor)
 
 

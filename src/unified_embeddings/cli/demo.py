@@ -112,10 +112,12 @@ def _index_reference(
     )
     seconds = _insert(nodes, store)
     tokens = embedder.stats().tokens
-    runtime = embedder.models[0].runtime
+    runs_on = str(config.url)
+    if config.url is None:
+        runtime = embedder.models[0].runtime
+        runs_on = f"{runtime.engine}, {runtime.precision}, {runtime.device}"
     shared.out.print(
-        f"Embedded by {embedder.model_name} ({runtime.engine}, "
-        f"{runtime.precision}, {runtime.device}) and stored in {seconds:.1f} s: "
+        f"Embedded by {embedder.model_name} ({runs_on}) and stored in {seconds:.1f} s: "
         f"{tokens / seconds:,.0f} tokens/s"
     )
     return store

@@ -72,7 +72,7 @@ def _findings(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
         "Hardware": _hardware(),
         **_choices(config),
         "Versions": versions,
-        "Models": _local_models(config.model_choice),
+        "Models": _local_models(None if config.url else config.model_choice),
     }
 
 
@@ -98,6 +98,8 @@ def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
 
     The engine can depend on the model's files. If they are missing, that is the finding.
     """
+    if config.url is not None:
+        return {"Chosen": _service(config)}
     models = config.embedder.models
     choices: dict[str, Section] = {}
     for model in models:
@@ -107,6 +109,16 @@ def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
         except ModelLoadError as error:
             choices[title] = {"engine": f"depends on the model's files: {error}"}
     return choices
+
+
+def _service(config: UnifiedEmbeddingConfig) -> Section:
+    """Return what the service that has the model says of it, or why it does not."""
+    try:
+        name = config.embedder.model_name
+        vectors = ", ".join(config.embedder.heads)
+    except UnifiedEmbeddingsError as error:
+        return {"service": config.url, "problem": str(error)}
+    return {"service": config.url, "model": name, "vectors": vectors}
 
 
 def _show_memory(config: UnifiedEmbeddingConfig, as_json: bool) -> None:
@@ -172,7 +184,7 @@ def _installed_version(package: str) -> str:
         return "not installed"
 
 
-def _local_models(model_choice: str) -> dict[str, str]:
+def _local_models(model_choice: str | None) -> dict[str, str]:
     """Tell which models are on this machine.
 
     Listed are the default model, the offline one, the one chosen, and every model in the Hugging
@@ -191,7 +203,8 @@ def _local_models(model_choice: str) -> dict[str, str]:
     except CacheNotFound:
         pass
     statuses: dict[str, str] = {}
-    for name in (*_ALWAYS_SHOWN, model_choice, *sorted(cached_names)):
+    chosen = () if model_choice is None else (model_choice,)
+    for name in (*_ALWAYS_SHOWN, *chosen, *sorted(cached_names)):
         if name not in MODELS or MODELS[name].model_id == name or name == model_choice:
             statuses[name] = _model_status(name)
     return statuses

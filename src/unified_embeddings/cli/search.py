@@ -25,6 +25,7 @@ def search(
     url: shared.StoreUrl = None,
     model: shared.Model = None,
     sparse_model: shared.SparseModel = None,
+    model_url: shared.ModelUrl = None,
     mode: Annotated[
         Literal["hybrid", "dense", "sparse"] | None,
         typer.Option(help="Vectors to search by.", show_default="all that the model gives"),
@@ -68,7 +69,7 @@ def search(
     shared.require_text(query)
     conditions = parse_conditions(filters or [])
     parsed_weights = _parse_weights(weights)
-    config = shared.open_config(model, sparse_model)
+    config = shared.open_config(model, sparse_model, model_url)
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
     check_conditions(conditions, store)
     options: Options = {

@@ -38,6 +38,14 @@ SparseModel = Annotated[
     str | None,
     typer.Option("--sparse-model", help="Second model, for sparse vectors, if --model has none."),
 ]
+ModelUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--model-url",
+        help="Address of a service that has the model (`serve`); its key is read from "
+        "UNIFIED_EMBEDDINGS_API_KEY.",
+    ),
+]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
 StorePath = Annotated[Path, typer.Option("--path", help="Folder of the embedded Qdrant store.")]
 StoreUrl = Annotated[
@@ -76,9 +84,13 @@ def print_error(problem: str) -> None:
     console.print(f"error: {printable(problem)}", markup=False)
 
 
-def open_config(model: str | None, sparse_model: str | None = None) -> UnifiedEmbeddingConfig:
-    """Read the options from the environment; --model and --sparse-model take precedence."""
-    return UnifiedEmbeddingConfig.from_env(model_choice=model, sparse_model=sparse_model)
+def open_config(
+    model: str | None, sparse_model: str | None = None, model_url: str | None = None
+) -> UnifiedEmbeddingConfig:
+    """Read the options from the environment; --model, --sparse-model, --model-url win over it."""
+    return UnifiedEmbeddingConfig.from_env(
+        model_choice=model, sparse_model=sparse_model, url=model_url
+    )
 
 
 def open_store(
@@ -130,7 +142,7 @@ def _note_other_model(client: Client, collection: str, config: UnifiedEmbeddingC
     from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.schema import recorded_model
 
-    if config.model_choice != _DEFAULT_MODEL:
+    if config.url is not None or config.model_choice != _DEFAULT_MODEL:
         return
     with store_errors(collection, "opening"):
         recorded = recorded_model(client.get_collection(collection))

@@ -35,15 +35,34 @@ def read_options(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Op
     quantization = environ.get("QUANTIZATION", "").strip()
     if quantization:
         options.setdefault("precision", _read_quantization(quantization))
+    options.update(_read_query_backend(environ, overrides))
     for option, value in overrides.items():
         if value is not None:
             options[option] = value
+    if "url" not in options and overrides.get("api_key") is None:
+        options.pop("api_key", None)  # the variable is there for another program
     max_bytes, path = options.pop("cache_bytes", None), options.pop("cache_path", None)
     if "cache" not in options:
         if max_bytes is not None:
             options["cache"] = EmbeddingCache(max_bytes, path=path)
         elif path is not None:
             options["cache"] = EmbeddingCache(path=path)
+    return options
+
+
+def _read_query_backend(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Options:
+    """Read what embeds queries; RunPod's variables count only where that is RunPod."""
+    backend = environ.get("BACKEND_EMBED_QUERY", "").strip().lower()
+    if overrides.get("query_backend") is not None:
+        backend = overrides["query_backend"]
+    if not backend:
+        return {}
+    options: Options = {"query_backend": backend}
+    if backend == "runpod":
+        for variable, option in _RUNPOD_VARIABLES.items():
+            text = environ.get(variable, "").strip()
+            if text:
+                options[option] = text
     return options
 
 
@@ -85,5 +104,14 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "TRUST_REMOTE_CODE": ("trust_remote_code", _read_flag),
     "CACHE_BYTES": ("cache_bytes", int),
     "CACHE_PATH": ("cache_path", str),
+    "URL": ("url", str),
+    "API_KEY": ("api_key", str),
 }
 """Variable, without its prefix → option, and how its text is read."""
+
+_RUNPOD_VARIABLES = {
+    "RUNPOD_API_KEY": "runpod_api_key",
+    "RUNPOD_QUERY_ENDPOINT_ID": "runpod_query_endpoint_id",
+    "RUNPOD_ENDPOINT_BASE_URL": "runpod_url",
+}
+"""Variable, the last one as RunPod's own library has it → option."""

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config.environment import read_options
 from unified_embeddings.config.options import ModelChoice, PipelineOptions
+from unified_embeddings.config.text_embedder import make_text_embedder
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
+from unified_embeddings.embedders.remote_options import RUNPOD_URL
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.stock_arguments import (
@@ -57,8 +58,10 @@ class UnifiedEmbeddingConfig:
     Making one loads nothing. Its choices cannot be changed afterwards.
 
     Args:
-        model_choice: "bge-m3", "arctic", "bge-large-splade", ... (`models.catalogue.MODELS` lists
-            all), a hub id or folder in BGE-M3's layout, a TOML file with a spec, or a ModelSpec.
+        model_choice: "bge-m3" (the default), "arctic", "bge-large-splade", ...
+            (`models.catalogue.MODELS` lists all), a hub id or folder in BGE-M3's layout, a TOML
+            file with a spec, or a ModelSpec. With `url` the default is what the service has, and
+            another choice is compared with that.
         image_model: "openai/clip-vit-base-patch32", any CLIP or SigLIP by hub id, folder or spec;
             a name of OpenAI's own ("ViT-B/32") takes LlamaIndex's ClipEmbedding, which needs
             their package; None for no images. With "jina-clip" as model_choice, that model
@@ -76,6 +79,14 @@ class UnifiedEmbeddingConfig:
         revision: The text model's branch, tag or commit on the hub.
         local_files_only: Never ask the hub.
         trust_remote_code: See BGE_M3_Embedder.
+        url: The address of a service (`unified-embeddings serve`) that has the text model; there is
+            none in this process then. Options of a local text model are refused. Images stay here.
+        api_key: The service's key; see RemoteEmbedder.
+        query_backend: "runpod" embeds queries by an endpoint of RunPod, and documents as the other
+            options say; "local" embeds both alike.
+        runpod_api_key: RunPod's key.
+        runpod_query_endpoint_id: The endpoint's id.
+        runpod_url: The address of RunPod's API.
 
     Raises:
         InputError: If an option is out of range, or a choice does not give what it is taken for.
@@ -94,7 +105,7 @@ class UnifiedEmbeddingConfig:
 
     def __init__(
         self,
-        model_choice: ModelChoice = "bge-m3",
+        model_choice: ModelChoice | None = None,
         image_model: ModelChoice | None = CLIP,
         *,
         sparse_model: ModelChoice | None = None,
@@ -109,6 +120,12 @@ class UnifiedEmbeddingConfig:
         revision: str | None = None,
         local_files_only: bool = False,
         trust_remote_code: bool = False,
+        url: str | None = None,
+        api_key: str | None = None,
+        query_backend: str = "local",
+        runpod_api_key: str | None = None,
+        runpod_query_endpoint_id: str | None = None,
+        runpod_url: str = RUNPOD_URL,
     ) -> None:
         self._options = PipelineOptions(
             model_choice=model_choice,
@@ -125,6 +142,12 @@ class UnifiedEmbeddingConfig:
             revision=revision,
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
+            url=url,
+            api_key=api_key,
+            query_backend=query_backend,
+            runpod_api_key=runpod_api_key,
+            runpod_query_endpoint_id=runpod_query_endpoint_id,
+            runpod_url=runpod_url,
         )
         self._prepare()
 
@@ -136,10 +159,9 @@ class UnifiedEmbeddingConfig:
         self._clip: ClipEmbedder | None = None
         self._text_model: BaseEmbedding | None = None
         self._image_model: MultiModalEmbedding | None = None
-        if not self._options.spec.images:
+        if not self._options.takes_images:
             # At once, so that an option that does not fit is refused here.
-            options = self._options.for_texts(self._cache)
-            self._embedder = make_embedder(self._options.model_choice, **options)
+            self._embedder = make_text_embedder(self._options, self._cache)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
@@ -162,6 +184,10 @@ class UnifiedEmbeddingConfig:
         int8 is the precision where _PRECISION is not set. int8 is for texts: images then take
         what the hardware suggests.
 
+        UNIFIED_EMBEDDINGS_URL is the service that has the text model, UNIFIED_EMBEDDINGS_API_KEY
+        its key. BACKEND_EMBED_QUERY=runpod embeds queries by the endpoint
+        RUNPOD_QUERY_ENDPOINT_ID with RUNPOD_API_KEY, at RUNPOD_ENDPOINT_BASE_URL if that is set.
+
         Args:
             environ: Read this instead of `os.environ`.
             **overrides: Options that win over the environment; None counts as not given.
@@ -175,9 +201,15 @@ class UnifiedEmbeddingConfig:
 
     @property
     def model_choice(self) -> str:
-        """Return the choice as it was given, or the spec's short name."""
-        choice = self._options.model_choice
-        return choice.choice if isinstance(choice, ModelSpec) else os.fspath(choice)
+        """Return the choice as it was given, or the spec's short name; else what a service has."""
+        if self._options.url is not None and self._options.model_choice is None:
+            return self.embedder.model_name
+        return self._options.choice_name
+
+    @property
+    def url(self) -> str | None:
+        """Return the address of the service that has the text model, if there is one."""
+        return self._options.url
 
     @property
     def embedder(self) -> TextEmbedder:
@@ -262,7 +294,7 @@ class UnifiedEmbeddingConfig:
         Settings.embed_model = self.text_model
         if node_parser:
             set_node_parser(self.embedder)
-        if self._options.image_model is not None or self._options.spec.images:
+        if self._options.image_model is not None or self._options.takes_images:
             Settings.image_embed_model = self.image_model  # type: ignore[attr-defined]
 
     def memory(self) -> MemoryReport:
@@ -370,6 +402,8 @@ class UnifiedEmbeddingConfig:
 
     def __repr__(self) -> str:
         second = self._options.sparse_model
+        if self._options.url is not None:
+            return f"UnifiedEmbeddingConfig(url={self._options.url!r})"
         if second is None:
             return f"UnifiedEmbeddingConfig({self.model_choice!r})"
         name = second.choice if isinstance(second, ModelSpec) else os.fspath(second)
@@ -382,8 +416,8 @@ class UnifiedEmbeddingConfig:
             from unified_embeddings.embedders.clip import ClipEmbedder
 
         options = self._options.for_images(self._cache)
-        if self._options.spec.images:
-            return ClipEmbedder(self._options.model_choice, **options)
+        if self._options.takes_images:
+            return ClipEmbedder(self._options.choice, **options)
         image_model = self._options.image_model
         if image_model is None:
             raise InputError("this config has image_model=None; name one to embed images")
@@ -395,7 +429,7 @@ class UnifiedEmbeddingConfig:
         return ClipEmbedder(image_model, **options)
 
     def _make_text_model(self) -> BaseEmbedding:
-        if self._options.spec.images:
+        if self._options.takes_images:
             return self.image_model
         embedder = self.embedder
         if isinstance(embedder, ModelEmbedder) and embedder.heads == ("dense",):
@@ -407,7 +441,7 @@ class UnifiedEmbeddingConfig:
         return UnifiedTextEmbedding(embedder)
 
     def _make_image_model(self) -> MultiModalEmbedding:
-        if self._options.is_openai_clip and not self._options.spec.images:
+        if self._options.is_openai_clip and not self._options.takes_images:
             return _make_openai_clip(str(self._options.image_model))
         from unified_embeddings.llama.images import UnifiedImageEmbedding
 

@@ -7,8 +7,10 @@ vectors. `cached` puts a cache in front of one model, `paired` joins two.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
@@ -16,6 +18,8 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
+
+Result = TypeVar("Result")
 
 SPECIAL_TOKENS = 2
 """Special tokens of every text in the architectures in use: one at the start, one at the end."""
@@ -181,6 +185,9 @@ class TextEmbedder(Closeable):
         """Return the most tokens of a document's own: without special tokens and prefix."""
         return self.max_length - SPECIAL_TOKENS
 
+    def announce(self, texts: Sequence[str]) -> None:
+        """Say which texts `tokenise` is asked for next, so that a service is asked once for all."""
+
     def measure(self, texts: Iterable[str], *, role: Role = "document") -> list[TextLength]:
         """Return how many tokens of each text the model reads; loads no weights.
 
@@ -295,7 +302,8 @@ class TextEmbedder(Closeable):
     ) -> Embeddings:
         """Embed texts to search with; like `encode_documents`, but with the model's query prefix.
 
-        BGE-M3 has no prefix: a text gives the same vectors in both roles.
+        BGE-M3 has no prefix: a text gives the same vectors in both roles. With mini-m3, a token
+        that a query repeats has the sum of its weights in the sparse vector.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
         return self._encode(require_texts(texts), "query", heads, show_progress)
@@ -320,6 +328,57 @@ class TextEmbedder(Closeable):
             raise InputError(f"a query must be one str, got {type(text).__name__}")
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
         return self._encode(require_texts([text]), "query", heads, show_progress=False)
+
+    # --- the same for coroutines ----------------------------------------------------------------
+
+    async def in_thread(self, function: Callable[[], Result]) -> Result:
+        """Await a function that embeds, in a thread that may wait for this embedder.
+
+        A model computes, so its calls run in the event loop's own threads, which are few. An
+        embedder that only waits for a service has threads of its own, so that the loop's stay free.
+        """
+        import asyncio  # of no use where nothing is awaited, and slow to import
+
+        return await asyncio.to_thread(function)
+
+    async def aencode_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_documents`, but without blocking the event loop."""
+        return await self.in_thread(
+            partial(self.encode_documents, texts, dense=dense, sparse=sparse, colbert=colbert)
+        )
+
+    async def aencode_queries(
+        self,
+        texts: Iterable[str],
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_queries`, but without blocking the event loop."""
+        return await self.in_thread(
+            partial(self.encode_queries, texts, dense=dense, sparse=sparse, colbert=colbert)
+        )
+
+    async def aencode_query(
+        self,
+        text: str,
+        *,
+        dense: bool | None = None,
+        sparse: bool | None = None,
+        colbert: bool = False,
+    ) -> Embeddings:
+        """Like `encode_query`, but without blocking the event loop."""
+        return await self.in_thread(
+            partial(self.encode_query, text, dense=dense, sparse=sparse, colbert=colbert)
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"

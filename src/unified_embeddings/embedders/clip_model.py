@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from unified_embeddings import heads
+from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.embedders.tokenization import cut_characters
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.quiet import quiet_loading
@@ -77,6 +78,10 @@ class ClipModel:
                 checkpoint.folder, backend="pil", **options
             )
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
+        # SigLIP's is not one of the Rust library: its texts are cut at white space alone.
+        self._first_tokens: FirstTokens | None = None
+        if self._tokenizer.is_fast:
+            self._first_tokens = FirstTokens(self._tokenizer.backend_tokenizer)
         if missing := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
             raise checkpoint.problem(
                 f"{len(missing)} tensors are missing from its files or of another shape, the first "
@@ -145,12 +150,8 @@ class ClipModel:
     def embed_texts(self, texts: list[str]) -> tuple[FloatArray, int]:
         """Return the vectors of n texts, float32 (n, d), and how many of the texts were cut."""
         with self._tokenizer_lock:
-            starts = [cut_characters(text, self._max_length) for text in texts]
+            starts = [self._beginning_of(text) for text in texts]
             lengths = [len(ids) for ids in self._tokenizer(starts, verbose=False)["input_ids"]]
-            for i, text in enumerate(texts):
-                if lengths[i] <= self._max_length and len(starts[i]) < len(text):
-                    starts[i] = text
-                    lengths[i] = len(self._tokenizer(text, verbose=False)["input_ids"])
             inputs = self._tokenizer(
                 starts,
                 padding="max_length" if self._is_siglip else True,
@@ -162,6 +163,23 @@ class ClipModel:
             inputs.pop("attention_mask", None)
         truncated = sum(length > self._max_length for length in lengths)
         return self._run("text", inputs), truncated
+
+    def _beginning_of(self, text: str) -> str:
+        """Return as much of a very long text as decides its tokens, and whether it is cut.
+
+        Called with the tokenizer's lock held.
+        """
+        if len(text) <= CHARACTERS_PER_TOKEN * self._max_length:
+            return text
+        wanted = self._max_length + 1  # one more than there is room for
+        if self._first_tokens is not None:
+            self._tokenizer.backend_tokenizer.no_truncation()
+            self._tokenizer.backend_tokenizer.no_padding()
+            return self._first_tokens.beginning_of(text, wanted)
+        start = cut_characters(text, self._max_length)
+        if len(self._tokenizer(start, verbose=False)["input_ids"]) < wanted:
+            return text
+        return start
 
     def split(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens."""

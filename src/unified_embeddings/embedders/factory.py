@@ -39,12 +39,17 @@ def make_embedder(
         sparse_model: Gives the sparse vectors in the model's stead.
         spec: The model's spec in plain values, as an embedder's `options` hold it.
         cache: Shared by both.
-        **options: As in BGE_M3_Embedder; `revision` and `engine` are the first model's.
+        **options: As in BGE_M3_Embedder; `revision` and `engine` are the first model's. With `url`,
+            as in RemoteEmbedder, whose service has to have the model named.
 
     Raises:
         InputError: If an option is unknown or out of range, or a model does not give what it is
             taken for.
     """
+    if "url" in options:
+        if sparse_model is not None or spec is not None or isinstance(model, ModelSpec):
+            raise InputError("with url the service has the model: leave spec and sparse_model out")
+        return _make_remote(os.fspath(model), {**options, "cache": cache})
     _require_known(model, options)
     if spec is not None:
         model = spec_from_dict(spec)
@@ -73,6 +78,20 @@ def make_embedder(
     # The fusion of a model with sparse vectors of its own says nothing about another model's.
     fusion = None if "sparse" in chosen.heads else chosen.fusion
     return PairedEmbedder(dense, sparse, model_name=name, options=pair_options, fusion=fusion)
+
+
+def _make_remote(model: str, options: Mapping[str, Any]) -> TextEmbedder:
+    """Make the embedder of a service that has a model of this name."""
+    from unified_embeddings.embedders.remote import RemoteEmbedder
+
+    known = set(inspect.signature(RemoteEmbedder).parameters) - {"model"}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise InputError(
+            f"with url there is no {', '.join(unknown)}: the service has the model. The options "
+            f"are {', '.join(sorted(known))}"
+        )
+    return RemoteEmbedder(model=model, **options)
 
 
 def _require_known(model: str | os.PathLike[str] | ModelSpec, options: Mapping[str, Any]) -> None:

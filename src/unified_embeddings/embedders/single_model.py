@@ -152,7 +152,8 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         """Return what two embedders must share for their vectors to compare, as 32 hex digits.
 
         A digest of the model's content, pooling and prefixes. Engine, precision and `max_length`
-        are left out: they move a vector a little, not into another space.
+        are left out: they move a vector a little, not into another space. So is the rule for a
+        query's repeated tokens: a collection's vectors do not depend on it.
         """
         return self._fingerprint("fingerprint 2", self.checkpoint.digest)
 
@@ -220,8 +221,11 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
             checkpoint.pooling,
             "l2" if spec.normalise else "raw",
         ]
+        # Only for models that have these, so that other models' keys stay what they are.
         if spec.adapter(role):
             fields.append(spec.adapter(role))
+        if _sums_repeats(spec, role):
+            fields.append("sum of repeats")
         return key_for("vector 1", *fields)
 
     def _run(
@@ -244,7 +248,11 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
                 require_finite(self.checkpoint, raw, self.runtime)
                 self._counters.add(forwards=1, tokens=sum(map(len, token_ids)))
                 vectors = finish_vectors(
-                    raw, token_ids, tokenizer.special_ids, normalise=self.spec.normalise
+                    raw,
+                    token_ids,
+                    tokenizer.special_ids,
+                    normalise=self.spec.normalise,
+                    sum_repeats=_sums_repeats(self.spec, role),
                 )
                 for position, text_vectors in zip(batch, vectors, strict=True):
                     yield window[position], text_vectors
@@ -318,6 +326,11 @@ def _require_one_text_model(spec: ModelSpec) -> None:
         )
 
 
+def _sums_repeats(spec: ModelSpec, role: Role) -> bool:
+    """Tell whether a repeated token has the sum of its weights in texts of this role."""
+    return spec.sum_query_repeats and role == "query"
+
+
 def load_tokenizer(checkpoint: Checkpoint, max_length: int) -> Tokenizer:
     """Load a model's tokenizer.
 
@@ -363,7 +376,12 @@ def require_finite(checkpoint: Checkpoint, raw: RawHeads, runtime: Runtime) -> N
 
 
 def finish_vectors(
-    raw: RawHeads, token_ids: Sequence[IntArray], special_ids: frozenset[int], *, normalise: bool
+    raw: RawHeads,
+    token_ids: Sequence[IntArray],
+    special_ids: frozenset[int],
+    *,
+    normalise: bool,
+    sum_repeats: bool,
 ) -> Iterator[Vectors]:
     """Turn a batch's raw outputs into each text's finished vectors.
 
@@ -372,6 +390,7 @@ def finish_vectors(
         token_ids: The batch, n arrays (t_i,).
         special_ids: Ids that are never indexed.
         normalise: Whether dense vectors are scaled to unit length.
+        sum_repeats: Whether a repeated token has the sum of its weights; see `to_sparse`.
 
     Yields:
         n dicts with the heads that `raw` holds.
@@ -385,7 +404,9 @@ def finish_vectors(
             vectors["dense"] = dense[i]
         if raw.token_weights is not None:
             weights = raw.token_weights[i]
-            vectors["sparse"] = arithmetic.to_sparse(ids, weights, special_ids=special_ids)
+            vectors["sparse"] = arithmetic.to_sparse(
+                ids, weights, special_ids=special_ids, sum_repeats=sum_repeats
+            )
         if raw.sparse is not None:
             vectors["sparse"] = raw.sparse[i]
         if raw.token_vectors is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -154,8 +155,8 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> list[str]:
         """Like `add`, but without blocking the event loop."""
-        points, node_ids = await asyncio.to_thread(
-            self._build_points, _to_list(nodes), self.sparse_vector_name
+        points, node_ids = await self._embedder.in_thread(
+            partial(self._build_points, _to_list(nodes), self.sparse_vector_name)
         )
         for start in range(0, len(points), self.batch_size):
             await self._upsert(points[start : start + self.batch_size])
@@ -234,7 +235,7 @@ class FingerprintedStore(QdrantVectorStore):
         """Like `query`, but without blocking the event loop."""
         query = self._check_query(query)
         if query.mode in SPARSE_MODES:  # the stock method runs the model in the event loop
-            return await asyncio.to_thread(self.query, query, **kwargs)
+            return await self._embedder.in_thread(partial(self.query, query, **kwargs))
         with store_errors(self.collection_name, "querying"):
             return await super().aquery(query, **kwargs)
 

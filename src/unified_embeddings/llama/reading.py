@@ -144,7 +144,12 @@ def _split(
             texts = splitter.split_text(part.text)
         else:
             texts = split_table(
-                part.rows, part.separator, part.title, splitter.count_tokens, splitter.chunk_size
+                part.rows,
+                part.separator,
+                part.title,
+                splitter.count_tokens,
+                splitter.chunk_size,
+                announce=splitter.embedder.announce,
             )
         for text in texts:
             if text.strip():

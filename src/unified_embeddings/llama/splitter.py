@@ -19,6 +19,7 @@ from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.chunking import split_text
+from unified_embeddings.llama.pickling import WithEmbedder
 from unified_embeddings.validation import require_whole_number
 
 FEWEST_TOKENS = 32
@@ -27,7 +28,7 @@ _OVERLAP_SHARE = 8
 """By default an eighth of a chunk repeats the end of the one before."""
 
 
-class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
+class UnifiedSentenceSplitter(WithEmbedder, MetadataAwareTextSplitter):
     """Split documents into chunks of whole sentences that an embedder can take whole.
 
     Chunks are measured in the model's own tokens, and the metadata that is embedded with a chunk
@@ -175,7 +176,8 @@ class UnifiedSentenceSplitter(MetadataAwareTextSplitter):
         with self.callback_manager.event(CBEventType.CHUNKING, payload=payload) as event:
             overlap = min(self.chunk_overlap, size // 2)
             count = token_counter(self._embedder)
-            spans = split_text(text, count, size=size, overlap=overlap)
+            announce = self._embedder.announce
+            spans = split_text(text, count, size=size, overlap=overlap, announce=announce)
             chunks = [text[start:end] for start, end in spans]
             event.on_end(payload={EventPayload.CHUNKS: chunks})
         return chunks

@@ -2,13 +2,13 @@
 
 What lives here: both adapters, and what the other adapters of texts share. What does not: the
 vectors (`embedders`). Every call is one call of the embedder. Coroutines make it in a worker
-thread.
+thread, which one of them is the embedder's choice (`TextEmbedder.in_thread`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -17,6 +17,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
+from unified_embeddings.llama.pickling import WithEmbedder
 from unified_embeddings.types import Embeddings, FloatArray
 from unified_embeddings.validation import require_texts
 
@@ -66,7 +67,7 @@ class ValidatedTexts(BaseEmbedding):
         return await super().aget_agg_embedding_from_queries(require_texts(queries), agg_fn)
 
 
-class UnifiedTextEmbedding(ValidatedTexts):
+class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
     """Dense vectors for LlamaIndex, whose sparse counterparts are cached by the same pass.
 
     `to_dict` keeps the options, but neither the weights nor the cache. `from_dict` restores an
@@ -105,6 +106,7 @@ class UnifiedTextEmbedding(ValidatedTexts):
             fields |= {"model_name": embedder.model_name, "options": embedder.options}
         super().__init__(**fields)
         self._embedder = embedder or make_embedder(self.model_name, **self.options)
+        self.options = without_key(self.options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -129,13 +131,13 @@ class UnifiedTextEmbedding(ValidatedTexts):
         return to_lists(self._embedder.encode_documents(texts, dense=True).dense)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await self._embedder.in_thread(partial(self._get_query_embedding, query))
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await self._embedder.in_thread(partial(self._get_text_embedding, text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await self._embedder.in_thread(partial(self._get_text_embeddings, texts))
 
 
 class UnifiedSparseEmbedding(BaseSparseEmbedding):
@@ -167,6 +169,7 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
             fields |= {"model_name": embedder.model_name, "options": embedder.options}
         super().__init__(**fields)
         self._embedder = embedder or make_embedder(self.model_name, **self.options)
+        self.options = without_key(self.options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -215,13 +218,18 @@ class UnifiedSparseEmbedding(BaseSparseEmbedding):
         return _to_dicts(self._embedder.encode_documents(texts, sparse=True))
 
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await self._embedder.in_thread(partial(self._get_query_embedding, query))
 
     async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await self._embedder.in_thread(partial(self._get_text_embedding, text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[SparseEmbedding]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await self._embedder.in_thread(partial(self._get_text_embeddings, texts))
+
+
+def without_key(options: dict[str, Any]) -> dict[str, Any]:
+    """Return an embedder's options without a service's key, which `to_dict` must not store."""
+    return {name: value for name, value in options.items() if name != "api_key"}
 
 
 def to_lists(vectors: FloatArray | None) -> list[Embedding]:

@@ -140,6 +140,7 @@ _KNOWN_SPECS = (
         engine="torch",
         fusion=_MINI_M3_FUSION,
         sparse_idf=True,
+        sum_query_repeats=True,
     ),
     # The code is in another repository, nomic-ai/nomic-bert-2048, and has a pin of its own.
     ModelSpec(

@@ -43,6 +43,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "code_revision": (str, type(None)),
     "fusion": (Fusion, dict, type(None)),
     "sparse_idf": (bool,),
+    "sum_query_repeats": (bool,),
 }
 """Field of a spec → the types that its value may have."""
 
@@ -78,9 +79,13 @@ class ModelSpec:
             takes `DEFAULT_FUSION`.
         sparse_idf: Whether Qdrant multiplies each token's part of a sparse score by the token's
             inverse document frequency in the collection (its modifier "idf").
+        sum_query_repeats: Whether a token that a query repeats has the sum of its weights in the
+            query's sparse vector. False keeps the largest, as BGE-M3 does. Documents always keep
+            the largest.
 
     Raises:
-        InputError: If a field has the wrong type, or a value that is not listed above.
+        InputError: If a field has the wrong type, or a value that is not listed above, or its
+            `heads`, `pooling` and `sum_query_repeats` exclude each other.
 
     Example:
         >>> from unified_embeddings import ModelSpec
@@ -116,6 +121,7 @@ class ModelSpec:
     code_revision: str | None = None
     fusion: Fusion | None = None
     sparse_idf: bool = False
+    sum_query_repeats: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -226,6 +232,11 @@ class ModelSpec:
             raise InputError(
                 f"{self.choice}: pooling 'splade' and heads ['sparse'] go together, got "
                 f"{self.pooling!r} and {list(self.heads)}"
+            )
+        if self.pooling == "splade" and self.sum_query_repeats:
+            raise InputError(
+                f"{self.choice}: sum_query_repeats needs a weight for each token, which pooling "
+                "'splade' does not give; set it to false"
             )
 
     def _check_sizes(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -226,14 +227,15 @@ class UnifiedHybridRetriever(BaseRetriever):
         if not self._collection_is_checked:
             info = await self._reader.alook_up()
             await asyncio.to_thread(self._check_collection, info)
-        query = await asyncio.to_thread(self._embed, query_bundle)
+        query = await self._embedder.in_thread(partial(self._embed, query_bundle))
         branches = self._build_branches(query)
         limit = first_limit(self._depth) if branches else None
         rankings: list[list[qm.ScoredPoint]] = []
         while limit is not None:
             rankings = await self._reader.asearch(self._build_requests(branches, limit))
             limit = next_limit(rankings, self._depth, limit)
-        return await asyncio.to_thread(self._build_answer, query, branches, rankings)
+        build_answer = partial(self._build_answer, query, branches, rankings)
+        return await self._embedder.in_thread(build_answer)
 
     # --- the question ---------------------------------------------------------------------------
 

@@ -230,6 +230,20 @@ class EdgeQdrantClient:
         """
         return self._store.optimize(collection_name)
 
+    def clear(self, collection_name: str) -> None:
+        """Delete all points of a collection and free their space at once; atomic.
+
+        The collection keeps its settings, its metadata, its payload indexes and its aliases. After
+        a crash it has all its points or none. A running `optimize` is ended.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If the collection cannot be read, or a new one cannot be written, as on a
+                full disk.
+        """
+        check_is_text(collection_name)
+        self._store.clear_collection(collection_name)
+
     # --- collections ----------------------------------------------------------------------------
 
     def get_collections(self) -> qm.CollectionsResponse:
@@ -429,7 +443,7 @@ class EdgeQdrantClient:
         with argument_errors("the index"):
             index = to_core_payload_index(schema)
             update = core.UpdateOperation.create_field_index(field_name, index)
-        self._store.write(collection_name, "indexing a payload field", update)
+        self._store.write_index(collection_name, "indexing a payload field", update)
         return self._completed()
 
     def delete_payload_index(
@@ -444,7 +458,7 @@ class EdgeQdrantClient:
         check_timeout(timeout)
         with argument_errors("the index"):
             update = core.UpdateOperation.delete_field_index(field_name)
-        self._store.write(collection_name, "dropping a payload index", update)
+        self._store.write_index(collection_name, "dropping a payload index", update)
         return self._completed()
 
     # --- aliases --------------------------------------------------------------------------------

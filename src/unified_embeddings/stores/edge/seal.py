@@ -25,8 +25,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _LAST_SEAL = "checksums-before.json"
 _FORMAT = 1
 _BLOCK = 128 * 2**10
 _ZEROS = bytes(_BLOCK)
+_INDEXES = "/payload_index/"
+"""Part of the paths of all files of payload indexes."""
 _COARSEST_CLOCK = 2 * 10**9
 """Nanoseconds within which a file system may give two writes the same time (FAT: two seconds)."""
 _LARGE_PARTS = (
@@ -46,9 +49,25 @@ _LARGE_PARTS = (
 """How the names of files begin that hold the points. Opening and reading do not change them."""
 _FIXED_FILES = (
     "id_tracker.mappings", "matrix.dat", "quantized.data", "quantized.offsets.data", "graph.bin",
-    "links_compressed.bin", "inverted_index.dat",
+    "links_compressed.bin", "inverted_index.dat", "quantized.config.json", "quantized.meta.json",
 )  # fmt: skip
 """Files of an indexed segment that are never written to: changed points go to another segment."""
+_IDS_OF_INDEXED = "/id_tracker.mappings"
+"""How the path of the file ends that an indexed segment has, and no other."""
+_FIXED_INDEX_FILES = (
+    "counts_per_hash.bin", "counts_per_hash_block_index.bin", "data.bin", "data_block_index.bin",
+    "deleted.bin", "deleted_points.dat", "histogram_borders.bin", "histogram_config.json",
+    "mmap_field_index_config.json", "point_to_tokens_count.dat", "point_to_values.bin",
+    "points_map.bin", "points_map_block_index.bin", "points_map_ids.bin", "postings.dat",
+    "values_to_points.bin", "vocab.dat",
+)  # fmt: skip
+"""Files of an indexed segment's payload indexes, which change only if an index is made anew.
+
+The two of what is deleted are of points without a value when the index was made. What is deleted
+later stands in `id_tracker.deleted` alone.
+"""
+_FIXED_VECTOR_FOLDERS = ("offsets", "store", "vectors")
+"""Folders of an indexed segment's sparse vectors and multi-vectors that are never written to."""
 _LASTING_FILES = (
     *_FIXED_FILES, "version.info", "segment.json", "mutable_id_tracker.mappings", "chunk_0.mmap",
     "page_0.dat", "tracker.dat",
@@ -83,10 +102,12 @@ class Seal:
     Attributes:
         points: How many points it holds.
         files: Path relative to the shard's folder → its record.
+        core: The version of Qdrant's core that wrote the files; "" if it was not recorded.
     """
 
     points: int
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    core: str = field(default_factory=lambda: version("qdrant-edge-py"))
 
 
 def write_seal(folder: Path, points: int, *, unchanged: Seal | None = None) -> Seal:
@@ -149,6 +170,21 @@ def forget_last_seal(folder: Path) -> None:
     (folder / _LAST_SEAL).unlink(missing_ok=True)
 
 
+def forget_indexes(folder: Path) -> None:
+    """Remove the payload indexes from a seal that was taken off, durably, before they change.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    seal = _read(folder / _LAST_SEAL)
+    if seal is None:
+        return
+    others = {name: record for name, record in seal.files.items() if _INDEXES not in name}
+    if len(others) < len(seal.files):
+        changed = Seal(points=seal.points, files=others, core=seal.core)
+        replace_file(folder / _LAST_SEAL, _to_json(changed).encode())
+
+
 def find_damage(folder: Path, seal: Seal, *, read_all: bool = False) -> list[str]:
     """Return what is not as it was when the seal was written, one line per file.
 
@@ -175,20 +211,37 @@ def find_damage_after_crash(folder: Path, *, read_all: bool = False) -> list[str
     """Return what is wrong with a shard that was not closed, by its last seal; see `find_damage`.
 
     That is which files of indexed segments have changed, and which files of any segment are gone.
+    Another version of the core may have written such files in another form, so then it is nothing.
     """
     seal = _read(folder / _LAST_SEAL)
     problems: list[str] = []
-    if seal is None:
+    if seal is None or seal.core != version("qdrant-edge-py"):
         return problems
+    indexed_segments = {
+        name.removesuffix(_IDS_OF_INDEXED) for name in seal.files if name.endswith(_IDS_OF_INDEXED)
+    }
     for name, record in sorted(seal.files.items()):
         file = folder / name
-        is_of_index = "/payload_index/" in name  # which may have been dropped
+        is_of_index = _INDEXES in name  # which may have been dropped
+        is_fixed = _is_fixed(name, indexed_segments)
         if not file.exists():
-            if file.name in _LASTING_FILES and not is_of_index:
+            if (is_fixed or file.name in _LASTING_FILES) and not is_of_index:
                 problems.append(f"{name} is missing")
-        elif file.name in _FIXED_FILES:
+        elif is_fixed:
             problems += _compare(folder, name, record, read_all=read_all)
     return problems
+
+
+def _is_fixed(name: str, indexed_segments: Collection[str]) -> bool:
+    """Tell whether a file is never written to."""
+    *folders, file_name = name.split("/")
+    if file_name in _FIXED_FILES:
+        return True
+    if "/".join(folders[:2]) not in indexed_segments:
+        return False
+    if _INDEXES in name:
+        return file_name in _FIXED_INDEX_FILES
+    return folders[-1] in _FIXED_VECTOR_FOLDERS
 
 
 def _read(file: Path) -> Seal | None:
@@ -274,7 +327,9 @@ def _to_json(seal: Seal) -> str:
     files = {
         name: [record.size, record.checksum, record.state] for name, record in seal.files.items()
     }
-    content: dict[str, Any] = {"format": _FORMAT, "points": seal.points, "files": files}
+    content: dict[str, Any] = {
+        "format": _FORMAT, "core": seal.core, "points": seal.points, "files": files
+    }  # fmt: skip
     content["checksum"] = _digest(content)
     return json.dumps(content)
 
@@ -289,4 +344,4 @@ def _from_content(content: dict[str, Any]) -> Seal:
     files = {}
     for name, (size, checksum, state) in content["files"].items():
         files[name] = FileRecord(size, checksum, None if state is None else tuple(state))
-    return Seal(points=content["points"], files=files)
+    return Seal(points=content["points"], files=files, core=content.get("core", ""))

@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from unified_embeddings.stores.edge.seal import (
     break_seal,
     find_damage,
     find_damage_after_crash,
+    forget_indexes,
     forget_last_seal,
     read_seal,
     write_seal,
@@ -115,14 +116,16 @@ class Shard:
         self._core: CoreShard | None = None
         self._unflushed_bytes = 0
         self._optimizer: ChildProcess[bool] | None = None
+        self._optimizer_unwanted = False
         # The checksums of its files when it was opened; None if they cannot be used again.
         self._seal: Seal | None = None
 
-    def create(self, config: CoreConfig) -> None:
+    def create(self, config: CoreConfig, updates: Sequence[CoreUpdate] = ()) -> None:
         """Create an empty shard.
 
         Args:
             config: The core's settings.
+            updates: Operations that create its payload indexes.
 
         Raises:
             StoreError: If the core refuses, or the disk is full.
@@ -131,6 +134,8 @@ class Shard:
             self._require_space("creating the collection")
             make_folder(self.folder)
             self._core = core.EdgeShard.create(str(self.folder), config)
+            for update in updates:
+                self._core.update(update)
             self._core.flush()
             # The catalogue is about to name these files, and it outlives a loss of power. A thread
             # of the core's goes on preparing the log's next segment, so files may be renamed now.
@@ -181,6 +186,18 @@ class Shard:
             self.write(operation, update)
             self.flush()
 
+    def write_index(self, operation: str, update: CoreUpdate) -> None:
+        """Apply an operation that creates or drops a payload index.
+
+        Raises:
+            StoreError: If the core fails, the disk is full, or the store was closed.
+        """
+        with self.writing, core_errors(self.collection, operation):
+            self._load()
+            self._require_space(operation)
+            forget_indexes(self.folder)
+            self.write(operation, update)
+
     def flush(self) -> None:
         """Force everything written to the disk itself, so that it survives a loss of power.
 
@@ -230,6 +247,13 @@ class Shard:
             if keep:
                 self._write_seal(points_count)
 
+    def stop_optimizing(self) -> None:
+        """End a running `optimize`, which then raises a StoreError; nothing has changed."""
+        self._optimizer_unwanted = True
+        optimizer = self._optimizer
+        if optimizer is not None:
+            optimizer.kill()
+
     def optimize(self, folder: Path, commit: Callable[[], None]) -> bool:
         """Merge and index the points in a copy, in another process, then switch to the copy.
 
@@ -247,6 +271,7 @@ class Shard:
             StoreError: If there is no space for the copy, or the core fails.
         """
         with self.writing, core_errors(self.collection, "optimizing"):
+            self._optimizer_unwanted = False
             self._flush(self._load())
             # For the copy, and for its new segments while the ones they replace still exist.
             self._require_space("optimizing", 3 * _disk_usage(self.folder))
@@ -278,10 +303,13 @@ class Shard:
         with ChildProcess(optimize_folder, [str(folder)], show_stderr=False) as process:
             self._optimizer = process
             try:
-                if self.closed:  # `close` may have come before there was a process to kill.
+                # These may have come before there was a process to kill.
+                if self.closed or self._optimizer_unwanted:
                     process.kill()
                 has_changed = process.result()
-            except ChildFailedError:
+            except ChildFailedError as error:
+                if self._optimizer_unwanted:
+                    raise RuntimeError("the collection was emptied meanwhile") from error
                 if not self.closed:
                     raise
             finally:

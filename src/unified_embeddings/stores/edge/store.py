@@ -25,7 +25,7 @@ from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.edge.bounds import check_settings
 from unified_embeddings.stores.edge.catalog import Catalog, Entry, State
 from unified_embeddings.stores.edge.configuration import to_core_config, vector_creation
-from unified_embeddings.stores.edge.core_types import CoreShard, CoreUpdate
+from unified_embeddings.stores.edge.core_types import CoreConfig, CoreShard, CoreUpdate
 from unified_embeddings.stores.edge.naming import check_is_text, check_name, check_vectors
 from unified_embeddings.stores.edge.points import to_json_payload
 from unified_embeddings.stores.edge.settings import Settings, settings_with
@@ -196,6 +196,16 @@ class EmbeddedStore:
         with self.writing(name) as (shard, _):
             shard.write(operation, update)
 
+    def write_index(self, name: str, operation: str, update: CoreUpdate) -> None:
+        """Apply an operation that creates or drops a payload index.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If it cannot be written.
+        """
+        with self.writing(name) as (shard, _):
+            shard.write_index(operation, update)
+
     def optimize(self, name: str) -> bool:
         """Merge and index a collection's points; see `EdgeQdrantClient.optimize`."""
         shard, _ = self.collection(name)
@@ -250,17 +260,32 @@ class EmbeddedStore:
                 raise InputError(f"collection {name!r} already exists")
             if name in state.aliases:
                 raise InputError(f"alias {name!r} already exists")
-            entry = Entry(self._catalog.new_shard(), settings)
-            shard = Shard(name, self._catalog.shard_path(entry.shard))
+            self._create_shard(state, name, settings, config)
+
+    def clear_collection(self, name: str) -> None:
+        """Empty a collection, which keeps its settings, payload indexes and aliases; atomic.
+
+        A running `optimize` is ended. Writes that this has not waited for come after it.
+
+        Args:
+            name: The collection's name or an alias.
+
+        Raises:
+            InputError: If there is no such collection.
+            StoreError: If its payload indexes cannot be read, or the new one cannot be written.
+        """
+        shard, _ = self.collection(name)
+        shard.stop_optimizing()
+        with self.writing(name) as (shard, _), self._changing:
+            state = self.state()
+            real_name, entry = self._resolve(state, shard.collection)
+            indexes = shard.read("clearing", _index_creations)
+            config = to_core_config(entry.settings)
             try:
-                shard.create(config)
-                self._save_entry(state, name, entry)
+                self._create_shard(state, real_name, entry.settings, config, indexes)
             finally:
-                # An interrupt may come right after the catalogue was saved. What it says then
-                # decides whether the collection exists.
-                if self._catalog.state.collections.get(name) is entry:
-                    self._shards[name] = shard
-                else:
+                # Also after an interrupt: what counts is whether the old shard is out of use.
+                if self._shards.get(real_name) is not shard:
                     shard.close(keep=False)
                     self._catalog.drop_shard(entry.shard)
 
@@ -391,6 +416,35 @@ class EmbeddedStore:
 
     # --- inside ---------------------------------------------------------------------------------
 
+    def _create_shard(
+        self,
+        state: State,
+        name: str,
+        settings: Settings,
+        config: CoreConfig,
+        indexes: Sequence[CoreUpdate] = (),
+    ) -> None:
+        """Make an empty shard a collection's, in the place of one that it may have had.
+
+        Called while `_changing` is held.
+
+        Raises:
+            StoreError: If it cannot be written; everything is then as it was.
+        """
+        entry = Entry(self._catalog.new_shard(), settings)
+        shard = Shard(name, self._catalog.shard_path(entry.shard))
+        try:
+            shard.create(config, indexes)
+            self._save_entry(state, name, entry)
+        finally:
+            # An interrupt may come right after the catalogue was saved. What it says then decides
+            # whether the shard is the collection's.
+            if self._catalog.state.collections.get(name) is entry:
+                self._shards[name] = shard
+            else:
+                shard.close(keep=False)
+                self._catalog.drop_shard(entry.shard)
+
     def _find_entry(self, name: str) -> tuple[str, Entry]:
         """Return a collection's own name and its entry, by that name or an alias."""
         return self._resolve(self.state(), name)
@@ -480,6 +534,14 @@ def _release_folder(
         released.set()
     if failure is not None:
         raise failure
+
+
+def _index_creations(core_shard: CoreShard) -> list[CoreUpdate]:
+    """Return the operations that would create a shard's payload indexes."""
+    return [
+        core.UpdateOperation.create_field_index(field_name, index.params or index.data_type)
+        for field_name, index in core_shard.info().payload_schema.items()
+    ]
 
 
 def _check_new_alias(alias: str, state: State) -> None:
