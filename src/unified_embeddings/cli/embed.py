@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.core import TyperCommand
 
+from unified_embeddings.cli import shared
 from unified_embeddings.cli.embed_progress import open_reporter
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options
+
+if TYPE_CHECKING:
+    from unified_embeddings.bulk.options import CollectionTarget
 
 _FORMATS = ("npy", "jsonl", "parquet")
 _SEVERAL = "--models"
@@ -128,7 +132,9 @@ def embed(
     device: Annotated[
         str, typer.Option(help="cpu, cuda:0, ...; several with commas, one for each worker.")
     ] = "auto",
-    engine: Annotated[str, typer.Option(help="torch, onnx, sentence or flag.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="torch, onnx, sentence or flag; ray is --runner ray.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "auto",
     max_length: Annotated[
         int, typer.Option("--max-length", "--max_length", min=3, help="Most tokens of a text.")
@@ -145,6 +151,23 @@ def embed(
     keep_parts: Annotated[
         bool, typer.Option("--keep-parts", help="Keep the parts beside the outputs.")
     ] = False,
+    to_collection: Annotated[
+        str | None,
+        typer.Option("--to-collection", help="Collection that the rows go into as well."),
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="Folder of the collection's embedded Qdrant store.")
+    ] = None,
+    url: shared.StoreUrl = None,
+    runner: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes here, or a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address", help="Of a running cluster.", show_default="one on this machine"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate tokens, time and disk; write nothing.")
     ] = False,
@@ -158,6 +181,8 @@ def embed(
     from unified_embeddings.bulk.rows import InputOptions
     from unified_embeddings.bulk.run import embed_rows, estimate
 
+    if engine == "ray":
+        engine, runner = "auto", "ray"
     given = _choose_input(source, input_file)
     if output is None:
         raise InputError("name the folder of the outputs with --output")
@@ -178,6 +203,9 @@ def embed(
         fail_fast=fail_fast,
         retry_failed=retry_failed,
         keep_parts=keep_parts,
+        collection=_choose_collection(to_collection, path, url),
+        runner=runner,
+        ray_address=ray_address,
         model_options=_model_options(engine, precision, max_length),
         input=InputOptions(
             text_field=text_field,
@@ -202,6 +230,22 @@ def _choose_input(source: str | None, input_file: str | None) -> str:
     if given is None:
         raise InputError("name an input: a file, a folder, or - for standard input")
     return given
+
+
+def _choose_collection(
+    name: str | None, path: Path | None, url: str | None
+) -> CollectionTarget | None:
+    from unified_embeddings.bulk.options import CollectionTarget
+
+    if name is None:
+        if path is not None or url is not None:
+            raise InputError("--path and --url say where a collection is; name --to-collection")
+        return None
+    if path is not None and url is not None:
+        raise InputError("give --path or --url, not both")
+    if url is not None:
+        return CollectionTarget(name=name, url=url)
+    return CollectionTarget(name=name, path=path or shared.DEFAULT_PATH)
 
 
 def _split(text: str, flag: str) -> list[str]:
