@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -327,6 +328,14 @@ def test_the_bytes_read_grow_with_the_rows(tmp_path: Path) -> None:
     assert reader.bytes_read == total
 
 
+def test_files_of_any_name_are_read_in_a_format_that_is_named(tmp_path: Path) -> None:
+    for name in ("part-00000", "part-00001", "_SUCCESS", ".part-00000.crc"):
+        write(tmp_path / name, lines({"text": name}))
+    checked = check_input(tmp_path, InputOptions(format="jsonl"))
+    assert texts_of(read_rows(checked)) == ["part-00000", "part-00001"]
+    assert checked.description.left_out == (".part-00000.crc", "_SUCCESS")
+
+
 # --- what is checked first ----------------------------------------------------------------------
 
 
@@ -622,6 +631,12 @@ def test_what_the_callers_iterator_raises_is_the_callers() -> None:
     assert reader.rows_read == 30
 
 
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        check_input("-")
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 PEAK = """
@@ -653,3 +668,28 @@ def test_a_line_of_200_mib_is_not_held_in_memory(name: str, tmp_path: Path) -> N
     rows, growth = done.stdout.split()
     assert int(rows) == 3
     assert float(growth) < 130
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
+def test_memory_does_not_grow_with_the_rows(name: str, tmp_path: Path) -> None:
+    peaks = []
+    for count in (1000, 1000, 20_000):  # the first one imports and compiles
+        path = tmp_path / f"{count}-{name}"
+        records = [{"id": number, "text": f"{number} words " * 40} for number in range(count)]
+        if name == "a.parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        elif name == "a.csv":
+            table = "".join(f"{record['id']},{record['text']}\n" for record in records)
+            write(path, f"id,text\n{table}")
+        elif name == "a.json":
+            write(path, json.dumps(records))
+        else:
+            write(path, compress(lines(*records).encode(), name.rpartition(".")[2]))
+        del records
+        tracemalloc.start()
+        assert sum(1 for _ in read_rows(path)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1] + 6 * byte_streams.BLOCK_BYTES

@@ -48,7 +48,8 @@ class InputOptions:
             rows. Lines of a text file and bare strings have no fields.
         id_field: A field that each row must have, always kept; None if rows need none.
         keep_fields: The fields to keep; None keeps all but the text.
-        format: The format of all files; None goes by each file's extension.
+        format: The format of all files; None goes by each file's extension. In a folder, files
+            of any name are read if it is given, but those that begin with "_" or ".".
         compression: The compression of all files; None goes by each file's first bytes.
         delimiter: What separates the cells of a CSV file; None takes a comma, or a tab for TSV.
         max_row_bytes: A longer row is a problem, and is not held in memory.
