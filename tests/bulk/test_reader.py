@@ -474,6 +474,20 @@ def test_a_broken_row_is_a_row(line: bytes, problem: str, form: str, tmp_path: P
     assert (broken.number, last.number) == (1, 2)
 
 
+def test_objects_among_bare_texts_need_a_text_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines(*["text"] * 30, {"text": "a"}))
+    *texts, last = read_rows(path)
+    assert [row.text for row in texts] == ["text"] * 30
+    assert "bare texts; name the text field" in (last.problem or "")
+    assert texts_of(read_rows(path, InputOptions(text_field="text")))[-1] == "a"
+
+
+def test_standard_input_in_a_format_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pipe_of(b"id;text\n1;a\n", monkeypatch)
+    (row,) = read_rows(source, InputOptions(format="csv", delimiter=";"))
+    assert (row.text, row.fields, row.place) == ("a", {"id": "1"}, "standard input, line 2")
+
+
 def test_what_is_kept_of_a_broken_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines({"id": 1, "text": "a"}, {"id": 2, "text": None}))
     assert [row.fields for row in read_rows(path)] == [{"id": 1}, {"id": 2}]
@@ -635,6 +649,40 @@ def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="standard input is closed"):
         check_input("-")
+
+
+@settings(max_examples=250)
+@given(
+    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.json.zst"]),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 40)), max_size=4
+    ),
+    mark=st.sampled_from([b"", b"\xff\xfe", b"\xef\xbb\xbf", b"\xfe\xff"]),
+)
+def test_whatever_comes_nothing_but_an_input_error_is_raised(
+    name: str, edits: list[tuple[float, bytes, int]], mark: bytes, tmp_path_factory: Any
+) -> None:
+    records: list[dict[str, object]] = [{"text": f'a "{n}"', "n": [n]} for n in range(30)]
+    content = lines(*records).encode()
+    if name.startswith("a.json."):
+        content = json.dumps(records).encode()
+    elif name == "a.csv":
+        content = b"text,n\n" + b'"a ""b""\nc",1\n' * 30
+    content = bytearray(compress(mark + content, name.rpartition(".")[2]))
+    for place, inserted, removed in edits:
+        start = int(place * len(content))
+        content[start : start + removed] = inserted
+    path = write(tmp_path_factory.mktemp("in") / name, bytes(content))
+    try:
+        for number, row in enumerate(read_rows(path)):
+            assert row.number == number
+            assert (row.text is None) == (row.problem is not None)
+            json.dumps(row.fields, allow_nan=False)
+    except InputError as raised:
+        message = str(raised)
+    else:
+        message = ""
+    assert "\n" not in message
 
 
 # --- memory -------------------------------------------------------------------------------------

@@ -120,7 +120,9 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
         problem = f"expected an object with fields, got {_type_name(record)}"
         return Row(number, None, with_place(place, problem), place=place)
     fields, problem = _keep_fields(record, options)
-    if options.text_field not in record:
+    if options.text_field is None:
+        problem = "is an object, but the first rows are bare texts; name the text field"
+    elif options.text_field not in record:
         problem = f"there is no field {options.text_field!r}; {list_fields(record)}"
     else:
         text_problem = find_text_problem(record[options.text_field])
