@@ -24,7 +24,7 @@ ROOMS = [
     {"engines"},
     {"embedders", "stores"},
     {"evaluation"},
-    {"llama", "retrievers"},
+    {"llama", "retrievers", "bulk"},
     {"config"},
     {"serving"},
     {"cli"},
@@ -38,6 +38,7 @@ NEIGHBOURS = {
     ("images", "system"),
     ("models", "system"),
     ("retrievers", "llama"),
+    ("bulk", "llama"),
 }
 """(importer, imported) in one row: the one import between two rooms that goes one way."""
 
@@ -51,21 +52,29 @@ HOMES = {
     "grpc": {"stores.errors", "stores.schema"},
     "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
-    "llama_index": {"llama", "retrievers", "config", "serving.searching", "cli"},
+    "llama_index": {"bulk.collection", "llama", "retrievers", "config", "serving.searching", "cli"},
     "matplotlib": {"cli.precision_report"},
     "onnx": {"export.graph_writer"},
     "onnxruntime": {"engines.onnx_packed", "engines.onnx_session"},
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
-    "qdrant_client": {"stores", "llama", "retrievers", "serving.searching", "cli"},
+    "pyarrow": {"bulk"},
+    "qdrant_client": {
+        "bulk.collection",
+        "stores",
+        "llama",
+        "retrievers",
+        "serving.searching",
+        "cli",
+    },
     "qdrant_edge": {"stores.edge"},
     "orjson": {"serving"},
     "prometheus_client": {"serving.metrics"},
-    "ray": {"serving.ray_serve"},
+    "ray": {"bulk.ray_pool", "serving.ray_serve"},
     "rich": {"system.progress", "cli"},
     "safetensors": {"models.weights"},
     "sentence_transformers": {"engines.sentence"},
-    "sqlite3": {"cache", "stores.opening", "stores.errors"},
+    "sqlite3": {"bulk.planning", "cache", "stores.opening", "stores.errors"},
     "tokenizers": {
         "embedders.first_tokens",
         "embedders.long_runs",
@@ -78,6 +87,7 @@ HOMES = {
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},
     "uvicorn": {"serving"},
+    "zstandard": {"bulk"},
 }
 """Library → the rooms and modules that may import it."""
 

@@ -18,6 +18,7 @@ from unified_embeddings.cli import (
     copying,
     demo,
     doctor,
+    embed,
     export_onnx,
     index,
     models,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
 app.command("copy")(copying.copy)
 app.command("optimize")(optimize.optimize)

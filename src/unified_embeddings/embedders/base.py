@@ -219,6 +219,13 @@ class TextEmbedder(Closeable):
         del special  # This embedder has none.
         return [Piece(token_id, "", is_special=False) for token_id in self.tokenise(text)]
 
+    def normal_form(self, text: str) -> str:
+        """Return what the model makes of a text before it splits it; loads no weights.
+
+        Texts of the same normal form get the same vectors.
+        """
+        return text
+
     def require_token_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the token ids of a text in the form that `encode` takes, checked.
 

@@ -199,6 +199,10 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         (valid_text,) = require_texts([text])
         return self._load_tokenizer().pieces(valid_text, special=special)
 
+    def normal_form(self, text: str) -> str:
+        """Return what the tokenizer makes of a text before it splits it; see `TextEmbedder`."""
+        return self._load_tokenizer().normal_form(text)
+
     def require_token_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """Return a text's token ids, checked against the model's vocabulary; see `TextEmbedder`."""
         return self._load_tokenizer().require_own_ids(token_ids)

@@ -89,6 +89,15 @@ class Tokenizer:
             token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
         return token_ids
 
+    def normal_form(self, text: str) -> str:
+        """Return a text as the tokenizer's normaliser leaves it."""
+        normalizer = self._rust.normalizer
+        if normalizer is None:
+            return text
+        with self._checkpoint.explain("tokenizer.json fails with a text"):
+            normal: str = normalizer.normalize_str(text)
+        return normal
+
     def pieces(self, text: str, *, special: bool) -> list[Piece]:
         """Return the tokens of a text with the vocabulary's entries, uncut."""
         with self._checkpoint.explain("tokenizer.json fails with a text"):

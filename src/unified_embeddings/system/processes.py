@@ -107,6 +107,11 @@ class ChildProcess(Generic[T]):
         """The child's process id."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
     def result(self) -> T:
         """Wait for the function to return, and return its result. Call it once.
 

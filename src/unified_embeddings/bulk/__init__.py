@@ -1,0 +1,1 @@
+"""Embedding many rows in parts that survive a crash."""

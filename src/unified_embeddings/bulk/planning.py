@@ -1,0 +1,159 @@
+"""Rows into parts: the same rows give the same parts, whenever they are read.
+
+What lives here: cutting rows into parts, finding repeated texts, and the digest of a part's rows.
+What does not: reading rows (`reader`), computing them (`worker`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from unified_embeddings.bulk.parts import FAILED, Offsets, Record
+from unified_embeddings.bulk.rows import Row
+
+
+@dataclass(frozen=True, eq=False)
+class PartTask:
+    """A range of rows to compute.
+
+    Attributes:
+        number: Of the part, from 0.
+        first_row: Number of its first row.
+        records: Its n rows, besides their texts.
+        sources: int64 (n,); see `Part`. FAILED for rows that hold no text.
+        texts: The u texts to compute, of the rows that are their own source, in order.
+        rows_digest: Of all this.
+    """
+
+    number: int
+    first_row: int
+    records: Sequence[Record]
+    sources: Offsets
+    texts: Sequence[str]
+    rows_digest: str
+
+
+class FirstOccurrences:
+    """Which row held a text first, kept on disk so that memory stays flat.
+
+    Args:
+        folder: Where the temporary file goes.
+        normal_form: Maps texts that get the same vector to the same text.
+    """
+
+    def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
+        self._normal_form = normal_form
+        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".dedupe-")
+        self._database = sqlite3.connect(str(Path(self._folder.name) / "texts.db"))
+        # It is made anew by each run, so it needs no protection from a crash.
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute(
+            "CREATE TABLE texts (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID"
+        )
+        self.repeated = 0
+
+    def __enter__(self) -> FirstOccurrences:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    def find(self, rows: Sequence[Row]) -> Offsets:
+        """Return for each row the number of the first row with its text, int64 (n,)."""
+        digests: list[bytes | None] = []
+        for row in rows:
+            digests.append(None if row.text is None else self._digest(row.text))
+        pairs = [
+            (digest, row.number)
+            for digest, row in zip(digests, rows, strict=True)
+            if digest is not None
+        ]
+        self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
+        sources = np.full(len(rows), FAILED, dtype=np.int64)
+        for place, digest in enumerate(digests):
+            if digest is not None:
+                (first,) = self._database.execute(
+                    "SELECT row FROM texts WHERE digest = ?", (digest,)
+                ).fetchone()
+                sources[place] = first
+                self.repeated += int(first != rows[place].number)
+        return sources
+
+    def _digest(self, text: str) -> bytes:
+        normal = self._normal_form(text)
+        return hashlib.blake2b(normal.encode(), digest_size=16).digest()
+
+
+def plan_parts(
+    rows: Iterable[Row],
+    part_rows: int,
+    occurrences: FirstOccurrences | None,
+    *,
+    keep_texts: bool = False,
+) -> Iterator[PartTask]:
+    """Cut rows into parts.
+
+    Args:
+        rows: In the order of the input.
+        part_rows: Rows of each part; the last may have fewer.
+        occurrences: Finds repeated texts; None computes each row.
+        keep_texts: Whether the parts hold the texts too.
+
+    Yields:
+        The parts, in order; nothing is held beyond one.
+    """
+    window: list[Row] = []
+    number = 0
+    for row in rows:
+        window.append(row)
+        if len(window) == part_rows:
+            yield _make_task(number, window, occurrences, keep_texts=keep_texts)
+            number += 1
+            window = []
+    if window:
+        yield _make_task(number, window, occurrences, keep_texts=keep_texts)
+
+
+def _make_task(
+    number: int, rows: Sequence[Row], occurrences: FirstOccurrences | None, *, keep_texts: bool
+) -> PartTask:
+    if occurrences is None:
+        numbers = [FAILED if row.text is None else row.number for row in rows]
+        sources = np.array(numbers, dtype=np.int64)
+    else:
+        sources = occurrences.find(rows)
+    texts = []
+    records = []
+    digest = hashlib.blake2b(digest_size=16)
+    for row, source in zip(rows, sources.tolist(), strict=True):
+        if source == row.number and row.text is not None:
+            texts.append(row.text)
+        kept_text = row.text if keep_texts else None
+        records.append(Record(row.fields, row.problem, kept_text))
+        fields = json.dumps(row.fields, sort_keys=True, ensure_ascii=False)
+        content = json.dumps([row.text, row.problem, source, fields])
+        digest.update(content.encode())
+    return PartTask(
+        number=number,
+        first_row=rows[0].number,
+        records=records,
+        sources=sources,
+        texts=texts,
+        rows_digest=digest.hexdigest(),
+    )

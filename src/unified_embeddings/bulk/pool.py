@@ -1,0 +1,314 @@
+"""Parts to workers and their results back, whatever happens to a worker.
+
+What lives here: starting workers, giving each its parts, and replacing those that die or hang. What
+does not: what a worker does (`worker`).
+
+A worker that dies takes its part with it; the part is given out again. If it dies at the same texts
+again, those are computed one at a time, and the one at which it dies the third time is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Listener, wait
+
+from unified_embeddings.bulk.planning import PartTask
+from unified_embeddings.bulk.worker import (
+    Assignment,
+    Begun,
+    Broken,
+    Finished,
+    Ready,
+    WorkerSettings,
+    work,
+)
+from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.system.processes import ChildFailedError, ChildProcess
+
+_AHEAD = 2
+"""Parts that a worker holds: one to compute, and the next, so that it never waits."""
+_POLL = 0.25
+_STARTS = 3
+"""Starts in a row that may fail before the model counts as impossible to load."""
+_HANG_FLOOR = 60.0
+"""Seconds that a slice may take in any case before its worker counts as hanging."""
+_HANG_FACTOR = 30
+"""How many times longer than predicted a slice may take before its worker counts as hanging."""
+
+
+@dataclass(eq=False)
+class _Part:
+    """A part on its way, with what happened to it."""
+
+    task: PartTask
+    suspects: frozenset[int] = frozenset()
+    alone: frozenset[int] = frozenset()
+    poison: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def assignment(self) -> Assignment:
+        return Assignment(self.task, self.alone, dict(self.poison))
+
+    def note_death(self, places: tuple[int, ...], reason: str) -> None:
+        """Draw the conclusion from a worker's death at some of the part's texts."""
+        in_hand = frozenset(places)
+        if len(in_hand) == 1 and in_hand <= self.alone | self.suspects:
+            (place,) = in_hand
+            self.poison[place] = reason
+            self.suspects = frozenset()
+        elif in_hand and in_hand == self.suspects:
+            self.alone |= in_hand
+        else:
+            # The first time may be chance: somebody, or the system, killed the process.
+            self.suspects = in_hand
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One child process and what it holds."""
+
+    number: int
+    child: ChildProcess[None]
+    connection: Connection
+    parts: deque[_Part] = field(default_factory=deque)
+    begun: Begun | None = None
+    begun_at: float = 0.0
+    is_ready: bool = False
+
+
+class WorkerPool:
+    """Child processes that compute parts.
+
+    Args:
+        settings: Of each worker.
+        hang_seconds: After how many seconds without a word in the middle of a slice a worker counts
+            as hanging. None predicts it from the slices before.
+
+    Attributes:
+        runtime: What the workers run on, once one is ready.
+        deaths: Workers that died or were stopped because they hung.
+    """
+
+    def __init__(
+        self, settings: list[WorkerSettings], *, hang_seconds: float | None = None
+    ) -> None:
+        self._settings = settings
+        self._hang_seconds = hang_seconds
+        self._key = secrets.token_bytes(32)
+        self._listener = Listener(authkey=self._key)
+        self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._is_closed = False
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+        self._slowest = 0.0
+        self.runtime: dict[str, str] = {}
+        self.deaths = 0
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_closed = True
+        for worker in self._workers:
+            self._end(worker)
+        self._workers.clear()
+        self._listener.close()
+
+    def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
+        """Compute parts.
+
+        Args:
+            tasks: Taken one by one, as workers have room for them.
+
+        Yields:
+            The parts as they are published, in any order.
+
+        Raises:
+            UnifiedEmbeddingsError: If the model cannot be loaded, or the disk is full.
+        """
+        waiting = iter(tasks)
+        retries: deque[_Part] = deque()
+        is_exhausted = False
+        while True:
+            while not is_exhausted or retries:
+                worker = self._find_room()
+                if worker is None:
+                    break
+                if retries:
+                    part = retries.popleft()
+                else:
+                    task = next(waiting, None)
+                    if task is None:
+                        is_exhausted = True
+                        continue
+                    part = _Part(task)
+                self._give(worker, part)
+            if is_exhausted and not retries and not any(worker.parts for worker in self._workers):
+                return
+            yield from self._receive(retries)
+            self._stop_hanging(retries)
+
+    def stop_after_parts_in_hand(self) -> Iterator[Finished]:
+        """Let each worker finish the part it computes, and yield those parts."""
+        retries: deque[_Part] = deque()
+        for worker in self._workers:
+            while len(worker.parts) > 1:
+                worker.parts.pop()
+        while any(worker.parts for worker in self._workers) and not retries:
+            yield from self._receive(retries)
+            self._stop_hanging(retries)
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def _find_room(self) -> _Worker | None:
+        """Return the worker with the fewest parts, if it may have one more; start missing ones."""
+        running = {worker.number for worker in self._workers}
+        for number in range(len(self._settings)):
+            if number not in running:
+                self._workers.append(self._start(number))
+        worker = min(self._workers, key=lambda worker: len(worker.parts))
+        return worker if len(worker.parts) < _AHEAD else None
+
+    def _start(self, number: int) -> _Worker:
+        arguments = (self._listener.address, self._key, number, self._settings[number])
+        child = ChildProcess(work, arguments, show_stderr=False)
+        connection = self._connect(child)
+        return _Worker(number, child, connection)
+
+    def _connect(self, child: ChildProcess[None]) -> Connection:
+        """Wait until a child that was started calls.
+
+        Raises:
+            UnifiedEmbeddingsError: If it ends before.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):
+                connection = self._accepted.get(timeout=_POLL)
+                connection.recv()  # Its number: one child is started at a time.
+                return connection
+            if child.has_ended:
+                reason = _reason(child)
+                child.__exit__()
+                raise UnifiedEmbeddingsError(f"a worker could not be started: {reason}")
+
+    def _accept(self) -> None:
+        while not self._is_closed:
+            try:
+                self._accepted.put(self._listener.accept())
+            except Exception:
+                # A stranger who knows no key, or the listener was closed.
+                time.sleep(0.01)
+
+    def _end(self, worker: _Worker) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            worker.connection.close()
+        worker.child.__exit__()
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _give(self, worker: _Worker, part: _Part) -> None:
+        worker.parts.append(part)
+        with contextlib.suppress(OSError):  # It died; `_receive` finds out.
+            worker.connection.send(part.assignment)
+
+    def _receive(self, retries: deque[_Part]) -> Iterator[Finished]:
+        """Take what workers say, and yield the parts that they have finished."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for ready in wait(list(by_connection), timeout=_POLL):
+            assert isinstance(ready, Connection)
+            worker = by_connection[ready]
+            try:
+                message = ready.recv()
+            except (EOFError, OSError):
+                self._bury(worker, retries, _reason(worker.child))
+                continue
+            if isinstance(message, Broken):
+                raise _as_ours(message.error)
+            if isinstance(message, Ready):
+                worker.is_ready = True
+                self.runtime = dict(message.runtime)
+                self._failed_starts = 0
+            elif isinstance(message, Begun):
+                self._note_slice(worker)
+                worker.begun, worker.begun_at = message, time.monotonic()
+            elif isinstance(message, Finished):
+                self._note_slice(worker)
+                worker.begun = None
+                worker.parts.popleft()
+                yield message
+
+    def _bury(self, worker: _Worker, retries: deque[_Part], reason: str) -> None:
+        """Take a dead worker's parts back.
+
+        Raises:
+            UnifiedEmbeddingsError: If workers die again and again before they are ready.
+        """
+        self.deaths += 1
+        self._workers.remove(worker)
+        self._end(worker)
+        if not worker.is_ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS:
+                raise UnifiedEmbeddingsError(
+                    f"{_STARTS} workers died while they loaded the model: {reason}"
+                )
+        elif worker.begun is not None and worker.parts:
+            worker.parts[0].note_death(worker.begun.places, f"it ends the worker: {reason}")
+        retries.extendleft(reversed(worker.parts))
+
+    def _stop_hanging(self, retries: deque[_Part]) -> None:
+        for worker in list(self._workers):
+            if worker.begun is None:
+                continue
+            seconds = time.monotonic() - worker.begun_at
+            if seconds > self._limit(worker.begun):
+                worker.child.kill()
+                self._bury(worker, retries, f"no answer in {seconds:.0f} s, and it was stopped")
+
+    def _limit(self, begun: Begun) -> float:
+        if self._hang_seconds is not None:
+            return self._hang_seconds
+        return max(_HANG_FLOOR, _HANG_FACTOR * self._slowest * begun.characters)
+
+    def _note_slice(self, worker: _Worker) -> None:
+        if worker.begun is not None:
+            seconds = time.monotonic() - worker.begun_at
+            self._slowest = max(self._slowest, seconds / max(1, worker.begun.characters))
+
+
+def share_cores(workers: int) -> list[tuple[int, ...] | None]:
+    """Return which processors each of several workers may use, so that none fights for one."""
+    if workers == 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < workers:
+        return [(cores[number % len(cores)],) for number in range(workers)]
+    shares = []
+    for number in range(workers):
+        start = number * len(cores) // workers
+        stop = (number + 1) * len(cores) // workers
+        shares.append(tuple(cores[start:stop]))
+    return list(shares)
+
+
+def _reason(child: ChildProcess[None]) -> str:
+    try:
+        child.result()
+    except (ChildFailedError, UnifiedEmbeddingsError) as error:
+        return str(error)
+    return "it ended"
+
+
+def _as_ours(error: Exception) -> UnifiedEmbeddingsError:
+    if isinstance(error, UnifiedEmbeddingsError):
+        return error
+    return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,182 @@
+"""How `embed` shows its progress: a bar, plain lines, or JSON events.
+
+What lives here: what a user sees of a job. What does not: the job (`bulk`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import typer
+
+from unified_embeddings.cli import shared
+
+if TYPE_CHECKING:
+    from unified_embeddings.bulk.estimate import Estimate
+    from unified_embeddings.bulk.options import ModelReport, Progress
+
+_LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+
+class Reporter(Protocol):
+    """Shows what a job does."""
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far a model is."""
+        ...
+
+    def report(self, report: ModelReport) -> None:
+        """Show what became of a model."""
+        ...
+
+    def estimate(self, estimate: Estimate) -> None:
+        """Show what a model would cost."""
+        ...
+
+
+@contextlib.contextmanager
+def open_reporter(*, as_json: bool) -> Iterator[Reporter]:
+    """Choose how to show progress, and end it with the context."""
+    if as_json:
+        yield _JsonReporter()
+    elif shared.is_terminal():
+        with _BarReporter() as reporter:
+            yield reporter
+    else:
+        yield _LineReporter()
+
+
+class _JsonReporter:
+    """One JSON object in each line of standard output."""
+
+    def progress(self, progress: Progress) -> None:
+        self._print("progress", {**dataclasses.asdict(progress), "rate": progress.rows_per_second})
+
+    def report(self, report: ModelReport) -> None:
+        content = dataclasses.asdict(report)
+        content["files"] = [str(file) for file in report.files]
+        self._print("finished", content)
+
+    def estimate(self, estimate: Estimate) -> None:
+        self._print("estimate", dataclasses.asdict(estimate))
+
+    def _print(self, event: str, content: dict[str, object]) -> None:
+        typer.echo(json.dumps({"event": event, **content}, ensure_ascii=False))
+
+
+class _TextReporter:
+    """What the bar and the lines share: the summary at the end."""
+
+    def report(self, report: ModelReport) -> None:
+        shared.print_line(_describe_report(report))
+
+    def estimate(self, estimate: Estimate) -> None:
+        shared.print_line(_describe_estimate(estimate))
+
+
+class _LineReporter(_TextReporter):
+    """A plain line on standard error every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS or progress.phase == "writing":
+            self._last = now
+            typer.echo(_describe_progress(progress), err=True)
+
+
+class _BarReporter(_TextReporter):
+    """A bar on standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> _BarReporter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def progress(self, progress: Progress) -> None:
+        if progress.model not in self._tasks:
+            total = None if progress.fraction is None else 1.0
+            self._tasks[progress.model] = self._bar.add_task(progress.model, total=total)
+        self._bar.update(
+            self._tasks[progress.model],  # type: ignore[arg-type]
+            completed=progress.fraction or 0.0,
+            description=_describe_progress(progress),
+        )
+
+    def report(self, report: ModelReport) -> None:
+        self._bar.stop()
+        super().report(report)
+
+
+def _describe_progress(progress: Progress) -> str:
+    parts = [f"{progress.model}: {progress.rows:,} rows"]
+    if progress.phase == "writing":
+        parts.append("writing the outputs")
+    else:
+        parts.append(f"{progress.rows_per_second:,.0f} rows/s")
+        remaining = progress.remaining_seconds
+        if remaining is not None:
+            parts.append(f"{_duration(remaining)} left")
+    if progress.repeated:
+        parts.append(f"{progress.repeated:,} repeated")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    return ", ".join(parts)
+
+
+def _describe_report(report: ModelReport) -> str:
+    parts = [f"{report.model}: {report.rows:,} rows in {_duration(report.seconds)}"]
+    if report.resumed:
+        parts.append(f"{report.resumed:,} of them from an earlier run")
+    if report.repeated:
+        parts.append(f"{report.repeated:,} repeat another row's text and cost nothing")
+    if report.failed:
+        parts.append(f"{report.failed:,} failed, listed in failed.jsonl")
+    lines = [", ".join(parts), *(f"  {file}" for file in report.files)]
+    return "\n".join(lines)
+
+
+def _describe_estimate(estimate: Estimate) -> str:
+    rows = "an unknown number of rows" if estimate.rows is None else f"about {estimate.rows:,} rows"
+    parts = [f"{estimate.model}: {rows}"]
+    if estimate.tokens is not None:
+        parts.append(f"{estimate.tokens:,} tokens")
+    if estimate.seconds is not None:
+        parts.append(f"{_duration(estimate.seconds)} of computing")
+    if estimate.bytes is not None:
+        parts.append(f"{estimate.bytes / 1e6:,.1f} MB of outputs")
+    if estimate.free_bytes is not None:
+        parts.append(f"{estimate.free_bytes / 1e6:,.0f} MB are free")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

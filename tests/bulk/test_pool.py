@@ -1,0 +1,72 @@
+"""Parts through child processes: what dies, hangs or fails costs its own row and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import poisoned
+import pytest
+
+from unified_embeddings.bulk.parts import FAILED, read_part
+from unified_embeddings.bulk.planning import plan_parts
+from unified_embeddings.bulk.pool import WorkerPool
+from unified_embeddings.bulk.rows import Row
+from unified_embeddings.bulk.worker import MakeEmbedder, WorkerSettings
+from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.errors import UnifiedEmbeddingsError
+
+
+def rows_of(*texts: str) -> list[Row]:
+    return [Row(number, text, None, {}) for number, text in enumerate(texts)]
+
+
+def settings_in(
+    folder: Path, make: MakeEmbedder = poisoned.make_poisoned, slice_rows: int = 4
+) -> WorkerSettings:
+    return WorkerSettings(
+        make_embedder=make,
+        options={"model": "fake"},
+        heads=("dense", "sparse", "colbert"),
+        role="document",
+        dtype="float32",
+        folder=folder,
+        slice_rows=slice_rows,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_bad_row_fails_alone(tmp_path: Path, workers: int) -> None:
+    texts = [f"text {number}" for number in range(60)]
+    bad = {7: "FAIL here", 21: "KILL here", 33: "HANG here", 34: "FAIL too"}
+    for number, text in bad.items():
+        texts[number] = text
+    texts[50] = "MEMORY MEMORY"
+    tasks = list(plan_parts(rows_of(*texts), 10, None))
+    with WorkerPool([settings_in(tmp_path)] * workers, hang_seconds=1.0) as pool:
+        finished = {part.part: part for part in pool.compute(iter(tasks))}
+    assert sorted(finished) == [0, 1, 2, 3, 4, 5]
+    expected = FakeEmbedder(dimension=8).encode_documents(texts, colbert=True)
+    problems = {}
+    for number in range(6):
+        part = read_part(tmp_path / f"part-{number:08d}.npz")
+        for place, record in enumerate(part.records):
+            if record.problem is not None:
+                problems[part.first_row + place] = record.problem
+                assert part.sources[place] == FAILED
+        assert expected.dense is not None
+        assert part.dense is not None
+        np.testing.assert_array_equal(part.dense, expected.dense[part.own_rows])
+    assert sorted(problems) == sorted(bad)
+    assert "wrong shape" in problems[7]
+    assert "exit code -9" in problems[21]
+    assert "no answer" in problems[33]
+
+
+def test_a_model_that_cannot_be_made_ends_the_job_at_once(tmp_path: Path) -> None:
+    tasks = plan_parts(rows_of("a"), 10, None)
+    with (
+        WorkerPool([settings_in(tmp_path, poisoned.make_broken)]) as pool,
+        pytest.raises(UnifiedEmbeddingsError, match="no such model"),
+    ):
+        list(pool.compute(tasks))
