@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unified_embeddings.embedders.base import SPECIAL_TOKENS, TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.values import SPECIAL_TOKENS
 from unified_embeddings.serving.contracts import Usage
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unified_embeddings._version import __version__
-from unified_embeddings.embedders.base import Piece, TextLength
+from unified_embeddings.embedders.values import Piece, TextLength
 from unified_embeddings.errors import InputError
 from unified_embeddings.heads import colbert_score, normalise
 from unified_embeddings.serving.loading import LoadedModel
