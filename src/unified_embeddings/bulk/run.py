@@ -264,7 +264,12 @@ class _ModelRun:
         if options.runner == "ray":
             from unified_embeddings.bulk.ray_pool import RayPool
 
-            return RayPool(settings, address=options.ray_address)
+            return RayPool(
+                settings,
+                address=options.ray_address,
+                gpus=sum(device.startswith("cuda") for device in options.devices[:1]),
+                hang_seconds=options.hang_seconds,
+            )
         return WorkerPool(settings, hang_seconds=options.hang_seconds)
 
     def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> None:

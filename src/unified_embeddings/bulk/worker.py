@@ -135,10 +135,10 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
     with Client(address, authkey=key) as connection:  # type: ignore[arg-type]
         connection.send(number)
         try:
-            computer = PartComputer(settings, connection.send)
+            computer = PartComputer(settings)
             connection.send(Ready(computer.runtime))
             while (assignment := connection.recv()) is not None:
-                finished, content = computer.compute(assignment)
+                finished, content = computer.compute(assignment, connection.send)
                 publish_part(content, settings.folder, finished.part)
                 connection.send(finished)
         except (EOFError, BrokenPipeError):
@@ -152,30 +152,35 @@ class PartComputer:
 
     Args:
         settings: What to compute.
-        begin: Called before each slice.
 
     Attributes:
         runtime: What the model runs on.
     """
 
-    def __init__(self, settings: WorkerSettings, begin: Callable[[Begun], None]) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._begin = begin
         self._embedder = settings.make_embedder(**settings.options)
         self._slice_rows = settings.slice_rows
         # One text, so that a model that does not load is told apart from a row that fails.
         self._embedder.encode(["warm-up"], role=settings.role, heads=settings.heads)
         self.runtime = _describe_runtime(self._embedder)
 
-    def compute(self, assignment: Assignment) -> tuple[Finished, bytes]:
-        """Compute one part; return what there is to say of it, and its file's content."""
+    def compute(
+        self, assignment: Assignment, begin: Callable[[Begun], None]
+    ) -> tuple[Finished, bytes]:
+        """Compute one part; return what there is to say of it, and its file's content.
+
+        Args:
+            assignment: The part.
+            begin: Called before each slice.
+        """
         begun = time.perf_counter()
         before = self._embedder.stats()
         task = assignment.task
         outcomes: dict[int, Embeddings | str] = dict(assignment.poison)
         for places in self._slices(assignment):
             characters = sum(len(task.texts[place]) for place in places)
-            self._begin(Begun(task.number, places, characters))
+            begin(Begun(task.number, places, characters))
             outcomes.update(self._compute_places(task, places))
         part = _assemble(task, outcomes, self._settings.dtype)
         content = part_to_bytes(part)
