@@ -27,7 +27,6 @@ from unified_embeddings.bulk.attempts import (
 )
 from unified_embeddings.bulk.planning import PartTask
 from unified_embeddings.bulk.worker import (
-    Assignment,
     Begun,
     Broken,
     Finished,
