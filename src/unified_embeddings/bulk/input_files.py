@@ -138,8 +138,7 @@ def _find_files(folder: Path, options: InputOptions) -> tuple[list[InputFile], l
         for name in file_names:
             path = Path(parent, name)
             inner_name = path.relative_to(folder).as_posix()
-            is_known = find_format(name) is not None and path.is_file()
-            if name.startswith(".") or not is_known or path.resolve() in excluded:
+            if not _is_input(path, options) or path.resolve() in excluded:
                 left_out.append(inner_name)
             else:
                 files.append(_describe_file(path, inner_name, options))
@@ -151,6 +150,15 @@ def _find_files(folder: Path, options: InputOptions) -> tuple[list[InputFile], l
             f"{', '.join(_FORMATS)}{seen}"
         )
     return sorted(files, key=_sort_key), left_out
+
+
+def _is_input(path: Path, options: InputOptions) -> bool:
+    """Tell whether a file in the input's folder is read."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    # Spark and its kin write files without extension, and "_SUCCESS" beside them.
+    is_named = options.format is not None and not path.name.startswith("_")
+    return is_named or find_format(path.name) is not None
 
 
 def _sort_key(file: InputFile) -> list[str]:

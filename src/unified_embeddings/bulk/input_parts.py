@@ -39,6 +39,7 @@ from unified_embeddings.bulk.records import (
     read_text_lines,
 )
 from unified_embeddings.bulk.rows import InputFormat, InputOptions
+from unified_embeddings.errors import InputError
 from unified_embeddings.validation import check_is_list
 
 PlacedValue: TypeAlias = "tuple[str, object]"
@@ -108,7 +109,10 @@ class FilePart(InputPart):
 
 
 class PipePart(InputPart):
-    """Standard input or a named pipe, which can be read once."""
+    """Standard input or a named pipe, which can be read once.
+
+    What is read of it in the check is kept, in memory: 4 MiB, or more if a single row is longer.
+    """
 
     def __init__(self, name: str, handle: Readable) -> None:
         self.name = name
@@ -148,10 +152,12 @@ def find_parts(source: Source, description: InputDescription) -> list[InputPart]
     """Return what an input consists of, in the order in which it is read.
 
     Raises:
-        InputError: If the source is not a path and not a list either.
+        InputError: If the source is not a path and not a list either, or standard input is closed.
         OSError: If a pipe cannot be opened.
     """
     if source == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file, or pipe rows into the command")
         return [PipePart("standard input", sys.stdin.buffer)]
     if isinstance(source, str | Path):
         if description.files:
