@@ -9,11 +9,10 @@ one at a time, and the one at which it dies the third time is left out.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass, field
 
 from unified_embeddings.bulk.planning import PartTask
-from unified_embeddings.bulk.worker import Assignment, Begun
+from unified_embeddings.bulk.worker import Assignment, Begun, is_full_disk
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
 FAILED_STARTS = 3
@@ -101,7 +100,6 @@ def as_ours(error: Exception) -> Exception:
 
     A full disk stays what it is: the job says how to go on after it.
     """
-    is_full_disk = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if is_full_disk or isinstance(error, UnifiedEmbeddingsError):
+    if is_full_disk(error) or isinstance(error, UnifiedEmbeddingsError):
         return error
     return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")

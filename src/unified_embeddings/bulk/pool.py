@@ -7,13 +7,12 @@ does not: what a worker does (`worker`), and what follows from its death (`attem
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
 
@@ -35,6 +34,7 @@ from unified_embeddings.bulk.worker import (
     work,
 )
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.system.hardware import thread_variables
 from unified_embeddings.system.processes import ChildFailedError, ChildProcess
 
 _AHEAD = 2
@@ -80,7 +80,7 @@ class WorkerPool:
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        self.runtime: dict[str, str] = {}
+        self.runtime: Mapping[str, str] = {}
         self.deaths = 0
 
     def __enter__(self) -> WorkerPool:
@@ -150,7 +150,8 @@ class WorkerPool:
 
     def _start(self, number: int) -> _Worker:
         arguments = (self._listener.address, self._key, number, self._settings[number])
-        child = ChildProcess(work, arguments, show_stderr=False)
+        variables = thread_variables(len(self._settings))
+        child = ChildProcess(work, arguments, show_stderr=False, variables=variables)
         connection = self._connect(child)
         return _Worker(number, child, connection)
 
@@ -205,7 +206,7 @@ class WorkerPool:
                 raise as_ours(message.error)
             if isinstance(message, Ready):
                 worker.is_ready = True
-                self.runtime = dict(message.runtime)
+                self.runtime = message.runtime
                 self._failed_starts = 0
             elif isinstance(message, Begun):
                 self._note_slice(worker)
@@ -247,21 +248,6 @@ class WorkerPool:
     def _note_slice(self, worker: _Worker) -> None:
         if worker.begun is not None:
             self._patience.note(worker.begun, time.monotonic() - worker.begun_at)
-
-
-def share_cores(workers: int) -> list[tuple[int, ...] | None]:
-    """Return which processors each of several workers may use, so that none fights for one."""
-    if workers == 1 or not hasattr(os, "sched_getaffinity"):
-        return [None] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < workers:
-        return [(cores[number % len(cores)],) for number in range(workers)]
-    shares = []
-    for number in range(workers):
-        start = number * len(cores) // workers
-        stop = (number + 1) * len(cores) // workers
-        shares.append(tuple(cores[start:stop]))
-    return list(shares)
 
 
 def _reason(child: ChildProcess[None]) -> str:

@@ -12,6 +12,7 @@ in hand if the task's process dies or hangs.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -38,7 +39,7 @@ from unified_embeddings.bulk.worker import (
     publish_part,
 )
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
-from unified_embeddings.system.hardware import cpu
+from unified_embeddings.system.hardware import cpu, share_machine
 
 # Ray would report its use over the network.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -52,6 +53,7 @@ except ImportError as error:
 _AHEAD = 2
 """Tasks under way for each worker, so that none waits for its next part."""
 _POLL = 0.25
+_CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
 """How long the board may take to answer."""
 
@@ -116,6 +118,7 @@ class RayPool:
         self._has_started = not ray.is_initialized()
         if self._has_started:
             _start_ray(address, cpus=task_cpus * len(settings))
+            _stay_silent()
         # On a cluster each task takes one processor, which is all that is known to be there.
         self._task = ray.remote(
             num_cpus=1 if address else task_cpus,
@@ -259,6 +262,8 @@ def compute_part(
     def begin(begun: Begun) -> None:
         _wait_for(board.begin.remote(begun))
 
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+    share_machine(max(1, round(cpu().cores / max(cpus, 1.0))))
     try:
         computer = _load_computer(settings)
         finished, content = computer.compute(assignment, begin)
@@ -296,6 +301,8 @@ def _start_ray(address: str | None, *, cpus: int) -> None:
         UnifiedEmbeddingsError: If Ray does not start.
     """
     try:
+        if address:
+            _require_answer(address)
         ray.init(
             address=address or "local",
             num_cpus=None if address else cpus,
@@ -310,6 +317,33 @@ def _start_ray(address: str | None, *, cpus: int) -> None:
                 "`ray start --head`, and give its address and port"
             ) from None
         raise UnifiedEmbeddingsError(f"Ray does not start: {_first_line(error)}") from None
+
+
+def _stay_silent() -> None:
+    """Stop Ray from printing to standard output, which belongs to the job's own events.
+
+    It prints a paragraph there for each process that dies, and has no option against it. What is
+    replaced is its own function; a version that has none like it prints.
+    """
+    import ray._private.worker as driver
+
+    if hasattr(driver, "print_to_stdstream"):
+        driver.print_to_stdstream = _ignore
+
+
+def _ignore(*_: object, **__: object) -> None:
+    pass
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        OSError: If it does not answer.
+    """
+    host, separator, port = address.rpartition(":")
+    if separator and "/" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _make_board() -> Any:

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -36,7 +36,7 @@ from unified_embeddings.bulk.options import (
 from unified_embeddings.bulk.output import OutputPlan, write_failures, write_metadata, write_outputs
 from unified_embeddings.bulk.parts import read_part
 from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
-from unified_embeddings.bulk.pool import WorkerPool, share_cores
+from unified_embeddings.bulk.pool import WorkerPool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, check_input, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
@@ -58,7 +58,7 @@ _LARGEST_ID = 2**31 - 1
 class Pool(Protocol):
     """What computes parts: child processes here, or a Ray cluster."""
 
-    runtime: dict[str, str]
+    runtime: Mapping[str, str]
     deaths: int
 
     def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
@@ -174,7 +174,7 @@ class _ModelRun:
         self._began = time.perf_counter()
         self._resumed = self._tokens = 0
         self._deaths = 0
-        self._runtime: dict[str, str] = {}
+        self._runtime: Mapping[str, str] = {}
         self._writer: CollectionWriter | None = None
         self.parts: list[Path] = []
         self._reader: RowReader | None = None
@@ -296,7 +296,6 @@ class _ModelRun:
 
     def _settings(self, journal: Journal, heads: tuple[HeadName, ...]) -> list[WorkerSettings]:
         options = self._options
-        cores = share_cores(options.max_workers)
         settings = []
         for number in range(options.max_workers):
             device = options.devices[number % len(options.devices)]
@@ -309,7 +308,7 @@ class _ModelRun:
                     dtype=options.dtype,
                     folder=journal.folder,
                     slice_rows=options.batch_size or DEFAULT_SLICE_ROWS,
-                    cores=cores[number],
+                    processes=options.max_workers,
                 )
             )
         return settings
@@ -434,7 +433,7 @@ class _ModelRun:
             "resumed_rows": self._resumed,
             "dead_workers": self._deaths,
             "workers": self._options.max_workers,
-            "runtime": self._runtime,
+            "runtime": dict(self._runtime),
             "hardware": {"processor": cpu().name, "cores": cpu().cores},
             "versions": {"unified-embeddings": __version__, "python": platform.python_version()},
         }
