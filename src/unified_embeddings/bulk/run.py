@@ -35,7 +35,7 @@ from unified_embeddings.bulk.options import (
 )
 from unified_embeddings.bulk.output import OutputPlan, write_failures, write_metadata, write_outputs
 from unified_embeddings.bulk.parts import read_part
-from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
+from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, UniqueIds, plan_parts
 from unified_embeddings.bulk.pool import WorkerPool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, check_input, read_rows
 from unified_embeddings.bulk.rows import Row
@@ -43,7 +43,7 @@ from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSetting
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import NoSpaceError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
@@ -193,8 +193,8 @@ class _ModelRun:
                         journal.forget(line.part)
             self._total_bytes = checked.description.total_bytes
             self._reader = read_rows(checked)
-            self._open_collection(journal, embedder)
-            self._compute(journal, embedder, heads, self._reader)
+            with self._open_collection(journal, embedder):
+                self._compute(journal, embedder, heads, self._reader)
             self.parts = [journal.part_path(line.part) for line in journal.lines]
             return self._write(journal, embedder, heads)
 
@@ -233,6 +233,10 @@ class _ModelRun:
                 occurrences = stack.enter_context(
                     FirstOccurrences(journal.folder, embedder.normal_form)
                 )
+            id_field = self._options.input.id_field
+            if self._options.collection is not None and id_field is not None:
+                unique = stack.enter_context(UniqueIds(journal.folder, id_field))
+                rows = unique.check(rows)
             tasks = plan_parts(
                 rows,
                 self._options.checkpoint_interval,
@@ -272,15 +276,27 @@ class _ModelRun:
             )
         return WorkerPool(settings, hang_seconds=options.hang_seconds)
 
-    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> None:
-        """Open the collection that the rows go into, if there is one, and write what is missing."""
+    @contextlib.contextmanager
+    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> Iterator[None]:
+        """Open the collection that the rows go into, if there is one, and write what is missing.
+
+        It is indexed again at the end, however the job ends.
+        """
         target = self._options.collection
         if target is None:
+            yield
             return
         self._writer = make_writer(target, embedder, journal, self._options)
         self._writer.defer_indexing()
-        for line in journal.lines:
-            self._writer.write(line)
+        try:
+            for line in journal.lines:
+                self._writer.write(line)
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # The first error is the one to tell.
+                self._writer.restore_indexing()
+            raise
+        self._writer.finish()
 
     def _skip_finished(
         self, journal: Journal, tasks: Iterable[PartTask], pending: dict[int, PartTask]
@@ -397,8 +413,6 @@ class _ModelRun:
             )
         except OSError as error:
             raise _explain_disk(error, self._job.folder) from None
-        if self._writer is not None:
-            self._writer.finish()
         return ModelReport(
             model=self._model,
             rows=totals.rows,
