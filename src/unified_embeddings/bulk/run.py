@@ -7,6 +7,7 @@ compute those that are missing, put them together. What does not: each of these 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
@@ -22,6 +23,12 @@ from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
 from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
+from unified_embeddings.bulk.object_store import (
+    default_work_folder,
+    is_url,
+    require_writable,
+    upload_files,
+)
 from unified_embeddings.bulk.options import (
     DEFAULT_SLICE_ROWS,
     BulkOptions,
@@ -33,7 +40,13 @@ from unified_embeddings.bulk.options import (
     choose_heads,
     embedder_options,
 )
-from unified_embeddings.bulk.output import OutputPlan, write_failures, write_metadata, write_outputs
+from unified_embeddings.bulk.output import (
+    FAILED_FILE,
+    OutputPlan,
+    write_failures,
+    write_metadata,
+    write_outputs,
+)
 from unified_embeddings.bulk.parts import read_part
 from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, UniqueIds, plan_parts
 from unified_embeddings.bulk.pool import WorkerPool
@@ -43,7 +56,7 @@ from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSetting
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import NoSpaceError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
@@ -86,7 +99,7 @@ def embed_rows(
     Args:
         source: A file, a folder of files, "-" for standard input, or rows as dicts or texts. An
             iterable is read once for each model, so several models need a list or files.
-        output: The folder of the outputs.
+        output: The folder of the outputs, or its URL on an object store.
         options: How it is done.
         on_progress: Called after each part, and when outputs are written.
         make: Makes the embedder in the child process: a function of an importable module that
@@ -115,12 +128,15 @@ def embed_rows(
     checked = check_input(source, options.input)
     reports = []
     parts: dict[str, list[Path]] = {}
-    with JobFolder(Path(output)) as job:
+    folder = _choose_folder(source, output, options)
+    with JobFolder(folder) as job:
         for model in options.models:
             run = _ModelRun(job, model, options, on_progress or _ignore, make)
             reports.append(run.run(checked))
             parts[model] = run.parts
         write_failures(parts, job.folder)
+        if is_url(output):
+            reports = _upload(job, reports, str(output))
         if not options.keep_parts:
             _drop_parts(job, reports)
     return reports
@@ -146,7 +162,7 @@ def estimate(
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
                 checked,
-                Path(output),
+                _choose_folder(source, output, options),
                 embedder,
                 model=model,
                 heads=choose_heads(embedder, options.heads),
@@ -471,6 +487,35 @@ def make_writer(
     return CollectionWriter(
         store, journal, part_rows=options.checkpoint_interval, id_field=options.input.id_field
     )
+
+
+def _choose_folder(source: Source, output: str | os.PathLike[str], options: BulkOptions) -> Path:
+    """Return the folder that the job works in, on this machine.
+
+    Raises:
+        InputError: If the outputs' store cannot be written to.
+    """
+    if not isinstance(output, str) or not is_url(output):
+        if options.work_dir is not None:
+            raise InputError("--work-dir goes with an --output on an object store; leave it out")
+        return Path(output)
+    require_writable(output)
+    return options.work_dir or default_work_folder(source, output)
+
+
+def _upload(job: JobFolder, reports: Sequence[ModelReport], url: str) -> list[ModelReport]:
+    """Upload the outputs, and remove them here once all of them are on the store."""
+    uploaded = []
+    for report in reports:
+        files = [Path(file) for file in report.files]
+        uploaded.append(
+            dataclasses.replace(report, files=tuple(upload_files(files, url, job.folder)))
+        )
+    upload_files([job.folder / FAILED_FILE], url, job.folder)
+    for report in reports:
+        for file in report.files:
+            Path(file).unlink(missing_ok=True)
+    return uploaded
 
 
 def _drop_parts(job: JobFolder, reports: Sequence[ModelReport]) -> None:
