@@ -15,7 +15,7 @@ from unified_embeddings.bulk import object_store
 from unified_embeddings.bulk.object_store import UploadError
 from unified_embeddings.bulk.options import BulkOptions
 from unified_embeddings.bulk.rows import InputOptions
-from unified_embeddings.bulk.run import embed_rows
+from unified_embeddings.bulk.run import embed_rows, estimate
 from unified_embeddings.errors import InputError
 
 LINES = "".join(json.dumps({"id": n, "text": f"row {n} of words"}) + "\n" for n in range(40))
@@ -155,3 +155,12 @@ def test_outputs_within_the_input_are_not_read(memory: Any, tmp_path: Path) -> N
     given = InputOptions(leave_out=("memory://in/out",))
     report = run("memory://in", "memory://in/out", work_dir=tmp_path, input=given)
     assert report.rows == 1
+
+
+def test_a_dry_run_writes_nothing_on_the_store(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/in/a.jsonl", LINES.encode())
+    given = BulkOptions(models=["fake"], work_dir=tmp_path / "work")
+    (estimated,) = estimate("memory://in", "memory://far", given, make=poisoned.make_poisoned)
+    assert estimated.rows is not None
+    assert not memory.exists("/far")
+    assert not (tmp_path / "work").exists()

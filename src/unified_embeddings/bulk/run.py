@@ -7,7 +7,6 @@ compute those that are missing, put them together. What does not: each of these 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import os
@@ -19,16 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from unified_embeddings._version import __version__
+from unified_embeddings.bulk.destination import (
+    choose_folder,
+    require_destination,
+    upload_reports,
+)
 from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
 from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
-from unified_embeddings.bulk.object_store import (
-    default_work_folder,
-    is_url,
-    require_writable,
-    upload_files,
-)
+from unified_embeddings.bulk.object_store import is_url
 from unified_embeddings.bulk.options import (
     DEFAULT_SLICE_ROWS,
     BulkOptions,
@@ -41,7 +40,6 @@ from unified_embeddings.bulk.options import (
     embedder_options,
 )
 from unified_embeddings.bulk.output import (
-    FAILED_FILE,
     OutputPlan,
     write_failures,
     write_metadata,
@@ -56,7 +54,7 @@ from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSetting
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
+from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import NoSpaceError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
@@ -128,15 +126,15 @@ def embed_rows(
     checked = check_input(source, options.input)
     reports = []
     parts: dict[str, list[Path]] = {}
-    folder = _choose_folder(source, output, options)
-    with JobFolder(folder) as job:
+    require_destination(output)
+    with JobFolder(choose_folder(source, output, options.work_dir)) as job:
         for model in options.models:
             run = _ModelRun(job, model, options, on_progress or _ignore, make)
             reports.append(run.run(checked))
             parts[model] = run.parts
         write_failures(parts, job.folder)
         if is_url(output):
-            reports = _upload(job, reports, str(output))
+            reports = upload_reports(reports, str(output), job.folder)
         if not options.keep_parts:
             _drop_parts(job, reports)
     return reports
@@ -162,7 +160,7 @@ def estimate(
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
                 checked,
-                _choose_folder(source, output, options),
+                choose_folder(source, output, options.work_dir),
                 embedder,
                 model=model,
                 heads=choose_heads(embedder, options.heads),
@@ -487,35 +485,6 @@ def make_writer(
     return CollectionWriter(
         store, journal, part_rows=options.checkpoint_interval, id_field=options.input.id_field
     )
-
-
-def _choose_folder(source: Source, output: str | os.PathLike[str], options: BulkOptions) -> Path:
-    """Return the folder that the job works in, on this machine.
-
-    Raises:
-        InputError: If the outputs' store cannot be written to.
-    """
-    if not isinstance(output, str) or not is_url(output):
-        if options.work_dir is not None:
-            raise InputError("--work-dir goes with an --output on an object store; leave it out")
-        return Path(output)
-    require_writable(output)
-    return options.work_dir or default_work_folder(source, output)
-
-
-def _upload(job: JobFolder, reports: Sequence[ModelReport], url: str) -> list[ModelReport]:
-    """Upload the outputs, and remove them here once all of them are on the store."""
-    uploaded = []
-    for report in reports:
-        files = [Path(file) for file in report.files]
-        uploaded.append(
-            dataclasses.replace(report, files=tuple(upload_files(files, url, job.folder)))
-        )
-    upload_files([job.folder / FAILED_FILE], url, job.folder)
-    for report in reports:
-        for file in report.files:
-            Path(file).unlink(missing_ok=True)
-    return uploaded
 
 
 def _drop_parts(job: JobFolder, reports: Sequence[ModelReport]) -> None:
