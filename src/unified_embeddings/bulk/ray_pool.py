@@ -314,7 +314,8 @@ def _start_ray(address: str | None, *, cpus: int) -> None:
         if address:
             raise InputError(
                 f"no Ray cluster answers at {address!r}: {_first_line(error)}. Start one with "
-                "`ray start --head`, and give its address and port"
+                "`ray start --head`, and give its address and port; if it asks for a token, set "
+                "RAY_AUTH_TOKEN here as there"
             ) from None
         raise UnifiedEmbeddingsError(f"Ray does not start: {_first_line(error)}") from None
 
