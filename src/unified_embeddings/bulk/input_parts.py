@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from unified_embeddings.bulk.byte_streams import (
     CountingHandle,
@@ -86,7 +86,7 @@ class FilePart(InputPart):
         if file.format == "parquet":
             yield from self._read_parquet(options, position)
             return
-        with file.path.open("rb") as handle:
+        with file.open() as handle:
             blocks = read_blocks(CountingHandle(handle, position), options.compression)
             file_format: InputFormat = file.format
             if file_format == "json" and options.format is None:
@@ -100,11 +100,17 @@ class FilePart(InputPart):
             if options.id_field is not None:
                 columns += (options.id_field,)
         total = None
-        for number, value in read_parquet(self._file.path, options.max_row_bytes, columns):
-            if total is None:
-                total = count_parquet_rows(self._file.path)
-            position.read_bytes = self._file.size * number // max(total, number)
-            yield f"{self.name}, row {number}", value
+        with contextlib.ExitStack() as stack:
+            place: Path | IO[bytes]
+            if isinstance(self._file.path, Path):
+                place = self._file.path  # pyarrow reads it itself, which is quicker.
+            else:
+                place = stack.enter_context(self._file.open())
+            for number, value in read_parquet(place, options.max_row_bytes, columns):
+                if total is None:
+                    total = count_parquet_rows(place)
+                position.read_bytes = self._file.size * number // max(total, number)
+                yield f"{self.name}, row {number}", value
         position.read_bytes = self._file.size
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from unified_embeddings.bulk.parts import FAILED, Offsets, Record
 from unified_embeddings.bulk.rows import Row
+from unified_embeddings.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,7 @@ class FirstOccurrences:
     def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
         self._normal_form = normal_form
         self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".dedupe-")
-        self._database = sqlite3.connect(str(Path(self._folder.name) / "texts.db"))
-        # It is made anew by each run, so it needs no protection from a crash.
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("PRAGMA synchronous = OFF")
+        self._database = _open_scratch(self._folder)
         self._database.execute(
             "CREATE TABLE texts (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID"
         )
@@ -98,6 +96,64 @@ class FirstOccurrences:
     def _digest(self, text: str) -> bytes:
         normal = self._normal_form(text)
         return hashlib.blake2b(normal.encode(), digest_size=16).digest()
+
+
+class UniqueIds:
+    """Refuses rows with the id of an earlier row; the ids are on disk, so memory stays flat.
+
+    Args:
+        folder: Where the temporary file goes.
+        id_field: The field that holds a row's id.
+    """
+
+    def __init__(self, folder: Path, id_field: str) -> None:
+        self._id_field = id_field
+        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".ids-")
+        self._database = _open_scratch(self._folder)
+        self._database.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+
+    def __enter__(self) -> UniqueIds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    def check(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows.
+
+        Raises:
+            InputError: At the first whose id an earlier one has. In a collection it would replace
+                that one.
+        """
+        for row in rows:
+            if row.problem is None:
+                self._add(row)
+            yield row
+
+    def _add(self, row: Row) -> None:
+        value = row.fields.get(self._id_field)
+        content = json.dumps(value, sort_keys=True).encode()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        added = self._database.execute(
+            "INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number)
+        )
+        if added.rowcount:
+            return
+        (first,) = self._database.execute("SELECT row FROM ids WHERE id = ?", (digest,)).fetchone()
+        raise InputError(
+            f"rows {first} and {row.number} have the same {self._id_field}, {value!r:.60}, and "
+            "would replace each other in the collection. Give an id field that tells rows "
+            "apart, or none: then a row's number is its id"
+        )
+
+
+def _open_scratch(folder: tempfile.TemporaryDirectory[str]) -> sqlite3.Connection:
+    """Open a database that each run makes anew, so that it needs no protection from a crash."""
+    database = sqlite3.connect(str(Path(folder.name) / "rows.db"))
+    database.execute("PRAGMA journal_mode = OFF")
+    database.execute("PRAGMA synchronous = OFF")
+    return database
 
 
 def plan_parts(

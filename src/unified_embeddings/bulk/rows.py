@@ -63,7 +63,7 @@ class InputOptions:
     compression: Compression | None = None
     delimiter: str | None = None
     max_row_bytes: int = 32 * _MIB
-    leave_out: tuple[Path, ...] = ()
+    leave_out: tuple[Path | str, ...] = ()
 
 
 @dataclass(frozen=True)

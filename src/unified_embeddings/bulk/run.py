@@ -13,15 +13,21 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from unified_embeddings._version import __version__
+from unified_embeddings.bulk.destination import (
+    choose_folder,
+    require_destination,
+    upload_reports,
+)
 from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
 from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
+from unified_embeddings.bulk.object_store import is_url
 from unified_embeddings.bulk.options import (
     DEFAULT_SLICE_ROWS,
     BulkOptions,
@@ -33,17 +39,22 @@ from unified_embeddings.bulk.options import (
     choose_heads,
     embedder_options,
 )
-from unified_embeddings.bulk.output import OutputPlan, write_failures, write_metadata, write_outputs
+from unified_embeddings.bulk.output import (
+    OutputPlan,
+    write_failures,
+    write_metadata,
+    write_outputs,
+)
 from unified_embeddings.bulk.parts import read_part
-from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
-from unified_embeddings.bulk.pool import WorkerPool, share_cores
+from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, UniqueIds, plan_parts
+from unified_embeddings.bulk.pool import WorkerPool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, check_input, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import NoSpaceError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
@@ -58,7 +69,7 @@ _LARGEST_ID = 2**31 - 1
 class Pool(Protocol):
     """What computes parts: child processes here, or a Ray cluster."""
 
-    runtime: dict[str, str]
+    runtime: Mapping[str, str]
     deaths: int
 
     def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
@@ -86,7 +97,7 @@ def embed_rows(
     Args:
         source: A file, a folder of files, "-" for standard input, or rows as dicts or texts. An
             iterable is read once for each model, so several models need a list or files.
-        output: The folder of the outputs.
+        output: The folder of the outputs, or its URL on an object store.
         options: How it is done.
         on_progress: Called after each part, and when outputs are written.
         make: Makes the embedder in the child process: a function of an importable module that
@@ -115,12 +126,15 @@ def embed_rows(
     checked = check_input(source, options.input)
     reports = []
     parts: dict[str, list[Path]] = {}
-    with JobFolder(Path(output)) as job:
+    require_destination(output)
+    with JobFolder(choose_folder(source, output, options.work_dir)) as job:
         for model in options.models:
             run = _ModelRun(job, model, options, on_progress or _ignore, make)
             reports.append(run.run(checked))
             parts[model] = run.parts
         write_failures(parts, job.folder)
+        if is_url(output):
+            reports = upload_reports(reports, str(output), job.folder)
         if not options.keep_parts:
             _drop_parts(job, reports)
     return reports
@@ -146,7 +160,7 @@ def estimate(
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
                 checked,
-                Path(output),
+                choose_folder(source, output, options.work_dir),
                 embedder,
                 model=model,
                 heads=choose_heads(embedder, options.heads),
@@ -174,7 +188,7 @@ class _ModelRun:
         self._began = time.perf_counter()
         self._resumed = self._tokens = 0
         self._deaths = 0
-        self._runtime: dict[str, str] = {}
+        self._runtime: Mapping[str, str] = {}
         self._writer: CollectionWriter | None = None
         self.parts: list[Path] = []
         self._reader: RowReader | None = None
@@ -193,8 +207,8 @@ class _ModelRun:
                         journal.forget(line.part)
             self._total_bytes = checked.description.total_bytes
             self._reader = read_rows(checked)
-            self._open_collection(journal, embedder)
-            self._compute(journal, embedder, heads, self._reader)
+            with self._open_collection(journal, embedder):
+                self._compute(journal, embedder, heads, self._reader)
             self.parts = [journal.part_path(line.part) for line in journal.lines]
             return self._write(journal, embedder, heads)
 
@@ -233,6 +247,10 @@ class _ModelRun:
                 occurrences = stack.enter_context(
                     FirstOccurrences(journal.folder, embedder.normal_form)
                 )
+            id_field = self._options.input.id_field
+            if self._options.collection is not None and id_field is not None:
+                unique = stack.enter_context(UniqueIds(journal.folder, id_field))
+                rows = unique.check(rows)
             tasks = plan_parts(
                 rows,
                 self._options.checkpoint_interval,
@@ -264,18 +282,35 @@ class _ModelRun:
         if options.runner == "ray":
             from unified_embeddings.bulk.ray_pool import RayPool
 
-            return RayPool(settings, address=options.ray_address)
+            return RayPool(
+                settings,
+                address=options.ray_address,
+                gpus=sum(device.startswith("cuda") for device in options.devices[:1]),
+                hang_seconds=options.hang_seconds,
+            )
         return WorkerPool(settings, hang_seconds=options.hang_seconds)
 
-    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> None:
-        """Open the collection that the rows go into, if there is one, and write what is missing."""
+    @contextlib.contextmanager
+    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> Iterator[None]:
+        """Open the collection that the rows go into, if there is one, and write what is missing.
+
+        It is indexed again at the end, however the job ends.
+        """
         target = self._options.collection
         if target is None:
+            yield
             return
         self._writer = make_writer(target, embedder, journal, self._options)
         self._writer.defer_indexing()
-        for line in journal.lines:
-            self._writer.write(line)
+        try:
+            for line in journal.lines:
+                self._writer.write(line)
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # The first error is the one to tell.
+                self._writer.restore_indexing()
+            raise
+        self._writer.finish()
 
     def _skip_finished(
         self, journal: Journal, tasks: Iterable[PartTask], pending: dict[int, PartTask]
@@ -291,7 +326,6 @@ class _ModelRun:
 
     def _settings(self, journal: Journal, heads: tuple[HeadName, ...]) -> list[WorkerSettings]:
         options = self._options
-        cores = share_cores(options.max_workers)
         settings = []
         for number in range(options.max_workers):
             device = options.devices[number % len(options.devices)]
@@ -304,7 +338,7 @@ class _ModelRun:
                     dtype=options.dtype,
                     folder=journal.folder,
                     slice_rows=options.batch_size or DEFAULT_SLICE_ROWS,
-                    cores=cores[number],
+                    processes=options.max_workers,
                 )
             )
         return settings
@@ -393,8 +427,6 @@ class _ModelRun:
             )
         except OSError as error:
             raise _explain_disk(error, self._job.folder) from None
-        if self._writer is not None:
-            self._writer.finish()
         return ModelReport(
             model=self._model,
             rows=totals.rows,
@@ -429,7 +461,7 @@ class _ModelRun:
             "resumed_rows": self._resumed,
             "dead_workers": self._deaths,
             "workers": self._options.max_workers,
-            "runtime": self._runtime,
+            "runtime": dict(self._runtime),
             "hardware": {"processor": cpu().name, "cores": cpu().cores},
             "versions": {"unified-embeddings": __version__, "python": platform.python_version()},
         }

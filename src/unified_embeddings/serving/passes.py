@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from unified_embeddings.embedders.isolation import isolate_failures
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.turns import Batched, Place, Request
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector, Text
@@ -42,41 +43,22 @@ def encode_each(encode: Encode, places: Sequence[Place]) -> list[Outcome]:
     Returns:
         n outcomes, in the order of the places.
     """
-    outcomes: list[Outcome | None] = [None] * len(places)
     errors: dict[Request, Exception] = {}
-    failed_in_a_row: list[Exception] = []
-    waiting = [list(range(len(places)))]
-    while waiting and len(failed_in_a_row) < _HOPELESS:
-        indices = [index for index in waiting.pop() if places[index].request not in errors]
-        if not indices:
-            continue
-        try:
-            rows = _encode_rows(encode, [places[index] for index in indices])
-        except Exception as error:
-            if len(indices) > 1:
-                middle = len(indices) // 2
-                waiting += [indices[middle:], indices[:middle]]  # The first half is next.
-                continue
-            outcomes[indices[0]] = error
-            errors[places[indices[0]].request] = error
-            # A bad text says nothing about the engine, however many there are.
-            if not isinstance(error, InputError):
-                failed_in_a_row.append(error)
-        else:
-            failed_in_a_row.clear()
-            for index, row in zip(indices, rows, strict=True):
-                outcomes[index] = row
-    return [
-        outcome if outcome is not None else _error_of(place, errors, failed_in_a_row)
-        for place, outcome in zip(places, outcomes, strict=True)
-    ]
 
+    def note_failure(place: Place, error: Exception) -> None:
+        errors[place.request] = error
 
-def _error_of(
-    place: Place, errors: dict[Request, Exception], failed_in_a_row: list[Exception]
-) -> Exception:
-    """Return why a text was not computed: its request has failed, or the engine fails on all."""
-    return errors[place.request] if place.request in errors else failed_in_a_row[-1]
+    found = isolate_failures(
+        lambda group: _encode_rows(encode, group),
+        places,
+        hopeless=_HOPELESS,
+        is_needless=lambda place: place.request in errors,
+        note_failure=note_failure,
+    )
+    outcomes: list[Outcome] = []
+    for place, outcome in zip(places, found, strict=True):
+        outcomes.append(outcome if outcome is not None else errors[place.request])
+    return outcomes
 
 
 def _encode_rows(encode: Encode, places: Sequence[Place]) -> list[Embeddings]:
