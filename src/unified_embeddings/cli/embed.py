@@ -200,7 +200,8 @@ def embed(
 ) -> None:
     """Embed many rows with one model or several, and resume where it was interrupted.
 
-    To resume an interrupted job, run the same command again.
+    To resume an interrupted job, run the same command again. Flags may be written with underscores:
+    --input_file, --output_dir, --max_workers.
     """
     from unified_embeddings.bulk.options import BulkOptions
     from unified_embeddings.bulk.rows import InputOptions
