@@ -84,6 +84,11 @@ def test_each_type_reads_from_a_file_and_from_a_variable(tmp_path: Path) -> None
     assert isinstance(from_file.request_timeout, float)
 
 
+def test_an_unknown_option_of_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[model\] model_choce: unknown option.*model_choice"):
+        load('[model]\nmodel_choce = "mini-m3"\n', folder=tmp_path)
+
+
 def test_the_names_of_document_002_are_taken() -> None:
     environ = {"QUANTIZATION": "INT8", "GPU_DEVICE": "cuda:1"}
     _, options = load(environ=environ)

@@ -11,11 +11,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from unified_embeddings.config.environment import PREFIX, read_options
+from unified_embeddings.config.options import PipelineOptions
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
@@ -28,6 +29,8 @@ else:
 RUNNERS = ("processes", "ray")
 """What can run the workers of a service."""
 _MIB = 1024 * 1024
+_MODEL_OPTIONS = sorted(option.name for option in fields(PipelineOptions) if option.name != "cache")
+"""What the table `[model]` may have; the cache is set by variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +209,10 @@ def _read_file(file: Path | None) -> tuple[Options, Options]:
         model = {"model_choice": model}
     if not isinstance(model, dict):
         raise InputError(f"{file}: model must be a name or a table of options, got {model!r:.80}")
+    for name in model:
+        if name not in _MODEL_OPTIONS:
+            known = ", ".join(_MODEL_OPTIONS)
+            raise InputError(f"{file}: [model] {name}: unknown option; the options are {known}")
     settings: Options = {}
     for name, value in values.items():
         settings[name] = _check(f"{file}: {name}", name, value)

@@ -1,6 +1,6 @@
-"""The contract of text-embeddings-inference, and document 001's, which shares its path.
+"""The contract of text-embeddings-inference, and that of one text, which shares its path.
 
-`POST /embed` takes TEI's `{"inputs": …}` and answers with a bare list, or document 001's
+`POST /embed` takes TEI's `{"inputs": …}` and answers with a bare list, or this package's
 `{"text": …}` and answers with `{"embedding": […]}`.
 """
 
@@ -13,10 +13,10 @@ from pydantic import Discriminator, Field, Tag
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.refusals import (
-    DOCUMENT_BODY,
     RERANK_BODY,
     SIMILARITY_BODY,
     TEI_BODY,
+    TEXT_BODY,
     Inputs,
     InputValue,
     Texts,
@@ -38,7 +38,7 @@ from unified_embeddings.serving.schemas import (
 from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError, shorten
 from unified_embeddings.types import HeadName, Role, SparseVector, Text
 
-router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
+router = APIRouter(route_class=StrictRoute, tags=["TEI"])
 
 PromptName = Literal["query", "passage", "document"]
 
@@ -134,12 +134,12 @@ class Rank(Strict):
 
 
 def _kind_of_embed(value: Any) -> str:
-    """Tell TEI's body from document 001's."""
+    """Tell TEI's body from the one with `text`."""
     if isinstance(value, dict):
-        is_document = "text" in value and "inputs" not in value
+        is_text = "text" in value and "inputs" not in value
     else:
-        is_document = isinstance(value, TextRequest)
-    return DOCUMENT_BODY if is_document else TEI_BODY
+        is_text = isinstance(value, TextRequest)
+    return TEXT_BODY if is_text else TEI_BODY
 
 
 def _kind_of_any(value: Any) -> str:
@@ -159,12 +159,12 @@ def _kind_of_rank(value: Any) -> str:
 
 
 EitherRequest = Annotated[
-    Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(DOCUMENT_BODY)],
+    Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(TEXT_BODY)],
     Discriminator(_kind_of_embed),
 ]
 AnyRequest = Annotated[
     Annotated[EmbedRequest, Tag(TEI_BODY)]
-    | Annotated[TextRequest, Tag(DOCUMENT_BODY)]
+    | Annotated[TextRequest, Tag(TEXT_BODY)]
     | Annotated[SimilarityRequest, Tag(SIMILARITY_BODY)],
     Discriminator(_kind_of_any),
 ]
