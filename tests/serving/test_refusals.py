@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from running_service import RunningService
+from unified_embeddings.serving.schemas import holds_at_most
 
 KEY = {"authorization": "Bearer first-key"}
 LONG = "fox " * 400
@@ -450,3 +451,60 @@ def test_times_are_told_part_by_part(guarded: httpx.Client) -> None:
     ]
     assert all(part >= 0 for part in parts)
     assert sum(parts) <= float(headers["x-total-time"])
+
+
+# --- bodies made to stop the event loop ---------------------------------------------------------
+
+MANY = 1000
+LISTS: list[tuple[str, dict[str, Any]]] = [
+    ("/embed", {"inputs": [{}] * MANY}),
+    ("/", {"inputs": {"source_sentence": "a", "sentences": [[]] * MANY}}),
+    ("/embed_sparse", {"inputs": ["a", *[[]] * MANY]}),
+    ("/embed_all", {"inputs": [["a"]] * MANY}),
+    ("/rerank", {"query": "a", "texts": [[]] * MANY}),
+    ("/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/similarity", {"inputs": {"source_sentence": "a", "sentences": [[]] * MANY}}),
+    ("/tokenize", {"inputs": [[]] * MANY}),
+    ("/v1/embeddings", {"input": [{}] * MANY}),
+    ("/v1/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/v2/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/api/embed", {"model": "mini-m3", "input": [[]] * MANY}),
+    ("/v1/m3", {"texts": [[]] * MANY}),
+    ("/v1/m3", {"texts": ["a"], "heads": [[]] * MANY}),
+    ("/query", {"input": {"action": "embed_batch", "texts": [[]] * MANY}}),
+    ("/search", {"query": "a", "filters": [{}] * MANY}),
+    ("/search", {"query": "a", "filters": [{"key": 1}] * 50}),
+    ("/embed_image", {"images": [[]] * MANY}),
+    ("/embed_image", {"texts": [[]] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LISTS)
+def test_only_the_first_bad_item_of_a_list_is_looked_at(
+    guarded: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    answer = guarded.post(path, json=body)
+    assert answer.status_code == bad_input(path)
+    message = message_of(path, answer)
+    # pydantic's way of collecting an error for each item takes a minute for what 16 MiB hold.
+    assert re.search(r"and \d+ more", message) is None, message
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_bodies_of_millions_of_values_are_refused_before_they_are_checked(
+    http: httpx.Client, path: str
+) -> None:
+    name = next(iter(BODIES[path])).encode()
+    values = b",".join([b"[]"] * 1_050_000)
+    answer = http.post(path, content=b'{"' + name + b'":[' + values + b"]}")
+    assert answer.status_code == 413
+    assert message_of(path, answer).startswith("the body holds more than 1048576 values")
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [(1, 0), ({}, 0), ([], 0), ({"a": [1, 2], "b": 3}, 4), ([[], [[]], [1]], 5), ([[[[1]]]], 4)],
+)
+def test_values_are_counted_at_every_depth(value: object, count: int) -> None:
+    assert holds_at_most(value, count)
+    assert count == 0 or not holds_at_most(value, count - 1)

@@ -6,15 +6,18 @@ not: the models of one contract, which stand beside its routes.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.exceptions import HTTPException
 
 from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
@@ -24,7 +27,13 @@ from unified_embeddings.types import FloatArray
 Responses: TypeAlias = "dict[int | str, dict[str, Any]]"
 """Status → its description, as FastAPI takes it."""
 
+Item = TypeVar("Item")
 AnyText = Annotated[str, StringConstraints(strict=True)]
+ListOf = Annotated[list[Item], Field(fail_fast=True)]
+"""A list whose first bad item is told: an error for each of millions takes pydantic a minute, in
+which the event loop stands still."""
+_MOST_VALUES = 1_048_576
+"""Values of one body that are looked at in any case: more than any usable request holds."""
 Encoding = Literal["float", "base64"]
 
 
@@ -122,13 +131,22 @@ class StrictRequest(Request):
 
         Raises:
             JSONDecodeError: If it is not JSON; FastAPI makes a validation error of it.
+            HTTPException: If it holds more values than any request of ours.
         """
         body = await self.body()
         try:
-            return orjson.loads(body)
+            with _without_collection():
+                value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             # Without the document, which an error message could quote.
             raise json.JSONDecodeError(error.msg, "", 0) from None
+        limit = max(_MOST_VALUES, service_of(self).settings.max_request_tokens)
+        if not holds_at_most(value, limit):
+            # FastAPI lets through no other error from here.
+            raise HTTPException(
+                413, f"the body holds more than {limit} values; send fewer texts or token ids"
+            )
+        return value
 
 
 class StrictRoute(APIRoute):
@@ -142,6 +160,47 @@ class StrictRoute(APIRoute):
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let the collector of cycles rest while JSON is read, which has none.
+
+    It would look through millions of new lists again and again, for four times as long as it takes
+    to read them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def holds_at_most(value: object, limit: int) -> bool:
+    """Tell whether a JSON value holds no more than so many others, without looking at many more.
+
+    Example:
+        >>> holds_at_most({"inputs": [[1, 2], [3]]}, 6), holds_at_most({"inputs": [[1, 2], [3]]}, 5)
+        (True, False)
+    """
+    containers = [value]
+    count = 0
+    while containers:
+        container = containers.pop()
+        items: Collection[object]
+        if isinstance(container, dict):
+            items = container.values()
+        elif isinstance(container, list):
+            items = container
+        else:
+            continue
+        count += len(items)
+        if count > limit:
+            return False
+        containers += [item for item in items if isinstance(item, dict | list)]
+    return True
 
 
 def service_of(request: Request) -> EmbeddingService:

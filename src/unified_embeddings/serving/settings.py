@@ -46,7 +46,8 @@ class ServiceSettings:
         max_texts: The most texts of one request.
         max_request_tokens: The most tokens of one request, after cutting.
         max_body_bytes: The most bytes of a request's body. JSON made to do harm takes 24 times its
-            size in memory, and a second for each 8 MiB.
+            size in memory while it is read, and a body of more than 1,048,576 values (or of
+            `max_request_tokens`, if those are more) is refused.
         auto_truncate: Whether a text over the model's length is cut where the request does not
             say; otherwise it is refused.
         request_timeout: Seconds in which a request is answered, or fails.

@@ -17,6 +17,7 @@ from unified_embeddings.serving.envelopes import Problem, RequestError
 from unified_embeddings.serving.schemas import (
     AnyText,
     Encoding,
+    ListOf,
     Strict,
     StrictRoute,
     encode_vector,
@@ -44,8 +45,8 @@ class ImageRequest(Strict):
     )
 
     image: Annotated[AnyText | None, WithJsonSchema(_TEXT_SCHEMA)] = None
-    images: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
-    texts: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    images: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    texts: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")

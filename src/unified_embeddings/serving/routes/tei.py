@@ -29,6 +29,7 @@ from unified_embeddings.serving.routes.rerank import (
 )
 from unified_embeddings.serving.schemas import (
     AnyText,
+    ListOf,
     Strict,
     StrictRoute,
     error_responses,
@@ -88,7 +89,7 @@ class SimilarityInputs(Strict):
     """A sentence and those it is compared with."""
 
     source_sentence: AnyText
-    sentences: list[AnyText]
+    sentences: ListOf[AnyText]
 
 
 class SimilarityRequest(Strict):
@@ -118,7 +119,7 @@ class RankRequest(Strict):
     """TEI's request to rerank."""
 
     query: AnyText
-    texts: list[AnyText]
+    texts: ListOf[AnyText]
     top_n: Annotated[int, Field(ge=0)] | None = None
     raw_scores: bool = False
     return_text: bool = False
