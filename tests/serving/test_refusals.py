@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from running_service import RunningService
+from unified_embeddings.serving import schemas
+from unified_embeddings.serving import service as service_module
 from unified_embeddings.serving.schemas import holds_at_most
 
 KEY = {"authorization": "Bearer first-key"}
@@ -322,8 +324,8 @@ TOO_LONG = [
     ("/v1/rerank", {"query": "a", "documents": [LONG]}, 400),
     ("/api/embed", {"model": "mini-m3", "input": LONG, "truncate": False}, 400),
     ("/api/embeddings", {"model": "mini-m3", "prompt": LONG}, 400),
-    ("/v1/m3", {"texts": [LONG]}, 400),
-    ("/query", {"input": {"query": LONG}}, 400),
+    ("/v1/m3", {"texts": [LONG]}, 413),
+    ("/query", {"input": {"query": LONG}}, 413),
 ]
 
 
@@ -353,8 +355,8 @@ TOO_MANY = [
     ("/v1/embeddings", {"input": MANY}, 400),
     ("/v1/rerank", {"query": "a", "documents": MANY}, 400),
     ("/api/embed", {"model": "mini-m3", "input": MANY}, 400),
-    ("/v1/m3", {"texts": MANY}, 400),
-    ("/query", {"input": {"action": "embed_batch", "texts": MANY}}, 400),
+    ("/v1/m3", {"texts": MANY}, 413),
+    ("/query", {"input": {"action": "embed_batch", "texts": MANY}}, 413),
 ]
 
 
@@ -371,6 +373,37 @@ def test_too_many_tokens_are_refused(guarded: httpx.Client) -> None:
     answer = guarded.post("/embed", json={"inputs": ["fox " * 200] * 4})
     assert answer.status_code == 413
     assert "more than the 600 that one request may hold" in answer.json()["error"]
+
+
+def test_colbert_vectors_that_would_fill_the_memory_are_refused(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_MOST_NUMBERS", 384 * 20)
+    texts = ["fox " * 6] * 3  # 8 tokens each, with the special ones
+    for path, body in {"/embed_all": {"inputs": texts}, "/v1/m3": {"texts": texts}}.items():
+        answer = http.post(path, json=body)
+        assert answer.status_code == 413
+        assert "24 tokens are more than the 20" in message_of(path, answer)
+    assert http.post("/embed_all", json={"inputs": texts[:2]}).status_code == 200
+    assert http.post("/v1/m3", json={"texts": texts, "heads": ["dense"]}).status_code == 200
+
+
+def test_large_answers_are_those_of_small_ones(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written piece by piece reads the same."""
+    texts = ["Foxes jump.", "Dogs sleep.", "Foxes jump over lazy dogs."]
+    requests: dict[str, dict[str, Any]] = {
+        "/embed_all": {"inputs": texts},
+        "/embed_sparse": {"inputs": texts},
+        "/tokenize": {"inputs": texts},
+        "/v1/m3": {"texts": texts},
+        "/query": {"input": {"action": "embed_batch", "texts": texts, "heads": ["sparse"]}},
+    }
+    expected = {path: http.post(path, json=body).json() for path, body in requests.items()}
+    monkeypatch.setattr(schemas, "_QUICK_TOKENS", 0)
+    for path, body in requests.items():
+        assert http.post(path, json=body).json() == expected[path], path
 
 
 @pytest.mark.parametrize("path", BODIES)

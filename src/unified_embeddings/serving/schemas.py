@@ -6,6 +6,7 @@ not: the models of one contract, which stand beside its routes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -35,6 +36,9 @@ which the event loop stands still."""
 _MOST_VALUES = 1_048_576
 """Values of one body that are looked at in any case: more than any usable request holds."""
 Encoding = Literal["float", "base64"]
+
+_QUICK_TOKENS = 8192
+"""Tokens of an answer that is written in a few milliseconds, at once."""
 
 
 class Strict(BaseModel):
@@ -214,6 +218,35 @@ def write_json(content: object, answer: Answer | None = None) -> Response:
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {} if answer is None else cost_headers(answer)
     return Response(body, headers=headers, media_type="application/json")
+
+
+async def write_many(
+    make_content: Callable[[], object], answer: Answer | None = None, *, tokens: int
+) -> Response:
+    """Return the response that `write_json` makes, from another thread if there is much to write.
+
+    Args:
+        make_content: Makes what is written.
+        answer: What it cost.
+        tokens: How many tokens it tells of; a large answer would stop the event loop.
+    """
+    if tokens <= _QUICK_TOKENS:
+        return write_json(make_content(), answer)
+    return await asyncio.to_thread(lambda: write_json(_in_fragments(make_content()), answer))
+
+
+def _in_fragments(content: object) -> object:
+    """Return the content with the items of its long lists written one by one.
+
+    orjson lets no other thread run while it writes, and so is called for a little at a time.
+    """
+    if isinstance(content, dict):
+        return {name: _in_fragments(value) for name, value in content.items()}
+    if not isinstance(content, list) or len(content) <= 1:
+        return content
+    return [
+        orjson.Fragment(orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY)) for item in content
+    ]
 
 
 def cost_headers(answer: Answer) -> dict[str, str]:

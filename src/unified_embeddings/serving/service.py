@@ -25,6 +25,8 @@ _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_MOST_NUMBERS = 2**25
+"""Numbers of the ColBERT vectors of one answer: 128 MiB, and three times that as JSON."""
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """Our names of precisions → TEI's."""
 _CHARACTERS_PER_TOKEN = 4
@@ -148,6 +150,7 @@ class EmbeddingService(LoadedModel):
         heads: tuple[HeadName, ...],
         truncate: bool | None = None,
         timeout: float | None = None,
+        is_written_out: bool = False,
     ) -> Answer:
         """Embed the texts of one request.
 
@@ -158,6 +161,7 @@ class EmbeddingService(LoadedModel):
             truncate: Whether a text over the model's length is cut, or refused; None takes what
                 the service was started with.
             timeout: Seconds to wait, at most those of the settings.
+            is_written_out: Whether the answer will hold all vectors; then ColBERT's are bounded.
 
         Raises:
             InputError: If a text is not usable; its index is named.
@@ -180,6 +184,8 @@ class EmbeddingService(LoadedModel):
             lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
+        if is_written_out and "colbert" in heads:
+            self._require_writable(lengths)
         if not texts:
             return Answer(self.embedder.encode([], role=role, heads=heads), ())
         batched = await self.batcher.submit(
@@ -346,6 +352,15 @@ class EmbeddingService(LoadedModel):
             raise TooLongError(
                 f"{tokens} tokens are more than the {self.settings.max_request_tokens} that one "
                 "request may hold; send several requests"
+            )
+
+    def _require_writable(self, lengths: Sequence[TextLength]) -> None:
+        tokens = sum(length.tokens for length in lengths)
+        most = _MOST_NUMBERS // self.embedder.dimension
+        if tokens > most:
+            raise TooLongError(
+                f"{tokens} tokens are more than the {most} whose ColBERT vectors one answer may "
+                "hold; send several requests"
             )
 
 

@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import Discriminator, Field, Tag
 
+from unified_embeddings.embedders.base import Piece
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.refusals import (
     DOCUMENT_BODY,
@@ -35,6 +38,7 @@ from unified_embeddings.serving.schemas import (
     error_responses,
     service_of,
     write_json,
+    write_many,
 )
 from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError, shorten
 from unified_embeddings.types import HeadName, Role, SparseVector, Text
@@ -241,7 +245,9 @@ async def embed_sparse(
     """Embed texts as sparse vectors: the weight of each token."""
     answer = await _embed(service_of(request), body, ("sparse",))
     vectors = answer.embeddings.sparse or []
-    return write_json([_list_weights(vector) for vector in vectors], answer)
+    return await write_many(
+        lambda: [_list_weights(vector) for vector in vectors], answer, tokens=answer.tokens
+    )
 
 
 @router.post(
@@ -253,7 +259,7 @@ async def embed_all(
 ) -> Response:
     """Embed texts as ColBERT vectors: one for each token but the leading special one."""
     answer = await _embed(service_of(request), body, ("colbert",))
-    return write_json(answer.embeddings.colbert, answer)
+    return await write_many(lambda: answer.embeddings.colbert, answer, tokens=answer.tokens)
 
 
 @router.post(
@@ -306,21 +312,25 @@ async def tokenize(
     """Split texts into the model's tokens, uncut."""
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     pieces = await service_of(request).tokenise(inputs, special=body.add_special_tokens)
-    tokens = []
-    for text_pieces in pieces:
-        tokens.append(
-            [
-                {
-                    "id": piece.token_id,
-                    "text": piece.text,
-                    "special": piece.is_special,
-                    "start": None,
-                    "stop": None,
-                }
-                for piece in text_pieces
-            ]
-        )
-    return write_json(tokens)
+    return await write_many(
+        lambda: [_write_tokens(text_pieces) for text_pieces in pieces],
+        tokens=sum(map(len, pieces)),
+    )
+
+
+def _write_tokens(pieces: Sequence[Piece]) -> orjson.Fragment:
+    """Write a text's tokens one by one: a long text has a million, and others run in between."""
+    return orjson.Fragment(b"[%b]" % b",".join(map(orjson.dumps, map(_describe_token, pieces))))
+
+
+def _describe_token(piece: Piece) -> dict[str, object]:
+    return {
+        "id": piece.token_id,
+        "text": piece.text,
+        "special": piece.is_special,
+        "start": None,
+        "stop": None,
+    }
 
 
 async def _embed(
@@ -329,7 +339,9 @@ async def _embed(
     service.require_heads(heads, purpose="this route")
     texts = read_inputs(service, body.inputs)
     role: Role = "query" if body.prompt_name == "query" else "document"
-    return await service.embed(texts, role=role, heads=heads, truncate=body.truncate)
+    return await service.embed(
+        texts, role=role, heads=heads, truncate=body.truncate, is_written_out=True
+    )
 
 
 def read_inputs(service: EmbeddingService, inputs: InputValue) -> list[Text]:
