@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from running import running
 
 from running_service import RunningService
 from unified_embeddings.serving import schemas
@@ -373,6 +374,13 @@ def test_too_many_tokens_are_refused(guarded: httpx.Client) -> None:
     answer = guarded.post("/embed", json={"inputs": ["fox " * 200] * 4})
     assert answer.status_code == 413
     assert "more than the 600 that one request may hold" in answer.json()["error"]
+
+
+async def test_a_served_name_that_the_model_has_anyway_changes_nothing() -> None:
+    async with running(served_names=("mini-m3", "other")) as service:
+        plain = (await service.get("/info")).json
+        assert plain["model_id"] == "mini-m3"
+        assert plain["unified_embeddings"]["names"] == ["mini-m3", "other"]
 
 
 def test_colbert_vectors_that_would_fill_the_memory_are_refused(

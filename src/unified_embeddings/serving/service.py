@@ -100,6 +100,11 @@ class EmbeddingService(LoadedModel):
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
+        return tuple(dict.fromkeys([*self._own_names, *self.settings.served_names]))
+
+    @property
+    def _own_names(self) -> list[str]:
+        """Return the model's names, from the one that was chosen to its id on the hub."""
         own = [self.config.model_choice]
         # Of a pair, only the first: whoever names the sparse model expects no dense vectors.
         for model in self.embedder.models[:1]:
@@ -107,7 +112,7 @@ class EmbeddingService(LoadedModel):
             spec = getattr(model, "spec", None)
             if spec is not None:
                 own += [spec.choice, spec.model_id]
-        return tuple(dict.fromkeys([*own, *self.settings.served_names]))
+        return own
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for a model that is not served: vectors of two models never mix.
@@ -280,7 +285,7 @@ class EmbeddingService(LoadedModel):
         fusion = embedder.fusion
         checkpoint = getattr(embedder, "checkpoint", None)
         return {
-            "model_id": self.names[-1 - len(limits.served_names)],
+            "model_id": self._own_names[-1],
             "model_sha": embedder.revision or None,
             "model_dtype": _DTYPES[runtime.precision if runtime else "fp32"],
             "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
