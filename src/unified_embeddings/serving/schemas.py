@@ -20,6 +20,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
+from unified_embeddings.errors import InputError
+from unified_embeddings.heads import normalise
 from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
 from unified_embeddings.serving.service import Answer, EmbeddingService
@@ -271,3 +273,23 @@ def encode_vector(vector: FloatArray, encoding: Encoding) -> FloatArray | str:
     if encoding == "base64":
         return to_base64(vector)
     return np.ascontiguousarray(vector)  # orjson takes no other
+
+
+def shorten(dense: FloatArray, dimensions: int | None) -> FloatArray:
+    """Return the first dimensions of vectors, at unit length again.
+
+    Args:
+        dense: float32 (n, d).
+        dimensions: How many to keep; None keeps all.
+
+    Raises:
+        InputError: If that is not between 1 and d.
+    """
+    if dimensions is None:
+        return dense
+    width = dense.shape[1]
+    if not 1 <= dimensions <= width:
+        raise InputError(f"dimensions must be between 1 and {width}, got {dimensions}")
+    if dimensions == width:
+        return dense
+    return normalise(np.ascontiguousarray(dense[:, :dimensions]))

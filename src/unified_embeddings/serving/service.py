@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any, TypeVar
 
 from unified_embeddings._version import __version__
 from unified_embeddings.embedders.base import Piece, TextLength
 from unified_embeddings.errors import InputError
-from unified_embeddings.heads import colbert_score, normalise
+from unified_embeddings.heads import colbert_score
+from unified_embeddings.serving.batcher import DeadlineError
 from unified_embeddings.serving.loading import LoadedModel
-from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
+from unified_embeddings.types import Embeddings, HeadName, Role, Text
+
+T = TypeVar("T")
 
 _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
@@ -264,6 +266,7 @@ class EmbeddingService(LoadedModel):
         Raises:
             InputError: If a text is not usable.
             TooLongError: If there are too many texts or characters.
+            DeadlineError: If the time is over.
         """
         self.require_ready()
         characters = sum(map(len, texts))
@@ -272,10 +275,31 @@ class EmbeddingService(LoadedModel):
                 f"{len(texts)} texts of {characters} characters are more than the "
                 f"{self.settings.max_texts} texts and {_MOST_CHARACTERS} characters of one request"
             )
-        async with self._tokeniser_turn:
-            return await asyncio.to_thread(
-                lambda: [self.embedder.split(text, special=special) for text in texts]
-            )
+
+        async def split_all() -> list[list[Piece]]:
+            async with self._tokeniser_turn:
+                return await asyncio.to_thread(
+                    lambda: [self.embedder.split(text, special=special) for text in texts]
+                )
+
+        return await self.in_time(split_all())
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of work that takes no turn in the queue.
+
+        Raises:
+            DeadlineError: If it takes longer than a request may.
+        """
+        seconds = self.settings.request_timeout
+        task = asyncio.ensure_future(work)
+        try:
+            # Not wait_for: a library's own TimeoutError is no deadline of ours.
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+            if not done:
+                raise DeadlineError(f"not answered within {seconds:.3g} s; try again later")
+            return task.result()
+        finally:
+            task.cancel()
 
     def describe(self) -> dict[str, object]:
         """Return what is served, how and within which limits: TEI's fields, and ours."""
@@ -367,23 +391,3 @@ class EmbeddingService(LoadedModel):
                 f"{tokens} tokens are more than the {most} whose ColBERT vectors one answer may "
                 "hold; send several requests"
             )
-
-
-def shorten(dense: FloatArray, dimensions: int | None) -> FloatArray:
-    """Return the first dimensions of vectors, at unit length again.
-
-    Args:
-        dense: float32 (n, d).
-        dimensions: How many to keep; None keeps all.
-
-    Raises:
-        InputError: If that is not between 1 and d.
-    """
-    if dimensions is None:
-        return dense
-    width = dense.shape[1]
-    if not 1 <= dimensions <= width:
-        raise InputError(f"dimensions must be between 1 and {width}, got {dimensions}")
-    if dimensions == width:
-        return dense
-    return normalise(np.ascontiguousarray(dense[:, :dimensions]))

@@ -89,7 +89,7 @@ async def embed_image(
         raise TooLongError(
             f"{len(given)} images or texts; the limit of a request is {_MOST_IMAGES}"
         )
-    dense = await _embed(request.app.state, service, body)
+    dense = await service.in_time(_embed(request.app.state, service, body))
     clip = service.config.clip
     vectors = [encode_vector(vector, body.encoding) for vector in dense]
     content: dict[str, object] = {"model": clip.model_name, "fingerprint": clip.fingerprint}

@@ -94,7 +94,7 @@ async def search(
     )
     answer = await service.embed([body.query], role="query", heads=given_heads)
     conditions = [condition.model_dump() for condition in body.filters]
-    passages = await asyncio.to_thread(
+    finding = asyncio.to_thread(
         searching.find,
         body.query,
         top_k=body.top_k,
@@ -102,4 +102,5 @@ async def search(
         rerank=body.rerank,
         conditions=conditions,
     )
+    passages = await service.in_time(finding)
     return write_json({"collection": collection, "results": passages}, answer)

@@ -37,10 +37,11 @@ from unified_embeddings.serving.schemas import (
     StrictRoute,
     error_responses,
     service_of,
+    shorten,
     write_json,
     write_many,
 )
-from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError, shorten
+from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError
 from unified_embeddings.types import HeadName, Role, SparseVector, Text
 
 router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
