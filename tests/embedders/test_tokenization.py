@@ -39,9 +39,13 @@ def test_other_threads_run_while_a_long_text_is_split() -> None:
 
 def test_pieces_are_the_tokens_of_the_text() -> None:
     embedder = UnifiedEmbeddingConfig("mini-m3", device="cpu").embedder
-    text = "Füchse jump över lazy dogs, 3 times."
+    text = "Füchse jump over lazy dogs, 3 times."
     pieces = embedder.split(text)
     assert [piece.token_id for piece in pieces] == embedder.tokenise(text)
+    assert (
+        "".join(piece.text.removeprefix("##") for piece in pieces)
+        == "fuchsejumpoverlazydogs,3times."
+    )
     whole = embedder.split(text, special=True)
     assert [piece.is_special for piece in whole] == [True, *[False] * len(pieces), True]
     assert whole[1:-1] == pieces

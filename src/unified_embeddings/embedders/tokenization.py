@@ -107,11 +107,12 @@ class Tokenizer:
         return [Piece(token_id, token, is_special=bool(mark)) for token_id, token, mark in marks]
 
     def _encode_one(self, text: str, *, special: bool) -> Encoding:
-        """Return a text's encoding without offsets, while other threads run.
+        """Return a text's encoding, while other threads run.
 
-        The library's `encode` stops them all: a service would not answer for as long.
+        The library's `encode` stops them all: a service would not answer for as long. Its
+        `encode_batch_fast` gives no tokens' texts.
         """
-        (encoding,) = self._rust.encode_batch_fast([text], add_special_tokens=special)
+        (encoding,) = self._rust.encode_batch([text], add_special_tokens=special)
         return encoding
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
