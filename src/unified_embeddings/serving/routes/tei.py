@@ -46,6 +46,8 @@ from unified_embeddings.types import HeadName, Role, SparseVector, Text
 
 router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
 
+_TOKENS_AT_A_TIME = 4096
+
 PromptName = Literal["query", "passage", "document"]
 
 
@@ -320,8 +322,12 @@ async def tokenize(
 
 
 def _write_tokens(pieces: Sequence[Piece]) -> orjson.Fragment:
-    """Write a text's tokens one by one: a long text has a million, and others run in between."""
-    return orjson.Fragment(b"[%b]" % b",".join(map(orjson.dumps, map(_describe_token, pieces))))
+    """Write a text's tokens a few at a time: a long text has a million, and others run between."""
+    parts = []
+    for start in range(0, len(pieces), _TOKENS_AT_A_TIME):
+        part = [_describe_token(piece) for piece in pieces[start : start + _TOKENS_AT_A_TIME]]
+        parts.append(orjson.dumps(part)[1:-1])  # without the brackets of its list
+    return orjson.Fragment(b"[%b]" % b",".join(parts))
 
 
 def _describe_token(piece: Piece) -> dict[str, object]:
