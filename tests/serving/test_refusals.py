@@ -14,6 +14,7 @@ from running import running
 from running_service import RunningService
 from unified_embeddings.serving import schemas
 from unified_embeddings.serving import service as service_module
+from unified_embeddings.serving.routes import tei
 from unified_embeddings.serving.schemas import holds_at_most
 
 KEY = {"authorization": "Bearer first-key"}
@@ -410,6 +411,7 @@ def test_large_answers_are_those_of_small_ones(
     }
     expected = {path: http.post(path, json=body).json() for path, body in requests.items()}
     monkeypatch.setattr(schemas, "_QUICK_TOKENS", 0)
+    monkeypatch.setattr(tei, "_TOKENS_AT_A_TIME", 2)
     for path, body in requests.items():
         assert http.post(path, json=body).json() == expected[path], path
 
