@@ -80,7 +80,14 @@ def test_filters_hold_for_results_and_ranks(http: httpx.Client) -> None:
         ({"top_k": 1001}, "top_k must be <= 1000, got 1001"),
         ({"mode": "fuzzy"}, "mode must be 'hybrid', 'dense' or 'sparse'"),
         ({"filters": [{"value": 1}]}, r"filters[0].key is missing"),
-        ({"filters": [{"key": "a", "value": 1, "operator": "~"}]}, "a filter is not usable"),
+        (
+            {"filters": [{"key": "a", "value": 1, "operator": "~"}]},
+            "filters[0].operator must be one of ==, ",
+        ),
+        (
+            {"filters": [{"key": "a", "value": 1}, {"key": "b", "value": {"c": 1}}]},
+            "filters[1].value must be a text, a number, or a list",
+        ),
         ({"rerank": 1}, "rerank must be true or false, got 1"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError
-from unified_embeddings.serving.settings import ServiceSettings, load_settings, read_keys
+from unified_embeddings.serving.api_keys import read_keys
+from unified_embeddings.serving.settings import ServiceSettings, load_settings
 
 
 def load(
@@ -160,7 +161,7 @@ def test_the_options_make_a_config(tmp_path: Path) -> None:
         ("model = 1", "model must be a name or a table"),
         ("collection = 'a'", "needs --path or --url"),
         ("port = ", "cannot be read"),
-        ("api_keys = ['']", "an API key must be ASCII and not blank"),
+        ("api_keys = ['']", "an API key must be printable ASCII and not blank"),
     ],
 )
 def test_what_the_file_has_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -220,6 +221,12 @@ def test_a_file_without_keys_does_not_leave_the_service_open(tmp_path: Path) -> 
     file.write_text("# none yet\n")
     with pytest.raises(InputError, match="holds none"):
         read_keys(file)
+
+
+def test_an_indented_comment_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("  # of the first client\n one \n\ntwo\n")
+    assert read_keys(file) == ("one", "two")
 
 
 def test_blank_keys_do_not_leave_the_service_open() -> None:

@@ -119,6 +119,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         405: "the route does not take this method",
     }
     message = messages.get(error.status_code, error.detail)
-    response = write_problem(Problem(error.status_code, message, tei_kind="NotFound"), contract)
+    kind = "Validation" if error.status_code == 413 else "NotFound"
+    response = write_problem(Problem(error.status_code, message, tei_kind=kind), contract)
     response.headers.update(error.headers or {})
     return response

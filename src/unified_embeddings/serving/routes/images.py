@@ -17,6 +17,7 @@ from unified_embeddings.serving.envelopes import Problem, RequestError
 from unified_embeddings.serving.schemas import (
     AnyText,
     Encoding,
+    ListOf,
     Strict,
     StrictRoute,
     encode_vector,
@@ -44,8 +45,8 @@ class ImageRequest(Strict):
     )
 
     image: Annotated[AnyText | None, WithJsonSchema(_TEXT_SCHEMA)] = None
-    images: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
-    texts: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    images: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    texts: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")
@@ -88,7 +89,7 @@ async def embed_image(
         raise TooLongError(
             f"{len(given)} images or texts; the limit of a request is {_MOST_IMAGES}"
         )
-    dense = await _embed(request.app.state, service, body)
+    dense = await service.in_time(_embed(request.app.state, service, body))
     clip = service.config.clip
     vectors = [encode_vector(vector, body.encoding) for vector in dense]
     content: dict[str, object] = {"model": clip.model_name, "fingerprint": clip.fingerprint}
