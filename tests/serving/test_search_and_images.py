@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from starlette.datastructures import State
 
 from image_files import noise, png
 from running_service import RunningService
 from unified_embeddings import ClipEmbedder
+from unified_embeddings.errors import OverloadedError
+from unified_embeddings.serving.routes import images
 
 QUESTION = "What do foxes jump over?"
 PICTURES = [png(noise(64, 48, 1)), png(noise(40, 40, 2))]
@@ -145,3 +149,13 @@ def test_what_is_no_image_is_refused(
     answer = http.post("/embed_image", json=body)
     assert answer.status_code == status
     assert message in answer.json()["error"]
+
+
+async def test_images_that_wait_are_bounded() -> None:
+    class FullThread:
+        unfinished = 16
+
+    service: Any = SimpleNamespace(config=SimpleNamespace(clip=None))
+    state = State({"image_thread": FullThread()})
+    with pytest.raises(OverloadedError, match="16 requests"):
+        await images._embed(state, service, images.ImageRequest(texts=["a fox"]))

@@ -29,6 +29,8 @@ _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
 _MOST_NUMBERS = 2**25
 """Numbers of the ColBERT vectors of one answer: 128 MiB, and three times that as JSON."""
+_MOST_SCORED = 2**27
+"""Numbers of the ColBERT vectors of one request to rerank, held until they are scored: 512 MiB."""
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """Our names of precisions → TEI's."""
 _CHARACTERS_PER_TOKEN = 4
@@ -168,7 +170,8 @@ class EmbeddingService(LoadedModel):
             truncate: Whether a text over the model's length is cut, or refused; None takes what
                 the service was started with.
             timeout: Seconds to wait, at most those of the settings.
-            is_written_out: Whether the answer will hold all vectors; then ColBERT's are bounded.
+            is_written_out: Whether the answer will hold all vectors, and not only what is made of
+                them: ColBERT's are then bounded more tightly.
 
         Raises:
             InputError: If a text is not usable; its index is named.
@@ -191,8 +194,8 @@ class EmbeddingService(LoadedModel):
             lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
-        if is_written_out and "colbert" in heads:
-            self._require_writable(lengths)
+        if "colbert" in heads:
+            self._require_bounded(lengths, _MOST_NUMBERS if is_written_out else _MOST_SCORED)
         if not texts:
             return Answer(self.embedder.encode([], role=role, heads=heads), ())
         batched = await self.batcher.submit(
@@ -383,11 +386,11 @@ class EmbeddingService(LoadedModel):
                 "request may hold; send several requests"
             )
 
-    def _require_writable(self, lengths: Sequence[TextLength]) -> None:
+    def _require_bounded(self, lengths: Sequence[TextLength], most_numbers: int) -> None:
         tokens = sum(length.tokens for length in lengths)
-        most = _MOST_NUMBERS // self.embedder.dimension
+        most = most_numbers // self.embedder.dimension
         if tokens > most:
             raise TooLongError(
-                f"{tokens} tokens are more than the {most} whose ColBERT vectors one answer may "
+                f"{tokens} tokens are more than the {most} whose ColBERT vectors one request may "
                 "hold; send several requests"
             )

@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import Discriminator, Field, Tag
 
-from unified_embeddings.embedders.base import Piece
+from unified_embeddings.embedders.values import Piece
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.refusals import (
     RERANK_BODY,
