@@ -6,10 +6,11 @@ What does not: reading rows (`reader`), computing them (`worker`).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 
 from unified_embeddings.bulk.parts import FAILED, Offsets, Record
 from unified_embeddings.bulk.rows import Row
+from unified_embeddings.system.files import scratch_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,11 @@ class FirstOccurrences:
 
     def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
         self._normal_form = normal_form
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".dedupe-")
-        self._database = sqlite3.connect(str(Path(self._folder.name) / "texts.db"))
+        self._exit = contextlib.ExitStack()
+        # What a killed process leaves behind is removed by the next one.
+        scratch = self._exit.enter_context(scratch_folder(folder))
+        self._database = sqlite3.connect(str(scratch / "texts.db"))
+        self._exit.callback(self._database.close)
         # It is made anew by each run, so it needs no protection from a crash.
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
@@ -71,11 +76,14 @@ class FirstOccurrences:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._database.close()
-        self._folder.cleanup()
+        self._exit.close()
 
     def find(self, rows: Sequence[Row]) -> Offsets:
-        """Return for each row the number of the first row with its text, int64 (n,)."""
+        """Return for each row the number of the first row with its text, int64 (n,).
+
+        Raises:
+            OSError: If the disk is full.
+        """
         digests: list[bytes | None] = []
         for row in rows:
             digests.append(None if row.text is None else self._digest(row.text))
@@ -84,7 +92,7 @@ class FirstOccurrences:
             for digest, row in zip(digests, rows, strict=True)
             if digest is not None
         ]
-        self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
+        self._insert(pairs)
         sources = np.full(len(rows), FAILED, dtype=np.int64)
         for place, digest in enumerate(digests):
             if digest is not None:
@@ -94,6 +102,14 @@ class FirstOccurrences:
                 sources[place] = first
                 self.repeated += int(first != rows[place].number)
         return sources
+
+    def _insert(self, pairs: Sequence[tuple[bytes, int]]) -> None:
+        try:
+            self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "No space left on device") from error
 
     def _digest(self, text: str) -> bytes:
         normal = self._normal_form(text)
@@ -128,6 +144,14 @@ def plan_parts(
             window = []
     if window:
         yield _make_task(number, window, occurrences, keep_texts=keep_texts)
+
+
+def digest_input(rows_digests: Iterable[str]) -> str:
+    """Return the digest of a whole input, from the digests of its parts' rows in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows_digest in rows_digests:
+        digest.update(rows_digest.encode())
+    return digest.hexdigest()
 
 
 def _make_task(

@@ -133,7 +133,8 @@ class WorkerPool:
             The parts as they are published, in any order.
 
         Raises:
-            UnifiedEmbeddingsError: If the model cannot be loaded, or the disk is full.
+            UnifiedEmbeddingsError: If the model cannot be loaded.
+            OSError: If the disk is full.
         """
         waiting = iter(tasks)
         retries: deque[_Part] = deque()
@@ -180,25 +181,41 @@ class WorkerPool:
 
     def _start(self, number: int) -> _Worker:
         arguments = (self._listener.address, self._key, number, self._settings[number])
-        child = ChildProcess(work, arguments, show_stderr=False)
-        connection = self._connect(child)
-        return _Worker(number, child, connection)
-
-    def _connect(self, child: ChildProcess[None]) -> Connection:
-        """Wait until a child that was started calls.
-
-        Raises:
-            UnifiedEmbeddingsError: If it ends before.
-        """
         while True:
+            child = ChildProcess(work, arguments, show_stderr=False)
+            connection = self._connect(child)
+            if connection is not None:
+                return _Worker(number, child, connection)
+            reason = _reason(child)
+            child.__exit__()
+            self._count_failed_start(reason)
+
+    def _connect(self, child: ChildProcess[None]) -> Connection | None:
+        """Wait until a child that was started calls; None if it ends before."""
+        while True:
+            has_ended = child.has_ended
             with contextlib.suppress(queue.Empty):
                 connection = self._accepted.get(timeout=_POLL)
-                connection.recv()  # Its number: one child is started at a time.
-                return connection
-            if child.has_ended:
-                reason = _reason(child)
-                child.__exit__()
-                raise UnifiedEmbeddingsError(f"a worker could not be started: {reason}")
+                with contextlib.suppress(EOFError, OSError):
+                    connection.recv()  # Its number: one child is started at a time.
+                    return connection
+                connection.close()  # It died as soon as it had called.
+            if has_ended:
+                return None
+
+    def _count_failed_start(self, reason: str) -> None:
+        """Count a worker that ended before it was ready.
+
+        Raises:
+            UnifiedEmbeddingsError: If that happens again and again.
+        """
+        self.deaths += 1
+        self._failed_starts += 1
+        if self._failed_starts >= _STARTS:
+            raise UnifiedEmbeddingsError(
+                f"{_STARTS} workers in a row ended while they were starting or loading the model: "
+                f"{reason}"
+            )
 
     def _accept(self) -> None:
         while not self._is_closed:
@@ -232,7 +249,7 @@ class WorkerPool:
                 self._bury(worker, retries, _reason(worker.child))
                 continue
             if isinstance(message, Broken):
-                raise _as_ours(message.error)
+                raise message.error
             if isinstance(message, Ready):
                 worker.is_ready = True
                 self.runtime = dict(message.runtime)
@@ -252,16 +269,13 @@ class WorkerPool:
         Raises:
             UnifiedEmbeddingsError: If workers die again and again before they are ready.
         """
-        self.deaths += 1
         self._workers.remove(worker)
         self._end(worker)
         if not worker.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _STARTS:
-                raise UnifiedEmbeddingsError(
-                    f"{_STARTS} workers died while they loaded the model: {reason}"
-                )
-        elif worker.begun is not None and worker.parts:
+            self._count_failed_start(reason)
+        else:
+            self.deaths += 1
+        if worker.begun is not None and worker.parts:
             worker.parts[0].note_death(worker.begun.places, f"it ends the worker: {reason}")
         retries.extendleft(reversed(worker.parts))
 
@@ -306,9 +320,3 @@ def _reason(child: ChildProcess[None]) -> str:
     except (ChildFailedError, UnifiedEmbeddingsError) as error:
         return str(error)
     return "it ended"
-
-
-def _as_ours(error: Exception) -> UnifiedEmbeddingsError:
-    if isinstance(error, UnifiedEmbeddingsError):
-        return error
-    return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")

@@ -7,21 +7,24 @@ compute those that are missing, put them together. What does not: each of these 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
-import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from unified_embeddings._version import __version__
+from unified_embeddings.bulk.completion import (
+    RunFacts,
+    explain_os_error,
+    find_finished,
+    other_outputs,
+    write_description,
+    write_model,
+)
 from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
-from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
+from unified_embeddings.bulk.job import JobFolder, Journal, OtherJobError, PartLine
 from unified_embeddings.bulk.options import (
     DEFAULT_SLICE_ROWS,
     BulkOptions,
@@ -33,26 +36,19 @@ from unified_embeddings.bulk.options import (
     choose_heads,
     embedder_options,
 )
-from unified_embeddings.bulk.output import OutputPlan, write_failures, write_metadata, write_outputs
-from unified_embeddings.bulk.parts import read_part
-from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, plan_parts
+from unified_embeddings.bulk.output import write_failures
+from unified_embeddings.bulk.places import check_places
+from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, digest_input, plan_parts
 from unified_embeddings.bulk.pool import WorkerPool, share_cores
-from unified_embeddings.bulk.reader import CheckedInput, RowReader, check_input, read_rows
+from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
-from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import UnifiedEmbeddingsError
-from unified_embeddings.system.files import NoSpaceError
-from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
 
 if TYPE_CHECKING:
     from unified_embeddings.bulk.collection import CollectionWriter
-
-_LARGEST_ID = 2**31 - 1
-"""Columns of a sparse matrix where the model does not tell its vocabulary."""
 
 
 class Pool(Protocol):
@@ -98,6 +94,7 @@ def embed_rows(
     Raises:
         InputError: If the input cannot be read, has no text, or an option is wrong.
         OtherJobError: If the folder holds another job, or the input has changed.
+        MissingExtraError: If a format needs a library that is not installed.
         ModelLoadError: If a model cannot be loaded.
         InterruptedJobError: After Ctrl-C; the parts in hand are finished first.
         StoreError, UnifiedEmbeddingsError: If the disk is full, or workers cannot be started.
@@ -112,17 +109,29 @@ def embed_rows(
         >>> np.load("vectors/mini-m3.npy").shape
         (2, 384)
     """
-    checked = check_input(source, options.input)
-    reports = []
-    parts: dict[str, list[Path]] = {}
-    with JobFolder(Path(output)) as job:
-        for model in options.models:
-            run = _ModelRun(job, model, options, on_progress or _ignore, make)
-            reports.append(run.run(checked))
-            parts[model] = run.parts
-        write_failures(parts, job.folder)
-        if not options.keep_parts:
-            _drop_parts(job, reports)
+    folder = Path(output)
+    checked = check_places(source, folder, options)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for model in options.models:  # All of them, before the first one's hours of work begin.
+            embedder = make(**embedder_options(model, options, options.devices[0]))
+            stack.callback(embedder.close)
+            runs.append(_ModelRun(model, embedder, options, on_progress or _ignore, make))
+        job = stack.enter_context(JobFolder(folder))
+        try:
+            reports = [run.run(job, checked) for run in runs]
+            write_failures(job.find_failures(), folder)
+            for report in reports:
+                name = safe_file_name(report.model)
+                # Rows that failed may be tried again, for which their parts are needed.
+                if not report.failed and not options.keep_parts and job.has_parts(name):
+                    job.drop_parts(name)
+        except KeyboardInterrupt:
+            raise InterruptedJobError(
+                "interrupted; what is finished is kept. To resume, run the same command again"
+            ) from None
+        except OSError as error:
+            raise explain_os_error(error, folder) from None
     return reports
 
 
@@ -141,7 +150,7 @@ def estimate(
     Raises:
         InputError, ModelLoadError: As `embed_rows`.
     """
-    checked = check_input(source, options.input)
+    checked = check_places(source, Path(output), options)
     for model in options.models:
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
@@ -160,43 +169,78 @@ class _ModelRun:
 
     def __init__(
         self,
-        job: JobFolder,
         model: str,
+        embedder: TextEmbedder,
         options: BulkOptions,
         on_progress: Callable[[Progress], None],
         make: MakeEmbedder,
     ) -> None:
-        self._job = job
         self._model = model
+        self._embedder = embedder
         self._options = options
         self._on_progress = on_progress
         self._make = make
+        self._heads = choose_heads(embedder, options.heads)
+        self._description = self._describe(embedder, self._heads)
         self._began = time.perf_counter()
         self._resumed = self._tokens = 0
         self._deaths = 0
         self._runtime: dict[str, str] = {}
         self._writer: CollectionWriter | None = None
-        self.parts: list[Path] = []
         self._reader: RowReader | None = None
         self._total_bytes: int | None = None
 
-    def run(self, checked: CheckedInput) -> ModelReport:
+    def run(self, job: JobFolder, checked: CheckedInput) -> ModelReport:
         """Compute what is missing, and write the outputs."""
-        options = self._options
-        embedder = self._make(**embedder_options(self._model, options, options.devices[0]))
-        heads = choose_heads(embedder, options.heads)
-        description = self._describe(embedder, heads)
-        with self._job.open_model(safe_file_name(self._model), description) as journal:
-            if options.retry_failed:
-                for line in journal.lines:
-                    if line.failed:
-                        journal.forget(line.part)
+        self._began = time.perf_counter()
+        name = safe_file_name(self._model)
+        if not job.has_parts(name):
+            finished = self._find_finished(job.folder, checked)
+            if finished is not None:
+                return finished
+        with job.open_model(name, self._description) as journal:
+            if self._options.retry_failed:
+                journal.forget([line.part for line in journal.lines if line.failed])
             self._total_bytes = checked.description.total_bytes
             self._reader = read_rows(checked)
-            self._open_collection(journal, embedder)
-            self._compute(journal, embedder, heads, self._reader)
-            self.parts = [journal.part_path(line.part) for line in journal.lines]
-            return self._write(journal, embedder, heads)
+            self._open_collection(journal, self._embedder)
+            self._compute(journal, self._embedder, self._heads, self._reader)
+            return self._write(journal, job.folder)
+
+    def _find_finished(self, folder: Path, checked: CheckedInput) -> ModelReport | None:
+        """Return the report of outputs that an earlier run has finished; None if there are none.
+
+        Raises:
+            OtherJobError: If there are outputs of another input, or made otherwise.
+        """
+        options = self._options
+        finished = find_finished(folder, self._model, self._description, options.formats)
+        # What a collection holds by now, and an input that can be read once, cannot be compared.
+        if finished is None or options.collection is not None or not checked.is_repeatable:
+            return None
+        with contextlib.ExitStack() as stack:
+            occurrences = None
+            if options.dedupe:
+                occurrences = stack.enter_context(
+                    FirstOccurrences(folder, self._embedder.normal_form)
+                )
+            reader = stack.enter_context(read_rows(checked))
+            tasks = plan_parts(reader, options.checkpoint_interval, occurrences, keep_texts=False)
+            digest = digest_input(task.rows_digest for task in tasks)
+        if digest != finished.input_digest:
+            raise other_outputs(folder, self._model, "its input was another, or has changed")
+        return ModelReport(
+            model=self._model,
+            rows=finished.rows,
+            computed=finished.computed,
+            resumed=finished.rows,
+            repeated=finished.repeated,
+            failed=0,
+            tokens=finished.tokens,
+            seconds=time.perf_counter() - self._began,
+            files=finished.files,
+            was_finished=True,
+        )
 
     def _describe(self, embedder: TextEmbedder, heads: Sequence[HeadName]) -> dict[str, object]:
         """Return all that decides what the parts hold."""
@@ -255,8 +299,6 @@ class _ModelRun:
                     f"interrupted; {journal.totals.rows} rows of {self._model} are finished and "
                     "kept. To resume, run the same command again"
                 ) from None
-            except OSError as error:
-                raise _explain_disk(error, journal.folder) from None
             self._runtime, self._deaths = pool.runtime, pool.deaths
 
     def _open_pool(self, settings: list[WorkerSettings]) -> contextlib.AbstractContextManager[Pool]:
@@ -280,14 +322,27 @@ class _ModelRun:
     def _skip_finished(
         self, journal: Journal, tasks: Iterable[PartTask], pending: dict[int, PartTask]
     ) -> Iterator[PartTask]:
-        """Yield the parts that are not finished, and count those that are."""
+        """Yield the parts that are not finished, and count those that are.
+
+        Raises:
+            OtherJobError: If the journal has parts of other rows, or of more rows than there are.
+        """
+        count = 0
         for task in tasks:
+            count += 1
             if journal.is_done(task.number, task.rows_digest):
                 self._resumed += len(task.records)
                 self._tell(journal, "computing")
             else:
                 pending[task.number] = task
                 yield task
+        if journal.lines and journal.lines[-1].part >= count:
+            last = journal.lines[-1]
+            raise OtherJobError(
+                f"the input has changed since {journal.folder} was begun: it had at least "
+                f"{last.first_row + last.rows} rows, and has fewer now. Give another --output, or "
+                "delete that folder to begin anew"
+            )
 
     def _settings(self, journal: Journal, heads: tuple[HeadName, ...]) -> list[WorkerSettings]:
         options = self._options
@@ -348,51 +403,42 @@ class _ModelRun:
                 failed=totals.failed,
                 tokens=self._tokens,
                 seconds=time.perf_counter() - self._began,
-                fraction=self._fraction(),
+                fraction=self._fraction(totals.rows),
                 phase=phase,
             )
         )
 
-    def _fraction(self) -> float | None:
-        total = None if self._total_bytes is None else max(self._total_bytes, 1)
-        if total is None or self._reader is None:
+    def _fraction(self, rows: int) -> float | None:
+        """Return how much of the input is done; reading is ahead of that by some parts."""
+        reader, total = self._reader, self._total_bytes
+        if total is None or reader is None or not reader.rows_read:
             return None
-        return min(1.0, self._reader.bytes_read / total)
+        done_bytes = reader.bytes_read * rows / reader.rows_read
+        return min(1.0, done_bytes / max(total, 1))
 
     # --- writing --------------------------------------------------------------------------------
 
-    def _write(
-        self, journal: Journal, embedder: TextEmbedder, heads: tuple[HeadName, ...]
-    ) -> ModelReport:
+    def _write(self, journal: Journal, folder: Path) -> ModelReport:
         """Put the parts together as the outputs."""
         self._tell(journal, "writing")
         options, totals = self._options, journal.totals
-        plan = OutputPlan(
-            model=self._model,
-            heads=heads,
-            dimension=embedder.dimension,
-            colbert_dimension=_colbert_dimension(journal, heads),
-            vocabulary_size=_vocabulary_size(embedder),
-            dtype=options.dtype,
-            formats=options.formats,
+        files = write_model(journal, folder, self._embedder, self._model, self._heads, options)
+        facts = RunFacts(
+            seconds=time.perf_counter() - self._began,
+            resumed=self._resumed,
+            deaths=self._deaths,
+            runtime=self._runtime,
         )
-        try:
-            files = write_outputs(self.parts, self._job.folder, plan)
-            seconds = time.perf_counter() - self._began
-            more = self._describe_run(journal, embedder, heads)
-            files.append(
-                write_metadata(
-                    self._job.folder,
-                    self._model,
-                    embedding_dim=embedder.dimension,
-                    num_paragraphs=totals.rows,
-                    processing_time=seconds,
-                    batch_size=options.batch_size or DEFAULT_SLICE_ROWS,
-                    more=more,
-                )
-            )
-        except OSError as error:
-            raise _explain_disk(error, self._job.folder) from None
+        metadata = write_description(
+            journal,
+            folder,
+            files,
+            self._embedder,
+            self._model,
+            self._description,
+            options,
+            facts,
+        )
         if self._writer is not None:
             self._writer.finish()
         return ModelReport(
@@ -404,35 +450,8 @@ class _ModelRun:
             failed=totals.failed,
             tokens=totals.tokens,
             seconds=time.perf_counter() - self._began,
-            files=tuple(files),
+            files=(*files, metadata),
         )
-
-    def _describe_run(
-        self, journal: Journal, embedder: TextEmbedder, heads: Sequence[HeadName]
-    ) -> dict[str, object]:
-        """Return what the metadata hold besides document 004's fields."""
-        totals = journal.totals
-        digest = hashlib.blake2b(digest_size=16)
-        for line in journal.lines:
-            digest.update(line.rows_digest.encode())
-        return {
-            **self._describe(embedder, heads),
-            "revision": embedder.revision,
-            "input_digest": digest.hexdigest(),
-            "computed": totals.computed,
-            "repeated": totals.repeated,
-            "failed": totals.failed,
-            "tokens": totals.tokens,
-            "truncated": totals.truncated,
-            "computing_seconds": totals.seconds,
-            "tokens_per_second": totals.tokens / totals.seconds if totals.seconds else 0.0,
-            "resumed_rows": self._resumed,
-            "dead_workers": self._deaths,
-            "workers": self._options.max_workers,
-            "runtime": self._runtime,
-            "hardware": {"processor": cpu().name, "cores": cpu().cores},
-            "versions": {"unified-embeddings": __version__, "python": platform.python_version()},
-        }
 
 
 def make_writer(
@@ -455,43 +474,9 @@ def make_writer(
     )
 
 
-def _drop_parts(job: JobFolder, reports: Sequence[ModelReport]) -> None:
-    """Remove the parts, unless rows failed, which may be tried again."""
-    if not any(report.failed for report in reports):
-        shutil.rmtree(job.folder / "parts", ignore_errors=True)
-
-
-def _colbert_dimension(journal: Journal, heads: Sequence[HeadName]) -> int | None:
-    """Return the width of the ColBERT vectors in the parts; None if there are none."""
-    if "colbert" in heads:
-        for line in journal.lines:
-            rows = read_part(journal.part_path(line.part)).colbert_rows
-            if rows is not None:
-                return int(rows.shape[1])
-    return None
-
-
-def _vocabulary_size(embedder: TextEmbedder) -> int:
-    """Return how many tokens the model of the sparse vectors knows."""
-    last = embedder.models[-1] if embedder.models else None
-    if isinstance(last, ModelEmbedder):
-        return last.checkpoint.integer("vocab_size")
-    return _LARGEST_ID
-
-
 def _chain(first: PartTask, others: Iterator[PartTask]) -> Iterator[PartTask]:
     yield first
     yield from others
-
-
-def _explain_disk(error: OSError, folder: Path) -> Exception:
-    """Return a full disk as an error that says what to do; other errors stay."""
-    if isinstance(error, NoSpaceError) or error.errno == errno.ENOSPC:
-        return UnifiedEmbeddingsError(
-            f"the disk of {folder} is full; what is finished is kept. Make room, and run the same "
-            "command again to resume"
-        )
-    return error
 
 
 def _ignore(_: Progress) -> None:

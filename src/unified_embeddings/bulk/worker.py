@@ -9,6 +9,7 @@ hand if it dies or hangs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -21,15 +22,19 @@ from typing import TypeAlias
 
 import numpy as np
 
+from unified_embeddings.bulk.job import part_name
 from unified_embeddings.bulk.parts import FAILED, Part, Record, build_part, part_to_bytes
 from unified_embeddings.bulk.planning import PartTask
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import publish_file, scratch_folder
 from unified_embeddings.types import Embeddings, HeadName, Role
 
 MakeEmbedder: TypeAlias = Callable[..., TextEmbedder]
 """Makes the embedder in the child; a function of an importable module."""
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system reports where a disk is full, or somebody's share of it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,16 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
         except (EOFError, BrokenPipeError):
             return  # The parent has ended.
         except Exception as error:
-            connection.send(Broken(error))
+            connection.send(Broken(_portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error as one that comes whole out of another process, which not every one does."""
+    if isinstance(error, UnifiedEmbeddingsError):
+        return error
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return OSError(error.errno, "No space left on device")
+    return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")
 
 
 class PartComputer:
@@ -271,11 +285,6 @@ def _join(rows: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(dense=dense, sparse=sparse, colbert=colbert)
 
 
-def part_name(number: int) -> str:
-    """Return the name of a part's file."""
-    return f"part-{number:08d}.npz"
-
-
 def publish_part(content: bytes, folder: Path, number: int) -> None:
     """Write a part's file, atomically and durably."""
     name = part_name(number)
@@ -295,7 +304,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _require_room_left(error: Exception) -> None:
     """Raise a full disk at once: it is no row's fault."""
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error
 
 
