@@ -194,7 +194,9 @@ class TestDocument004:
                 [f"{prefix}{text}" for text in texts], normalize_embeddings=True
             )
             np.testing.assert_allclose(np.load(work / "out" / file), expected, atol=1e-5)
-        assert run(*arguments[:3], "own", "-m", "./models/e5.toml", "--prefix", "say: ").code == 0
+        assert (
+            run("rows.jsonl", "-o", "own", "-m", "./models/e5.toml", "--prefix", "say: ").code == 0
+        )
         oracle = sentence_transformers.SentenceTransformer(str(models / "e5"), device="cpu")
         expected = oracle.encode([f"say: {text}" for text in texts], normalize_embeddings=True)
         found = np.load(work / "own" / "models--e5.toml.npy")

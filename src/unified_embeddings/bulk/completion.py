@@ -6,6 +6,7 @@ what an error of the disk means. What does not: a file's content (`output`).
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -201,13 +202,14 @@ def explain_os_error(error: OSError, folder: Path) -> Exception:
             f"the disk of {folder} is full; what is finished is kept. Make room, and run the same "
             "command again to resume"
         )
-    if not folder.is_dir():
+    name = str(error.filename or "")
+    is_inside = bool(name) and folder.resolve() in Path(name).resolve().parents
+    if not folder.is_dir() or (is_inside and error.errno == errno.ENOENT):
         return UnifiedEmbeddingsError(
             f"{folder} was removed while the job ran, and what was finished with it; run the same "
             "command to begin anew"
         )
-    name = error.filename
-    if isinstance(name, str | Path) and folder.resolve() in Path(name).resolve().parents:
+    if is_inside:
         return UnifiedEmbeddingsError(
             f"{name}: {error.strerror or error}; what is finished is kept. Run the same command "
             "again to resume"

@@ -149,15 +149,17 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
         except (EOFError, BrokenPipeError):
             return  # The parent has ended.
         except Exception as error:
-            connection.send(Broken(_portable(error)))
+            connection.send(Broken(_portable(error, settings.folder)))
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: Exception, folder: Path) -> Exception:
     """Return an error as one that comes whole out of another process, which not every one does."""
     if isinstance(error, UnifiedEmbeddingsError):
         return error
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return OSError(error.errno, "No space left on device")
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
+        return FileNotFoundError(error.errno, error.strerror, str(error.filename))
     return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")
 
 
