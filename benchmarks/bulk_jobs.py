@@ -5,6 +5,7 @@ What lives here: the jobs. What does not: their rows, and measuring them (`bulk`
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -47,7 +48,8 @@ def ours(source: Path, folder: Path, model: str, workers: int) -> dict[str, floa
     options = BulkOptions(
         models=[model], formats=("npy",), max_workers=workers, batch_size=SLICE, dedupe=True
     )
-    make = make_fake if model == "fake" else make_embedder
+    # By the module's own name: as part of the main module a worker could not import it.
+    make = importlib.import_module("bulk_jobs").make_fake if model == "fake" else make_embedder
     (report,) = embed_rows(source, folder, options, on_progress=note, make=make)
     computed = [(moment, rows) for moment, rows, resumed in told if rows > resumed]
     steady = 0.0
