@@ -46,7 +46,12 @@ BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def xlm_roberta(
-    folder: Path, *, seed: int = 0, weights: str = "safetensors", layers: int = 2
+    folder: Path,
+    *,
+    seed: int = 0,
+    weights: str = "safetensors",
+    layers: int = 2,
+    width: int = WIDTH,
 ) -> Path:
     """A random XLM-RoBERTa with BGE-M3's heads; weights "safetensors" or "bin"."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +81,10 @@ def xlm_roberta(
     torch.manual_seed(seed)
     config = XLMRobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=2 * width,
         max_position_embeddings=514,
         type_vocab_size=1,
         bos_token_id=0,
@@ -91,7 +96,7 @@ def xlm_roberta(
     config.architectures = ["XLMRobertaModel"]
     config.save_pretrained(folder)
     _save_weights(model, folder, weights)
-    _save_heads(folder)
+    _save_heads(folder, width)
     return folder
 
 
@@ -293,8 +298,8 @@ def _save_weights(model: torch.nn.Module, folder: Path, form: str) -> None:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save_heads(folder: Path) -> None:
-    sparse, colbert = torch.nn.Linear(WIDTH, 1), torch.nn.Linear(WIDTH, WIDTH)
+def _save_heads(folder: Path, width: int = WIDTH) -> None:
+    sparse, colbert = torch.nn.Linear(width, 1), torch.nn.Linear(width, width)
     torch.nn.init.normal_(sparse.weight, std=0.3)
     torch.nn.init.constant_(sparse.bias, 1.0)  # most tokens get a weight, some get none
     torch.save(sparse.state_dict(), folder / "sparse_linear.pt")

@@ -94,6 +94,10 @@ def write_pid_and_sleep(path: str) -> None:
     time.sleep(600)
 
 
+def write_variable(handle: int, name: str) -> None:
+    os.write(handle, os.environ[name].encode())
+
+
 def loaded_modules() -> set[str]:
     return set(sys.modules)
 

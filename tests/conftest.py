@@ -26,6 +26,9 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from running_service import RunningService
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 settings.register_profile("without a clock", deadline=None)  # the machine may be busy
@@ -65,6 +68,59 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import checkpoints
 
     return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+PASSAGES = {
+    "foxes.txt": "Foxes jump over dogs.",
+    "dogs.txt": "Dogs sleep at noon.",
+    "sea.txt": "The sea is blue.",
+}
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[RunningService]:
+    """The service as it is started without settings, over mini-m3."""
+    from running_service import RunningService
+
+    with RunningService(served_names=("ada",)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def guarded_service() -> Iterator[RunningService]:
+    """A service with two API keys, and small limits."""
+    from running_service import RunningService
+
+    with RunningService(
+        api_keys=("first-key", "second-key"),
+        max_texts=8,
+        max_request_tokens=600,
+        max_body_bytes=20_000,
+        auto_truncate=False,
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def full_service(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[RunningService]:
+    """A service with a collection of three passages, and with images (a tiny random CLIP)."""
+    from llama_index.core import Document, VectorStoreIndex
+
+    from running_service import RunningService
+    from unified_embeddings import UnifiedEmbeddingConfig
+
+    folder = tmp_path_factory.mktemp("serving") / "qdrant_data"
+    config = UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu")
+    store = config.vector_store("animals", path=str(folder))
+    index = VectorStoreIndex.from_vector_store(store, embed_model=config.text_model)
+    for name, text in PASSAGES.items():
+        index.insert(Document(text=text, metadata={"file_name": name}))
+    store.client.close()
+    served = UnifiedEmbeddingConfig("mini-m3", clip, precision="fp32", device="cpu")
+    with RunningService(
+        served, store_path=str(folder), collection="animals", images=True
+    ) as running:
+        yield running
 
 
 def fake_config(image_model: Path | None = None, **options: Any) -> UnifiedEmbeddingConfig:

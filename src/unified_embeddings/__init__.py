@@ -15,13 +15,14 @@ from unified_embeddings._version import __version__ as __version__
 if TYPE_CHECKING:
     from unified_embeddings.cache.embedding_cache import CacheStats, EmbeddingCache
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-    from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
+    from unified_embeddings.embedders.base import TextEmbedder
     from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
     from unified_embeddings.embedders.clip import ClipEmbedder, ClipStats
     from unified_embeddings.embedders.factory import make_embedder
     from unified_embeddings.embedders.paired import PairedEmbedder
     from unified_embeddings.embedders.remote import RemoteEmbedder
     from unified_embeddings.embedders.single_model import ModelEmbedder
+    from unified_embeddings.embedders.values import EmbedderStats
     from unified_embeddings.errors import (
         FingerprintMismatchError,
         InputError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unified_embeddings.cli.app import main
+from unified_embeddings.cli.entry import main
 
 if __name__ == "__main__":
     main()

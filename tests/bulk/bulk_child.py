@@ -14,8 +14,8 @@ from unified_embeddings.bulk.run import embed_rows
 
 
 def main() -> None:
-    """Run the job that the arguments name: input, output, rows of a part."""
-    source, output, part_rows = sys.argv[1:4]
+    """Run the job that the arguments name: input, output, rows of a part, "ray" or nothing."""
+    source, output, part_rows, *runner = sys.argv[1:]
     options = BulkOptions(
         models=["fake"],
         heads=("dense", "sparse", "colbert"),
@@ -23,6 +23,7 @@ def main() -> None:
         formats=("npy", "jsonl"),
         keep_parts=True,
         max_workers=2,
+        runner="ray" if runner else "local",
     )
     try:
         (report,) = embed_rows(source, output, options, make=poisoned.make_slow)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -327,6 +328,14 @@ def test_the_bytes_read_grow_with_the_rows(tmp_path: Path) -> None:
     assert reader.bytes_read == total
 
 
+def test_files_of_any_name_are_read_in_a_format_that_is_named(tmp_path: Path) -> None:
+    for name in ("part-00000", "part-00001", "_SUCCESS", ".part-00000.crc"):
+        write(tmp_path / name, lines({"text": name}))
+    checked = check_input(tmp_path, InputOptions(format="jsonl"))
+    assert texts_of(read_rows(checked)) == ["part-00000", "part-00001"]
+    assert checked.description.left_out == (".part-00000.crc", "_SUCCESS")
+
+
 # --- what is checked first ----------------------------------------------------------------------
 
 
@@ -463,6 +472,20 @@ def test_a_broken_row_is_a_row(line: bytes, problem: str, form: str, tmp_path: P
     assert broken.problem.startswith(f"a.{form}, {piece} 2: ")
     assert problem in broken.problem
     assert (broken.number, last.number) == (1, 2)
+
+
+def test_objects_among_bare_texts_need_a_text_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines(*["text"] * 30, {"text": "a"}))
+    *texts, last = read_rows(path)
+    assert [row.text for row in texts] == ["text"] * 30
+    assert "bare texts; name the text field" in (last.problem or "")
+    assert texts_of(read_rows(path, InputOptions(text_field="text")))[-1] == "a"
+
+
+def test_standard_input_in_a_format_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pipe_of(b"id;text\n1;a\n", monkeypatch)
+    (row,) = read_rows(source, InputOptions(format="csv", delimiter=";"))
+    assert (row.text, row.fields, row.place) == ("a", {"id": "1"}, "standard input, line 2")
 
 
 def test_what_is_kept_of_a_broken_row(tmp_path: Path) -> None:
@@ -622,6 +645,46 @@ def test_what_the_callers_iterator_raises_is_the_callers() -> None:
     assert reader.rows_read == 30
 
 
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        check_input("-")
+
+
+@settings(max_examples=250)
+@given(
+    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.json.zst"]),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 40)), max_size=4
+    ),
+    mark=st.sampled_from([b"", b"\xff\xfe", b"\xef\xbb\xbf", b"\xfe\xff"]),
+)
+def test_whatever_comes_nothing_but_an_input_error_is_raised(
+    name: str, edits: list[tuple[float, bytes, int]], mark: bytes, tmp_path_factory: Any
+) -> None:
+    records: list[dict[str, object]] = [{"text": f'a "{n}"', "n": [n]} for n in range(30)]
+    content = lines(*records).encode()
+    if name.startswith("a.json."):
+        content = json.dumps(records).encode()
+    elif name == "a.csv":
+        content = b"text,n\n" + b'"a ""b""\nc",1\n' * 30
+    content = bytearray(compress(mark + content, name.rpartition(".")[2]))
+    for place, inserted, removed in edits:
+        start = int(place * len(content))
+        content[start : start + removed] = inserted
+    path = write(tmp_path_factory.mktemp("in") / name, bytes(content))
+    try:
+        for number, row in enumerate(read_rows(path)):
+            assert row.number == number
+            assert (row.text is None) == (row.problem is not None)
+            json.dumps(row.fields, allow_nan=False)
+    except InputError as raised:
+        message = str(raised)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 PEAK = """
@@ -653,3 +716,28 @@ def test_a_line_of_200_mib_is_not_held_in_memory(name: str, tmp_path: Path) -> N
     rows, growth = done.stdout.split()
     assert int(rows) == 3
     assert float(growth) < 130
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
+def test_memory_does_not_grow_with_the_rows(name: str, tmp_path: Path) -> None:
+    peaks = []
+    for count in (1000, 1000, 20_000):  # the first one imports and compiles
+        path = tmp_path / f"{count}-{name}"
+        records = [{"id": number, "text": f"{number} words " * 40} for number in range(count)]
+        if name == "a.parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        elif name == "a.csv":
+            table = "".join(f"{record['id']},{record['text']}\n" for record in records)
+            write(path, f"id,text\n{table}")
+        elif name == "a.json":
+            write(path, json.dumps(records))
+        else:
+            write(path, compress(lines(*records).encode(), name.rpartition(".")[2]))
+        del records
+        tracemalloc.start()
+        assert sum(1 for _ in read_rows(path)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1] + 6 * byte_streams.BLOCK_BYTES

@@ -269,3 +269,41 @@ def test_one_whose_parent_is_gone_before_the_call_arrives_ends() -> None:
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+# --- what a service's workers need --------------------------------------------------------------
+
+
+@posix
+def test_it_inherits_handles_and_variables() -> None:
+    reading, writing = os.pipe()
+    try:
+        arguments = [writing, "UNIFIED_TEST_VARIABLE"]
+        variables = {"UNIFIED_TEST_VARIABLE": "its value"}
+        with ChildProcess(
+            child_functions.write_variable, arguments, handles=[writing], variables=variables
+        ) as child:
+            child.result()
+        assert os.read(reading, 100) == b"its value"
+        assert "UNIFIED_TEST_VARIABLE" not in os.environ
+        with (
+            ChildProcess(child_functions.write_variable, arguments, variables=variables) as child,
+            pytest.raises(ChildFailedError, match="Bad file descriptor"),
+        ):
+            child.result()  # Without being named, no handle is inherited.
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@posix
+def test_it_can_be_asked_to_end_and_waited_for(tmp_path: Path) -> None:
+    child = ChildProcess(child_functions.write_pid_and_sleep, [str(tmp_path / "pid")])
+    read_pid(tmp_path / "pid")
+    assert not child.wait(0.05)
+    child.terminate()
+    assert child.wait(PATIENCE)
+    with pytest.raises(ChildFailedError, match="exit code -15"):
+        child.result()
+    child.close()
+    child.close()

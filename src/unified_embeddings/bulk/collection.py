@@ -33,6 +33,8 @@ _BATCHES = (32, 64, 128, 256, 512)
 _GAIN = 1.05
 """A larger batch is kept if it is at least so much quicker."""
 _PARTS_HELD = 4
+_USUAL_THRESHOLD = 10_000
+"""Qdrant's own, in kB, for a collection that names none."""
 
 
 class CollectionWriter:
@@ -173,15 +175,18 @@ class CollectionWriter:
 
     def finish(self) -> None:
         """Switch indexing on again, as it was, and let the embedded core index."""
-        if not self._is_server:
-            optimise = getattr(self._client, "optimize", None)
-            if optimise is not None:
-                with store_errors(self._name, "indexing"):
-                    optimise(self._name)
-            return
+        self.restore_indexing()
+        optimise = getattr(self._client, "optimize", None)
+        if not self._is_server and optimise is not None:
+            with store_errors(self._name, "indexing"):
+                optimise(self._name)
+
+    def restore_indexing(self) -> None:
+        """Let a server index as it did before `defer_indexing`, also that of a killed run."""
         if self._state_file.exists():
             state = json.loads(self._state_file.read_text("utf-8"))
-            self._set_threshold(state["indexing_threshold"])
+            threshold = state["indexing_threshold"]
+            self._set_threshold(_USUAL_THRESHOLD if threshold is None else threshold)
             self._state_file.unlink()
 
     @property
@@ -193,7 +198,7 @@ class CollectionWriter:
     def _state_file(self) -> Path:
         return self._marks_file.with_suffix(".indexing.json")
 
-    def _set_threshold(self, threshold: int | None) -> None:
+    def _set_threshold(self, threshold: int) -> None:
         with store_errors(self._name, "changing when it is indexed"):
             self._client.update_collection(
                 self._name,

@@ -6,7 +6,7 @@ What does not: taking the first rows (`reader`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unified_embeddings.bulk.input_parts import PlacedValue
@@ -44,26 +44,39 @@ class Sample:
         return fields
 
 
-def choose_options(samples: Sequence[Sample], options: InputOptions) -> InputOptions:
+def choose_options(samples: Iterable[Sample], options: InputOptions) -> InputOptions:
     """Return the options with a text field, once the first rows agree with them.
+
+    Args:
+        samples: Of each file. Only one is held at a time.
+        options: What the caller says.
 
     Raises:
         InputError: If there are no rows, a field is missing, or none of a file's first rows can be
             embedded.
     """
-    filled = [sample for sample in samples if sample.records]
-    if not filled:
-        names = ", ".join(sample.name for sample in samples[:5] if sample.name)
-        raise InputError(f"the input holds no rows{f' ({names})' if names else ''}")
-    for sample in filled:
+    empty_names: list[str] = []
+    all_fields: dict[str, object] = {}
+    has_rows = False
+    for sample in samples:
+        if not sample.records:
+            empty_names.append(sample.name)
+            continue
+        has_rows = True
         fields = sample.merge_fields()
         if fields and options.text_field is None:
-            text_field = _find_text_field(sample.name, fields)
-            options = replace(options, text_field=text_field)
+            options = replace(options, text_field=_find_text_field(sample.name, fields))
         _check_fields(sample, fields, options)
-    _check_kept_fields(filled, options)
-    for sample in filled:
         _check_some_row_is_fine(sample, options)
+        all_fields.update(dict.fromkeys(fields))
+    if not has_rows:
+        names = ", ".join(name for name in empty_names[:5] if name)
+        raise InputError(f"the input holds no rows{f' ({names})' if names else ''}")
+    for name in options.keep_fields or ():
+        if name not in all_fields:
+            raise InputError(
+                f"the first rows have no field {name!r} to keep; {list_fields(all_fields)}"
+            )
     return options
 
 
@@ -99,18 +112,6 @@ def _check_fields(sample: Sample, fields: Mapping[str, object], options: InputOp
                     f"the first rows have no field {wanted!r} for the {role}; "
                     f"{list_fields(fields)}",
                 )
-            )
-
-
-def _check_kept_fields(samples: Sequence[Sample], options: InputOptions) -> None:
-    """Refuse a field to keep that no file has."""
-    fields: dict[str, object] = {}
-    for sample in samples:
-        fields.update(sample.merge_fields())
-    for name in options.keep_fields or ():
-        if name not in fields:
-            raise InputError(
-                f"the first rows have no field {name!r} to keep; {list_fields(fields)}"
             )
 
 

@@ -10,13 +10,14 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
+from unified_embeddings.bulk.object_store import StoredFile, find_stored_files, is_url
 from unified_embeddings.bulk.rows import InputFormat, InputOptions
 from unified_embeddings.errors import InputError
 
 Source: TypeAlias = "str | Path | Iterable[object]"
-"""A file, a folder, "-" for standard input, or mappings and strings from Python."""
+"""A file, a folder, a URL of one, "-" for standard input, or mappings and strings from Python."""
 
 STANDARD_INPUT = "-"
 _FORMATS: dict[str, InputFormat] = {
@@ -40,16 +41,22 @@ class InputFile:
     """One file of the input.
 
     Attributes:
-        path: Where it is.
+        path: Where it is, on this machine or on an object store.
         name: What it is called in problems: its path within the input folder, or its own name.
         format: How its rows are written.
         size: Bytes on disk, compressed ones if it is compressed.
     """
 
-    path: Path
+    path: Path | StoredFile
     name: str
     format: InputFormat
     size: int
+
+    def open(self) -> IO[bytes]:
+        """Open the file for reading."""
+        if isinstance(self.path, StoredFile):
+            return self.path.open()
+        return self.path.open("rb")
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ def describe_input(source: Source, options: InputOptions | None = None) -> Input
     options = options or InputOptions()
     if not isinstance(source, str | Path) or is_pipe(source):
         return InputDescription(files=(), left_out=(), total_bytes=None)
+    if isinstance(source, str) and is_url(source):
+        return _describe_stored(source, options)
     path = Path(source)
     try:
         if path.is_dir():
@@ -99,6 +108,8 @@ def is_pipe(source: str | Path) -> bool:
     """Tell whether this is standard input, or a path that can be read only once."""
     if source == STANDARD_INPUT:
         return True
+    if is_url(source):
+        return False
     try:
         mode = Path(source).stat().st_mode
     except (OSError, ValueError):
@@ -114,8 +125,35 @@ def find_format(name: str) -> InputFormat | None:
     return _FORMATS.get(path.suffix.lower())
 
 
+def _describe_stored(url: str, options: InputOptions) -> InputDescription:
+    """Find the files at a URL; see `describe_input`."""
+    found, is_folder = find_stored_files(url)
+    excluded = tuple(f"{place}".rstrip("/") + "/" for place in options.leave_out)
+    files: list[InputFile] = []
+    left_out: list[str] = []
+    for name, stored in found:
+        is_hidden = any(piece.startswith(".") for piece in name.split("/"))
+        is_output = f"{url.rstrip('/')}/{name}".startswith(excluded)
+        if is_folder and (is_hidden or is_output or find_format(name) is None):
+            left_out.append(name)
+        else:
+            files.append(_make_file(stored, name, options, stored.size))
+    if not files:
+        raise InputError(
+            f"{url} holds no file that is read: expected names that end in {', '.join(_FORMATS)}"
+        )
+    return InputDescription(
+        files=tuple(files),
+        left_out=tuple(left_out),
+        total_bytes=sum(file.size for file in files),
+    )
+
+
 def _describe_file(path: Path, name: str, options: InputOptions) -> InputFile:
-    size = path.stat().st_size
+    return _make_file(path, name, options, path.stat().st_size)
+
+
+def _make_file(path: Path | StoredFile, name: str, options: InputOptions, size: int) -> InputFile:
     found = options.format or find_format(name)
     if found is None:
         raise InputError(
@@ -126,7 +164,7 @@ def _describe_file(path: Path, name: str, options: InputOptions) -> InputFile:
 
 
 def _find_files(folder: Path, options: InputOptions) -> tuple[list[InputFile], list[str]]:
-    excluded = {path.resolve() for path in options.leave_out}
+    excluded = {Path(path).resolve() for path in options.leave_out}
     files: list[InputFile] = []
     left_out: list[str] = []
     for parent, folder_names, file_names in os.walk(folder, onerror=_raise):
@@ -138,8 +176,7 @@ def _find_files(folder: Path, options: InputOptions) -> tuple[list[InputFile], l
         for name in file_names:
             path = Path(parent, name)
             inner_name = path.relative_to(folder).as_posix()
-            is_known = find_format(name) is not None and path.is_file()
-            if name.startswith(".") or not is_known or path.resolve() in excluded:
+            if not _is_input(path, options) or path.resolve() in excluded:
                 left_out.append(inner_name)
             else:
                 files.append(_describe_file(path, inner_name, options))
@@ -151,6 +188,15 @@ def _find_files(folder: Path, options: InputOptions) -> tuple[list[InputFile], l
             f"{', '.join(_FORMATS)}{seen}"
         )
     return sorted(files, key=_sort_key), left_out
+
+
+def _is_input(path: Path, options: InputOptions) -> bool:
+    """Tell whether a file in the input's folder is read."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    # Spark and its kin write files without extension, and "_SUCCESS" beside them.
+    is_named = options.format is not None and not path.name.startswith("_")
+    return is_named or find_format(path.name) is not None
 
 
 def _sort_key(file: InputFile) -> list[str]:

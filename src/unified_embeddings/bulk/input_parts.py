@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from unified_embeddings.bulk.byte_streams import (
     CountingHandle,
@@ -39,6 +39,7 @@ from unified_embeddings.bulk.records import (
     read_text_lines,
 )
 from unified_embeddings.bulk.rows import InputFormat, InputOptions
+from unified_embeddings.errors import InputError
 from unified_embeddings.validation import check_is_list
 
 PlacedValue: TypeAlias = "tuple[str, object]"
@@ -90,7 +91,7 @@ class FilePart(InputPart):
         if file.format == "parquet":
             yield from self._read_parquet(options, position)
             return
-        with file.path.open("rb") as handle:
+        with file.open() as handle:
             blocks = read_blocks(CountingHandle(handle, position), options.compression)
             file_format: InputFormat = file.format
             if file_format == "json" and options.format is None:
@@ -104,16 +105,25 @@ class FilePart(InputPart):
             if options.id_field is not None:
                 columns += (options.id_field,)
         total = None
-        for number, value in read_parquet(self._file.path, options.max_row_bytes, columns):
-            if total is None:
-                total = count_parquet_rows(self._file.path)
-            position.read_bytes = self._file.size * number // max(total, number)
-            yield f"{self.name}, row {number}", value
+        with contextlib.ExitStack() as stack:
+            place: Path | IO[bytes]
+            if isinstance(self._file.path, Path):
+                place = self._file.path  # pyarrow reads it itself, which is quicker.
+            else:
+                place = stack.enter_context(self._file.open())
+            for number, value in read_parquet(place, options.max_row_bytes, columns):
+                if total is None:
+                    total = count_parquet_rows(place)
+                position.read_bytes = self._file.size * number // max(total, number)
+                yield f"{self.name}, row {number}", value
         position.read_bytes = self._file.size
 
 
 class PipePart(InputPart):
-    """Standard input or a named pipe, which can be read once."""
+    """Standard input or a named pipe, which can be read once.
+
+    What is read of it in the check is kept, in memory: 4 MiB, or more if a single row is longer.
+    """
 
     def __init__(self, name: str, handle: Readable) -> None:
         self.name = name
@@ -164,10 +174,12 @@ def find_parts(source: Source, description: InputDescription) -> list[InputPart]
     """Return what an input consists of, in the order in which it is read.
 
     Raises:
-        InputError: If the source is not a path and not a list either.
+        InputError: If the source is not a path and not a list either, or standard input is closed.
         OSError: If a pipe cannot be opened.
     """
     if source == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file, or pipe rows into the command")
         return [PipePart("standard input", sys.stdin.buffer)]
     if isinstance(source, str | Path):
         if description.files:

@@ -82,6 +82,8 @@ class BulkOptions:
         collection: Where the rows go besides the files; None for nowhere.
         runner: "local" for child processes, "ray" for a Ray cluster.
         ray_address: Of a running cluster; None starts one on this machine.
+        work_dir: Where parts are kept if the outputs go to an object store; None takes a folder in
+            the user's cache.
     """
 
     models: Sequence[str]
@@ -105,6 +107,7 @@ class BulkOptions:
     collection: CollectionTarget | None = None
     runner: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    work_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -184,7 +187,7 @@ class ModelReport:
         failed: Rows without vectors.
         tokens: Tokens that ran through the model, in all runs.
         seconds: Of this run.
-        files: What was written.
+        files: What was written: paths, or URLs on an object store.
         was_finished: Whether an earlier run had finished all of it, and this one did nothing.
     """
 
@@ -196,7 +199,7 @@ class ModelReport:
     failed: int
     tokens: int
     seconds: float
-    files: tuple[Path, ...]
+    files: tuple[Path | str, ...]
     was_finished: bool = False
 
 

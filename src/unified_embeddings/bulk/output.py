@@ -312,7 +312,7 @@ def estimate_output_bytes(
         colbert_tokens: ColBERT vectors of a text, on average.
     """
     item_bytes = np.dtype(plan.dtype).itemsize
-    digits = 13.0 if plan.dtype == "float32" else 9.0
+    digits = 16.0 if plan.dtype == "float32" else 12.0  # with sign, exponent and comma
     dense_numbers = float(plan.dimension) if "dense" in plan.heads else 0.0
     sparse_numbers = sparse_terms if "sparse" in plan.heads else 0.0
     colbert_numbers = 0.0
@@ -325,7 +325,7 @@ def estimate_output_bytes(
         total += sparse_numbers * 8 + 8  # the matrix is put together from its three arrays
     if "jsonl" in plan.formats:
         numbers = dense_numbers + row_colbert_numbers
-        total += field_bytes + numbers * digits + sparse_numbers * 21 + 40
+        total += field_bytes + numbers * digits + sparse_numbers * 24 + 40
     if "parquet" in plan.formats:
         numbers = dense_numbers + row_colbert_numbers
         total += field_bytes + numbers * 4 + sparse_numbers * 8

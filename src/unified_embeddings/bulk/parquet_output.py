@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embeddings.bulk.json_output import rename_fields
-from unified_embeddings.bulk.parts import Record
+from unified_embeddings.bulk.parts import PartFileError, Record
 from unified_embeddings.bulk.row_blocks import RowBlock
 from unified_embeddings.errors import MissingExtraError
 from unified_embeddings.types import FloatArray, HeadName
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 ColumnType: TypeAlias = Literal["bool", "int64", "double", "string", "json"]
 _INT64_END = 2**63
-_EXACT_INT_END = 2**53
-"""Up to here a float holds every whole number."""
+_INT32_END = 2**31
 
 
 class ColumnTypes:
@@ -240,4 +239,9 @@ def _cut(rows: FloatArray, is_missing: NDArray[np.bool_]) -> pyarrow.Array:
 def _to_offsets(lengths: list[int]) -> pyarrow.Array:
     pyarrow = import_pyarrow()
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))])
+    if offsets[-1] >= _INT32_END:
+        raise PartFileError(
+            f"a part has {offsets[-1]:,} numbers, and Parquet takes {_INT32_END:,} at once; make "
+            "smaller parts"
+        )
     return pyarrow.array(offsets.astype(np.int32), pyarrow.int32())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from unified_embeddings.bulk.byte_streams import DamagedStreamError, UnusableStreamError
 from unified_embeddings.bulk.records import Record, Unreadable, too_long
@@ -21,11 +21,13 @@ _BUFFER_BYTES = 2**20
 """How much of a column is read at once; without a buffer a whole row group would be."""
 
 
-def read_parquet(path: Path, longest: int, columns: tuple[str, ...] | None) -> Iterator[Record]:
+def read_parquet(
+    path: Path | IO[bytes], longest: int, columns: tuple[str, ...] | None
+) -> Iterator[Record]:
     """Read the rows of a Parquet file as dicts of column name → value.
 
     Args:
-        path: The file.
+        path: The file, or one that is open.
         longest: A row of which one text is longer comes as an Unreadable.
         columns: Which columns to read, those that exist; None reads all.
 
@@ -51,7 +53,7 @@ def read_parquet(path: Path, longest: int, columns: tuple[str, ...] | None) -> I
         raise DamagedStreamError(f"it is not a whole Parquet file: {_one_line(error)}") from error
 
 
-def count_parquet_rows(path: Path) -> int:
+def count_parquet_rows(path: Path | IO[bytes]) -> int:
     """Return how many rows a Parquet file says it has."""
     import pyarrow.parquet
 

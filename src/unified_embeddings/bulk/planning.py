@@ -20,6 +20,7 @@ import numpy as np
 
 from unified_embeddings.bulk.parts import FAILED, Offsets, Record
 from unified_embeddings.bulk.rows import Row
+from unified_embeddings.errors import InputError
 from unified_embeddings.system.files import scratch_folder
 
 
@@ -55,13 +56,7 @@ class FirstOccurrences:
     def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
         self._normal_form = normal_form
         self._exit = contextlib.ExitStack()
-        # What a killed process leaves behind is removed by the next one.
-        scratch = self._exit.enter_context(scratch_folder(folder))
-        self._database = sqlite3.connect(str(scratch / "texts.db"))
-        self._exit.callback(self._database.close)
-        # It is made anew by each run, so it needs no protection from a crash.
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("PRAGMA synchronous = OFF")
+        self._database = self._exit.enter_context(_scratch_database(folder))
         self._database.execute(
             "CREATE TABLE texts (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID"
         )
@@ -104,16 +99,89 @@ class FirstOccurrences:
         return sources
 
     def _insert(self, pairs: Sequence[tuple[bytes, int]]) -> None:
-        try:
+        with _disk_errors():
             self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
-        except sqlite3.OperationalError as error:
-            if "full" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, "No space left on device") from error
 
     def _digest(self, text: str) -> bytes:
         normal = self._normal_form(text)
         return hashlib.blake2b(normal.encode(), digest_size=16).digest()
+
+
+class UniqueIds:
+    """Refuses rows with the id of an earlier row; the ids are on disk, so memory stays flat.
+
+    Args:
+        folder: Where the temporary file goes.
+        id_field: The field that holds a row's id.
+    """
+
+    def __init__(self, folder: Path, id_field: str) -> None:
+        self._id_field = id_field
+        self._exit = contextlib.ExitStack()
+        self._database = self._exit.enter_context(_scratch_database(folder))
+        self._database.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+
+    def __enter__(self) -> UniqueIds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def check(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows.
+
+        Raises:
+            InputError: At the first whose id an earlier one has. In a collection it would replace
+                that one.
+            OSError: If the disk is full.
+        """
+        for row in rows:
+            if row.problem is None:
+                self._add(row)
+            yield row
+
+    def _add(self, row: Row) -> None:
+        value = row.fields.get(self._id_field)
+        content = json.dumps(value, sort_keys=True).encode()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        with _disk_errors():
+            added = self._database.execute(
+                "INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number)
+            )
+        if added.rowcount:
+            return
+        (first,) = self._database.execute("SELECT row FROM ids WHERE id = ?", (digest,)).fetchone()
+        raise InputError(
+            f"rows {first} and {row.number} have the same {self._id_field}, {value!r:.60}, and "
+            "would replace each other in the collection. Give an id field that tells rows "
+            "apart, or none: then a row's number is its id"
+        )
+
+
+@contextlib.contextmanager
+def _scratch_database(folder: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database that each run makes anew, so that it needs no protection from a crash.
+
+    What a killed process leaves behind is removed by the next one.
+    """
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder(folder))
+        database = sqlite3.connect(str(scratch / "rows.db"))
+        stack.callback(database.close)
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")
+        yield database
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Raise SQLite's word for a full disk as the system's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device") from error
 
 
 def plan_parts(

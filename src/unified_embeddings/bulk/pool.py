@@ -1,28 +1,30 @@
 """Parts to workers and their results back, whatever happens to a worker.
 
 What lives here: starting workers, giving each its parts, and replacing those that die or hang. What
-does not: what a worker does (`worker`).
-
-A worker that dies takes its part with it; the part is given out again. If it dies at the same texts
-again, those are computed one at a time, and the one at which it dies the third time is left out.
+does not: what a worker does (`worker`), and what follows from its death (`attempts`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
 
+from unified_embeddings.bulk.attempts import (
+    FAILED_STARTS,
+    PartAttempt,
+    Patience,
+    deadly_reason,
+    hanging_reason,
+)
 from unified_embeddings.bulk.planning import PartTask
 from unified_embeddings.bulk.worker import (
-    Assignment,
     Begun,
     Broken,
     Finished,
@@ -31,44 +33,12 @@ from unified_embeddings.bulk.worker import (
     work,
 )
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.system.hardware import thread_variables
 from unified_embeddings.system.processes import ChildFailedError, ChildProcess
 
 _AHEAD = 2
 """Parts that a worker holds: one to compute, and the next, so that it never waits."""
 _POLL = 0.25
-_STARTS = 3
-"""Starts in a row that may fail before the model counts as impossible to load."""
-_HANG_FLOOR = 60.0
-"""Seconds that a slice may take in any case before its worker counts as hanging."""
-_HANG_FACTOR = 30
-"""How many times longer than predicted a slice may take before its worker counts as hanging."""
-
-
-@dataclass(eq=False)
-class _Part:
-    """A part on its way, with what happened to it."""
-
-    task: PartTask
-    suspects: frozenset[int] = frozenset()
-    alone: frozenset[int] = frozenset()
-    poison: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def assignment(self) -> Assignment:
-        return Assignment(self.task, self.alone, dict(self.poison))
-
-    def note_death(self, places: tuple[int, ...], reason: str) -> None:
-        """Draw the conclusion from a worker's death at some of the part's texts."""
-        in_hand = frozenset(places)
-        if len(in_hand) == 1 and in_hand <= self.alone | self.suspects:
-            (place,) = in_hand
-            self.poison[place] = reason
-            self.suspects = frozenset()
-        elif in_hand and in_hand == self.suspects:
-            self.alone |= in_hand
-        else:
-            # The first time may be chance: somebody, or the system, killed the process.
-            self.suspects = in_hand
 
 
 @dataclass(eq=False)
@@ -78,7 +48,7 @@ class _Worker:
     number: int
     child: ChildProcess[None]
     connection: Connection
-    parts: deque[_Part] = field(default_factory=deque)
+    parts: deque[PartAttempt] = field(default_factory=deque)
     begun: Begun | None = None
     begun_at: float = 0.0
     is_ready: bool = False
@@ -101,7 +71,7 @@ class WorkerPool:
         self, settings: list[WorkerSettings], *, hang_seconds: float | None = None
     ) -> None:
         self._settings = settings
-        self._hang_seconds = hang_seconds
+        self._patience = Patience(hang_seconds)
         self._key = secrets.token_bytes(32)
         self._listener = Listener(authkey=self._key)
         self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -109,8 +79,7 @@ class WorkerPool:
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        self._slowest = 0.0
-        self.runtime: dict[str, str] = {}
+        self.runtime: Mapping[str, str] = {}
         self.deaths = 0
 
     def __enter__(self) -> WorkerPool:
@@ -137,7 +106,7 @@ class WorkerPool:
             OSError: If the disk is full.
         """
         waiting = iter(tasks)
-        retries: deque[_Part] = deque()
+        retries: deque[PartAttempt] = deque()
         is_exhausted = False
         while True:
             while not is_exhausted or retries:
@@ -151,7 +120,7 @@ class WorkerPool:
                     if task is None:
                         is_exhausted = True
                         continue
-                    part = _Part(task)
+                    part = PartAttempt(task)
                 self._give(worker, part)
             if is_exhausted and not retries and not any(worker.parts for worker in self._workers):
                 return
@@ -160,7 +129,7 @@ class WorkerPool:
 
     def stop_after_parts_in_hand(self) -> Iterator[Finished]:
         """Let each worker finish the part it computes, and yield those parts."""
-        retries: deque[_Part] = deque()
+        retries: deque[PartAttempt] = deque()
         for worker in self._workers:
             while len(worker.parts) > 1:
                 worker.parts.pop()
@@ -181,8 +150,9 @@ class WorkerPool:
 
     def _start(self, number: int) -> _Worker:
         arguments = (self._listener.address, self._key, number, self._settings[number])
+        variables = thread_variables(len(self._settings))
         while True:
-            child = ChildProcess(work, arguments, show_stderr=False)
+            child = ChildProcess(work, arguments, show_stderr=False, variables=variables)
             connection = self._connect(child)
             if connection is not None:
                 return _Worker(number, child, connection)
@@ -211,10 +181,10 @@ class WorkerPool:
         """
         self.deaths += 1
         self._failed_starts += 1
-        if self._failed_starts >= _STARTS:
+        if self._failed_starts >= FAILED_STARTS:
             raise UnifiedEmbeddingsError(
-                f"{_STARTS} workers in a row ended while they were starting or loading the model: "
-                f"{reason}"
+                f"{FAILED_STARTS} workers in a row ended while they were starting or loading the "
+                f"model: {reason}"
             )
 
     def _accept(self) -> None:
@@ -232,12 +202,12 @@ class WorkerPool:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _give(self, worker: _Worker, part: _Part) -> None:
+    def _give(self, worker: _Worker, part: PartAttempt) -> None:
         worker.parts.append(part)
         with contextlib.suppress(OSError):  # It died; `_receive` finds out.
             worker.connection.send(part.assignment)
 
-    def _receive(self, retries: deque[_Part]) -> Iterator[Finished]:
+    def _receive(self, retries: deque[PartAttempt]) -> Iterator[Finished]:
         """Take what workers say, and yield the parts that they have finished."""
         by_connection = {worker.connection: worker for worker in self._workers}
         for ready in wait(list(by_connection), timeout=_POLL):
@@ -252,7 +222,7 @@ class WorkerPool:
                 raise message.error
             if isinstance(message, Ready):
                 worker.is_ready = True
-                self.runtime = dict(message.runtime)
+                self.runtime = message.runtime
                 self._failed_starts = 0
             elif isinstance(message, Begun):
                 self._note_slice(worker)
@@ -263,7 +233,7 @@ class WorkerPool:
                 worker.parts.popleft()
                 yield message
 
-    def _bury(self, worker: _Worker, retries: deque[_Part], reason: str) -> None:
+    def _bury(self, worker: _Worker, retries: deque[PartAttempt], reason: str) -> None:
         """Take a dead worker's parts back.
 
         Raises:
@@ -276,42 +246,21 @@ class WorkerPool:
         else:
             self.deaths += 1
         if worker.begun is not None and worker.parts:
-            worker.parts[0].note_death(worker.begun.places, f"it ends the worker: {reason}")
+            worker.parts[0].note_death(worker.begun.places, deadly_reason(reason))
         retries.extendleft(reversed(worker.parts))
 
-    def _stop_hanging(self, retries: deque[_Part]) -> None:
+    def _stop_hanging(self, retries: deque[PartAttempt]) -> None:
         for worker in list(self._workers):
             if worker.begun is None:
                 continue
             seconds = time.monotonic() - worker.begun_at
-            if seconds > self._limit(worker.begun):
+            if seconds > self._patience.limit(worker.begun):
                 worker.child.kill()
-                self._bury(worker, retries, f"no answer in {seconds:.0f} s, and it was stopped")
-
-    def _limit(self, begun: Begun) -> float:
-        if self._hang_seconds is not None:
-            return self._hang_seconds
-        return max(_HANG_FLOOR, _HANG_FACTOR * self._slowest * begun.characters)
+                self._bury(worker, retries, hanging_reason(seconds))
 
     def _note_slice(self, worker: _Worker) -> None:
         if worker.begun is not None:
-            seconds = time.monotonic() - worker.begun_at
-            self._slowest = max(self._slowest, seconds / max(1, worker.begun.characters))
-
-
-def share_cores(workers: int) -> list[tuple[int, ...] | None]:
-    """Return which processors each of several workers may use, so that none fights for one."""
-    if workers == 1 or not hasattr(os, "sched_getaffinity"):
-        return [None] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < workers:
-        return [(cores[number % len(cores)],) for number in range(workers)]
-    shares = []
-    for number in range(workers):
-        start = number * len(cores) // workers
-        stop = (number + 1) * len(cores) // workers
-        shares.append(tuple(cores[start:stop]))
-    return list(shares)
+            self._patience.note(worker.begun, time.monotonic() - worker.begun_at)
 
 
 def _reason(child: ChildProcess[None]) -> str:

@@ -89,7 +89,7 @@ def check_input(source: Source, options: InputOptions | None = None) -> CheckedI
         parts = find_parts(source, description)
     except OSError as error:
         raise InputError(f"{source} cannot be read: {_reason(error)}") from error
-    samples = [_take_sample(part, options) for part in parts]
+    samples = (_take_sample(part, options) for part in parts)
     return CheckedInput(choose_options(samples, options), description, tuple(parts))
 
 

@@ -69,7 +69,7 @@ def build_block(part: Part, files: VectorFiles, *, width: int, colbert_width: in
         colbert_width: Dimension of the ColBERT vectors.
 
     Raises:
-        PartFileError: If the part lacks a head, or a row's source has no vectors.
+        PartFileError: If the part lacks a head, or a row's source in it has no vectors.
     """
     _check_heads(part, files, width, colbert_width)
     places = _find_places(part)

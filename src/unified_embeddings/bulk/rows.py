@@ -48,7 +48,8 @@ class InputOptions:
             rows. Lines of a text file and bare strings have no fields.
         id_field: A field that each row must have, always kept; None if rows need none.
         keep_fields: The fields to keep; None keeps all but the text.
-        format: The format of all files; None goes by each file's extension.
+        format: The format of all files; None goes by each file's extension. In a folder, files
+            of any name are read if it is given, but those that begin with "_" or ".".
         compression: The compression of all files; None goes by each file's first bytes.
         delimiter: What separates the cells of a CSV file; None takes a comma, or a tab for TSV.
         max_row_bytes: A longer row is a problem, and is not held in memory.
@@ -62,7 +63,7 @@ class InputOptions:
     compression: Compression | None = None
     delimiter: str | None = None
     max_row_bytes: int = 32 * _MIB
-    leave_out: tuple[Path, ...] = ()
+    leave_out: tuple[Path | str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def build_row(number: int, record: object, place: str, options: InputOptions) ->
         problem = f"expected an object with fields, got {_type_name(record)}"
         return Row(number, None, with_place(place, problem), place=place)
     fields, problem = _keep_fields(record, options)
-    if options.text_field not in record:
+    if options.text_field is None:
+        problem = "is an object, but the first rows are bare texts; name the text field"
+    elif options.text_field not in record:
         problem = f"there is no field {options.text_field!r}; {list_fields(record)}"
     else:
         text_problem = find_text_problem(record[options.text_field])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -21,10 +21,16 @@ from unified_embeddings.bulk.completion import (
     write_description,
     write_model,
 )
+from unified_embeddings.bulk.destination import (
+    choose_folder,
+    require_destination,
+    upload_reports,
+)
 from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
 from unified_embeddings.bulk.job import JobFolder, Journal, OtherJobError, PartLine
+from unified_embeddings.bulk.object_store import is_url
 from unified_embeddings.bulk.options import (
     DEFAULT_SLICE_ROWS,
     BulkOptions,
@@ -38,13 +44,20 @@ from unified_embeddings.bulk.options import (
 )
 from unified_embeddings.bulk.output import write_failures
 from unified_embeddings.bulk.places import check_places
-from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, digest_input, plan_parts
-from unified_embeddings.bulk.pool import WorkerPool, share_cores
+from unified_embeddings.bulk.planning import (
+    FirstOccurrences,
+    PartTask,
+    UniqueIds,
+    digest_input,
+    plan_parts,
+)
+from unified_embeddings.bulk.pool import WorkerPool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
+from unified_embeddings.errors import StoreError
 from unified_embeddings.types import HeadName
 
 if TYPE_CHECKING:
@@ -54,7 +67,7 @@ if TYPE_CHECKING:
 class Pool(Protocol):
     """What computes parts: child processes here, or a Ray cluster."""
 
-    runtime: dict[str, str]
+    runtime: Mapping[str, str]
     deaths: int
 
     def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
@@ -82,7 +95,7 @@ def embed_rows(
     Args:
         source: A file, a folder of files, "-" for standard input, or rows as dicts or texts. An
             iterable is read once for each model, so several models need a list or files.
-        output: The folder of the outputs.
+        output: The folder of the outputs, or its URL on an object store.
         options: How it is done.
         on_progress: Called after each part, and when outputs are written.
         make: Makes the embedder in the child process: a function of an importable module that
@@ -109,8 +122,9 @@ def embed_rows(
         >>> np.load("vectors/mini-m3.npy").shape
         (2, 384)
     """
-    folder = Path(output)
-    checked = check_places(source, folder, options)
+    folder = choose_folder(source, output, options.work_dir)
+    checked = check_places(source, output, folder, options)
+    require_destination(output)
     with contextlib.ExitStack() as stack:
         runs = []
         for model in options.models:  # All of them, before the first one's hours of work begin.
@@ -121,6 +135,8 @@ def embed_rows(
         try:
             reports = [run.run(job, checked) for run in runs]
             write_failures(job.find_failures(), folder)
+            if is_url(output):
+                reports = upload_reports(reports, str(output), folder)
             for report in reports:
                 name = safe_file_name(report.model)
                 # Rows that failed may be tried again, for which their parts are needed.
@@ -150,12 +166,13 @@ def estimate(
     Raises:
         InputError, ModelLoadError: As `embed_rows`.
     """
-    checked = check_places(source, Path(output), options)
+    folder = choose_folder(source, output, options.work_dir)
+    checked = check_places(source, output, folder, options)
     for model in options.models:
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
                 checked,
-                Path(output),
+                folder,
                 embedder,
                 model=model,
                 heads=choose_heads(embedder, options.heads),
@@ -185,7 +202,7 @@ class _ModelRun:
         self._began = time.perf_counter()
         self._resumed = self._tokens = 0
         self._deaths = 0
-        self._runtime: dict[str, str] = {}
+        self._runtime: Mapping[str, str] = {}
         self._writer: CollectionWriter | None = None
         self._reader: RowReader | None = None
         self._total_bytes: int | None = None
@@ -203,8 +220,8 @@ class _ModelRun:
                 journal.forget([line.part for line in journal.lines if line.failed])
             self._total_bytes = checked.description.total_bytes
             self._reader = read_rows(checked)
-            self._open_collection(journal, self._embedder)
-            self._compute(journal, self._embedder, self._heads, self._reader)
+            with self._open_collection(journal, self._embedder):
+                self._compute(journal, self._embedder, self._heads, self._reader)
             return self._write(journal, job.folder)
 
     def _find_finished(self, folder: Path, checked: CheckedInput) -> ModelReport | None:
@@ -277,6 +294,10 @@ class _ModelRun:
                 occurrences = stack.enter_context(
                     FirstOccurrences(journal.folder, embedder.normal_form)
                 )
+            id_field = self._options.input.id_field
+            if self._options.collection is not None and id_field is not None:
+                unique = stack.enter_context(UniqueIds(journal.folder, id_field))
+                rows = unique.check(rows)
             tasks = plan_parts(
                 rows,
                 self._options.checkpoint_interval,
@@ -306,18 +327,35 @@ class _ModelRun:
         if options.runner == "ray":
             from unified_embeddings.bulk.ray_pool import RayPool
 
-            return RayPool(settings, address=options.ray_address)
+            return RayPool(
+                settings,
+                address=options.ray_address,
+                gpus=sum(device.startswith("cuda") for device in options.devices[:1]),
+                hang_seconds=options.hang_seconds,
+            )
         return WorkerPool(settings, hang_seconds=options.hang_seconds)
 
-    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> None:
-        """Open the collection that the rows go into, if there is one, and write what is missing."""
+    @contextlib.contextmanager
+    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> Iterator[None]:
+        """Open the collection that the rows go into, if there is one, and write what is missing.
+
+        It is indexed again at the end, however the job ends.
+        """
         target = self._options.collection
         if target is None:
+            yield
             return
         self._writer = make_writer(target, embedder, journal, self._options)
         self._writer.defer_indexing()
-        for line in journal.lines:
-            self._writer.write(line)
+        try:
+            for line in journal.lines:
+                self._writer.write(line)
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # The first error is the one to tell.
+                self._writer.restore_indexing()
+            raise
+        self._writer.finish()
 
     def _skip_finished(
         self, journal: Journal, tasks: Iterable[PartTask], pending: dict[int, PartTask]
@@ -346,7 +384,6 @@ class _ModelRun:
 
     def _settings(self, journal: Journal, heads: tuple[HeadName, ...]) -> list[WorkerSettings]:
         options = self._options
-        cores = share_cores(options.max_workers)
         settings = []
         for number in range(options.max_workers):
             device = options.devices[number % len(options.devices)]
@@ -359,7 +396,7 @@ class _ModelRun:
                     dtype=options.dtype,
                     folder=journal.folder,
                     slice_rows=options.batch_size or DEFAULT_SLICE_ROWS,
-                    cores=cores[number],
+                    processes=options.max_workers,
                 )
             )
         return settings
@@ -439,8 +476,6 @@ class _ModelRun:
             options,
             facts,
         )
-        if self._writer is not None:
-            self._writer.finish()
         return ModelReport(
             model=self._model,
             rows=totals.rows,

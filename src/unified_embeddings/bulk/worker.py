@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +24,10 @@ from unified_embeddings.bulk.job import part_name
 from unified_embeddings.bulk.parts import FAILED, Part, Record, build_part, part_to_bytes
 from unified_embeddings.bulk.planning import PartTask
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.isolation import GroupSize, isolate_failures
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import publish_file, scratch_folder
+from unified_embeddings.system.hardware import share_machine
 from unified_embeddings.types import Embeddings, HeadName, Role
 
 MakeEmbedder: TypeAlias = Callable[..., TextEmbedder]
@@ -49,7 +49,7 @@ class WorkerSettings:
         dtype: "float32" or "float16", of dense and ColBERT vectors.
         folder: Where parts are published.
         slice_rows: The most rows that are computed in one call.
-        cores: How many processors it may use; None for all.
+        processes: How many workers share this machine; see `share_machine`.
     """
 
     make_embedder: MakeEmbedder
@@ -59,7 +59,7 @@ class WorkerSettings:
     dtype: str
     folder: Path
     slice_rows: int
-    cores: tuple[int, ...] | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +134,14 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
         number: Which child.
         settings: What to compute.
     """
-    if settings.cores is not None and sys.platform == "linux":
-        # Before torch and ONNX Runtime are loaded, which start a thread for each core they see.
-        os.sched_setaffinity(0, settings.cores)
+    share_machine(settings.processes)
     with Client(address, authkey=key) as connection:  # type: ignore[arg-type]
         connection.send(number)
         try:
-            computer = PartComputer(settings, connection.send)
+            computer = PartComputer(settings)
             connection.send(Ready(computer.runtime))
             while (assignment := connection.recv()) is not None:
-                finished, content = computer.compute(assignment)
+                finished, content = computer.compute(assignment, connection.send)
                 publish_part(content, settings.folder, finished.part)
                 connection.send(finished)
         except (EOFError, BrokenPipeError):
@@ -156,7 +154,7 @@ def _portable(error: Exception, folder: Path) -> Exception:
     """Return an error as one that comes whole out of another process, which not every one does."""
     if isinstance(error, UnifiedEmbeddingsError):
         return error
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if isinstance(error, OSError) and is_full_disk(error):
         return OSError(error.errno, "No space left on device")
     if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
         return FileNotFoundError(error.errno, error.strerror, str(error.filename))
@@ -168,30 +166,35 @@ class PartComputer:
 
     Args:
         settings: What to compute.
-        begin: Called before each slice.
 
     Attributes:
         runtime: What the model runs on.
     """
 
-    def __init__(self, settings: WorkerSettings, begin: Callable[[Begun], None]) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._begin = begin
         self._embedder = settings.make_embedder(**settings.options)
-        self._slice_rows = settings.slice_rows
+        self._group_size = GroupSize(settings.slice_rows)
         # One text, so that a model that does not load is told apart from a row that fails.
         self._embedder.encode(["warm-up"], role=settings.role, heads=settings.heads)
         self.runtime = _describe_runtime(self._embedder)
 
-    def compute(self, assignment: Assignment) -> tuple[Finished, bytes]:
-        """Compute one part; return what there is to say of it, and its file's content."""
+    def compute(
+        self, assignment: Assignment, begin: Callable[[Begun], None]
+    ) -> tuple[Finished, bytes]:
+        """Compute one part; return what there is to say of it, and its file's content.
+
+        Args:
+            assignment: The part.
+            begin: Called before each slice.
+        """
         begun = time.perf_counter()
         before = self._embedder.stats()
         task = assignment.task
         outcomes: dict[int, Embeddings | str] = dict(assignment.poison)
         for places in self._slices(assignment):
             characters = sum(len(task.texts[place]) for place in places)
-            self._begin(Begun(task.number, places, characters))
+            begin(Begun(task.number, places, characters))
             outcomes.update(self._compute_places(task, places))
         part = _assemble(task, outcomes, self._settings.dtype)
         content = part_to_bytes(part)
@@ -225,31 +228,19 @@ class PartComputer:
         self, task: PartTask, places: tuple[int, ...]
     ) -> dict[int, Embeddings | str]:
         """Compute some texts; where that fails, halve them until the bad one is alone."""
+
+        def compute(group: Sequence[int]) -> list[Embeddings]:
+            embeddings = self._encode([task.texts[place] for place in group])
+            return [embeddings[i : i + 1] for i in range(len(group))]
+
+        found = isolate_failures(compute, places, size=self._group_size, is_fatal=is_full_disk)
         outcomes: dict[int, Embeddings | str] = {}
-        waiting = [places]
-        while waiting:
-            group = waiting.pop()
-            if len(group) > self._slice_rows:
-                middle = len(group) // 2
-                waiting += [group[middle:], group[:middle]]
-                continue
-            try:
-                embeddings = self._encode([task.texts[place] for place in group])
-            except Exception as error:
-                _require_room_left(error)
-                if _is_out_of_memory(error):
-                    # The device takes less than was tried: remember that for the next slices.
-                    self._slice_rows = max(1, len(group) // 2)
-                if len(group) > 1:
-                    middle = len(group) // 2
-                    waiting += [group[middle:], group[:middle]]
-                    continue
-                outcomes[group[0]] = _describe_failure(error)
+        for place, outcome in zip(places, found, strict=True):
+            assert outcome is not None
+            if isinstance(outcome, Exception):
+                outcomes[place] = _describe_failure(outcome)
             else:
-                for i, place in enumerate(group):
-                    outcomes[place] = embeddings[i : i + 1]
-                # After a slice that fitted, the next may be a little larger again.
-                self._slice_rows = min(self._settings.slice_rows, self._slice_rows + 1)
+                outcomes[place] = outcome
         return outcomes
 
     def _encode(self, texts: Sequence[str]) -> Embeddings:
@@ -296,18 +287,9 @@ def publish_part(content: bytes, folder: Path, number: int) -> None:
         publish_file(file, folder / name)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device ran out of memory; torch and ONNX Runtime say so in words only."""
-    if isinstance(error, MemoryError):
-        return True
-    words = f"{type(error).__name__} {error}".lower()
-    return "out of memory" in words or "outofmemory" in words or "failed to allocate" in words
-
-
-def _require_room_left(error: Exception) -> None:
-    """Raise a full disk at once: it is no row's fault."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        raise error
+def is_full_disk(error: Exception) -> bool:
+    """Tell whether the disk is full, which is no row's fault."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def _describe_failure(error: Exception) -> str:

@@ -27,6 +27,7 @@ from unified_embeddings.cli import (
     quantize,
     search,
     serve,
+    serve_query,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -52,6 +53,20 @@ app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
 app.command("doctor")(doctor.doctor)
+
+
+@app.command(
+    "serve-query",
+    help=serve_query.HELP,
+    # All options are its own parser's, -h as well.
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def _serve_query(context: typer.Context) -> None:
+    raise typer.Exit(serve_query.main(context.args))
 
 
 def _print_version(requested: bool) -> None:

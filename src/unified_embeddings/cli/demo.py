@@ -14,13 +14,14 @@ import typer
 from rich.table import Table
 
 from unified_embeddings.cli import shared
-from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.models.catalogue import MINI_M3
 
 if TYPE_CHECKING:
     from llama_index.core import Document
     from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 _QUESTIONS = (
     "How do I catch several exceptions at once?",
@@ -65,7 +66,7 @@ def demo(
     "demo". The collection stays, for `search`; delete the folder when you are done.
     """
     questions = [shared.require_text(text) for text in query or _QUESTIONS]
-    config = UnifiedEmbeddingConfig.from_env(model_choice=model)
+    config = shared.open_config(model)
     config.configure_settings()
     collection = _collection_name(config)
     store = _index_reference(config, collection, path)

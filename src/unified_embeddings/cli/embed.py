@@ -58,14 +58,22 @@ def repeat_flag(args: list[str], flag: str) -> list[str]:
 def embed(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="INPUT", help="A file, a folder of files, or - for standard input."),
+        typer.Argument(
+            metavar="INPUT", help="A file, a folder of files, a URL, or - for standard input."
+        ),
     ] = None,
     input_file: Annotated[
         str | None, typer.Option("--input-file", "--input_file", help="The same as INPUT.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", "--output-dir", "--output_dir", help="Folder of outputs."),
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            "--output-dir",
+            "--output_dir",
+            help="Folder of outputs, or its URL on an object store.",
+        ),
     ] = None,
     models: Annotated[
         list[str] | None,
@@ -170,6 +178,14 @@ def embed(
             "--ray-address", help="Of a running cluster.", show_default="one on this machine"
         ),
     ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--work-dir",
+            help="Folder of the parts, if the outputs go to an object store.",
+            show_default="in the user's cache",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate tokens, time and disk; write nothing.")
     ] = False,
@@ -208,6 +224,7 @@ def embed(
         collection=_choose_collection(to_collection, path, url),
         runner=runner,
         ray_address=ray_address,
+        work_dir=work_dir,
         model_options=_model_options(engine, precision, max_length),
         input=InputOptions(
             text_field=text_field,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.indexing import IndexReport
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +66,17 @@ def serve(
     image_model: Annotated[
         str | None, typer.Option(help="A CLIP or SigLIP in place of the default.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes behind the port.", show_default="1"),
+    ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            help="What runs the workers: processes here, or ray, on which --workers is the most.",
+            show_default="processes",
+        ),
+    ] = None,
 ) -> None:
     """Serve the model over HTTP: all its vectors, for the clients of TEI, OpenAI and Ollama.
 
@@ -75,8 +85,7 @@ def serve(
     """
     try:
         from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-        from unified_embeddings.serving.server import address_of, open_socket
-        from unified_embeddings.serving.server import serve as run_server
+        from unified_embeddings.serving.running import run
         from unified_embeddings.serving.settings import load_settings
     except ImportError as error:
         if isinstance(error, MissingExtraError):
@@ -85,6 +94,8 @@ def serve(
             "FastAPI or uvicorn, which `serve` runs on,", extra="serve"
         ) from None
 
+    if engine == "ray":  # Not an engine of models, but what people look for under this name.
+        engine, runner = None, "ray"
     flags = {
         "host": host,
         "port": port,
@@ -96,9 +107,11 @@ def serve(
         "drain_timeout": drain_timeout,
         "auto_truncate": auto_truncate,
         "collection": collection,
-        "path": str(path) if path is not None else None,
-        "url": url,
+        "store_path": str(path) if path is not None else None,
+        "qdrant_url": url,
         "images": images,
+        "workers": workers,
+        "runner": runner,
     }
     model_flags = {
         "model_choice": model,
@@ -110,17 +123,7 @@ def serve(
         "image_model": image_model,
     }
     settings, options = load_settings(settings_file, os.environ, flags, model_flags)
-    config = UnifiedEmbeddingConfig(**options)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    listener = open_socket(settings.host, settings.port)
-    address = address_of(listener)
-    shared.print_note(f"listening on {address}, loading {config.model_choice}")
+    UnifiedEmbeddingConfig(**options)  # Says what is wrong with them before anything starts.
     if not settings.api_keys and settings.host not in ("127.0.0.1", "::1", "localhost"):
         shared.print_note("anyone who reaches this address may use it; --api-key-file sets keys")
-    run_server(
-        config,
-        settings,
-        listener=listener,
-        on_ready=lambda ready_address: shared.print_note(f"ready at {ready_address}"),
-    )
+    run(options, settings, note=shared.print_note)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
     from unified_embeddings.stores.opening import Client
+    from unified_embeddings.types import Options
 
 out = Console()
 """Standard output. Errors and progress go to standard error, so that pipes get results only."""
@@ -88,6 +88,9 @@ def open_config(
     model: str | None, sparse_model: str | None = None, model_url: str | None = None
 ) -> UnifiedEmbeddingConfig:
     """Read the options from the environment; --model, --sparse-model, --model-url win over it."""
+    # It imports the embedders, which `serve-query` loads in another thread meanwhile.
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+
     return UnifiedEmbeddingConfig.from_env(
         model_choice=model, sparse_model=sparse_model, url=model_url
     )

@@ -14,8 +14,9 @@ import numpy as np
 
 from unified_embeddings.cache.claims import Claim
 from unified_embeddings.cache.keys import Key, Value, key_for
-from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import Counters, CutWarning
+from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector, Text
 

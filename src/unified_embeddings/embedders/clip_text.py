@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unified_embeddings.embedders.base import SPECIAL_TOKENS, EmbedderStats, TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
+from unified_embeddings.embedders.values import SPECIAL_TOKENS, EmbedderStats
 from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
 

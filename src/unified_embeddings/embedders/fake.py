@@ -17,9 +17,9 @@ import numpy as np
 from unified_embeddings import heads as arithmetic
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.base import SPECIAL_TOKENS
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
+from unified_embeddings.embedders.values import SPECIAL_TOKENS
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.spec import require_heads
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role, Text

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.base import EmbedderStats, TextEmbedder
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
+from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.base import EmbedderStats, Piece, TextEmbedder, TextLength
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.embedders.remote_answers import BadAnswerError, read_dense, read_sparse
@@ -26,6 +26,7 @@ from unified_embeddings.embedders.remote_options import (
     require_url,
 )
 from unified_embeddings.embedders.remote_transport import Transport
+from unified_embeddings.embedders.values import EmbedderStats, Piece, TextLength
 from unified_embeddings.errors import FingerprintMismatchError, InputError, ServiceError
 from unified_embeddings.heads import dense_score
 from unified_embeddings.models.fusion import Fusion

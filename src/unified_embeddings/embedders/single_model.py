@@ -15,25 +15,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-import numpy as np
-
-from unified_embeddings import heads as arithmetic
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.base import Piece, TextLength
 from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
+from unified_embeddings.embedders.finishing import finish_vectors, require_finite
 from unified_embeddings.embedders.lazy import LazyModel, LocalModel
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
+from unified_embeddings.embedders.values import Piece, TextLength
 from unified_embeddings.engines import registry
-from unified_embeddings.engines.base import Engine, RawHeads, Runtime
+from unified_embeddings.engines.base import Engine, Runtime
 from unified_embeddings.engines.choice import choose_engine
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.types import HeadName, IntArray, Role, Text
+from unified_embeddings.types import HeadName, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
 
 _LOG = logging.getLogger(__name__)
@@ -356,59 +354,3 @@ def _load_tokenizer_after(seconds: float, checkpoint: Checkpoint, max_length: in
     """
     time.sleep(seconds)
     return load_tokenizer(checkpoint, max_length)
-
-
-def require_finite(checkpoint: Checkpoint, raw: RawHeads, runtime: Runtime) -> None:
-    """Refuse outputs with NaN or infinity: nothing can be compared with them, and no error says so.
-
-    Raises:
-        ModelLoadError: If there are some.
-    """
-    arrays = [*(raw.token_weights or ()), *(raw.token_vectors or ())]
-    arrays += [vector.values for vector in raw.sparse or ()]
-    if raw.pooled is not None:
-        arrays.append(raw.pooled)
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise checkpoint.problem(
-            "its vectors hold NaN or infinity: its weights do, or they are too large for "
-            f"{runtime.precision}. Fetch it again, or take precision='fp32'"
-        )
-
-
-def finish_vectors(
-    raw: RawHeads,
-    token_ids: Sequence[IntArray],
-    special_ids: frozenset[int],
-    *,
-    normalise: bool,
-    sum_repeats: bool,
-) -> Iterator[Vectors]:
-    """Turn a batch's raw outputs into each text's finished vectors.
-
-    Args:
-        raw: What the engine gave.
-        token_ids: The batch, n arrays (t_i,).
-        special_ids: Ids that are never indexed.
-        normalise: Whether dense vectors are scaled to unit length.
-        sum_repeats: Whether a repeated token has the sum of its weights; see `to_sparse`.
-
-    Yields:
-        n dicts with the heads that `raw` holds.
-    """
-    dense = raw.pooled
-    if dense is not None and normalise:
-        dense = arithmetic.normalise(dense)
-    for i, ids in enumerate(token_ids):
-        vectors: Vectors = {}
-        if dense is not None:
-            vectors["dense"] = dense[i]
-        if raw.token_weights is not None:
-            weights = raw.token_weights[i]
-            vectors["sparse"] = arithmetic.to_sparse(
-                ids, weights, special_ids=special_ids, sum_repeats=sum_repeats
-            )
-        if raw.sparse is not None:
-            vectors["sparse"] = raw.sparse[i]
-        if raw.token_vectors is not None:
-            vectors["colbert"] = arithmetic.normalise(raw.token_vectors[i])
-        yield vectors

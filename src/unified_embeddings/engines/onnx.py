@@ -1,7 +1,7 @@
 """An exported model on ONNX Runtime: no torch, no transformers.
 
-What lives here: loading an exported graph, exporting a model on first use, and the forward passes
-over a batch. What does not: how a graph is written (`export`). Only onnxruntime and NumPy are
+What lives here: exporting a model on first use, and the forward passes over a batch. What does not:
+how a graph is written (`export`), opening it (`onnx_session`). Only onnxruntime and NumPy are
 imported, so that a small machine starts in a second.
 """
 
@@ -17,27 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from unified_embeddings.engines.base import RawHeads, Runtime
-from unified_embeddings.engines.graph_check import graph_problem
-from unified_embeddings.errors import InputError, MissingExtraError, ModelLoadError
+from unified_embeddings.engines.onnx_session import open_session
+from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
 from unified_embeddings.models.resolve import resolve
-from unified_embeddings.system.hardware import cpu, no_telemetry, passive_wait_policy
-from unified_embeddings.system.memory import release_file_pages
+from unified_embeddings.system.hardware import cpu, is_shared, passive_wait_policy
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
 
-try:
-    with no_telemetry():
-        import onnxruntime
-except ImportError as error:
-    raise MissingExtraError(
-        "ONNX Runtime, which the engine 'onnx' runs on,", extra="onnx"
-    ) from error
-
 _LOG = logging.getLogger(__name__)
-_ERRORS_ONLY = 3
-"""ONNX Runtime's log level, from 0 (verbose) to 4 (fatal)."""
 
 
 class OnnxEngine:
@@ -63,12 +52,13 @@ class OnnxEngine:
             checkpoint = _find_or_publish_export(checkpoint, runtime.precision)
         self._checkpoint = checkpoint
         notes = checkpoint.export_notes
-        self._session = _open_session(checkpoint, checkpoint.require(notes.graph_file))
-        # The session keeps its own arrangement of the weights, so the file's pages in memory are a
-        # second copy.
-        weights_file = checkpoint.require(notes.weights_file).resolve()
-        release_file_pages(weights_file)
-        self.hidden_bytes = weights_file.stat().st_size
+        if is_shared():
+            from unified_embeddings.engines.onnx_packed import open_shared_session
+
+            self._session = open_shared_session(checkpoint)
+        else:
+            self._session = open_session(checkpoint)
+        self.hidden_bytes = checkpoint.require(notes.weights_file).stat().st_size
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != {*INPUTS} or not needed_outputs <= outputs:
@@ -161,19 +151,6 @@ class OnnxEngine:
                     f"its graph gives {output.dtype} {output.shape} for {texts} texts of {tokens} "
                     f"tokens, where {expected[head]} is expected; export the model again"
                 )
-
-
-def _open_session(checkpoint: Checkpoint, path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu().cores
-    options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest batch
-    options.log_severity_level = _ERRORS_ONLY
-    # Spinning threads burn the cores of whatever else runs between two queries.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    with checkpoint.explain(f"ONNX Runtime cannot load {path.name}"):
-        if problem := graph_problem(path, checkpoint.export_notes.weights_file):
-            raise checkpoint.problem(f"{path.name} is not run here: {problem}")
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,10 +17,12 @@ from starlette.exceptions import HTTPException
 from unified_embeddings._version import __version__
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.serving.api_description import DescribedApp
 from unified_embeddings.serving.envelopes import Problem, bad_input_status, contract_of, describe
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
 from unified_embeddings.serving.metrics import Metrics
+from unified_embeddings.serving.refusals import describe_validation
 from unified_embeddings.serving.routes import (
     documents,
     images,
@@ -65,14 +66,16 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
         async with service:
             yield
 
-    app = FastAPI(
+    app = DescribedApp(
         title="unified-embeddings",
         summary=_SUMMARY,
         version=__version__,
         lifespan=lifespan,
         docs_url=None,  # Its page loads scripts from elsewhere; /openapi.json is offline.
         redoc_url=None,
+        redirect_slashes=False,  # Clients would lose their body, or leave the contract's statuses.
     )
+    app.needs_key = bool(settings.api_keys)
     app.state.service = service
     app.state.metrics = metrics
     app.state.image_turn = asyncio.Lock()
@@ -119,21 +122,3 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     response = write_problem(Problem(error.status_code, message, tei_kind="NotFound"), contract)
     response.headers.update(error.headers or {})
     return response
-
-
-def describe_validation(errors: Sequence[Any]) -> str:
-    """Return what is wrong with a request's body, by field, without the values that came.
-
-    A value may be a whole text, or not fit into JSON.
-    """
-    messages = []
-    for error in errors[:3]:
-        where = [part for part in error["loc"] if part != "body"]
-        path = ".".join(str(part) for part in where)
-        reason = error["msg"]
-        if error["type"] == "json_invalid":
-            path, reason = "the body", f"not JSON: {error['ctx']['error']}"
-        messages.append(f"{path or 'the body'}: {reason}")
-    if len(errors) > len(messages):
-        messages.append(f"and {len(errors) - len(messages)} more")
-    return "; ".join(messages)

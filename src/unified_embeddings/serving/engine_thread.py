@@ -36,8 +36,14 @@ class EngineThread:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._unfinished = 0
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a call is at work or waits, also one whose result nobody awaits."""
+        return self._unfinished > 0
 
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Run a function in the thread; the result is a future of the calling event loop.
@@ -60,6 +66,7 @@ class EngineThread:
                 error = RuntimeError(f"the engine raised {type(problem).__name__}")
 
             def settle() -> None:
+                self._unfinished -= 1
                 if future.done():  # Nobody waits for it any longer.
                     return
                 if error is not None:
@@ -71,6 +78,7 @@ class EngineThread:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)
 
+        self._unfinished += 1
         self._calls.put(call)
         return future
 
@@ -84,3 +92,4 @@ class EngineThread:
             if call is None:
                 return
             call()
+            del call  # It holds the texts and the result, until the next one comes.

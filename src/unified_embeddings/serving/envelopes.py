@@ -20,8 +20,9 @@ from unified_embeddings.errors import (
     StoreError,
     UnifiedEmbeddingsError,
 )
-from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError
-from unified_embeddings.serving.service import NotReadyError, TooLongError, UnknownModelError
+from unified_embeddings.serving.batcher import DeadlineError, EngineStalledError, ShutdownError
+from unified_embeddings.serving.loading import NotReadyError
+from unified_embeddings.serving.service import EmptyError, TooLongError, UnknownModelError
 
 Contract: TypeAlias = Literal["openai", "rerank", "ollama", "tei", "document"]
 
@@ -78,7 +79,7 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         return error.problem
     if isinstance(error, OverloadedError):
         return Problem(429, str(error), "rate_limit_error", "Overloaded", "rate_limit", retry_after)
-    if isinstance(error, NotReadyError | EngineStalledError):
+    if isinstance(error, NotReadyError | EngineStalledError | ShutdownError):
         return Problem(503, str(error), "server_error", "Unhealthy", "unavailable", retry_after=1)
     if isinstance(error, DeadlineError):
         return Problem(504, str(error), "server_error", "Timeout", "timeout")
@@ -88,6 +89,8 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         # TEI answers 413 to what is too long, the others answer as to any bad input.
         status = 413 if contract == "tei" else 400
         return Problem(status, str(error), code="context_length_exceeded")
+    if isinstance(error, EmptyError):
+        return Problem(400, str(error), tei_kind="Empty")
     if isinstance(error, InputError):
         return Problem(bad_input_status(contract), str(error))
     if isinstance(error, StoreError):
@@ -98,7 +101,7 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
         return Problem(500, str(error), "server_error", "Backend")
     return Problem(
         500,
-        f"the model failed on this request ({type(error).__name__}); the log has the place",
+        f"the service failed on this request ({type(error).__name__}); the log has the place",
         "server_error",
         "Backend",
     )

@@ -181,15 +181,25 @@ def read_heads(
             raise problem
     if not value:
         raise InputError(f"heads asks for no vectors; name at least one of {all_names}")
+    asked_for = tuple(head for head in HEAD_NAMES if head in value)
+    require_available(asked_for, available)
+    return asked_for
+
+
+def require_available(heads: Iterable[HeadName], available: Iterable[HeadName]) -> None:
+    """Refuse heads that the model does not give.
+
+    Raises:
+        InputError: If there are some; what the model gives is named.
+    """
     model_heads = set(available)
     given = [head for head in HEAD_NAMES if head in model_heads]
-    missing = [head for head in HEAD_NAMES if head in value and head not in model_heads]
+    missing = [head for head in heads if head not in model_heads]
     if missing:
         raise InputError(
             f"this model gives {' and '.join(given)} vectors, no {' and no '.join(missing)} ones; "
             f'send "heads": [{", ".join(map(_quoted, given))}], or ask a model that gives them'
         )
-    return tuple(head for head in HEAD_NAMES if head in value)
 
 
 def _quoted(name: str) -> str:

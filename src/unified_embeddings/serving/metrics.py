@@ -1,16 +1,18 @@
 """What the service counts, in Prometheus's text format.
 
 What lives here: the metrics of one application, in a registry of its own, so that several
-applications of one process do not share numbers. The queue and the cache are read when asked.
+applications of one process do not share numbers. The queue and the cache are read when asked. Where
+several processes serve behind one port, whichever is asked tells the metrics of all.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from unified_embeddings.serving.service import EmbeddingService
@@ -47,6 +49,8 @@ class Metrics:
             f"{_PREFIX}requests_in_flight", "Requests being answered.", registry=self._registry
         )
         self._registry.register(_ServiceCollector(service))
+        self._own_name = ""
+        self._ask_workers: Callable[[], Awaitable[dict[str, str]]] | None = None
 
     @contextlib.contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -62,9 +66,28 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def join_workers(
+        self, own_name: str, ask_workers: Callable[[], Awaitable[dict[str, str]]]
+    ) -> None:
+        """Let `write_all` tell the metrics of several processes.
+
+        Args:
+            own_name: Of this process among them.
+            ask_workers: Returns each process's name → what its `write` gave lately.
+        """
+        self._own_name, self._ask_workers = own_name, ask_workers
+
     def write(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
+        """Return this process's metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    async def write_all(self) -> bytes:
+        """Return the metrics of all processes behind the port, each labelled with its worker."""
+        if self._ask_workers is None:
+            return self.write()
+        texts = await self._ask_workers()
+        texts[self._own_name] = self.write().decode()
+        return merge_metrics(texts)
 
 
 class _ServiceCollector(Collector):
@@ -96,3 +119,42 @@ class _ServiceCollector(Collector):
             yield GaugeMetricFamily(_PREFIX + name, meaning, value=value)
         for name, (meaning, value) in counters.items():
             yield CounterMetricFamily(_PREFIX + name, meaning, value=value)
+
+
+def merge_metrics(texts: Mapping[str, str]) -> bytes:
+    r"""Put the metrics of several processes together, each sample labelled with its worker.
+
+    Args:
+        texts: A worker's name → its metrics in Prometheus's text format.
+
+    Example:
+        >>> text = "# TYPE texts counter\ntexts_total 3.0\n"
+        >>> print(merge_metrics({"0": text, "1": text}).decode())
+        # HELP texts_total
+        # TYPE texts_total counter
+        texts_total{worker="0"} 3.0
+        texts_total{worker="1"} 3.0
+    """
+    families: dict[str, Metric] = {}
+    for worker, text in sorted(texts.items()):
+        for family in text_string_to_metric_families(text):
+            merged = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                merged.add_sample(
+                    sample.name, {**sample.labels, "worker": worker}, sample.value, sample.timestamp
+                )
+    registry = CollectorRegistry()
+    registry.register(_Families(tuple(families.values())))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    """Metrics that were read from texts."""
+
+    def __init__(self, families: tuple[Metric, ...]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families

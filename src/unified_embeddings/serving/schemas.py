@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
@@ -26,7 +26,6 @@ Responses: TypeAlias = "dict[int | str, dict[str, Any]]"
 
 AnyText = Annotated[str, StringConstraints(strict=True)]
 Encoding = Literal["float", "base64"]
-TokenIds = list[Annotated[int, Field(ge=0, strict=True)]]
 
 
 class Strict(BaseModel):
@@ -91,6 +90,11 @@ _STATUSES = {
     503: "The model is being loaded, or does not answer",
     504: "Not answered within the deadline",
 }
+_FURTHER = {
+    400: "There is no text",
+    404: "Not served here",
+    502: "The store failed",
+}
 
 
 def error_responses(contract: Contract, *further: int) -> Responses:
@@ -102,7 +106,7 @@ def error_responses(contract: Contract, *further: int) -> Responses:
     """
     descriptions = {**_STATUSES, bad_input_status(contract): "The request is not usable"}
     for status in further:
-        descriptions[status] = {404: "Not served here", 502: "The store failed"}[status]
+        descriptions[status] = _FURTHER[status]
     model = _ERRORS[contract]
     return {
         status: {"model": model, "description": description}

@@ -40,14 +40,14 @@ class Search:
         assert settings.collection is not None
         self._config = config
         name = settings.collection
-        if settings.url:
+        if settings.qdrant_url:
             from qdrant_client import QdrantClient
 
-            client: Client = QdrantClient(url=settings.url, check_compatibility=False)
-            place = settings.url
+            client: Client = QdrantClient(url=settings.qdrant_url, check_compatibility=False)
+            place = settings.qdrant_url
         else:
-            client = open_folder(str(settings.path))
-            place = str(settings.path)
+            client = open_folder(str(settings.store_path))
+            place = str(settings.store_path)
         with store_errors(name, f"opening at {place}"):
             exists = client.collection_exists(name)
         if not exists:

@@ -1,7 +1,7 @@
-"""The model behind the routes: texts in, vectors out, and the state of it all.
+"""The model behind the routes: texts in, vectors out.
 
-What lives here: loading and warming up, counting tokens, the limits of one request, reranking,
-health. What does not: HTTP (`routes`, `app`), the queue (`batcher`).
+What lives here: counting tokens, the limits of one request, reranking, what is served. What does
+not: HTTP (`routes`, `app`), the queue (`batcher`), whether the model is there (`loading`).
 """
 
 from __future__ import annotations
@@ -9,36 +9,34 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unified_embeddings._version import __version__
-from unified_embeddings.embedders.base import Piece, TextEmbedder, TextLength
-from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.embedders.values import Piece, TextLength
+from unified_embeddings.errors import InputError
 from unified_embeddings.heads import colbert_score, normalise
-from unified_embeddings.serving.batcher import Batcher
-from unified_embeddings.serving.settings import ServiceSettings
+from unified_embeddings.serving.loading import LoadedModel
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
-
-if TYPE_CHECKING:
-    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
 _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
-_WARM_UP = "Foxes jump over lazy dogs."
-
-
-class NotReadyError(UnifiedEmbeddingsError):
-    """The model is not loaded yet, or the service is about to end."""
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+"""Our names of precisions → TEI's."""
+_CHARACTERS_PER_TOKEN = 4
+"""Of English; only for a guess."""
 
 
 class TooLongError(InputError):
     """A text, or a request, holds more than the service takes."""
+
+
+class EmptyError(InputError):
+    """A request holds no text where its contract asks for one."""
 
 
 class UnknownModelError(InputError):
@@ -74,7 +72,7 @@ class Answer:
         return sum(length.truncated for length in self.lengths)
 
 
-class EmbeddingService:
+class EmbeddingService(LoadedModel):
     """One embedder for many requests at once.
 
     Args:
@@ -94,77 +92,20 @@ class EmbeddingService:
         ...         answer = await service.embed(["Foxes jump."], role="query", heads=("dense",))
         ...         return answer.embeddings, answer.tokens
         >>> asyncio.run(ask())
-        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 6)
+        (Embeddings(n=1, dense=float32(1, 384), sparse=None, colbert=None), 5)
     """
-
-    def __init__(
-        self,
-        config: UnifiedEmbeddingConfig,
-        settings: ServiceSettings,
-        *,
-        prepare: Callable[[], None] | None = None,
-    ) -> None:
-        self.config = config
-        self._prepare = prepare
-        self.settings = settings
-        self.started = time.time()
-        self.load_error: UnifiedEmbeddingsError | None = None
-        self.fingerprint: str | None = None
-        self.is_draining = False
-        self._is_loaded = asyncio.Event()
-        self._tokeniser_turn = asyncio.Lock()
-        self._loading: asyncio.Task[None] | None = None
-        self.batcher = Batcher(
-            self._encode,
-            batch_tokens=settings.batch_tokens or 1024,
-            max_waiting_tokens=settings.max_waiting_tokens,
-        )
-
-    # --- state ----------------------------------------------------------------------------------
-
-    @property
-    def embedder(self) -> TextEmbedder:
-        """Return the embedder of texts."""
-        return self.config.embedder
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
         own = [self.config.model_choice]
-        own += [model.model_name for model in self.embedder.models]
-        spec = getattr(self.embedder, "spec", None)
-        if spec is not None:
-            own += [spec.choice, spec.model_id]
+        # Of a pair, only the first: whoever names the sparse model expects no dense vectors.
+        for model in self.embedder.models[:1]:
+            own.append(model.model_name)
+            spec = getattr(model, "spec", None)
+            if spec is not None:
+                own += [spec.choice, spec.model_id]
         return tuple(dict.fromkeys([*own, *self.settings.served_names]))
-
-    @property
-    def problem(self) -> str | None:
-        """Return why the service cannot answer, or None if it can."""
-        if self.load_error is not None:
-            return str(self.load_error)
-        if self.batcher.is_stalled:
-            return "the engine does not answer"
-        if self.batcher.has_failed:
-            return "the engine fails on every text"
-        return None
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether requests are answered: loaded, not draining, nothing wrong."""
-        return self._is_loaded.is_set() and not self.is_draining and self.problem is None
-
-    def require_ready(self) -> None:
-        """Refuse work that cannot be done.
-
-        Raises:
-            NotReadyError: If the model is loading, failed to load, or the service is draining.
-        """
-        if self.load_error is not None:
-            raise NotReadyError(f"the model could not be loaded: {self.load_error}")
-        if not self._is_loaded.is_set():
-            raise NotReadyError("the model is being loaded; try again in a moment")
-        if self.is_draining:
-            raise NotReadyError("the service is shutting down")
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for a model that is not served: vectors of two models never mix.
@@ -199,52 +140,6 @@ class EmbeddingService:
                 )
         return tuple(heads)
 
-    async def loaded(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            UnifiedEmbeddingsError: If that fails.
-        """
-        assert self._loading is not None, "enter the service first"
-        await asyncio.shield(self._loading)
-        if self.load_error is not None:
-            raise self.load_error
-
-    async def __aenter__(self) -> EmbeddingService:
-        await self.batcher.__aenter__()
-        self._loading = asyncio.create_task(self._load())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._loading is not None
-        self._loading.cancel()
-        await asyncio.gather(self._loading, return_exceptions=True)
-        await self.batcher.__aexit__()
-
-    async def _load(self) -> None:
-        """Load the model with a first forward pass, and measure a second."""
-        heads = self.embedder.heads
-        try:
-            self.fingerprint = await asyncio.to_thread(lambda: self.embedder.fingerprint)
-            for number in range(2):
-                # Two texts: a cached one would tell nothing about the engine's speed.
-                texts = [f"{_WARM_UP} {number}"]
-                await self.batcher.submit(
-                    texts, [16], role="document", heads=heads, timeout=24 * 3600
-                )
-            if self._prepare is not None:
-                await asyncio.to_thread(self._prepare)
-        except UnifiedEmbeddingsError as error:
-            self.load_error = error
-        except Exception as error:
-            self.load_error = UnifiedEmbeddingsError(
-                f"loading {self.config.model_choice!r} failed: {type(error).__name__}: {error}"
-            )
-        else:
-            self._is_loaded.set()
-
-    # --- work -----------------------------------------------------------------------------------
-
     async def embed(
         self,
         texts: Sequence[Text],
@@ -274,14 +169,15 @@ class EmbeddingService:
         """
         self.require_ready()
         limits = self.settings
+        seconds = min(timeout or limits.request_timeout, limits.request_timeout)
         if len(texts) > limits.max_texts:
             raise TooLongError(
                 f"{len(texts)} texts are more than the {limits.max_texts} that one request may "
                 "hold; send several requests"
             )
-        self.batcher.require_room()
         begun = time.perf_counter()
-        lengths = await self._measure(texts, role)
+        with self.batcher.expect(self._guess_tokens(texts)):
+            lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
         if not texts:
@@ -291,7 +187,7 @@ class EmbeddingService:
             [length.tokens for length in lengths],
             role=role,
             heads=heads,
-            timeout=min(timeout or limits.request_timeout, limits.request_timeout),
+            timeout=max(0.0, seconds - tokenise_seconds),
         )
         return Answer(
             embeddings=batched.embeddings,
@@ -319,10 +215,17 @@ class EmbeddingService:
             InputError: As in `embed`, or if the model gives no ColBERT vectors.
         """
         heads = self.require_heads(("colbert",), purpose="reranking")
-        asked, answered = await asyncio.gather(
-            self.embed([query], role="query", heads=heads, truncate=truncate),
-            self.embed(documents, role="document", heads=heads, truncate=truncate),
+        asking = asyncio.ensure_future(
+            self.embed([query], role="query", heads=heads, truncate=truncate)
         )
+        answering = asyncio.ensure_future(
+            self.embed(documents, role="document", heads=heads, truncate=truncate)
+        )
+        try:
+            asked, answered = await asyncio.gather(asking, answering)
+        finally:
+            asking.cancel()  # If one fails, the other is not computed for nobody.
+            answering.cancel()
         assert asked.embeddings.colbert is not None
         query_vectors = asked.embeddings.colbert[0]
         document_vectors = answered.embeddings.colbert or []
@@ -373,7 +276,7 @@ class EmbeddingService:
         return {
             "model_id": self.names[-1 - len(limits.served_names)],
             "model_sha": embedder.revision or None,
-            "model_dtype": runtime.precision if runtime else "float32",
+            "model_dtype": _DTYPES[runtime.precision if runtime else "fp32"],
             "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
             "max_concurrent_requests": limits.max_waiting_tokens,
             "max_input_length": embedder.max_length,
@@ -401,8 +304,10 @@ class EmbeddingService:
             },
         }
 
-    def _encode(self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]) -> Embeddings:
-        return self.embedder.encode(texts, role=role, heads=heads)
+    def _guess_tokens(self, texts: Sequence[Text]) -> int:
+        """Return about how many tokens texts are that are not tokenised yet."""
+        longest = self.embedder.max_length
+        return sum(min(len(text) // _CHARACTERS_PER_TOKEN + 2, longest) for text in texts)
 
     async def _measure(self, texts: Sequence[Text], role: Role) -> list[TextLength]:
         """Count each text's tokens: at once if they are short, else in another thread."""

@@ -25,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+RUNNERS = ("processes", "ray")
+"""What can run the workers of a service."""
 _MIB = 1024 * 1024
 
 
@@ -36,23 +38,28 @@ class ServiceSettings:
         host: The address to listen on; only this machine unless another is named.
         port: The port to listen on; 0 takes a free one.
         served_names: Further names that requests may give the model, besides its own.
-        batch_tokens: The most tokens of a forward pass. None takes 1,024 on a CPU, where a short
-            query waits for the pass before it, and 16,384 elsewhere.
+        batch_tokens: The most tokens of a pass, in which texts of several requests share the
+            engine. None takes 1,024 on a CPU, where a short query waits for the pass before it,
+            and 16,384 elsewhere. The model's own option of that name bounds what a forward takes
+            of a pass; `load_settings` sets both.
         max_waiting_tokens: How many tokens may wait before requests are refused with 429.
         max_texts: The most texts of one request.
         max_request_tokens: The most tokens of one request, after cutting.
-        max_body_bytes: The most bytes of a request's body.
+        max_body_bytes: The most bytes of a request's body. JSON made to do harm takes 24 times its
+            size in memory, and a second for each 8 MiB.
         auto_truncate: Whether a text over the model's length is cut where the request does not
             say; otherwise it is refused.
         request_timeout: Seconds in which a request is answered, or fails.
         receive_timeout: Seconds in which a request's body must arrive.
-        drain_timeout: Seconds that requests in hand get after SIGTERM.
+        drain_timeout: Seconds that requests in hand get after SIGTERM; the default is below the 30
+            after which Kubernetes kills.
         api_keys: Keys of which a request must bring one; none leaves the service open.
-        path: Folder of an embedded Qdrant store for `/search`.
-        url: Address of a Qdrant server for `/search`.
+        store_path: Folder of an embedded Qdrant store for `/search`.
+        qdrant_url: Address of a Qdrant server for `/search`.
         collection: The collection that `/search` reads; None switches it off.
         images: Whether `/embed_image` is offered.
-        workers: Processes behind the port.
+        workers: Processes behind the port; on Ray, the most of them.
+        runner: "processes" on this machine, or "ray".
 
     Raises:
         InputError: If a value is out of range.
@@ -70,19 +77,23 @@ class ServiceSettings:
     max_waiting_tokens: int = 262_144
     max_texts: int = 2048
     max_request_tokens: int = 1_048_576
-    max_body_bytes: int = 64 * _MIB
+    max_body_bytes: int = 16 * _MIB
     auto_truncate: bool = True
     request_timeout: float = 60.0
     receive_timeout: float = 30.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 25.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    path: str | None = None
-    url: str | None = None
+    store_path: str | None = None
+    qdrant_url: str | None = None
     collection: str | None = None
     images: bool = False
     workers: int = 1
+    runner: str = "processes"
 
     def __post_init__(self) -> None:
+        for name in ("served_names", "api_keys"):
+            if isinstance(getattr(self, name), str):  # Each letter would be a name, or a key.
+                raise InputError(f"{name} must be a tuple of texts, got one text")
         require_whole_number("port", self.port, least=0)
         if self.port > 65535:
             raise InputError(f"port must be <= 65535, got {self.port}")
@@ -100,10 +111,17 @@ class ServiceSettings:
             seconds = getattr(self, name)
             if not 0 < seconds < math.inf:
                 raise InputError(f"{name} must be seconds > 0, got {seconds!r}")
+        if self.runner not in RUNNERS:
+            raise InputError(f"runner must be {' or '.join(RUNNERS)}, got {self.runner!r:.80}")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InputError("an API key must be ASCII and not blank")
-        if self.collection is not None and not (self.path or self.url):
-            raise InputError("a collection for /search needs a path or a url to open it at")
+        if self.collection is not None and not (self.store_path or self.qdrant_url):
+            raise InputError("a collection for /search needs --path or --url to open it at")
+        if self.store_path is not None and (self.workers > 1 or self.runner == "ray"):
+            raise InputError(
+                "several workers cannot open one embedded store; serve it with one worker, or copy "
+                "it to a Qdrant server and name its url"
+            )
 
 
 def load_settings(
@@ -118,8 +136,10 @@ def load_settings(
         file: A TOML file: settings at its top, the model's options in a table `[model]`.
         environ: Variables. UNIFIED_EMBEDDINGS_HOST, _PORT and so on name each setting, and those
             of `UnifiedEmbeddingConfig.from_env` the model's options; GPU_DEVICE is the device and
-            QUANTIZATION the precision where these are not named. UNIFIED_EMBEDDINGS_API_KEYS lists
-            keys with commas, UNIFIED_EMBEDDINGS_API_KEY_FILE names a file with one in each line.
+            QUANTIZATION the precision where no variable of ours names them.
+            UNIFIED_EMBEDDINGS_API_KEYS lists keys with commas, _API_KEY_FILE names a file with one
+            in each line. _BATCH_TOKENS is the service's and the model's, as batch_tokens is from a
+            flag or from the file's top, unless the table `[model]` has its own.
         flags: Settings from the command line; None counts as not given.
         model_flags: The model's options from the command line; None counts as not given.
 
@@ -137,11 +157,25 @@ def load_settings(
     key_file = values.pop("api_key_file", None)
     if key_file is not None:
         values["api_keys"] = (*values.get("api_keys", ()), *read_keys(Path(str(key_file))))
-    options = {**model_from_file, **read_options(environ, model_flags)}
+    settings = ServiceSettings(**values)
+    return settings, _read_model_options(environ, model_from_file, model_flags, settings)
+
+
+def _read_model_options(
+    environ: Mapping[str, str],
+    from_file: Options,
+    flags: Mapping[str, Any],
+    settings: ServiceSettings,
+) -> Options:
+    """Return the options of `UnifiedEmbeddingConfig`; see `load_settings`."""
+    options = dict(from_file)
     device = environ.get("GPU_DEVICE", "").strip()
     if device:
-        options.setdefault("device", device)
-    return ServiceSettings(**values), options
+        options["device"] = device
+    options |= read_options(environ, flags)
+    if settings.batch_tokens is not None and "batch_tokens" not in from_file:
+        options["batch_tokens"] = settings.batch_tokens
+    return options
 
 
 def read_keys(file: Path) -> tuple[str, ...]:
@@ -181,11 +215,12 @@ def _read_file(file: Path | None) -> tuple[Options, Options]:
 def _read_environment(environ: Mapping[str, str]) -> Options:
     settings: Options = {}
     for name in _TYPES:
-        # BATCH_TOKENS is the model's, as `from_env` has it; the service takes it for both.
         variable = PREFIX + name.upper()
         text = environ.get(variable, "").strip()
         if text:
             settings[name] = _read(variable, name, text)
+    if settings.get("api_keys") == ():
+        raise InputError(f"{PREFIX}API_KEYS is set and holds no key; list them with commas")
     return settings
 
 
@@ -195,6 +230,8 @@ def _field_types() -> dict[str, object]:
 
 
 _TYPES = _field_types()
+_SECRETS = ("api_keys",)
+"""Settings whose values no message shows."""
 
 
 def _check(label: str, name: str, value: object) -> object:
@@ -207,15 +244,16 @@ def _check(label: str, name: str, value: object) -> object:
         known = ", ".join(sorted(_TYPES))
         raise InputError(f"{label}: unknown setting; the settings are {known}, and [model]")
     expected = _kinds(name)
-    if tuple in expected and isinstance(value, list):
-        if not all(isinstance(item, str) for item in value):
-            raise InputError(f"{label}: expected a list of texts, got {value!r:.80}")
+    shown = "something else" if name in _SECRETS else f"{value!r:.80}"
+    if tuple in expected:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InputError(f"{label}: expected a list of texts, got {shown}")
         return tuple(value)
     if float in expected and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) not in expected:
         names = " or ".join(kind.__name__ for kind in expected if kind is not type(None))
-        raise InputError(f"{label}: expected {names}, got {value!r:.80}")
+        raise InputError(f"{label}: expected {names}, got {shown}")
     return value
 
 

@@ -1,13 +1,14 @@
 """This machine's processor, and what model libraries make of the machine when they are imported.
 
-What lives here: facts that are read once, without any model library, and the variables that such a
-library must find at its import. What does not: which precision or engine follows from the facts
-(`engines`).
+What lives here: facts that are read once, without any model library, the variables that such a
+library must find at its import, and this process's share of the machine. What does not: which
+precision or engine follows from the facts (`engines`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
@@ -36,6 +37,16 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's driver, of Windows' for its Linux, and of AMD's."""
 _NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 """Variables that switch ONNX Runtime's telemetry off, in its present version and in another."""
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS",
+)  # fmt: skip
+"""Variables that set the threads of torch, of matrix libraries and of tokenizers."""
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+_PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+"""Where Linux tells a container how much processor time it may have (control groups)."""
+_processes = 1
+"""How many processes like this one share the machine; see `share_machine`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class Cpu:
 
     Attributes:
         name: Its name, as the system reports it.
-        cores: Number of logical processors that this process may run on.
+        cores: Number of logical processors that this process may run on, within what its container
+            may use of them.
         flags: Its instruction sets that matter to speed. Empty if the system does not report them.
     """
 
@@ -96,9 +108,64 @@ def _read_cpu_info() -> dict[str, str]:
 
 
 def _usable_cores() -> int:
+    cores = _visible_cores()
+    quota = _read_quota()
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
+
+
+def _visible_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Only Linux can tie a process to some of the cores.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _read_quota() -> float | None:
+    """Return how many cores' time this process's container may use; None if it has no limit.
+
+    `docker run --cpus 2` and Kubernetes' limits set it. The container still sees every core, and a
+    library that starts a thread for each of them is stopped for most of the time.
+    """
+    try:
+        if _QUOTA_V2.is_file():
+            quota, period = _QUOTA_V2.read_text("utf-8").split()
+        else:
+            quota, period = _QUOTA_V1.read_text("utf-8"), _PERIOD_V1.read_text("utf-8")
+        cores = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # No such files, or "max".
+        return None
+    return cores if cores > 0 else None  # In version 1, -1 is no limit.
+
+
+def share_machine(processes: int) -> None:
+    """Note that this process is one of several alike, which share cores and weights.
+
+    Call it before a model is loaded. Engines then take an equal share of the cores, and weights
+    that can be shared are; the variables of `thread_variables` have to be in the environment.
+    """
+    global _processes
+    _processes = processes
+
+
+def is_shared() -> bool:
+    """Tell whether this process is one of several alike; see `share_machine`."""
+    return _processes > 1
+
+
+def thread_count() -> int:
+    """Return how many threads an engine should take: this process's share of the cores."""
+    return max(1, cpu().cores // _processes)
+
+
+def thread_variables(processes: int) -> dict[str, str]:
+    """Return the variables with which each of several processes takes its share of the cores.
+
+    For one process they are needed only where its container may use fewer cores than it sees.
+    Libraries read them when they are imported. What is set already is left out.
+    """
+    if processes == 1 and cpu().cores == _visible_cores():
+        return {}
+    threads = str(max(1, cpu().cores // processes))
+    return {name: threads for name in _THREAD_VARIABLES if name not in os.environ}
 
 
 def may_have_gpu() -> bool:

@@ -15,7 +15,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -45,6 +45,8 @@ class ChildProcess(Generic[T]):
         arguments: Its arguments, which are pickled.
         show_stderr: Whether the child's standard error goes to this process's. If not, an error
             quotes its last line.
+        handles: File descriptors that the child inherits under the same numbers (POSIX).
+        variables: What is added to the child's environment.
 
     Raises:
         ChildFailedError: If this is a frozen program, which has no interpreter to run.
@@ -62,6 +64,8 @@ class ChildProcess(Generic[T]):
         arguments: Sequence[object] = (),
         *,
         show_stderr: bool = True,
+        handles: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         if getattr(sys, "frozen", False) or not sys.executable:
             raise ChildFailedError(
@@ -78,7 +82,8 @@ class ChildProcess(Generic[T]):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            env=os.environ | dict(variables or {}) | {"PYTHONSAFEPATH": "1"},
+            pass_fds=tuple(handles),
             # In a session of its own the terminal's Ctrl-C does not reach the child.
             start_new_session=True,
         )
@@ -88,14 +93,14 @@ class ChildProcess(Generic[T]):
                 self._process.stdin.write(request)
                 self._process.stdin.flush()
         except BaseException:
-            self._end()
+            self.close()
             raise
 
     def __enter__(self) -> ChildProcess[T]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.close()
 
     @property
     def pid(self) -> int:
@@ -131,7 +136,18 @@ class ChildProcess(Generic[T]):
         self._was_killed = True
         self._process.kill()
 
-    def _end(self) -> None:
+    def terminate(self) -> None:
+        """Ask the process to end, as SIGTERM does; it may finish what it is at. Idempotent."""
+        self._process.terminate()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the process to end, and tell whether it has."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """Kill the process if it lives, and free what it took here. Idempotent."""
         self._process.kill()  # Does nothing if it has ended.
         with contextlib.suppress(OSError), self._process:
             pass  # Closes the pipes and waits.

@@ -85,7 +85,7 @@ class M3Answer(Strict):
 
 
 class QueryInput(Exact):
-    """Document 002's action."""
+    """Document 002's action, which its request holds under "input"."""
 
     action: Literal["embed_query", "embed_batch", "health_check"] = "embed_query"
     query: AnyText | None = None
@@ -94,21 +94,28 @@ class QueryInput(Exact):
     heads: Annotated[list[HeadName], Field(min_length=1)] | None = None
 
 
-class QueryRequest(Exact):
-    """Document 002's request."""
-
-    input: QueryInput
-
-
 M3Body = Annotated[Any, WithJsonSchema(M3Request.model_json_schema())]
 """Described by the model above, and checked by `contracts`, whose messages say what to do."""
-QueryBody = Annotated[Any, WithJsonSchema(QueryRequest.model_json_schema())]
+QueryBody = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"input": QueryInput.model_json_schema()},
+            "required": ["input"],
+            "additionalProperties": False,
+        }
+    ),
+]
 _M3_EXAMPLE = {"texts": ["Foxes jump."], "isPassage": False, "heads": ["dense", "sparse"]}
 _QUERY_EXAMPLE = {"input": {"action": "embed_query", "query": "Who jumps?"}}
 
 
 @router.post("/v1/m3", response_model=M3Answer, responses=error_responses("document"))
-async def m3(request: Request, body: Annotated[M3Body, Body(examples=[_M3_EXAMPLE])]) -> Response:
+async def m3(
+    request: Request,
+    body: Annotated[M3Body, Body(openapi_examples={"Document 000": {"value": _M3_EXAMPLE}})],
+) -> Response:
     """Embed texts as dense, sparse and ColBERT vectors, in one pass."""
     service = service_of(request)
     service.require_ready()
@@ -126,7 +133,8 @@ async def m3(request: Request, body: Annotated[M3Body, Body(examples=[_M3_EXAMPL
 
 @router.post("/query", response_model=dict[str, Any], responses=error_responses("document"))
 async def query(
-    request: Request, body: Annotated[QueryBody, Body(examples=[_QUERY_EXAMPLE])]
+    request: Request,
+    body: Annotated[QueryBody, Body(openapi_examples={"Document 002": {"value": _QUERY_EXAMPLE}})],
 ) -> Response:
     """Embed a query, several queries, or texts; or tell what the service runs on."""
     service = service_of(request)

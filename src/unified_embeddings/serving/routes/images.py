@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from starlette.datastructures import State
 
 from unified_embeddings.errors import InputError
@@ -31,14 +31,21 @@ router = APIRouter(route_class=StrictRoute, tags=["Images"])
 
 _MOST_IMAGES = 64
 """Images of one request: an encoded image of a few kilobytes can hold 64 million pixels."""
+_TEXT_SCHEMA = {"type": "string"}
+_TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
+# Without null, which none of the three may be if the others are absent.
 
 
 class ImageRequest(Strict):
     """Images in base64 or as data: URIs, or texts to find images with; one of the three."""
 
-    image: AnyText | None = None
-    images: list[AnyText] | None = None
-    texts: list[AnyText] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [name]} for name in ("image", "images", "texts")]}
+    )
+
+    image: Annotated[AnyText | None, WithJsonSchema(_TEXT_SCHEMA)] = None
+    images: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    texts: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")

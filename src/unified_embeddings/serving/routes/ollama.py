@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import Field
 
 from unified_embeddings._version import __version__
+from unified_embeddings.serving.refusals import Texts
 from unified_embeddings.serving.schemas import (
     AnyText,
     Strict,
@@ -23,15 +24,18 @@ from unified_embeddings.serving.service import EmbeddingService, shorten
 router = APIRouter(route_class=StrictRoute, tags=["Ollama"])
 
 
+Ignored = Annotated[Any, Field(description="Has no effect: the model stays as it was loaded.")]
+
+
 class EmbedRequest(Strict):
     """Ollama's request for one vector or several."""
 
     model: AnyText
-    input: AnyText | list[AnyText]
+    input: Texts
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    options: dict[str, Any] | None = None
-    keep_alive: int | float | str | None = None
+    options: Ignored = None
+    keep_alive: Ignored = None
 
 
 class EmbedAnswer(Strict):
@@ -49,8 +53,8 @@ class PromptRequest(Strict):
 
     model: AnyText
     prompt: AnyText
-    options: dict[str, Any] | None = None
-    keep_alive: int | float | str | None = None
+    options: Ignored = None
+    keep_alive: Ignored = None
 
 
 class PromptAnswer(Strict):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import Field
 
-from unified_embeddings.serving.routes.tei import Inputs, read_inputs
+from unified_embeddings.serving.refusals import Inputs
+from unified_embeddings.serving.routes.tei import read_inputs
 from unified_embeddings.serving.schemas import (
     AnyText,
     Encoding,
@@ -18,7 +19,7 @@ from unified_embeddings.serving.schemas import (
     service_of,
     write_json,
 )
-from unified_embeddings.serving.service import shorten
+from unified_embeddings.serving.service import EmbeddingService, shorten
 from unified_embeddings.types import Role
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
@@ -113,9 +114,24 @@ async def embeddings(
 async def models(request: Request) -> Response:
     """List the names that the served model answers to."""
     service = service_of(request)
-    created = int(service.started)
-    data = [
-        {"id": name, "object": "model", "created": created, "owned_by": "unified-embeddings"}
-        for name in service.names
-    ]
+    data = [_describe(service, name) for name in service.names]
     return write_json({"object": "list", "data": data})
+
+
+@router.get(
+    "/v1/models/{name:path}", response_model=Model, responses=error_responses("openai", 404)
+)
+async def model(request: Request, name: Annotated[str, Path(examples=["bge-m3"])]) -> Response:
+    """Tell about one name of the served model."""
+    service = service_of(request)
+    service.require_model(name)
+    return write_json(_describe(service, name))
+
+
+def _describe(service: EmbeddingService, name: str) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(service.started),
+        "owned_by": "unified-embeddings",
+    }

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from unified_embeddings._version import __version__
+from unified_embeddings.serving.loading import NotReadyError
 from unified_embeddings.serving.metrics import CONTENT_TYPE, Metrics
 from unified_embeddings.serving.schemas import (
     Strict,
@@ -16,7 +17,6 @@ from unified_embeddings.serving.schemas import (
     service_of,
     write_json,
 )
-from unified_embeddings.serving.service import NotReadyError
 
 router = APIRouter(route_class=StrictRoute, tags=["Operations"])
 
@@ -83,7 +83,7 @@ async def info(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Tell the counters in Prometheus's text format."""
     counters: Metrics = request.app.state.metrics
-    return Response(counters.write(), headers={"content-type": CONTENT_TYPE})
+    return Response(await counters.write_all(), headers={"content-type": CONTENT_TYPE})
 
 
 def _status(request: Request) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import Field
 
+from unified_embeddings.serving.refusals import Documents
 from unified_embeddings.serving.schemas import (
     AnyText,
     Strict,
@@ -22,7 +23,7 @@ router = APIRouter(route_class=StrictRoute, tags=["Rerank: Jina, Cohere, vLLM"])
 
 
 class DocumentText(Strict):
-    """A document as an object, as Cohere's first version and Jina allow it."""
+    """A document in an answer."""
 
     text: AnyText
 
@@ -32,7 +33,7 @@ class RerankRequest(Strict):
 
     model: AnyText | None = None
     query: AnyText
-    documents: list[AnyText | DocumentText]
+    documents: Documents
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = False
 
@@ -79,11 +80,8 @@ async def rerank(
     """
     service = service_of(request)
     service.require_model(body.model)
-    documents = []
-    for document in body.documents:
-        documents.append(document if isinstance(document, str) else document.text)
     return await answer_documents(
-        service, body.query, documents, body.top_n, return_documents=body.return_documents
+        service, body.query, body.documents, body.top_n, return_documents=body.return_documents
     )
 
 

@@ -12,22 +12,34 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import Discriminator, Field, Tag
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.serving.routes.rerank import answer_documents, rank
+from unified_embeddings.serving.refusals import (
+    DOCUMENT_BODY,
+    RERANK_BODY,
+    SIMILARITY_BODY,
+    TEI_BODY,
+    Inputs,
+    InputValue,
+    Texts,
+)
+from unified_embeddings.serving.routes.rerank import (
+    RerankAnswer,
+    RerankRequest,
+    answer_documents,
+    rank,
+)
 from unified_embeddings.serving.schemas import (
     AnyText,
     Strict,
     StrictRoute,
-    TokenIds,
     error_responses,
     service_of,
     write_json,
 )
-from unified_embeddings.serving.service import Answer, EmbeddingService, shorten
+from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError, shorten
 from unified_embeddings.types import HeadName, Role, SparseVector, Text
 
 router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
 
-Inputs = AnyText | list[AnyText] | TokenIds | list[TokenIds]
 PromptName = Literal["query", "passage", "document"]
 
 
@@ -88,7 +100,7 @@ class SimilarityRequest(Strict):
 class TokenizeRequest(Strict):
     """TEI's request for tokens."""
 
-    inputs: AnyText | list[AnyText]
+    inputs: Texts
     add_special_tokens: bool = True
 
 
@@ -103,11 +115,10 @@ class Token(Strict):
 
 
 class RankRequest(Strict):
-    """TEI's request to rerank, or vLLM's at the same path."""
+    """TEI's request to rerank."""
 
     query: AnyText
-    texts: list[AnyText] | None = None
-    documents: list[AnyText] | None = None
+    texts: list[AnyText]
     top_n: Annotated[int, Field(ge=0)] | None = None
     raw_scores: bool = False
     return_text: bool = False
@@ -125,25 +136,62 @@ class Rank(Strict):
 def _kind_of_embed(value: Any) -> str:
     """Tell TEI's body from document 001's."""
     if isinstance(value, dict):
-        return "text" if "text" in value and "inputs" not in value else "inputs"
-    return "text" if isinstance(value, TextRequest) else "inputs"
+        is_document = "text" in value and "inputs" not in value
+    else:
+        is_document = isinstance(value, TextRequest)
+    return DOCUMENT_BODY if is_document else TEI_BODY
+
+
+def _kind_of_any(value: Any) -> str:
+    """Tell the bodies of `/embed` from that of `/similarity`, whose inputs are an object."""
+    is_comparison = isinstance(value, SimilarityRequest)
+    if isinstance(value, dict):
+        is_comparison = isinstance(value.get("inputs"), dict)
+    return SIMILARITY_BODY if is_comparison else _kind_of_embed(value)
+
+
+def _kind_of_rank(value: Any) -> str:
+    """Tell TEI's body from vLLM's, which comes to the same path."""
+    is_vllms = isinstance(value, RerankRequest)
+    if isinstance(value, dict):
+        is_vllms = "documents" in value and "texts" not in value
+    return RERANK_BODY if is_vllms else TEI_BODY
 
 
 EitherRequest = Annotated[
-    Annotated[EmbedRequest, Tag("inputs")] | Annotated[TextRequest, Tag("text")],
+    Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(DOCUMENT_BODY)],
     Discriminator(_kind_of_embed),
 ]
+AnyRequest = Annotated[
+    Annotated[EmbedRequest, Tag(TEI_BODY)]
+    | Annotated[TextRequest, Tag(DOCUMENT_BODY)]
+    | Annotated[SimilarityRequest, Tag(SIMILARITY_BODY)],
+    Discriminator(_kind_of_any),
+]
+EitherRank = Annotated[
+    Annotated[RankRequest, Tag(TEI_BODY)] | Annotated[RerankRequest, Tag(RERANK_BODY)],
+    Discriminator(_kind_of_rank),
+]
+_COMPARISON = {"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}
 _EMBED_EXAMPLES: dict[str, Any] = {
     "TEI": {"value": {"inputs": ["Foxes jump.", "Dogs sleep."], "truncate": True}},
     "Document 001": {"value": {"text": "Foxes jump."}},
 }
+_RANK_EXAMPLES: dict[str, Any] = {
+    "TEI": {"value": {"query": "Who jumps?", "texts": ["Foxes jump.", "Dogs sleep."]}},
+    "vLLM": {"value": {"query": "Who jumps?", "documents": ["Foxes jump."], "top_n": 1}},
+}
+_ROOT_EXAMPLES = {**_EMBED_EXAMPLES, "Similarity": {"value": _COMPARISON}}
 
 
 async def embed(
     request: Request, body: Annotated[EitherRequest, Body(openapi_examples=_EMBED_EXAMPLES)]
 ) -> Response:
     """Embed texts as dense vectors."""
-    service = service_of(request)
+    return await _answer_embed(service_of(request), body)
+
+
+async def _answer_embed(service: EmbeddingService, body: EmbedRequest | TextRequest) -> Response:
     if isinstance(body, TextRequest):
         answer = await service.embed([body.text], role="document", heads=("dense",))
         assert answer.embeddings.dense is not None
@@ -158,19 +206,32 @@ async def embed(
     return write_json(shorten(answer.embeddings.dense, body.dimensions), answer)
 
 
-for _path in ("/embed", "/"):
-    router.add_api_route(
-        _path,
-        embed,
-        methods=["POST"],
-        response_model=list[list[float]] | TextAnswer,
-        responses=error_responses("tei"),
-        operation_id=f"embed{'_root' * (_path == '/')}",
-    )
+router.add_api_route(
+    "/embed",
+    embed,
+    methods=["POST"],
+    response_model=list[list[float]] | TextAnswer,
+    responses=error_responses("tei", 400),
+)
 
 
 @router.post(
-    "/embed_sparse", response_model=list[list[SparseValue]], responses=error_responses("tei")
+    "/",
+    response_model=list[list[float]] | TextAnswer | list[float],
+    responses=error_responses("tei", 400),
+)
+async def embed_or_compare(
+    request: Request, body: Annotated[AnyRequest, Body(openapi_examples=_ROOT_EXAMPLES)]
+) -> Response:
+    """Embed texts, or compare sentences: what `InferenceClient` sends to a bare address."""
+    service = service_of(request)
+    if isinstance(body, SimilarityRequest):
+        return await _answer_similarity(service, body)
+    return await _answer_embed(service, body)
+
+
+@router.post(
+    "/embed_sparse", response_model=list[list[SparseValue]], responses=error_responses("tei", 400)
 )
 async def embed_sparse(
     request: Request,
@@ -182,7 +243,9 @@ async def embed_sparse(
     return write_json([_list_weights(vector) for vector in vectors], answer)
 
 
-@router.post("/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei"))
+@router.post(
+    "/embed_all", response_model=list[list[list[float]]], responses=error_responses("tei", 400)
+)
 async def embed_all(
     request: Request,
     body: Annotated[InputsRequest, Body(examples=[{"inputs": ["Foxes jump."]}])],
@@ -192,25 +255,22 @@ async def embed_all(
     return write_json(answer.embeddings.colbert, answer)
 
 
-@router.post("/rerank", response_model=list[Rank], responses=error_responses("tei"))
+@router.post(
+    "/rerank", response_model=list[Rank] | RerankAnswer, responses=error_responses("tei", 404)
+)
 async def rerank(
-    request: Request,
-    body: Annotated[
-        RankRequest,
-        Body(examples=[{"query": "Who jumps?", "texts": ["Foxes jump.", "Dogs sleep."]}]),
-    ],
+    request: Request, body: Annotated[EitherRank, Body(openapi_examples=_RANK_EXAMPLES)]
 ) -> Response:
     """Rank texts by ColBERT's late interaction with a query; best first.
 
     A score is the mean over the query's tokens of their best cosine similarity, -1 to 1.
     """
     service = service_of(request)
-    if body.documents is not None and body.texts is None:
+    if isinstance(body, RerankRequest):
+        service.require_model(body.model)
         return await answer_documents(
             service, body.query, body.documents, body.top_n, return_documents=True
         )
-    if body.texts is None:
-        raise InputError("texts is missing: the texts to rank, as a list")
     scores, answer = await service.rerank(body.query, body.texts, truncate=body.truncate)
     ranks: list[dict[str, object]] = []
     for index in rank(scores, body.top_n):
@@ -224,16 +284,15 @@ async def rerank(
 @router.post("/similarity", response_model=list[float], responses=error_responses("tei"))
 async def similarity(
     request: Request,
-    body: Annotated[
-        SimilarityRequest,
-        Body(
-            examples=[{"inputs": {"source_sentence": "Foxes jump.", "sentences": ["A fox leaps."]}}]
-        ),
-    ],
+    body: Annotated[SimilarityRequest, Body(examples=[_COMPARISON])],
 ) -> Response:
     """Compare a sentence with others: the cosine similarities of their dense vectors."""
+    return await _answer_similarity(service_of(request), body)
+
+
+async def _answer_similarity(service: EmbeddingService, body: SimilarityRequest) -> Response:
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
-    answer = await service_of(request).embed(texts, role="document", heads=("dense",))
+    answer = await service.embed(texts, role="document", heads=("dense",))
     dense = answer.embeddings.dense
     assert dense is not None
     return write_json(dense[1:] @ dense[0], answer)
@@ -272,7 +331,7 @@ async def _embed(
     return await service.embed(texts, role=role, heads=heads, truncate=body.truncate)
 
 
-def read_inputs(service: EmbeddingService, inputs: Inputs) -> list[Text]:
+def read_inputs(service: EmbeddingService, inputs: InputValue) -> list[Text]:
     """Return the texts of a request that may be one or several, as text or as token ids.
 
     Raises:
@@ -281,7 +340,7 @@ def read_inputs(service: EmbeddingService, inputs: Inputs) -> list[Text]:
     if isinstance(inputs, str):
         return [inputs]
     if not inputs:
-        raise InputError("the list of inputs is empty; send at least one text")
+        raise EmptyError("the list of inputs is empty; send at least one text")
     texts: list[Text] = []
     single_ids: list[int] = []
     for item in inputs:

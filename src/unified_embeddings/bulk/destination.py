@@ -1,0 +1,78 @@
+"""Where a job works, and where its outputs go.
+
+What lives here: the job's folder, and bringing outputs to an object store at the end. What does
+not: the store itself (`object_store`), and writing outputs (`output`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from unified_embeddings.bulk.input_files import Source
+from unified_embeddings.bulk.object_store import (
+    default_work_folder,
+    is_url,
+    require_writable,
+    upload_files,
+)
+from unified_embeddings.bulk.options import ModelReport
+from unified_embeddings.bulk.output import FAILED_FILE
+from unified_embeddings.errors import InputError
+
+
+def choose_folder(source: Source, output: str | os.PathLike[str], work_dir: Path | None) -> Path:
+    """Return the folder that the job works in, on this machine.
+
+    Args:
+        source: The input.
+        output: A folder, which is the job's own too, or a URL on an object store.
+        work_dir: The folder if `output` is a URL; None takes one in the user's cache.
+
+    Raises:
+        InputError: If there is a `work_dir` and `output` is no URL, or neither it nor the input
+            tells this job from others.
+    """
+    if isinstance(output, str) and is_url(output):
+        return work_dir or default_work_folder(source, output)
+    if work_dir is not None:
+        raise InputError("--work-dir goes with an --output on an object store; leave it out")
+    return Path(output)
+
+
+def require_destination(output: str | os.PathLike[str]) -> None:
+    """Refuse outputs on an object store that cannot be written to.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if isinstance(output, str) and is_url(output):
+        require_writable(output)
+
+
+def upload_reports(reports: Sequence[ModelReport], url: str, folder: Path) -> list[ModelReport]:
+    """Upload the outputs, and remove them here once all of them are on the store.
+
+    Args:
+        reports: Of all models, with the paths of their files.
+        url: The folder on the store.
+        folder: The job's own.
+
+    Returns:
+        The reports, with the files' URLs.
+
+    Raises:
+        UploadError: If one cannot be uploaded.
+    """
+    uploaded = []
+    for report in reports:
+        files = [Path(file) for file in report.files]
+        urls = upload_files(files, url, folder)
+        uploaded.append(dataclasses.replace(report, files=tuple(urls)))
+    upload_files([folder / FAILED_FILE], url, folder)
+    for report in reports:
+        for file in report.files:
+            Path(file).unlink(missing_ok=True)
+    return uploaded

@@ -1,0 +1,96 @@
+"""Embedding what a checked request asks for, in steps between which it can be given up.
+
+What lives here: the calls of an embedder. What does not: what requests and answers look like
+(`contracts`), and whose turn it is (`query_worker`, RunPod's queue).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.values import SPECIAL_TOKENS
+from unified_embeddings.serving.contracts import Usage
+from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
+
+_STEP = 16
+"""Texts that are embedded without looking whether the answer is still wanted."""
+
+
+def embed(
+    embedder: TextEmbedder,
+    texts: Sequence[str],
+    role: Role,
+    heads: Sequence[HeadName],
+    *,
+    step: int | None = None,
+    before_step: Callable[[], None] = lambda: None,
+) -> Embeddings:
+    """Return the vectors of some texts.
+
+    Args:
+        embedder: Whose vectors.
+        texts: n texts.
+        role: What they are embedded as.
+        heads: The vectors asked for, which the embedder gives.
+        step: Texts that are embedded at a time; None embeds all at once.
+        before_step: Called before each step; what it raises ends the work.
+
+    Raises:
+        UnifiedEmbeddingsError: As `TextEmbedder.encode_documents`.
+    """
+    encode = embedder.encode_documents if role == "document" else embedder.encode_queries
+    step = step or max(len(texts), 1)
+    parts = []
+    for start in range(0, max(len(texts), 1), step):
+        before_step()
+        parts.append(
+            encode(
+                texts[start : start + step],
+                dense="dense" in heads,
+                sparse="sparse" in heads,
+                colbert="colbert" in heads,
+            )
+        )
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def embed_in_steps(
+    embedder: TextEmbedder,
+    texts: Sequence[str],
+    role: Role,
+    heads: Sequence[HeadName],
+    before_step: Callable[[], None],
+) -> Embeddings:
+    """Return the vectors of some texts, a few at a time; see `embed`."""
+    return embed(embedder, texts, role, heads, step=_STEP, before_step=before_step)
+
+
+def count_usage(embedder: TextEmbedder, texts: Sequence[str]) -> Usage:
+    """Return how many tokens of some texts the model reads, and how many texts it cuts."""
+    tokens = truncated = 0
+    for text in texts:
+        length = len(embedder.tokenise(text)) + SPECIAL_TOKENS
+        tokens += min(length, embedder.max_length)
+        truncated += length > embedder.max_length
+    return Usage(prompt_tokens=tokens, truncated=truncated)
+
+
+def _join(parts: Sequence[Embeddings]) -> Embeddings:
+    """Return the vectors of several steps as those of one call."""
+    dense: list[FloatArray] = []
+    sparse: list[SparseVector] = []
+    colbert: list[FloatArray] = []
+    for part in parts:
+        if part.dense is not None:
+            dense.append(part.dense)
+        sparse += part.sparse or []
+        colbert += part.colbert or []
+    first = parts[0]
+    return Embeddings(
+        dense=None if first.dense is None else np.concatenate(dense),
+        sparse=None if first.sparse is None else sparse,
+        colbert=None if first.colbert is None else colbert,
+    )
