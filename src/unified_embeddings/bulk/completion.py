@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unified_embeddings._version import __version__
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.job import Journal, OtherJobError
-from unified_embeddings.bulk.options import DEFAULT_SLICE_ROWS, BulkOptions, Format
+from unified_embeddings.bulk.options import DEFAULT_SLICE_ROWS, BulkOptions, choose_heads
 from unified_embeddings.bulk.output import OutputPlan, write_metadata, write_outputs
 from unified_embeddings.bulk.parts import read_part
 from unified_embeddings.bulk.planning import digest_input
@@ -29,6 +29,25 @@ from unified_embeddings.types import HeadName
 
 _LARGEST_ID = 2**31 - 1
 """Columns of a sparse matrix where the model does not tell its vocabulary."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What is to be computed with one model.
+
+    Attributes:
+        model: Its name.
+        embedder: The model itself, in this process.
+        heads: The vectors.
+        options: Of the job.
+        description: All that decides what the parts hold; plain JSON values.
+    """
+
+    model: str
+    embedder: TextEmbedder
+    heads: tuple[HeadName, ...]
+    options: BulkOptions
+    description: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -69,16 +88,40 @@ class FinishedOutputs:
     files: tuple[Path, ...]
 
 
+def plan_model(model: str, embedder: TextEmbedder, options: BulkOptions) -> ModelPlan:
+    """Return what is to be computed with a model.
+
+    Raises:
+        InputError: If the model does not give the vectors that are asked for.
+    """
+    heads = choose_heads(embedder, options.heads)
+    description = {
+        "model": model,
+        "fingerprint": embedder.fingerprint,
+        "max_length": embedder.max_length,
+        "heads": list(heads),
+        "role": options.role,
+        "prefix": options.prefix,
+        "dtype": options.dtype,
+        "part_rows": options.checkpoint_interval,
+        "slice_rows": options.batch_size or DEFAULT_SLICE_ROWS,
+        "batch_tokens": options.batch_tokens,
+        "dedupe": options.dedupe,
+        "keep_texts": options.collection is not None,
+        "model_options": {key: str(value) for key, value in options.model_options.items()},
+    }
+    return ModelPlan(model, embedder, heads, options, description)
+
+
 def find_finished(
-    folder: Path, model: str, description: Mapping[str, object], formats: Sequence[Format]
+    folder: Path, plan: ModelPlan, has_file: Callable[[str, int], bool]
 ) -> FinishedOutputs | None:
-    """Find a model's finished outputs in a folder.
+    """Find a model's finished outputs.
 
     Args:
-        folder: Of the outputs.
-        model: The model's name.
-        description: All that decides what the outputs hold, besides the input.
-        formats: The outputs that are asked for.
+        folder: Of the job, where the metadata are.
+        plan: What is asked for.
+        has_file: Tells whether there is an output with a name and a size in bytes.
 
     Returns:
         None if there are none, or some of what is asked for is not there as it was written.
@@ -86,7 +129,7 @@ def find_finished(
     Raises:
         OtherJobError: If there are outputs of another job; what differs is named.
     """
-    path = folder / f"{safe_file_name(model)}.metadata.json"
+    path = folder / f"{safe_file_name(plan.model)}.metadata.json"
     try:
         metadata = json.loads(path.read_text("utf-8"))
         sizes = dict(metadata["files"])
@@ -102,16 +145,16 @@ def find_finished(
     except (OSError, ValueError, KeyError, TypeError):
         return None
     differences = []
-    for key, wanted in json.loads(json.dumps(description)).items():
+    for key, wanted in json.loads(json.dumps(plan.description)).items():
         if metadata.get(key) != wanted:
             differences.append(f"{key} is {wanted!r:.60}, was {metadata.get(key)!r:.60}")
     if differences:
-        raise other_outputs(folder, model, "; ".join(differences))
-    if not set(formats) <= there or not all(
-        _has_size(folder / name, size) for name, size in sizes.items()
+        raise other_outputs(folder, plan.model, "; ".join(differences))
+    if set(plan.options.formats) <= there and all(
+        has_file(name, size) for name, size in sizes.items()
     ):
-        return None
-    return finished
+        return finished
+    return None
 
 
 def other_outputs(folder: Path, model: str, difference: str) -> OtherJobError:
@@ -122,51 +165,38 @@ def other_outputs(folder: Path, model: str, difference: str) -> OtherJobError:
     )
 
 
-def write_model(
-    journal: Journal,
-    folder: Path,
-    embedder: TextEmbedder,
-    model: str,
-    heads: tuple[HeadName, ...],
-    options: BulkOptions,
-) -> list[Path]:
+def write_model(journal: Journal, folder: Path, plan: ModelPlan) -> list[Path]:
     """Put a model's parts together as its outputs.
 
     Raises:
         OSError: If they cannot be written.
     """
-    plan = OutputPlan(
-        model=model,
-        heads=heads,
-        dimension=embedder.dimension,
-        colbert_dimension=_colbert_dimension(journal, heads),
-        vocabulary_size=_vocabulary_size(embedder),
-        dtype=options.dtype,
-        formats=options.formats,
+    output = OutputPlan(
+        model=plan.model,
+        heads=plan.heads,
+        dimension=plan.embedder.dimension,
+        colbert_dimension=_colbert_dimension(journal, plan.heads),
+        vocabulary_size=_vocabulary_size(plan.embedder),
+        dtype=plan.options.dtype,
+        formats=plan.options.formats,
     )
     parts = [journal.part_path(line.part) for line in journal.lines]
-    return write_outputs(parts, folder, plan)
+    return write_outputs(parts, folder, output)
 
 
 def write_description(
-    journal: Journal,
-    folder: Path,
-    files: Sequence[Path],
-    embedder: TextEmbedder,
-    model: str,
-    description: Mapping[str, object],
-    options: BulkOptions,
-    facts: RunFacts,
+    journal: Journal, folder: Path, files: Sequence[Path], plan: ModelPlan, facts: RunFacts
 ) -> Path:
     """Write a model's metadata, the last of its outputs: they are finished if it is there.
 
     Raises:
         OSError: If it cannot be written.
     """
+    options = plan.options
     totals = journal.totals
     more: dict[str, object] = {
-        **description,
-        "revision": embedder.revision,
+        **plan.description,
+        "revision": plan.embedder.revision,
         "formats": list(options.formats),
         "files": {file.name: file.stat().st_size for file in files},
         "input_digest": digest_input(line.rows_digest for line in journal.lines),
@@ -186,8 +216,8 @@ def write_description(
     }
     return write_metadata(
         folder,
-        model,
-        embedding_dim=embedder.dimension,
+        plan.model,
+        embedding_dim=plan.embedder.dimension,
         num_paragraphs=totals.rows,
         processing_time=facts.seconds,
         batch_size=options.batch_size or DEFAULT_SLICE_ROWS,
@@ -215,13 +245,6 @@ def explain_os_error(error: OSError, folder: Path) -> Exception:
             "again to resume"
         )
     return error
-
-
-def _has_size(file: Path, size: int) -> bool:
-    try:
-        return file.stat().st_size == size
-    except OSError:
-        return False
 
 
 def _colbert_dimension(journal: Journal, heads: Sequence[HeadName]) -> int | None:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
 
@@ -21,6 +21,7 @@ from unified_embeddings.bulk.attempts import (
     PartAttempt,
     Patience,
     deadly_reason,
+    do_nothing,
     hanging_reason,
 )
 from unified_embeddings.bulk.planning import PartTask
@@ -76,6 +77,7 @@ class WorkerPool:
         self._listener = Listener(authkey=self._key)
         self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self._is_closed = False
+        self._check: Callable[[], None] = do_nothing
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
@@ -92,11 +94,14 @@ class WorkerPool:
         self._workers.clear()
         self._listener.close()
 
-    def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
+    def compute(
+        self, tasks: Iterable[PartTask], check: Callable[[], None] = do_nothing
+    ) -> Iterator[Finished]:
         """Compute parts.
 
         Args:
             tasks: Taken one by one, as workers have room for them.
+            check: Called several times a second where work may stop; what it raises is raised.
 
         Yields:
             The parts as they are published, in any order.
@@ -108,7 +113,9 @@ class WorkerPool:
         waiting = iter(tasks)
         retries: deque[PartAttempt] = deque()
         is_exhausted = False
+        self._check = check
         while True:
+            check()
             while not is_exhausted or retries:
                 worker = self._find_room()
                 if worker is None:
@@ -129,13 +136,14 @@ class WorkerPool:
 
     def stop_after_parts_in_hand(self) -> Iterator[Finished]:
         """Let each worker finish the part it computes, and yield those parts."""
-        retries: deque[PartAttempt] = deque()
+        lost: deque[PartAttempt] = deque()
         for worker in self._workers:
-            while len(worker.parts) > 1:
+            in_hand = 1 if worker.is_ready else 0
+            while len(worker.parts) > in_hand:
                 worker.parts.pop()
-        while any(worker.parts for worker in self._workers) and not retries:
-            yield from self._receive(retries)
-            self._stop_hanging(retries)
+        while any(worker.parts for worker in self._workers):
+            yield from self._receive(lost)
+            self._stop_hanging(lost)
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -153,7 +161,11 @@ class WorkerPool:
         variables = thread_variables(len(self._settings))
         while True:
             child = ChildProcess(work, arguments, show_stderr=False, variables=variables)
-            connection = self._connect(child)
+            try:
+                connection = self._connect(child)
+            except BaseException:
+                child.close()
+                raise
             if connection is not None:
                 return _Worker(number, child, connection)
             reason = _reason(child)
@@ -163,6 +175,7 @@ class WorkerPool:
     def _connect(self, child: ChildProcess[None]) -> Connection | None:
         """Wait until a child that was started calls; None if it ends before."""
         while True:
+            self._check()
             has_ended = child.has_ended
             with contextlib.suppress(queue.Empty):
                 connection = self._accepted.get(timeout=_POLL)
@@ -230,7 +243,8 @@ class WorkerPool:
             elif isinstance(message, Finished):
                 self._note_slice(worker)
                 worker.begun = None
-                worker.parts.popleft()
+                if worker.parts:  # While the pool stops, a worker may finish one more than asked.
+                    worker.parts.popleft()
                 yield message
 
     def _bury(self, worker: _Worker, retries: deque[PartAttempt], reason: str) -> None:
