@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import pytest
 
 import checkpoints
 from command import FORGET, Ended, Run, environment, finish
+from unified_embeddings.bulk import run as bulk_run
+from unified_embeddings.bulk.options import BulkOptions, ModelReport
+from unified_embeddings.bulk.run import embed_rows
 from unified_embeddings.cli import app as cli
 
 ROWS = [
@@ -148,7 +152,19 @@ class TestDocument004:
         assert metadata["batch_size"] == 32
         assert metadata["processing_time"] > 0
 
-    def test_its_advanced_command_line(self, run: Run, work: Path) -> None:
+    def test_its_advanced_command_line(
+        self, run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[BulkOptions] = []
+
+        def embed_with_fewer_workers(
+            source: str, output: str, options: BulkOptions, **more: Any
+        ) -> list[ModelReport]:
+            given.append(options)
+            # Four processes for each of three models take long on a small machine.
+            return embed_rows(source, output, replace(options, max_workers=1), **more)
+
+        monkeypatch.setattr(bulk_run, "embed_rows", embed_with_fewer_workers)
         line = ADVANCED.format(
             first="./models/xlmr",
             second="./models/e5.toml",
@@ -158,6 +174,11 @@ class TestDocument004:
         ended = run(*shlex.split(line))
         assert ended.code == 0
         assert len(list((work / "results" / "embeddings").glob("*.npy"))) == 3
+        (options,) = given
+        assert options.batch_size == 32
+        assert options.max_workers == 4
+        assert options.checkpoint_interval == 1000
+        assert options.devices == ("cpu",)
 
     def test_hyphens_and_underscores_mean_the_same(self, run: Run, work: Path) -> None:
         line = (

@@ -14,7 +14,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options
 
 if TYPE_CHECKING:
-    from unified_embeddings.bulk.options import CollectionTarget
+    from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 
 _FORMATS = ("npy", "jsonl", "parquet")
 _SEVERAL = "--models"
@@ -195,9 +195,8 @@ def embed(
 
     To resume an interrupted job, run the same command again.
     """
-    from unified_embeddings.bulk.options import BulkOptions, InterruptedJobError
+    from unified_embeddings.bulk.options import BulkOptions
     from unified_embeddings.bulk.rows import InputOptions
-    from unified_embeddings.bulk.run import embed_rows, estimate
 
     if engine == "ray":
         engine, runner = "auto", "ray"
@@ -232,13 +231,27 @@ def embed(
             keep_fields=kept,
         ),
     )
+    _run_job(given, output, options, dry_run=dry_run, as_json=as_json)
+
+
+def _run_job(
+    source: str, output: str, options: BulkOptions, *, dry_run: bool, as_json: bool
+) -> None:
+    """Do the job, or estimate what it would cost, and print what there is to say.
+
+    Raises:
+        typer.Exit: After Ctrl-C.
+    """
+    from unified_embeddings.bulk.options import InterruptedJobError
+    from unified_embeddings.bulk.run import embed_rows, estimate
+
     with open_reporter(as_json=as_json) as reporter:
         if dry_run:
-            for estimated in estimate(given, output, options):
+            for estimated in estimate(source, output, options):
                 reporter.estimate(estimated)
             return
         try:
-            reports = embed_rows(given, output, options, on_progress=reporter.progress)
+            reports = embed_rows(source, output, options, on_progress=reporter.progress)
         except InterruptedJobError as error:
             shared.print_error(str(error))
             raise typer.Exit(130) from None
