@@ -49,6 +49,7 @@ HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
     "fastapi": {"serving"},
+    "fsspec": {"bulk.object_store"},
     "grpc": {"stores.errors", "stores.schema"},
     "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
     "huggingface_hub": {"models.hub", "cli.doctor"},

@@ -38,6 +38,12 @@ def make_broken(**options: Any) -> PoisonedEmbedder:
     raise RuntimeError("no such model")
 
 
+def make_never(**_: Any) -> PoisonedEmbedder:
+    """Load for an hour."""
+    time.sleep(3600)
+    raise AssertionError
+
+
 class SlowEmbedder(FakeEmbedder):
     """Takes a millisecond for a text."""
 

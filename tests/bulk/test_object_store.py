@@ -12,6 +12,7 @@ import poisoned
 import pytest
 
 from unified_embeddings.bulk import object_store
+from unified_embeddings.bulk.job import OtherJobError
 from unified_embeddings.bulk.object_store import UploadError
 from unified_embeddings.bulk.options import BulkOptions
 from unified_embeddings.bulk.rows import InputOptions
@@ -55,7 +56,7 @@ def test_a_job_from_one_store_to_another_gives_the_same_bytes(
     assert json.loads((far / "fake.metadata.json").read_text())["num_paragraphs"] == 40
     assert report.files[0] == (tmp_path / "far").as_uri() + "/fake.npy"
     # Nothing large stays on this machine.
-    assert not list((tmp_path / "work").glob("fake*"))
+    assert [path.name for path in (tmp_path / "work").glob("fake*")] == ["fake.metadata.json"]
     assert not (tmp_path / "work" / "parts").exists()
 
 
@@ -151,10 +152,37 @@ def test_bad_places_are_refused_before_a_model_is_loaded(memory: Any, tmp_path: 
 
 def test_outputs_within_the_input_are_not_read(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/in/a.jsonl", b'{"text": "a"}\n')
-    memory.pipe("/in/out/fake.jsonl", b'{"text": "b"}\n')
-    given = InputOptions(leave_out=("memory://in/out",))
+    memory.pipe("/in/old/fake.jsonl", b'{"text": "b"}\n')
+    memory.pipe("/in/out/fake.jsonl", b'{"text": "c"}\n')
+    given = InputOptions(leave_out=("memory://in/old",))
     report = run("memory://in", "memory://in/out", work_dir=tmp_path, input=given)
     assert report.rows == 1
+    with pytest.raises(InputError, match="is the folder of the input"):
+        run("memory://in", "memory://in/", work_dir=tmp_path)
+
+
+def test_a_finished_job_is_recognised_by_what_is_on_the_store(
+    memory: Any, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"output": "memory://out", "work_dir": tmp_path / "work"}
+    first = run(tmp_path / "rows.jsonl", **where)
+    sent: list[str] = []
+    real_put = type(memory).put_file
+
+    def put(self: Any, source: str, target: str, **options: Any) -> None:
+        sent.append(target)
+        real_put(self, source, target, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", put)
+    again = run(tmp_path / "rows.jsonl", **where)
+    assert (again.was_finished, again.files, sent) == (True, first.files, [])
+    memory.rm("/out/fake.npy")
+    mended = run(tmp_path / "rows.jsonl", **where)
+    assert not mended.was_finished
+    assert memory.cat("/out/fake.npy") == (local / "fake.npy").read_bytes()
+    (tmp_path / "rows.jsonl").write_text(LINES.replace("row 3 ", "row three "))
+    with pytest.raises(OtherJobError, match="its input was another, or has changed"):
+        run(tmp_path / "rows.jsonl", **where)
 
 
 def test_a_dry_run_writes_nothing_on_the_store(memory: Any, tmp_path: Path) -> None:

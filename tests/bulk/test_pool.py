@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import poisoned
 import pytest
 
 from unified_embeddings.bulk.parts import FAILED, read_part
-from unified_embeddings.bulk.planning import plan_parts
+from unified_embeddings.bulk.planning import PartTask, plan_parts
 from unified_embeddings.bulk.pool import WorkerPool
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.worker import MakeEmbedder, WorkerSettings
@@ -70,3 +71,63 @@ def test_a_model_that_cannot_be_made_ends_the_job_at_once(tmp_path: Path) -> Non
         pytest.raises(UnifiedEmbeddingsError, match="no such model"),
     ):
         list(pool.compute(tasks))
+
+
+@pytest.mark.parametrize("make", [poisoned.make_poisoned, poisoned.make_never])
+def test_a_pool_that_waits_asks_whether_to_stop(tmp_path: Path, make: MakeEmbedder) -> None:
+    """The text hangs, or the model loads, for an hour; nothing but the check ends this."""
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            raise KeyboardInterrupt
+
+    tasks = plan_parts(rows_of("HANG"), 10, None)
+    with (
+        WorkerPool([settings_in(tmp_path, make)]) as pool,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        list(pool.compute(tasks, check))
+
+
+def test_stopping_does_not_wait_for_a_model_that_loads(tmp_path: Path) -> None:
+    taken: list[PartTask] = []
+
+    def tasks() -> Iterator[PartTask]:
+        for task in plan_parts(rows_of("never computed"), 10, None):
+            taken.append(task)
+            yield task
+
+    def check() -> None:
+        if taken:
+            raise KeyboardInterrupt
+
+    with WorkerPool([settings_in(tmp_path, poisoned.make_never)]) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            list(pool.compute(tasks(), check))
+        assert list(pool.stop_after_parts_in_hand()) == []
+
+
+def test_stopping_finishes_one_part_for_each_worker(tmp_path: Path) -> None:
+    tasks = plan_parts(rows_of(*[f"text {number}" for number in range(2000)]), 10, None)
+    finished: list[int] = []
+
+    def check() -> None:
+        if finished:
+            raise KeyboardInterrupt
+
+    def compute() -> None:
+        for part in pool.compute(tasks, check):
+            finished.append(part.part)
+
+    with WorkerPool([settings_in(tmp_path, poisoned.make_slow)] * 2) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+        finished += [part.part for part in pool.stop_after_parts_in_hand()]
+    assert len(set(finished)) == len(finished)
+    # A worker may be done with its next one before the last of the others has finished.
+    assert 2 <= len(finished) <= 10
+    for number in finished:
+        assert read_part(tmp_path / f"part-{number:08d}.npz").first_row == 10 * number

@@ -17,7 +17,10 @@ import poisoned
 import pytest
 
 from unified_embeddings.bulk.options import BulkOptions
+from unified_embeddings.bulk.planning import plan_parts
+from unified_embeddings.bulk.rows import Row
 from unified_embeddings.bulk.run import embed_rows
+from unified_embeddings.bulk.worker import WorkerSettings
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -145,6 +148,32 @@ def test_a_killed_ray_worker_changes_nothing(tmp_path: Path) -> None:
     assert metadata["failed"] == 0
 
 
+def test_a_pool_that_waits_asks_whether_to_stop(tmp_path: Path) -> None:
+    """The text hangs for an hour; nothing but the check ends this."""
+    from unified_embeddings.bulk.ray_pool import RayPool
+
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            raise KeyboardInterrupt
+
+    settings = WorkerSettings(
+        make_embedder=poisoned.make_poisoned,
+        options={"model": "fake"},
+        heads=("dense",),
+        role="document",
+        dtype="float32",
+        folder=tmp_path,
+        slice_rows=4,
+    )
+    tasks = plan_parts([Row(0, "HANG", None, {})], 10, None)
+    with RayPool([settings]) as pool, pytest.raises(KeyboardInterrupt):
+        list(pool.compute(tasks, check))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_ctrl_c_in_the_terminal_keeps_the_parts_in_hand(tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
@@ -155,8 +184,10 @@ def test_ctrl_c_in_the_terminal_keeps_the_parts_in_hand(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "run the same command again" in output
+    manifest = tmp_path / "out" / "parts" / "fake" / "manifest.jsonl"
+    finished = sum(json.loads(line)["rows"] for line in manifest.read_text().splitlines())
     again = child(source, tmp_path / "out", "ray")
     output, _ = again.communicate(timeout=180)
     rows, computed, resumed, _ = output.split()
     assert (rows, computed) == ("3000", "3000")
-    assert int(resumed) >= 60
+    assert int(resumed) == finished >= 60

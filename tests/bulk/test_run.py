@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import poisoned
 import pytest
 from qdrant_client import QdrantClient
 
-from unified_embeddings.bulk.job import OtherJobError
+from unified_embeddings.bulk.job import Journal, OtherJobError, PartLine
 from unified_embeddings.bulk.options import (
     BulkOptions,
     CollectionTarget,
@@ -122,17 +123,51 @@ def test_ctrl_c_finishes_what_is_in_hand_and_says_how_to_resume(tmp_path: Path) 
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again" in output
-    parts = sorted((out / "parts" / "fake").glob("part-*.npz"))
-    assert len(parts) == manifest.read_text().count("\n")
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     again = subprocess.run(
         [sys.executable, str(CHILD), str(source), str(out), "20"],
         check=True,
         capture_output=True,
         text=True,
     )
-    rows, _, resumed, _ = again.stdout.split()
-    assert rows == "3000"
-    assert int(resumed) == 20 * len(parts)
+    rows, computed, resumed, _ = again.stdout.split()
+    assert (rows, computed) == ("3000", "3000")
+    assert int(resumed) == sum(line["rows"] for line in lines)
+    # No finished part was computed again, which would change how long it took.
+    assert [json.loads(line) for line in manifest.read_text().splitlines()][: len(lines)] == lines
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_ctrl_c_around_a_line_of_the_manifest_loses_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    real_add = Journal.add
+    added: list[int] = []
+
+    def add(self: Journal, line: PartLine) -> None:
+        if before and not added:
+            signal.raise_signal(signal.SIGINT)
+        real_add(self, line)
+        added.append(line.rows)
+        if not before and len(added) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "add", add)
+    with pytest.raises(InterruptedJobError, match="run the same command again"):
+        run(make_rows(500), tmp_path)
+    finished = sum(added)
+    assert 10 <= finished < 500
+    assert run(make_rows(500), tmp_path).resumed == finished
+
+
+def test_ctrl_c_while_rows_are_waited_for_is_not_held_back(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from make_rows(200)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+    with pytest.raises(InterruptedJobError, match="are finished and kept"):
+        run(rows(), tmp_path)
 
 
 def test_poison_rows_are_listed_with_their_reasons(tmp_path: Path) -> None:

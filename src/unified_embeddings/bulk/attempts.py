@@ -85,6 +85,10 @@ class Patience:
         return max(_HANG_FLOOR, _HANG_FACTOR * self._slowest * begun.characters)
 
 
+def do_nothing() -> None:
+    """Stand for a check of which nobody makes use."""
+
+
 def deadly_reason(reason: str) -> str:
     """Return why a text is left out at which its worker died."""
     return f"it ends the worker: {reason}"

@@ -1,7 +1,8 @@
 """Finished parts into a Qdrant collection, as LlamaIndex's nodes.
 
-What lives here: a part's rows as points with stable ids, and which parts are in the collection.
-What does not: computing parts (`pool`), opening the collection (`llama.vector_store`).
+What lives here: a part's rows as points with stable ids, which parts are in the collection, and
+when it is indexed. What does not: computing parts (`pool`), and the collection itself
+(`llama.vector_store`).
 
 Points are written again after a crash, under the same ids, so none is there twice.
 """
@@ -14,15 +15,20 @@ import os
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 from llama_index.core.schema import TextNode
 from qdrant_client import models as qm
 
 from unified_embeddings.bulk.job import Journal, PartLine
+from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 from unified_embeddings.bulk.parts import FAILED, Part, read_part
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.payloads import build_payloads
+from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.system.files import replace_file
@@ -204,6 +210,40 @@ class CollectionWriter:
                 self._name,
                 optimizers_config=qm.OptimizersConfigDiff(indexing_threshold=threshold),
             )
+
+
+@contextlib.contextmanager
+def open_collection(
+    target: CollectionTarget, embedder: TextEmbedder, journal: Journal, options: BulkOptions
+) -> Iterator[CollectionWriter]:
+    """Open the collection that a job's rows go into, and write what is missing in it.
+
+    It is indexed again at the end, however the job ends.
+
+    Raises:
+        StoreError: If Qdrant refuses points or cannot be reached.
+    """
+    store = build_vector_store(
+        embedder,
+        target.name,
+        path=target.path,
+        url=target.url,
+        client=target.client,
+        api_key=target.api_key,
+    )
+    writer = CollectionWriter(
+        store, journal, part_rows=options.checkpoint_interval, id_field=options.input.id_field
+    )
+    writer.defer_indexing()
+    try:
+        for line in journal.lines:
+            writer.write(line)
+        yield writer
+    except BaseException:
+        with contextlib.suppress(StoreError):  # The first error is the one to tell.
+            writer.restore_indexing()
+        raise
+    writer.finish()
 
 
 class _BatchSize:

@@ -16,6 +16,7 @@ from unified_embeddings.bulk.object_store import (
     default_work_folder,
     is_url,
     require_writable,
+    stored_size,
     upload_files,
 )
 from unified_embeddings.bulk.options import ModelReport
@@ -52,11 +53,30 @@ def require_destination(output: str | os.PathLike[str]) -> None:
         require_writable(output)
 
 
+def has_output(output: str | os.PathLike[str], folder: Path, name: str, size: int) -> bool:
+    """Tell whether an output is where it belongs, with a size in bytes.
+
+    Args:
+        output: A folder, or a URL on an object store.
+        folder: The job's own: `output` itself if it is a folder.
+        name: Of the output.
+        size: What it must have.
+    """
+    if isinstance(output, str) and is_url(output):
+        return stored_size(output, name) == size
+    try:
+        return (folder / name).stat().st_size == size
+    except OSError:
+        return False
+
+
 def upload_reports(reports: Sequence[ModelReport], url: str, folder: Path) -> list[ModelReport]:
     """Upload the outputs, and remove them here once all of them are on the store.
 
+    The metadata stay here too: they tell the next run what is finished.
+
     Args:
-        reports: Of all models, with the paths of their files.
+        reports: Of all models, with the paths of their files, metadata last.
         url: The folder on the store.
         folder: The job's own.
 
@@ -69,10 +89,13 @@ def upload_reports(reports: Sequence[ModelReport], url: str, folder: Path) -> li
     uploaded = []
     for report in reports:
         files = [Path(file) for file in report.files]
-        urls = upload_files(files, url, folder)
+        if report.was_finished:
+            urls = [f"{url.rstrip('/')}/{file.name}" for file in files]
+        else:
+            urls = upload_files(files, url, folder)
         uploaded.append(dataclasses.replace(report, files=tuple(urls)))
     upload_files([folder / FAILED_FILE], url, folder)
     for report in reports:
-        for file in report.files:
+        for file in report.files[:-1]:
             Path(file).unlink(missing_ok=True)
     return uploaded

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified_embeddings.bulk.options import BulkOptions
 from unified_embeddings.bulk.parts import build_part, part_to_bytes
 from unified_embeddings.bulk.planning import plan_parts
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.system.files import free_space
-from unified_embeddings.types import HeadName, Role
+from unified_embeddings.types import HeadName
 
 _SAMPLE = 512
 """Rows whose tokens are counted."""
@@ -56,8 +58,7 @@ def estimate_model(
     *,
     model: str,
     heads: tuple[HeadName, ...],
-    role: Role,
-    dtype: str,
+    options: BulkOptions,
 ) -> Estimate:
     """Estimate what embedding an input with a model costs.
 
@@ -69,32 +70,30 @@ def estimate_model(
     reader.close()
     sample = [row for row in rows if row.text is not None]
     texts = [row.text for row in sample if row.text is not None]
-    lengths = embedder.measure(texts, role=role)
+    lengths = embedder.measure(texts, role=options.role)
     sampled_tokens = sum(length.tokens for length in lengths)
     chosen = sample[:: max(1, len(sample) // _COMPUTED)]
-    seconds_per_token, bytes_per_row = _try(embedder, chosen, heads, role, dtype)
+    seconds_per_token, bytes_per_row = _try(embedder, chosen, heads, options)
     truncated = sum(length.truncated for length in lengths) / max(len(lengths), 1)
-    if all_rows is None:
-        return Estimate(
-            model=model,
-            sampled=len(rows),
-            rows=None,
-            tokens=None,
-            seconds=None,
-            bytes=None,
-            free_bytes=free_space(output),
-            truncated=truncated,
-        )
-    tokens = sampled_tokens * all_rows / max(len(rows), 1)
-    return Estimate(
+    estimated = Estimate(
         model=model,
         sampled=len(rows),
+        rows=None,
+        tokens=None,
+        seconds=None,
+        bytes=None,
+        free_bytes=free_space(output),
+        truncated=truncated,
+    )
+    if all_rows is None:
+        return estimated
+    tokens = sampled_tokens * all_rows / max(len(rows), 1)
+    return dataclasses.replace(
+        estimated,
         rows=all_rows,
         tokens=round(tokens),
         seconds=tokens * seconds_per_token,
         bytes=round(2 * all_rows * bytes_per_row),
-        free_bytes=free_space(output),
-        truncated=truncated,
     )
 
 
@@ -122,20 +121,19 @@ def _try(
     embedder: TextEmbedder,
     rows: Sequence[Row],
     heads: tuple[HeadName, ...],
-    role: Role,
-    dtype: str,
+    options: BulkOptions,
 ) -> tuple[float, float]:
     """Compute some rows; return the seconds of a token and the bytes of a row in its part."""
     if not rows:
         return 0.0, 0.0
     texts = [row.text for row in rows if row.text is not None]
-    embedder.encode(texts[:1], role=role, heads=heads)  # loads the model
+    embedder.encode(texts[:1], role=options.role, heads=heads)  # loads the model
     before = embedder.stats().tokens
     begun = time.perf_counter()
-    embeddings = embedder.encode(texts, role=role, heads=heads)
+    embeddings = embedder.encode(texts, role=options.role, heads=heads)
     seconds = time.perf_counter() - begun
     tokens = max(1, embedder.stats().tokens - before)
     renumbered = [Row(place, row.text, None, row.fields) for place, row in enumerate(rows)]
     (task,) = plan_parts(renumbered, len(renumbered), None)
-    part = build_part(0, task.records, task.sources, embeddings, dtype)
+    part = build_part(0, task.records, task.sources, embeddings, options.dtype)
     return seconds / tokens, len(part_to_bytes(part)) / len(rows)

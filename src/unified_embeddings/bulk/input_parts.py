@@ -68,6 +68,11 @@ class InputPart(ABC):
             MissingExtraError: If a library is missing.
         """
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Tell whether it can be read more than once."""
+        return True
+
     def rewind(self) -> None:
         """After a look at the first records, let the next `read` begin at the first again."""
         return
@@ -133,6 +138,11 @@ class PipePart(InputPart):
             raise UnusableStreamError("Parquet cannot be read from a pipe; pass the file's path")
         yield from _read_records(wanted, blocks, options, self.name)
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Return False: what was read is gone."""
+        return False
+
     def rewind(self) -> None:
         """Let the next `read` begin at the first byte again."""
         self._handle.rewind()
@@ -145,8 +155,14 @@ class ItemsPart(InputPart):
         self.name = ""
         self._head: list[object] = []
         self._items = items
-        if iter(items) is items:
+        self._is_iterator = iter(items) is items
+        if self._is_iterator:
             self._head = list(itertools.islice(items, _HEAD_ITEMS))
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Tell whether these are a list and not an iterator."""
+        return not self._is_iterator
 
     def read(self, options: InputOptions, position: Position) -> Generator[PlacedValue]:  # noqa: ARG002
         """Yield the items."""

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from unified_embeddings.system.files import (
     make_folder,
     remove_litter,
     replace_file,
+    scratch_folder,
     sync_folder,
 )
 
@@ -143,6 +144,33 @@ class JobFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def has_parts(self, name: str) -> bool:
+        """Tell whether there are parts of a model."""
+        return (self._parts_folder / name / _DESCRIPTION).exists()
+
+    def drop_parts(self, name: str) -> None:
+        """Remove a model's parts: all of them or, if the process is killed, none."""
+        with scratch_folder(self.folder) as scratch:
+            (self._parts_folder / name).rename(scratch / name)
+            sync_folder(self._parts_folder)
+        with contextlib.suppress(OSError):  # Other models' parts are in it.
+            self._parts_folder.rmdir()
+
+    def find_failures(self) -> dict[str, list[Path]]:
+        """Return the parts in which rows failed, in order, of each model in the folder."""
+        found: dict[str, list[Path]] = {}
+        for folder in sorted(self._parts_folder.glob("*")):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                model = json.loads((folder / _DESCRIPTION).read_text("utf-8"))["model"]
+                lines = read_manifest(folder / _MANIFEST)
+                numbers = sorted(number for number, line in lines.items() if line.failed)
+                found[model] = [folder / part_name(number) for number in numbers]
+        return found
+
+    @property
+    def _parts_folder(self) -> Path:
+        return self.folder / "parts"
+
     def open_model(self, name: str, description: Mapping[str, object]) -> Journal:
         """Open the parts of one model, to begin or to resume.
 
@@ -153,7 +181,7 @@ class JobFolder:
         Raises:
             OtherJobError: If the folder holds parts of another job.
         """
-        return Journal(self.folder / "parts" / name, description)
+        return Journal(self._parts_folder / name, description)
 
 
 class Journal:
@@ -173,7 +201,7 @@ class Journal:
         remove_litter(folder)
         self._manifest = folder / _MANIFEST
         _require_same_job(folder / _DESCRIPTION, {"format": FORMAT, **description})
-        self._lines = self._read_lines()
+        self._lines = read_manifest(self._manifest)
         self.totals = Totals()
         for line in self._lines.values():
             self.totals.add(line)
@@ -197,7 +225,7 @@ class Journal:
 
     def part_path(self, number: int) -> Path:
         """Return the path of a part's file."""
-        return self.folder / f"part-{number:08d}.npz"
+        return self.folder / part_name(number)
 
     def is_done(self, number: int, rows_digest: str) -> bool:
         """Tell whether a part is finished, and its file is what was written.
@@ -221,8 +249,15 @@ class Journal:
 
         Raises:
             OSError: If the disk is full. The line then does not count.
+            UnifiedEmbeddingsError: If the folder was removed meanwhile.
         """
-        size = os.fstat(self._handle).st_size
+        status = os.fstat(self._handle)
+        if not status.st_nlink:
+            raise UnifiedEmbeddingsError(
+                f"{self.folder} was removed while the job ran, and what was finished with it; run "
+                "the same command to begin anew"
+            )
+        size = status.st_size
         data = (json.dumps(dataclasses.asdict(line)) + "\n").encode()
         try:
             if os.write(self._handle, data) != len(data):
@@ -235,14 +270,18 @@ class Journal:
         self._lines[line.part] = line
         self.totals.add(line)
 
-    def forget(self, number: int) -> None:
-        """Forget a part, so that it is computed again."""
-        self.totals.add(self._lines.pop(number), sign=-1)
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Forget parts, so that they are computed again."""
+        if not numbers:
+            return
+        for number in numbers:
+            self.totals.add(self._lines.pop(number), sign=-1)
         content = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in self.lines)
         os.close(self._handle)
         replace_file(self._manifest, content.encode())
         self._handle = self._open_manifest()
-        self.part_path(number).unlink(missing_ok=True)
+        for number in numbers:
+            self.part_path(number).unlink(missing_ok=True)
 
     def _open_manifest(self) -> int:
         handle = os.open(self._manifest, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -252,17 +291,6 @@ class Journal:
             os.write(handle, b"\n")
         sync_folder(self.folder)
         return handle
-
-    def _read_lines(self) -> dict[int, PartLine]:
-        """Return the manifest's whole lines; what was cut off by a crash is none."""
-        if not self._manifest.exists():
-            return {}
-        lines = {}
-        for text in self._manifest.read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                line = PartLine(**json.loads(text))
-                lines[line.part] = line
-        return lines
 
     def _drop_orphans(self) -> tuple[int, ...]:
         """Remove parts without a line, and forget lines whose file is not what it was.
@@ -278,9 +306,25 @@ class Journal:
         for line in self.lines:
             if not _is_whole(self.part_path(line.part), line):
                 damaged.append(line.part)
-        for number in damaged:
-            self.forget(number)
+        self.forget(damaged)
         return tuple(damaged)
+
+
+def read_manifest(path: Path) -> dict[int, PartLine]:
+    """Return a manifest's whole lines by their parts; what was cut off by a crash is none."""
+    lines: dict[int, PartLine] = {}
+    if not path.exists():
+        return lines
+    for text in path.read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            line = PartLine(**json.loads(text))
+            lines[line.part] = line
+    return lines
+
+
+def part_name(number: int) -> str:
+    """Return the name of a part's file."""
+    return f"part-{number:08d}.npz"
 
 
 def sha256_of(path: Path) -> str:

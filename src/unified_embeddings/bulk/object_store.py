@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unified_embeddings.bulk.job import sha256_of
-from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
 
 _UPLOADS = "uploads.jsonl"
 _BLOCK = 1 << 20
@@ -95,6 +95,21 @@ def require_writable(url: str) -> None:
         ) from None
 
 
+def stored_size(url: str, name: str) -> int | None:
+    """Return the bytes of a file in a folder on a store; None if it is not there.
+
+    Raises:
+        InputError: If the store cannot be read.
+    """
+    system, folder = _open_system(url)
+    try:
+        return _size(system.info(f"{folder.rstrip('/')}/{name}"))
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise InputError(f"{url} cannot be read: {type(error).__name__}: {error}") from None
+
+
 def default_work_folder(source: object, output: str) -> Path:
     """Return the folder in the user's cache that a job with outputs on a store works in.
 
@@ -154,8 +169,10 @@ def upload_files(files: Sequence[Path], url: str, work_folder: Path) -> list[str
 
 
 def _open_system(url: str) -> tuple[Any, str]:
-    import fsspec.core
-
+    try:
+        import fsspec.core
+    except ImportError:
+        raise MissingExtraError("fsspec, which object stores need,", extra="bulk") from None
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # The message names the package to install.

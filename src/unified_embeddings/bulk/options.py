@@ -13,15 +13,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from unified_embeddings.bulk.file_names import require_different_names
+from unified_embeddings.bulk.parquet_output import import_pyarrow
 from unified_embeddings.bulk.rows import InputOptions
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.types import HeadName, Role
+from unified_embeddings.types import HEAD_NAMES, HeadName, Role
 from unified_embeddings.validation import require_whole_number
 
 Format: TypeAlias = Literal["npy", "jsonl", "parquet"]
+FORMATS: tuple[Format, ...] = ("npy", "jsonl", "parquet")
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "heads": HEAD_NAMES,
+    "formats": FORMATS,
+    "role": ("document", "query"),
+    "dtype": ("float32", "float16"),
+    "runner": ("local", "ray"),
+}
+"""Options that name some of a few things."""
 
 DEFAULT_SLICE_ROWS = 64
 """Rows of one call of the embedder, if `batch_size` does not say: enough to fill its passes."""
@@ -102,6 +112,8 @@ class BulkOptions:
     def __post_init__(self) -> None:
         if not self.models:
             raise InputError("name at least one model")
+        if isinstance(self.models, str):
+            raise InputError(f"models is a list of names; write [{self.models!r}]")
         require_different_names(self.models)
         if self.collection is not None and len(self.models) > 1:
             raise InputError("a collection holds the vectors of one model; name one model")
@@ -111,6 +123,15 @@ class BulkOptions:
             require_whole_number("batch_size", self.batch_size)
         if not self.devices:
             raise InputError("name at least one device")
+        for name, known in _KNOWN.items():
+            given = getattr(self, name)
+            for value in (given,) if isinstance(given, str) else given or ():
+                if value not in known:
+                    raise InputError(f"{name}: expected {', '.join(known)}, got {value!r}")
+        if not self.formats:
+            raise InputError(f"formats: name some of {', '.join(FORMATS)}")
+        if "parquet" in self.formats:
+            import_pyarrow()  # Raises now if it is missing, and not once the work is done.
 
 
 @dataclass(frozen=True)
@@ -167,6 +188,7 @@ class ModelReport:
         tokens: Tokens that ran through the model, in all runs.
         seconds: Of this run.
         files: What was written: paths, or URLs on an object store.
+        was_finished: Whether an earlier run had finished all of it, and this one did nothing.
     """
 
     model: str
@@ -178,6 +200,7 @@ class ModelReport:
     tokens: int
     seconds: float
     files: tuple[Path | str, ...]
+    was_finished: bool = False
 
 
 class InterruptedJobError(UnifiedEmbeddingsError):

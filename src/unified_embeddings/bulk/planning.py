@@ -6,10 +6,11 @@ What does not: reading rows (`reader`), computing them (`worker`).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from unified_embeddings.bulk.parts import FAILED, Offsets, Record
 from unified_embeddings.bulk.rows import Row
 from unified_embeddings.errors import InputError
+from unified_embeddings.system.files import scratch_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +55,8 @@ class FirstOccurrences:
 
     def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
         self._normal_form = normal_form
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".dedupe-")
-        self._database = _open_scratch(self._folder)
+        self._exit = contextlib.ExitStack()
+        self._database = self._exit.enter_context(_scratch_database(folder))
         self._database.execute(
             "CREATE TABLE texts (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID"
         )
@@ -69,11 +71,14 @@ class FirstOccurrences:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._database.close()
-        self._folder.cleanup()
+        self._exit.close()
 
     def find(self, rows: Sequence[Row]) -> Offsets:
-        """Return for each row the number of the first row with its text, int64 (n,)."""
+        """Return for each row the number of the first row with its text, int64 (n,).
+
+        Raises:
+            OSError: If the disk is full.
+        """
         digests: list[bytes | None] = []
         for row in rows:
             digests.append(None if row.text is None else self._digest(row.text))
@@ -82,7 +87,7 @@ class FirstOccurrences:
             for digest, row in zip(digests, rows, strict=True)
             if digest is not None
         ]
-        self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
+        self._insert(pairs)
         sources = np.full(len(rows), FAILED, dtype=np.int64)
         for place, digest in enumerate(digests):
             if digest is not None:
@@ -92,6 +97,10 @@ class FirstOccurrences:
                 sources[place] = first
                 self.repeated += int(first != rows[place].number)
         return sources
+
+    def _insert(self, pairs: Sequence[tuple[bytes, int]]) -> None:
+        with _disk_errors():
+            self._database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", pairs)
 
     def _digest(self, text: str) -> bytes:
         normal = self._normal_form(text)
@@ -108,16 +117,15 @@ class UniqueIds:
 
     def __init__(self, folder: Path, id_field: str) -> None:
         self._id_field = id_field
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".ids-")
-        self._database = _open_scratch(self._folder)
+        self._exit = contextlib.ExitStack()
+        self._database = self._exit.enter_context(_scratch_database(folder))
         self._database.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
 
     def __enter__(self) -> UniqueIds:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
-        self._folder.cleanup()
+        self._exit.close()
 
     def check(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Yield the rows.
@@ -125,6 +133,7 @@ class UniqueIds:
         Raises:
             InputError: At the first whose id an earlier one has. In a collection it would replace
                 that one.
+            OSError: If the disk is full.
         """
         for row in rows:
             if row.problem is None:
@@ -135,9 +144,10 @@ class UniqueIds:
         value = row.fields.get(self._id_field)
         content = json.dumps(value, sort_keys=True).encode()
         digest = hashlib.blake2b(content, digest_size=16).digest()
-        added = self._database.execute(
-            "INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number)
-        )
+        with _disk_errors():
+            added = self._database.execute(
+                "INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number)
+            )
         if added.rowcount:
             return
         (first,) = self._database.execute("SELECT row FROM ids WHERE id = ?", (digest,)).fetchone()
@@ -148,12 +158,30 @@ class UniqueIds:
         )
 
 
-def _open_scratch(folder: tempfile.TemporaryDirectory[str]) -> sqlite3.Connection:
-    """Open a database that each run makes anew, so that it needs no protection from a crash."""
-    database = sqlite3.connect(str(Path(folder.name) / "rows.db"))
-    database.execute("PRAGMA journal_mode = OFF")
-    database.execute("PRAGMA synchronous = OFF")
-    return database
+@contextlib.contextmanager
+def _scratch_database(folder: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database that each run makes anew, so that it needs no protection from a crash.
+
+    What a killed process leaves behind is removed by the next one.
+    """
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder(folder))
+        database = sqlite3.connect(str(scratch / "rows.db"))
+        stack.callback(database.close)
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")
+        yield database
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Raise SQLite's word for a full disk as the system's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device") from error
 
 
 def plan_parts(
@@ -184,6 +212,14 @@ def plan_parts(
             window = []
     if window:
         yield _make_task(number, window, occurrences, keep_texts=keep_texts)
+
+
+def digest_input(rows_digests: Iterable[str]) -> str:
+    """Return the digest of a whole input, from the digests of its parts' rows in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows_digest in rows_digests:
+        digest.update(rows_digest.encode())
+    return digest.hexdigest()
 
 
 def _make_task(

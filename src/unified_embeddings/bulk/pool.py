@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
 
@@ -20,8 +20,8 @@ from unified_embeddings.bulk.attempts import (
     FAILED_STARTS,
     PartAttempt,
     Patience,
-    as_ours,
     deadly_reason,
+    do_nothing,
     hanging_reason,
 )
 from unified_embeddings.bulk.planning import PartTask
@@ -77,6 +77,7 @@ class WorkerPool:
         self._listener = Listener(authkey=self._key)
         self._accepted: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self._is_closed = False
+        self._check: Callable[[], None] = do_nothing
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
@@ -93,22 +94,28 @@ class WorkerPool:
         self._workers.clear()
         self._listener.close()
 
-    def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
+    def compute(
+        self, tasks: Iterable[PartTask], check: Callable[[], None] = do_nothing
+    ) -> Iterator[Finished]:
         """Compute parts.
 
         Args:
             tasks: Taken one by one, as workers have room for them.
+            check: Called several times a second where work may stop; what it raises is raised.
 
         Yields:
             The parts as they are published, in any order.
 
         Raises:
-            UnifiedEmbeddingsError: If the model cannot be loaded, or the disk is full.
+            UnifiedEmbeddingsError: If the model cannot be loaded.
+            OSError: If the disk is full.
         """
         waiting = iter(tasks)
         retries: deque[PartAttempt] = deque()
         is_exhausted = False
+        self._check = check
         while True:
+            check()
             while not is_exhausted or retries:
                 worker = self._find_room()
                 if worker is None:
@@ -129,13 +136,14 @@ class WorkerPool:
 
     def stop_after_parts_in_hand(self) -> Iterator[Finished]:
         """Let each worker finish the part it computes, and yield those parts."""
-        retries: deque[PartAttempt] = deque()
+        lost: deque[PartAttempt] = deque()
         for worker in self._workers:
-            while len(worker.parts) > 1:
+            in_hand = 1 if worker.is_ready else 0
+            while len(worker.parts) > in_hand:
                 worker.parts.pop()
-        while any(worker.parts for worker in self._workers) and not retries:
-            yield from self._receive(retries)
-            self._stop_hanging(retries)
+        while any(worker.parts for worker in self._workers):
+            yield from self._receive(lost)
+            self._stop_hanging(lost)
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -151,25 +159,46 @@ class WorkerPool:
     def _start(self, number: int) -> _Worker:
         arguments = (self._listener.address, self._key, number, self._settings[number])
         variables = thread_variables(len(self._settings))
-        child = ChildProcess(work, arguments, show_stderr=False, variables=variables)
-        connection = self._connect(child)
-        return _Worker(number, child, connection)
-
-    def _connect(self, child: ChildProcess[None]) -> Connection:
-        """Wait until a child that was started calls.
-
-        Raises:
-            UnifiedEmbeddingsError: If it ends before.
-        """
         while True:
+            child = ChildProcess(work, arguments, show_stderr=False, variables=variables)
+            try:
+                connection = self._connect(child)
+            except BaseException:
+                child.close()
+                raise
+            if connection is not None:
+                return _Worker(number, child, connection)
+            reason = _reason(child)
+            child.__exit__()
+            self._count_failed_start(reason)
+
+    def _connect(self, child: ChildProcess[None]) -> Connection | None:
+        """Wait until a child that was started calls; None if it ends before."""
+        while True:
+            self._check()
+            has_ended = child.has_ended
             with contextlib.suppress(queue.Empty):
                 connection = self._accepted.get(timeout=_POLL)
-                connection.recv()  # Its number: one child is started at a time.
-                return connection
-            if child.has_ended:
-                reason = _reason(child)
-                child.__exit__()
-                raise UnifiedEmbeddingsError(f"a worker could not be started: {reason}")
+                with contextlib.suppress(EOFError, OSError):
+                    connection.recv()  # Its number: one child is started at a time.
+                    return connection
+                connection.close()  # It died as soon as it had called.
+            if has_ended:
+                return None
+
+    def _count_failed_start(self, reason: str) -> None:
+        """Count a worker that ended before it was ready.
+
+        Raises:
+            UnifiedEmbeddingsError: If that happens again and again.
+        """
+        self.deaths += 1
+        self._failed_starts += 1
+        if self._failed_starts >= FAILED_STARTS:
+            raise UnifiedEmbeddingsError(
+                f"{FAILED_STARTS} workers in a row ended while they were starting or loading the "
+                f"model: {reason}"
+            )
 
     def _accept(self) -> None:
         while not self._is_closed:
@@ -203,7 +232,7 @@ class WorkerPool:
                 self._bury(worker, retries, _reason(worker.child))
                 continue
             if isinstance(message, Broken):
-                raise as_ours(message.error)
+                raise message.error
             if isinstance(message, Ready):
                 worker.is_ready = True
                 self.runtime = message.runtime
@@ -214,7 +243,8 @@ class WorkerPool:
             elif isinstance(message, Finished):
                 self._note_slice(worker)
                 worker.begun = None
-                worker.parts.popleft()
+                if worker.parts:  # While the pool stops, a worker may finish one more than asked.
+                    worker.parts.popleft()
                 yield message
 
     def _bury(self, worker: _Worker, retries: deque[PartAttempt], reason: str) -> None:
@@ -223,16 +253,13 @@ class WorkerPool:
         Raises:
             UnifiedEmbeddingsError: If workers die again and again before they are ready.
         """
-        self.deaths += 1
         self._workers.remove(worker)
         self._end(worker)
         if not worker.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                raise UnifiedEmbeddingsError(
-                    f"{FAILED_STARTS} workers died while they loaded the model: {reason}"
-                )
-        elif worker.begun is not None and worker.parts:
+            self._count_failed_start(reason)
+        else:
+            self.deaths += 1
+        if worker.begun is not None and worker.parts:
             worker.parts[0].note_death(worker.begun.places, deadly_reason(reason))
         retries.extendleft(reversed(worker.parts))
 

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +26,7 @@ from unified_embeddings.bulk.attempts import (
     Patience,
     as_ours,
     deadly_reason,
+    do_nothing,
     hanging_reason,
 )
 from unified_embeddings.bulk.planning import PartTask
@@ -146,12 +147,15 @@ class RayPool:
         if self._has_started:
             ray.shutdown()
 
-    def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
+    def compute(
+        self, tasks: Iterable[PartTask], check: Callable[[], None] = do_nothing
+    ) -> Iterator[Finished]:
         """Compute parts; see `WorkerPool.compute`."""
         waiting = iter(tasks)
         retries: deque[PartAttempt] = deque()
         is_exhausted = False
         while True:
+            check()
             while len(self._pending) < self._room:
                 if retries:
                     self._submit(retries.popleft())

@@ -56,6 +56,11 @@ class CheckedInput:
     description: InputDescription
     parts: tuple[InputPart, ...] = field(repr=False)
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Tell whether it can be read more than once."""
+        return all(part.is_repeatable for part in self.parts)
+
 
 def check_input(source: Source, options: InputOptions | None = None) -> CheckedInput:
     """Look at the first rows of each file, before anything expensive begins.

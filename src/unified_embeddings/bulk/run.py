@@ -1,23 +1,16 @@
 """A bulk job from its first row to its outputs.
 
-What lives here: `embed_rows`, which goes through the models one after the other: plan the parts,
-compute those that are missing, put them together. What does not: each of these steps.
+What lives here: `embed_rows`, which checks everything first and then goes through the models one
+after the other, and `estimate`. What does not: one model's way (`model_run`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
-import platform
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Iterator
 
-from unified_embeddings._version import __version__
+from unified_embeddings.bulk.completion import explain_os_error, plan_model
 from unified_embeddings.bulk.destination import (
     choose_folder,
     require_destination,
@@ -26,59 +19,21 @@ from unified_embeddings.bulk.destination import (
 from unified_embeddings.bulk.estimate import Estimate, estimate_model
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.input_files import Source
-from unified_embeddings.bulk.job import JobFolder, Journal, PartLine
+from unified_embeddings.bulk.job import JobFolder
+from unified_embeddings.bulk.model_run import ModelRun
 from unified_embeddings.bulk.object_store import is_url
 from unified_embeddings.bulk.options import (
-    DEFAULT_SLICE_ROWS,
     BulkOptions,
-    CollectionTarget,
     InterruptedJobError,
     ModelReport,
     Progress,
-    RowFailedError,
     choose_heads,
     embedder_options,
 )
-from unified_embeddings.bulk.output import (
-    OutputPlan,
-    write_failures,
-    write_metadata,
-    write_outputs,
-)
-from unified_embeddings.bulk.parts import read_part
-from unified_embeddings.bulk.planning import FirstOccurrences, PartTask, UniqueIds, plan_parts
-from unified_embeddings.bulk.pool import WorkerPool
-from unified_embeddings.bulk.reader import CheckedInput, RowReader, check_input, read_rows
-from unified_embeddings.bulk.rows import Row
-from unified_embeddings.bulk.worker import Finished, MakeEmbedder, WorkerSettings
-from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.bulk.output import write_failures
+from unified_embeddings.bulk.places import check_places
+from unified_embeddings.bulk.worker import MakeEmbedder
 from unified_embeddings.embedders.factory import make_embedder
-from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import StoreError, UnifiedEmbeddingsError
-from unified_embeddings.system.files import NoSpaceError
-from unified_embeddings.system.hardware import cpu
-from unified_embeddings.types import HeadName
-
-if TYPE_CHECKING:
-    from unified_embeddings.bulk.collection import CollectionWriter
-
-_LARGEST_ID = 2**31 - 1
-"""Columns of a sparse matrix where the model does not tell its vocabulary."""
-
-
-class Pool(Protocol):
-    """What computes parts: child processes here, or a Ray cluster."""
-
-    runtime: Mapping[str, str]
-    deaths: int
-
-    def compute(self, tasks: Iterable[PartTask]) -> Iterator[Finished]:
-        """Compute parts, and yield them as they are published."""
-        ...
-
-    def stop_after_parts_in_hand(self) -> Iterator[Finished]:
-        """Finish what is under way, and yield it."""
-        ...
 
 
 def embed_rows(
@@ -109,6 +64,7 @@ def embed_rows(
     Raises:
         InputError: If the input cannot be read, has no text, or an option is wrong.
         OtherJobError: If the folder holds another job, or the input has changed.
+        MissingExtraError: If a format needs a library that is not installed.
         ModelLoadError: If a model cannot be loaded.
         InterruptedJobError: After Ctrl-C; the parts in hand are finished first.
         StoreError, UnifiedEmbeddingsError: If the disk is full, or workers cannot be started.
@@ -123,20 +79,33 @@ def embed_rows(
         >>> np.load("vectors/mini-m3.npy").shape
         (2, 384)
     """
-    checked = check_input(source, options.input)
-    reports = []
-    parts: dict[str, list[Path]] = {}
+    folder = choose_folder(source, output, options.work_dir)
+    checked = check_places(source, output, folder, options)
     require_destination(output)
-    with JobFolder(choose_folder(source, output, options.work_dir)) as job:
-        for model in options.models:
-            run = _ModelRun(job, model, options, on_progress or _ignore, make)
-            reports.append(run.run(checked))
-            parts[model] = run.parts
-        write_failures(parts, job.folder)
-        if is_url(output):
-            reports = upload_reports(reports, str(output), job.folder)
-        if not options.keep_parts:
-            _drop_parts(job, reports)
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for model in options.models:  # All of them, before the first one's hours of work begin.
+            embedder = make(**embedder_options(model, options, options.devices[0]))
+            stack.callback(embedder.close)
+            plan = plan_model(model, embedder, options)
+            runs.append(ModelRun(plan, output, on_progress or _ignore, make))
+        job = stack.enter_context(JobFolder(folder))
+        try:
+            reports = [run.run(job, checked) for run in runs]
+            write_failures(job.find_failures(), folder)
+            if is_url(output):
+                reports = upload_reports(reports, str(output), folder)
+            for report in reports:
+                name = safe_file_name(report.model)
+                # Rows that failed may be tried again, for which their parts are needed.
+                if not report.failed and not options.keep_parts and job.has_parts(name):
+                    job.drop_parts(name)
+        except KeyboardInterrupt:
+            raise InterruptedJobError(
+                "interrupted; what is finished is kept. To resume, run the same command again"
+            ) from None
+        except OSError as error:
+            raise explain_os_error(error, folder) from None
     return reports
 
 
@@ -155,375 +124,18 @@ def estimate(
     Raises:
         InputError, ModelLoadError: As `embed_rows`.
     """
-    checked = check_input(source, options.input)
+    folder = choose_folder(source, output, options.work_dir)
+    checked = check_places(source, output, folder, options)
     for model in options.models:
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
             yield estimate_model(
                 checked,
-                choose_folder(source, output, options.work_dir),
+                folder,
                 embedder,
                 model=model,
                 heads=choose_heads(embedder, options.heads),
-                role=options.role,
-                dtype=options.dtype,
+                options=options,
             )
-
-
-class _ModelRun:
-    """One model of a job."""
-
-    def __init__(
-        self,
-        job: JobFolder,
-        model: str,
-        options: BulkOptions,
-        on_progress: Callable[[Progress], None],
-        make: MakeEmbedder,
-    ) -> None:
-        self._job = job
-        self._model = model
-        self._options = options
-        self._on_progress = on_progress
-        self._make = make
-        self._began = time.perf_counter()
-        self._resumed = self._tokens = 0
-        self._deaths = 0
-        self._runtime: Mapping[str, str] = {}
-        self._writer: CollectionWriter | None = None
-        self.parts: list[Path] = []
-        self._reader: RowReader | None = None
-        self._total_bytes: int | None = None
-
-    def run(self, checked: CheckedInput) -> ModelReport:
-        """Compute what is missing, and write the outputs."""
-        options = self._options
-        embedder = self._make(**embedder_options(self._model, options, options.devices[0]))
-        heads = choose_heads(embedder, options.heads)
-        description = self._describe(embedder, heads)
-        with self._job.open_model(safe_file_name(self._model), description) as journal:
-            if options.retry_failed:
-                for line in journal.lines:
-                    if line.failed:
-                        journal.forget(line.part)
-            self._total_bytes = checked.description.total_bytes
-            self._reader = read_rows(checked)
-            with self._open_collection(journal, embedder):
-                self._compute(journal, embedder, heads, self._reader)
-            self.parts = [journal.part_path(line.part) for line in journal.lines]
-            return self._write(journal, embedder, heads)
-
-    def _describe(self, embedder: TextEmbedder, heads: Sequence[HeadName]) -> dict[str, object]:
-        """Return all that decides what the parts hold."""
-        options = self._options
-        return {
-            "model": self._model,
-            "fingerprint": embedder.fingerprint,
-            "max_length": embedder.max_length,
-            "heads": list(heads),
-            "role": options.role,
-            "prefix": options.prefix,
-            "dtype": options.dtype,
-            "part_rows": options.checkpoint_interval,
-            "slice_rows": options.batch_size or DEFAULT_SLICE_ROWS,
-            "batch_tokens": options.batch_tokens,
-            "dedupe": options.dedupe,
-            "keep_texts": options.collection is not None,
-            "model_options": {key: str(value) for key, value in options.model_options.items()},
-        }
-
-    # --- computing ------------------------------------------------------------------------------
-
-    def _compute(
-        self,
-        journal: Journal,
-        embedder: TextEmbedder,
-        heads: tuple[HeadName, ...],
-        rows: Iterable[Row],
-    ) -> None:
-        """Compute the parts that the journal does not have."""
-        with contextlib.ExitStack() as stack:
-            occurrences = None
-            if self._options.dedupe:
-                occurrences = stack.enter_context(
-                    FirstOccurrences(journal.folder, embedder.normal_form)
-                )
-            id_field = self._options.input.id_field
-            if self._options.collection is not None and id_field is not None:
-                unique = stack.enter_context(UniqueIds(journal.folder, id_field))
-                rows = unique.check(rows)
-            tasks = plan_parts(
-                rows,
-                self._options.checkpoint_interval,
-                occurrences,
-                keep_texts=self._options.collection is not None,
-            )
-            pending: dict[int, PartTask] = {}
-            missing = self._skip_finished(journal, tasks, pending)
-            first = next(missing, None)
-            if first is None:
-                return
-            pool = stack.enter_context(self._open_pool(self._settings(journal, heads)))
-            try:
-                for finished in pool.compute(_chain(first, missing)):
-                    self._note(journal, pending.pop(finished.part), finished)
-            except KeyboardInterrupt:
-                for finished in pool.stop_after_parts_in_hand():
-                    self._note(journal, pending.pop(finished.part), finished)
-                raise InterruptedJobError(
-                    f"interrupted; {journal.totals.rows} rows of {self._model} are finished and "
-                    "kept. To resume, run the same command again"
-                ) from None
-            except OSError as error:
-                raise _explain_disk(error, journal.folder) from None
-            self._runtime, self._deaths = pool.runtime, pool.deaths
-
-    def _open_pool(self, settings: list[WorkerSettings]) -> contextlib.AbstractContextManager[Pool]:
-        options = self._options
-        if options.runner == "ray":
-            from unified_embeddings.bulk.ray_pool import RayPool
-
-            return RayPool(
-                settings,
-                address=options.ray_address,
-                gpus=sum(device.startswith("cuda") for device in options.devices[:1]),
-                hang_seconds=options.hang_seconds,
-            )
-        return WorkerPool(settings, hang_seconds=options.hang_seconds)
-
-    @contextlib.contextmanager
-    def _open_collection(self, journal: Journal, embedder: TextEmbedder) -> Iterator[None]:
-        """Open the collection that the rows go into, if there is one, and write what is missing.
-
-        It is indexed again at the end, however the job ends.
-        """
-        target = self._options.collection
-        if target is None:
-            yield
-            return
-        self._writer = make_writer(target, embedder, journal, self._options)
-        self._writer.defer_indexing()
-        try:
-            for line in journal.lines:
-                self._writer.write(line)
-            yield
-        except BaseException:
-            with contextlib.suppress(StoreError):  # The first error is the one to tell.
-                self._writer.restore_indexing()
-            raise
-        self._writer.finish()
-
-    def _skip_finished(
-        self, journal: Journal, tasks: Iterable[PartTask], pending: dict[int, PartTask]
-    ) -> Iterator[PartTask]:
-        """Yield the parts that are not finished, and count those that are."""
-        for task in tasks:
-            if journal.is_done(task.number, task.rows_digest):
-                self._resumed += len(task.records)
-                self._tell(journal, "computing")
-            else:
-                pending[task.number] = task
-                yield task
-
-    def _settings(self, journal: Journal, heads: tuple[HeadName, ...]) -> list[WorkerSettings]:
-        options = self._options
-        settings = []
-        for number in range(options.max_workers):
-            device = options.devices[number % len(options.devices)]
-            settings.append(
-                WorkerSettings(
-                    make_embedder=self._make,
-                    options=embedder_options(self._model, options, device),
-                    heads=heads,
-                    role=options.role,
-                    dtype=options.dtype,
-                    folder=journal.folder,
-                    slice_rows=options.batch_size or DEFAULT_SLICE_ROWS,
-                    processes=options.max_workers,
-                )
-            )
-        return settings
-
-    def _note(self, journal: Journal, task: PartTask, finished: Finished) -> None:
-        """Write down that a part is finished."""
-        self._tokens += finished.tokens
-        journal.add(
-            PartLine(
-                part=task.number,
-                first_row=task.first_row,
-                rows=len(task.records),
-                rows_digest=task.rows_digest,
-                sha256=finished.sha256,
-                bytes=finished.bytes,
-                computed=finished.computed,
-                failed=finished.failed,
-                tokens=finished.tokens,
-                truncated=finished.truncated,
-                seconds=finished.seconds,
-            )
-        )
-        if self._writer is not None:
-            self._writer.write(journal.line(task.number))
-        self._tell(journal, "computing")
-        if finished.failed and self._options.fail_fast:
-            raise RowFailedError(
-                f"a row among {task.first_row} to {task.first_row + len(task.records) - 1} failed; "
-                f"{journal.part_path(task.number)} holds the reason. Without --fail-fast the job "
-                "goes on and lists such rows in failed.jsonl"
-            )
-
-    def _tell(self, journal: Journal, phase: Literal["computing", "writing"]) -> None:
-        totals = journal.totals
-        self._on_progress(
-            Progress(
-                model=self._model,
-                rows=totals.rows,
-                resumed=self._resumed,
-                repeated=totals.repeated,
-                failed=totals.failed,
-                tokens=self._tokens,
-                seconds=time.perf_counter() - self._began,
-                fraction=self._fraction(),
-                phase=phase,
-            )
-        )
-
-    def _fraction(self) -> float | None:
-        total = None if self._total_bytes is None else max(self._total_bytes, 1)
-        if total is None or self._reader is None:
-            return None
-        return min(1.0, self._reader.bytes_read / total)
-
-    # --- writing --------------------------------------------------------------------------------
-
-    def _write(
-        self, journal: Journal, embedder: TextEmbedder, heads: tuple[HeadName, ...]
-    ) -> ModelReport:
-        """Put the parts together as the outputs."""
-        self._tell(journal, "writing")
-        options, totals = self._options, journal.totals
-        plan = OutputPlan(
-            model=self._model,
-            heads=heads,
-            dimension=embedder.dimension,
-            colbert_dimension=_colbert_dimension(journal, heads),
-            vocabulary_size=_vocabulary_size(embedder),
-            dtype=options.dtype,
-            formats=options.formats,
-        )
-        try:
-            files = write_outputs(self.parts, self._job.folder, plan)
-            seconds = time.perf_counter() - self._began
-            more = self._describe_run(journal, embedder, heads)
-            files.append(
-                write_metadata(
-                    self._job.folder,
-                    self._model,
-                    embedding_dim=embedder.dimension,
-                    num_paragraphs=totals.rows,
-                    processing_time=seconds,
-                    batch_size=options.batch_size or DEFAULT_SLICE_ROWS,
-                    more=more,
-                )
-            )
-        except OSError as error:
-            raise _explain_disk(error, self._job.folder) from None
-        return ModelReport(
-            model=self._model,
-            rows=totals.rows,
-            computed=totals.computed,
-            resumed=self._resumed,
-            repeated=totals.repeated,
-            failed=totals.failed,
-            tokens=totals.tokens,
-            seconds=time.perf_counter() - self._began,
-            files=tuple(files),
-        )
-
-    def _describe_run(
-        self, journal: Journal, embedder: TextEmbedder, heads: Sequence[HeadName]
-    ) -> dict[str, object]:
-        """Return what the metadata hold besides document 004's fields."""
-        totals = journal.totals
-        digest = hashlib.blake2b(digest_size=16)
-        for line in journal.lines:
-            digest.update(line.rows_digest.encode())
-        return {
-            **self._describe(embedder, heads),
-            "revision": embedder.revision,
-            "input_digest": digest.hexdigest(),
-            "computed": totals.computed,
-            "repeated": totals.repeated,
-            "failed": totals.failed,
-            "tokens": totals.tokens,
-            "truncated": totals.truncated,
-            "computing_seconds": totals.seconds,
-            "tokens_per_second": totals.tokens / totals.seconds if totals.seconds else 0.0,
-            "resumed_rows": self._resumed,
-            "dead_workers": self._deaths,
-            "workers": self._options.max_workers,
-            "runtime": dict(self._runtime),
-            "hardware": {"processor": cpu().name, "cores": cpu().cores},
-            "versions": {"unified-embeddings": __version__, "python": platform.python_version()},
-        }
-
-
-def make_writer(
-    target: CollectionTarget, embedder: TextEmbedder, journal: Journal, options: BulkOptions
-) -> CollectionWriter:
-    """Open the collection that a job's rows go into."""
-    from unified_embeddings.bulk.collection import CollectionWriter
-    from unified_embeddings.llama.vector_store import build_vector_store
-
-    store = build_vector_store(
-        embedder,
-        target.name,
-        path=target.path,
-        url=target.url,
-        client=target.client,
-        api_key=target.api_key,
-    )
-    return CollectionWriter(
-        store, journal, part_rows=options.checkpoint_interval, id_field=options.input.id_field
-    )
-
-
-def _drop_parts(job: JobFolder, reports: Sequence[ModelReport]) -> None:
-    """Remove the parts, unless rows failed, which may be tried again."""
-    if not any(report.failed for report in reports):
-        shutil.rmtree(job.folder / "parts", ignore_errors=True)
-
-
-def _colbert_dimension(journal: Journal, heads: Sequence[HeadName]) -> int | None:
-    """Return the width of the ColBERT vectors in the parts; None if there are none."""
-    if "colbert" in heads:
-        for line in journal.lines:
-            rows = read_part(journal.part_path(line.part)).colbert_rows
-            if rows is not None:
-                return int(rows.shape[1])
-    return None
-
-
-def _vocabulary_size(embedder: TextEmbedder) -> int:
-    """Return how many tokens the model of the sparse vectors knows."""
-    last = embedder.models[-1] if embedder.models else None
-    if isinstance(last, ModelEmbedder):
-        return last.checkpoint.integer("vocab_size")
-    return _LARGEST_ID
-
-
-def _chain(first: PartTask, others: Iterator[PartTask]) -> Iterator[PartTask]:
-    yield first
-    yield from others
-
-
-def _explain_disk(error: OSError, folder: Path) -> Exception:
-    """Return a full disk as an error that says what to do; other errors stay."""
-    if isinstance(error, NoSpaceError) or error.errno == errno.ENOSPC:
-        return UnifiedEmbeddingsError(
-            f"the disk of {folder} is full; what is finished is kept. Make room, and run the same "
-            "command again to resume"
-        )
-    return error
 
 
 def _ignore(_: Progress) -> None:

@@ -20,17 +20,21 @@ from typing import TypeAlias
 
 import numpy as np
 
+from unified_embeddings.bulk.job import part_name
 from unified_embeddings.bulk.parts import FAILED, Part, Record, build_part, part_to_bytes
 from unified_embeddings.bulk.planning import PartTask
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.isolation import GroupSize, isolate_failures
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import publish_file, scratch_folder
 from unified_embeddings.system.hardware import share_machine
 from unified_embeddings.types import Embeddings, HeadName, Role
 
 MakeEmbedder: TypeAlias = Callable[..., TextEmbedder]
 """Makes the embedder in the child; a function of an importable module."""
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system reports where a disk is full, or somebody's share of it."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,18 @@ def work(address: object, key: bytes, number: int, settings: WorkerSettings) -> 
         except (EOFError, BrokenPipeError):
             return  # The parent has ended.
         except Exception as error:
-            connection.send(Broken(error))
+            connection.send(Broken(_portable(error, settings.folder)))
+
+
+def _portable(error: Exception, folder: Path) -> Exception:
+    """Return an error as one that comes whole out of another process, which not every one does."""
+    if isinstance(error, UnifiedEmbeddingsError):
+        return error
+    if isinstance(error, OSError) and is_full_disk(error):
+        return OSError(error.errno, "No space left on device")
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
+        return FileNotFoundError(error.errno, error.strerror, str(error.filename))
+    return UnifiedEmbeddingsError(f"{type(error).__name__}: {error}")
 
 
 class PartComputer:
@@ -263,11 +278,6 @@ def _join(rows: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(dense=dense, sparse=sparse, colbert=colbert)
 
 
-def part_name(number: int) -> str:
-    """Return the name of a part's file."""
-    return f"part-{number:08d}.npz"
-
-
 def publish_part(content: bytes, folder: Path, number: int) -> None:
     """Write a part's file, atomically and durably."""
     name = part_name(number)
@@ -279,7 +289,7 @@ def publish_part(content: bytes, folder: Path, number: int) -> None:
 
 def is_full_disk(error: Exception) -> bool:
     """Tell whether the disk is full, which is no row's fault."""
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def _describe_failure(error: Exception) -> str:

@@ -14,7 +14,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options
 
 if TYPE_CHECKING:
-    from unified_embeddings.bulk.options import CollectionTarget
+    from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 
 _FORMATS = ("npy", "jsonl", "parquet")
 _SEVERAL = "--models"
@@ -57,9 +57,11 @@ def repeat_flag(args: list[str], flag: str) -> list[str]:
     """
     repeated: list[str] = []
     is_value = False
-    for arg in args:
+    for arg, next_arg in zip(args, [*args[1:], "-"], strict=True):
         if arg == flag:
             is_value = True
+            if next_arg.startswith("-"):
+                repeated.append(arg)  # It has no value, which the parser shall tell.
         elif arg.startswith("-"):
             is_value = False
             repeated.append(arg)
@@ -220,11 +222,10 @@ def embed(
     """
     from unified_embeddings.bulk.options import BulkOptions
     from unified_embeddings.bulk.rows import InputOptions
-    from unified_embeddings.bulk.run import embed_rows, estimate
 
     if engine == "ray":
         engine, runner = "auto", "ray"
-    given = _choose_input(source, input_file)
+    given = _choose_input(source, input_file, models or [])
     if output is None:
         raise InputError("name the folder of the outputs with --output")
     kept = None if keep_fields is None else tuple(_split(keep_fields, "--keep-fields"))
@@ -253,24 +254,45 @@ def embed(
             text_field=text_field,
             id_field=id_field,
             keep_fields=kept,
-            leave_out=(output,),
         ),
     )
+    _run_job(given, output, options, dry_run=dry_run, as_json=as_json)
+
+
+def _run_job(
+    source: str, output: str, options: BulkOptions, *, dry_run: bool, as_json: bool
+) -> None:
+    """Do the job, or estimate what it would cost, and print what there is to say.
+
+    Raises:
+        typer.Exit: After Ctrl-C.
+    """
+    from unified_embeddings.bulk.options import InterruptedJobError
+    from unified_embeddings.bulk.run import embed_rows, estimate
+
     with open_reporter(as_json=as_json) as reporter:
         if dry_run:
-            for estimated in estimate(given, output, options):
+            for estimated in estimate(source, output, options):
                 reporter.estimate(estimated)
             return
-        for report in embed_rows(given, output, options, on_progress=reporter.progress):
+        try:
+            reports = embed_rows(source, output, options, on_progress=reporter.progress)
+        except InterruptedJobError as error:
+            shared.print_error(str(error))
+            raise typer.Exit(130) from None
+        for report in reports:
             reporter.report(report)
 
 
-def _choose_input(source: str | None, input_file: str | None) -> str:
+def _choose_input(source: str | None, input_file: str | None, models: list[str]) -> str:
     if source is not None and input_file is not None:
         raise InputError("INPUT and --input-file are the same; give one of them")
     given = source if source is not None else input_file
     if given is None:
-        raise InputError("name an input: a file, a folder, or - for standard input")
+        hint = ""
+        if len(models) > 1 and Path(models[-1]).is_file():
+            hint = f". {models[-1]!r} was taken for a model: write it before --models"
+        raise InputError(f"name an input: a file, a folder, or - for standard input{hint}")
     return given
 
 

@@ -102,7 +102,7 @@ class _BarReporter(_TextReporter):
 
         self._bar = Progress(
             BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
@@ -148,7 +148,9 @@ def _describe_progress(progress: Progress) -> str:
 
 def _describe_report(report: ModelReport) -> str:
     parts = [f"{report.model}: {report.rows:,} rows in {_duration(report.seconds)}"]
-    if report.resumed:
+    if report.was_finished:
+        parts = [f"{report.model}: nothing to do, {report.rows:,} rows were finished before"]
+    elif report.resumed:
         parts.append(f"{report.resumed:,} of them from an earlier run")
     if report.repeated:
         parts.append(f"{report.repeated:,} repeat another row's text and cost nothing")

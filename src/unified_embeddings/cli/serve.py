@@ -10,6 +10,7 @@ import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError, MissingExtraError
+from unified_embeddings.types import Options
 
 _LIMITS = "Limits"
 """Heading in the help. A table of their own: beside --no-auto-truncate, 80 columns are too few."""
@@ -108,17 +109,6 @@ def serve(
     Settings come from flags, then the environment (UNIFIED_EMBEDDINGS_PORT and so on), then the
     file.
     """
-    try:
-        from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-        from unified_embeddings.serving.running import run
-        from unified_embeddings.serving.settings import load_settings
-    except ImportError as error:
-        if isinstance(error, MissingExtraError):
-            raise
-        raise MissingExtraError(
-            "FastAPI or uvicorn, which `serve` runs on,", extra="serve"
-        ) from None
-
     if engine == "ray":  # Not an engine of models, but what people look for under this name.
         engine, runner = None, "ray"
     flags = {
@@ -147,8 +137,29 @@ def serve(
         "max_length": max_length,
         "image_model": image_model,
     }
+    _start(settings_file, flags, model_flags)
+
+
+def _start(settings_file: Path | None, flags: Options, model_flags: Options) -> None:
+    """Put the settings together from all their places, and serve.
+
+    Raises:
+        MissingExtraError: If what `serve` runs on is not installed.
+    """
+    try:
+        from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+        from unified_embeddings.serving.running import run
+        from unified_embeddings.serving.settings import load_settings
+    except ImportError as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        raise MissingExtraError(
+            "FastAPI or uvicorn, which `serve` runs on,", extra="serve"
+        ) from None
+
     settings, options = load_settings(settings_file, os.environ, flags, model_flags)
-    if settings.collection is None and (path is not None or url is not None):
+    is_placed = flags["store_path"] is not None or flags["qdrant_url"] is not None
+    if settings.collection is None and is_placed:
         raise InputError("--path and --url say where a collection is; name it with --collection")
     UnifiedEmbeddingConfig(**options)  # Says what is wrong with them before anything starts.
     if not settings.api_keys and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -1,12 +1,15 @@
-"""Calls that no signal interrupts.
+"""Work that no signal interrupts.
 
-What lives here: running a call to its end. What does not: what must not be interrupted.
+What lives here: running a call to its end, and holding Ctrl-C back until work is at a good place to
+stop. What does not: what must not be interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
@@ -51,3 +54,78 @@ def uninterrupted(call: Callable[[], T]) -> T:
     if interruption is not None:
         raise interruption from future.exception()
     return future.result()
+
+
+class Interrupts:
+    """Ctrl-C as something to ask about, for as long as `hold_interrupts` lasts."""
+
+    def __init__(self) -> None:
+        self._was_asked = False
+        self._raises_at_once = False
+
+    def check(self) -> None:
+        """Raise what was held back; called where work may stop.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C was pressed.
+        """
+        if self._was_asked:
+            raise KeyboardInterrupt
+
+    def let_through(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield items; Ctrl-C while one is waited for is raised at once.
+
+        What comes from a pipe or a slow disk may not come for a long time.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C is pressed meanwhile, or was before.
+        """
+        while True:
+            self._raises_at_once = True
+            try:
+                self.check()
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._raises_at_once = False
+            yield item
+
+    def note(self, *_: object) -> None:
+        """Take a signal: hold it back the first time, raise it the second.
+
+        Raises:
+            KeyboardInterrupt: If it is the second, or is let through.
+        """
+        is_first = not self._was_asked
+        self._was_asked = True
+        if self._raises_at_once or not is_first:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def hold_interrupts() -> Iterator[Interrupts]:
+    """Hold the first Ctrl-C back until `check` is called; a second one is raised at once.
+
+    Only the main thread gets signals: elsewhere, and where Ctrl-C is ignored, this does nothing.
+
+    Raises:
+        KeyboardInterrupt: At the end, if Ctrl-C was held back and the work has ended well.
+
+    Example:
+        >>> with hold_interrupts() as interrupts:
+        ...     for number in range(3):
+        ...         interrupts.check()      # between two steps, never within one
+    """
+    interrupts = Interrupts()
+    former = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or former is None or former is signal.SIG_IGN:
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts.note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, former)
+    interrupts.check()
