@@ -184,18 +184,15 @@ class EmbeddingService(LoadedModel):
         self.require_ready()
         limits = self.settings
         seconds = min(timeout or limits.request_timeout, limits.request_timeout)
-        if len(texts) > limits.max_texts:
-            raise TooLongError(
-                f"{len(texts)} texts are more than the {limits.max_texts} that one request may "
-                "hold; send several requests"
-            )
+        self._require_few(texts)
         begun = time.perf_counter()
         with self.batcher.expect(self._guess_tokens(texts)):
             lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
         if "colbert" in heads:
-            self._require_bounded(lengths, _MOST_NUMBERS if is_written_out else _MOST_SCORED)
+            most_numbers = _MOST_NUMBERS if is_written_out else _MOST_SCORED
+            self._require_bounded(lengths, most_numbers)
         if not texts:
             return Answer(self.embedder.encode([], role=role, heads=heads), ())
         batched = await self.batcher.submit(
@@ -368,6 +365,14 @@ class EmbeddingService(LoadedModel):
                 tokens = len(text) + self.embedder.max_length - self.embedder.document_length
                 lengths.append(TextLength(min(tokens, longest), truncated=tokens > longest))
         return lengths
+
+    def _require_few(self, texts: Sequence[Text]) -> None:
+        most = self.settings.max_texts
+        if len(texts) > most:
+            raise TooLongError(
+                f"{len(texts)} texts are more than the {most} that one request may hold; send "
+                "several requests"
+            )
 
     def _check_lengths(self, lengths: Sequence[TextLength], *, truncate: bool | None) -> None:
         may_cut = self.settings.auto_truncate if truncate is None else truncate
