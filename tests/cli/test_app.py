@@ -28,7 +28,7 @@ import unified_embeddings
 from command import COMMAND, FORGET, Ended, Run, environment, finish, start
 from unified_embeddings import BGE_M3_Embedder, EdgeQdrantClient
 from unified_embeddings.cli import app as cli
-from unified_embeddings.cli import demo, quantize
+from unified_embeddings.cli import demo, embed, quantize
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.system.files import copy_with_holes
 
@@ -178,6 +178,28 @@ class TestInstalledCommand:
         assert "Usage: unified-embeddings" in ended.out
         assert "-h" in ended.out
         assert max(map(len, ended.out.splitlines())) <= 80
+
+    def test_the_help_of_every_command_is_whole_in_80_columns(self, run: Run) -> None:
+        """Rich ends what has no room with an ellipsis, be it half the name of a flag."""
+        for command in cli.app.registered_commands:
+            if command.name == "serve-query":  # argparse's, which cuts nothing
+                continue
+            shown = run(str(command.name), "-h").out
+            assert "…" not in shown, command.name
+            assert max(map(len, shown.splitlines())) <= 80
+
+    def test_embed_takes_flags_with_underscores(self, run: Run, tmp_path: Path) -> None:
+        args = ["--batch_size", "8", "--text_field=a_b", "in_1.jsonl"]
+        assert embed.hyphenate_flags(args) == [
+            "--batch-size", "8", "--text-field=a_b", "in_1.jsonl"
+        ]  # fmt: skip
+        (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "Foxes jump."}\n')
+        ended = run(
+            "embed", "--input_file", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "out",
+            "--models", "mini-m3", "--max_workers", "1", "--dry_run",
+        )  # fmt: skip
+        assert ended.code == 0, ended.err
+        assert "about 1 row" in ended.out
 
     def test_the_lines_of_a_paragraph_are_joined(self, run: Run) -> None:
         lines = [line.strip() for line in run("index", "-h").out.splitlines()]

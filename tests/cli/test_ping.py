@@ -60,11 +60,13 @@ class TestPing:
         code, out, err = run("ping", service.url)
         assert (code, err) == (0, "")
         lines = out.splitlines()
-        assert lines[0].split() == ["contract", "request", "status", "ms", "answer"]
+        assert lines[0].startswith("fake: dense, sparse, colbert; 16 numbers; ")
+        assert lines[1].split() == ["contract", "request", "status", "ms", "answer"]
+        assert max(map(len, lines)) < 80
         assert lines[-1] == "20 of 20 contracts answer as they should"
         for request in REQUESTS:
             assert any(request in line and " 200 " in line for line in lines), request
-        assert sum("16 numbers, as /v1/m3 gives them" in line for line in lines) == 7
+        assert sum("16 numbers, the same" in line for line in lines) == 7
 
     def test_as_json(self, service: Service, run: Run) -> None:
         code, out, _ = run("ping", service.url, "--json")

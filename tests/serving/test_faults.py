@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from gated import PATIENCE, GatedEmbedder
 from running import Reply, Running, read_reply, request, running
 from test_guard import until
 
+from unified_embeddings.embedders.base import Piece
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.serving import batcher as batcher_module
 from unified_embeddings.serving import loading as loading_module
@@ -282,3 +284,28 @@ async def test_faulty_clients_and_texts_swap_and_lose_no_answer(
         for r in caplog.records
         if r.name.startswith(("uvicorn", "asyncio")) and r.levelno >= logging.ERROR
     ]
+
+
+class SlowSplitter(FakeEmbedder):
+    """Splits no text before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.may_go_on = threading.Event()
+
+    def split(self, text: str, *, special: bool = False) -> list[Piece]:
+        self.may_go_on.wait(PATIENCE)
+        return super().split(text, special=special)
+
+
+async def test_tokenising_has_a_deadline_too() -> None:
+    embedder = SlowSplitter()
+    async with running(embedder, request_timeout=0.2) as service:
+        try:
+            reply = await service.post("/tokenize", {"inputs": "a"})
+            waiting = await service.post("/tokenize", {"inputs": "a"})
+        finally:
+            embedder.may_go_on.set()
+        assert (reply.status, waiting.status) == (504, 504)
+        assert "not answered within 0.2 s" in reply.json["error"]
+        assert (await service.post("/tokenize", {"inputs": "a"})).status == 200

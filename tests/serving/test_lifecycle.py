@@ -289,6 +289,20 @@ def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "nothing" in ended.err
 
 
+def test_what_is_wrong_with_an_option_is_told_without_a_text_of_the_warm_up(tmp_path: Path) -> None:
+    ended = finish(
+        start("serve", "--model", "mini-m3", "--engine", "no", "--port", "0", cwd=tmp_path)
+    )
+    assert ended.code == 1
+    assert "error: engine must be auto, torch, sentence, onnx, flag, not 'no'" in ended.err
+
+
+def test_a_place_without_a_collection_is_refused(tmp_path: Path) -> None:
+    ended = finish(start("serve", "--model", "mini-m3", "--path", "data", cwd=tmp_path))
+    assert ended.code == 1
+    assert "name it with --collection" in ended.err
+
+
 def test_the_command_serves_and_stops(tmp_path: Path) -> None:
     process = start("serve", "--model", "mini-m3", "--port", "0", cwd=tmp_path)
     assert process.stderr is not None

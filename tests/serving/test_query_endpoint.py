@@ -484,7 +484,10 @@ class TestProcess:
             port = str(taken.getsockname()[1])
             ended = run_to_end("--model", str(exported), "--port", port, cwd=tmp_path)
         assert ended.returncode == 1
-        assert f"error: cannot listen on 127.0.0.1, port {port}" in ended.stderr
+        assert ended.stderr == (
+            f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another "
+            "--host or --port\n"
+        )
 
     def test_a_broken_model_ends_the_process(self, exported: Path, tmp_path: Path) -> None:
         broken = tmp_path / "broken"

@@ -9,8 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from running import running
 
 from running_service import RunningService
+from unified_embeddings.serving import schemas
+from unified_embeddings.serving import service as service_module
+from unified_embeddings.serving.routes import tei
+from unified_embeddings.serving.schemas import holds_at_most
 
 KEY = {"authorization": "Bearer first-key"}
 LONG = "fox " * 400
@@ -321,8 +326,8 @@ TOO_LONG = [
     ("/v1/rerank", {"query": "a", "documents": [LONG]}, 400),
     ("/api/embed", {"model": "mini-m3", "input": LONG, "truncate": False}, 400),
     ("/api/embeddings", {"model": "mini-m3", "prompt": LONG}, 400),
-    ("/v1/m3", {"texts": [LONG]}, 400),
-    ("/query", {"input": {"query": LONG}}, 400),
+    ("/v1/m3", {"texts": [LONG]}, 413),
+    ("/query", {"input": {"query": LONG}}, 413),
 ]
 
 
@@ -352,8 +357,8 @@ TOO_MANY = [
     ("/v1/embeddings", {"input": MANY}, 400),
     ("/v1/rerank", {"query": "a", "documents": MANY}, 400),
     ("/api/embed", {"model": "mini-m3", "input": MANY}, 400),
-    ("/v1/m3", {"texts": MANY}, 400),
-    ("/query", {"input": {"action": "embed_batch", "texts": MANY}}, 400),
+    ("/v1/m3", {"texts": MANY}, 413),
+    ("/query", {"input": {"action": "embed_batch", "texts": MANY}}, 413),
 ]
 
 
@@ -370,6 +375,45 @@ def test_too_many_tokens_are_refused(guarded: httpx.Client) -> None:
     answer = guarded.post("/embed", json={"inputs": ["fox " * 200] * 4})
     assert answer.status_code == 413
     assert "more than the 600 that one request may hold" in answer.json()["error"]
+
+
+async def test_a_served_name_that_the_model_has_anyway_changes_nothing() -> None:
+    async with running(served_names=("mini-m3", "other")) as service:
+        plain = (await service.get("/info")).json
+        assert plain["model_id"] == "mini-m3"
+        assert plain["unified_embeddings"]["names"] == ["mini-m3", "other"]
+
+
+def test_colbert_vectors_that_would_fill_the_memory_are_refused(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_MOST_NUMBERS", 384 * 20)
+    texts = ["fox " * 6] * 3  # 8 tokens each, with the special ones
+    for path, body in {"/embed_all": {"inputs": texts}, "/v1/m3": {"texts": texts}}.items():
+        answer = http.post(path, json=body)
+        assert answer.status_code == 413
+        assert "24 tokens are more than the 20" in message_of(path, answer)
+    assert http.post("/embed_all", json={"inputs": texts[:2]}).status_code == 200
+    assert http.post("/v1/m3", json={"texts": texts, "heads": ["dense"]}).status_code == 200
+
+
+def test_large_answers_are_those_of_small_ones(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written piece by piece reads the same."""
+    texts = ["Foxes jump.", "Dogs sleep.", "Foxes jump over lazy dogs."]
+    requests: dict[str, dict[str, Any]] = {
+        "/embed_all": {"inputs": texts},
+        "/embed_sparse": {"inputs": texts},
+        "/tokenize": {"inputs": texts},
+        "/v1/m3": {"texts": texts},
+        "/query": {"input": {"action": "embed_batch", "texts": texts, "heads": ["sparse"]}},
+    }
+    expected = {path: http.post(path, json=body).json() for path, body in requests.items()}
+    monkeypatch.setattr(schemas, "_QUICK_TOKENS", 0)
+    monkeypatch.setattr(tei, "_TOKENS_AT_A_TIME", 2)
+    for path, body in requests.items():
+        assert http.post(path, json=body).json() == expected[path], path
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -450,3 +494,60 @@ def test_times_are_told_part_by_part(guarded: httpx.Client) -> None:
     ]
     assert all(part >= 0 for part in parts)
     assert sum(parts) <= float(headers["x-total-time"])
+
+
+# --- bodies made to stop the event loop ---------------------------------------------------------
+
+MANY = 1000
+LISTS: list[tuple[str, dict[str, Any]]] = [
+    ("/embed", {"inputs": [{}] * MANY}),
+    ("/", {"inputs": {"source_sentence": "a", "sentences": [[]] * MANY}}),
+    ("/embed_sparse", {"inputs": ["a", *[[]] * MANY]}),
+    ("/embed_all", {"inputs": [["a"]] * MANY}),
+    ("/rerank", {"query": "a", "texts": [[]] * MANY}),
+    ("/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/similarity", {"inputs": {"source_sentence": "a", "sentences": [[]] * MANY}}),
+    ("/tokenize", {"inputs": [[]] * MANY}),
+    ("/v1/embeddings", {"input": [{}] * MANY}),
+    ("/v1/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/v2/rerank", {"query": "a", "documents": [[]] * MANY}),
+    ("/api/embed", {"model": "mini-m3", "input": [[]] * MANY}),
+    ("/v1/m3", {"texts": [[]] * MANY}),
+    ("/v1/m3", {"texts": ["a"], "heads": [[]] * MANY}),
+    ("/query", {"input": {"action": "embed_batch", "texts": [[]] * MANY}}),
+    ("/search", {"query": "a", "filters": [{}] * MANY}),
+    ("/search", {"query": "a", "filters": [{"key": 1}] * 50}),
+    ("/embed_image", {"images": [[]] * MANY}),
+    ("/embed_image", {"texts": [[]] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LISTS)
+def test_only_the_first_bad_item_of_a_list_is_looked_at(
+    guarded: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    answer = guarded.post(path, json=body)
+    assert answer.status_code == bad_input(path)
+    message = message_of(path, answer)
+    # pydantic's way of collecting an error for each item takes a minute for what 16 MiB hold.
+    assert re.search(r"and \d+ more", message) is None, message
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_bodies_of_millions_of_values_are_refused_before_they_are_checked(
+    http: httpx.Client, path: str
+) -> None:
+    name = next(iter(BODIES[path])).encode()
+    values = b",".join([b"[]"] * 1_050_000)
+    answer = http.post(path, content=b'{"' + name + b'":[' + values + b"]}")
+    assert answer.status_code == 413
+    assert message_of(path, answer).startswith("the body holds more than 1048576 values")
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [(1, 0), ({}, 0), ([], 0), ({"a": [1, 2], "b": 3}, 4), ([[], [[]], [1]], 5), ([[[[1]]]], 4)],
+)
+def test_values_are_counted_at_every_depth(value: object, count: int) -> None:
+    assert holds_at_most(value, count)
+    assert count == 0 or not holds_at_most(value, count - 1)

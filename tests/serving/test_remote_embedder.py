@@ -16,6 +16,7 @@ import pytest
 from llama_index.core import Settings
 
 from embedding_service import serve_app
+from running_service import RunningService
 from unified_embeddings import (
     InputError,
     RemoteEmbedder,
@@ -160,3 +161,21 @@ def test_ping(
     assert [row for row in report["results"] if not row["ok"]] == []
     assert not ended.value.code
     assert len(report["results"]) == 20
+
+
+def test_what_is_too_much_for_one_request_is_asked_for_in_several() -> None:
+    texts = [f"Foxes jump over lazy dogs, {number} times." for number in range(12)]
+    with RunningService(max_request_tokens=40) as running:
+        embedder = RemoteEmbedder(running.url, retries=0)
+        found = embedder.encode_documents(texts, dense=True, sparse=True, colbert=True)
+        expected = running.service.embedder.encode_documents(
+            texts, dense=True, sparse=True, colbert=True
+        )
+        embedder.close()
+    assert found.dense is not None
+    assert expected.dense is not None
+    np.testing.assert_array_equal(found.dense, expected.dense)
+    assert [item.to_qdrant() for item in found.sparse or ()] == [
+        item.to_qdrant() for item in expected.sparse or ()
+    ]
+    assert len(found.colbert or ()) == len(texts)

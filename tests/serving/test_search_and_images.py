@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from starlette.datastructures import State
 
 from image_files import noise, png
 from running_service import RunningService
 from unified_embeddings import ClipEmbedder
+from unified_embeddings.errors import OverloadedError
+from unified_embeddings.serving.routes import images
 
 QUESTION = "What do foxes jump over?"
 PICTURES = [png(noise(64, 48, 1)), png(noise(40, 40, 2))]
@@ -80,7 +84,14 @@ def test_filters_hold_for_results_and_ranks(http: httpx.Client) -> None:
         ({"top_k": 1001}, "top_k must be <= 1000, got 1001"),
         ({"mode": "fuzzy"}, "mode must be 'hybrid', 'dense' or 'sparse'"),
         ({"filters": [{"value": 1}]}, r"filters[0].key is missing"),
-        ({"filters": [{"key": "a", "value": 1, "operator": "~"}]}, "a filter is not usable"),
+        (
+            {"filters": [{"key": "a", "value": 1, "operator": "~"}]},
+            "filters[0].operator must be one of ==, ",
+        ),
+        (
+            {"filters": [{"key": "a", "value": 1}, {"key": "b", "value": {"c": 1}}]},
+            "filters[1].value must be a text, a number, or a list",
+        ),
         ({"rerank": 1}, "rerank must be true or false, got 1"),
     ],
 )
@@ -138,3 +149,13 @@ def test_what_is_no_image_is_refused(
     answer = http.post("/embed_image", json=body)
     assert answer.status_code == status
     assert message in answer.json()["error"]
+
+
+async def test_images_that_wait_are_bounded() -> None:
+    class FullThread:
+        unfinished = 16
+
+    service: Any = SimpleNamespace(config=SimpleNamespace(clip=None))
+    state = State({"image_thread": FullThread()})
+    with pytest.raises(OverloadedError, match="16 requests"):
+        await images._embed(state, service, images.ImageRequest(texts=["a fox"]))

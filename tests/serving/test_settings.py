@@ -9,7 +9,8 @@ import pytest
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError
-from unified_embeddings.serving.settings import ServiceSettings, load_settings, read_keys
+from unified_embeddings.serving.api_keys import read_keys
+from unified_embeddings.serving.settings import ServiceSettings, load_settings
 
 
 def load(
@@ -84,6 +85,11 @@ def test_each_type_reads_from_a_file_and_from_a_variable(tmp_path: Path) -> None
     assert isinstance(from_file.request_timeout, float)
 
 
+def test_an_unknown_option_of_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[model\] model_choce: unknown option.*model_choice"):
+        load('[model]\nmodel_choce = "mini-m3"\n', folder=tmp_path)
+
+
 def test_the_names_of_document_002_are_taken() -> None:
     environ = {"QUANTIZATION": "INT8", "GPU_DEVICE": "cuda:1"}
     _, options = load(environ=environ)
@@ -155,7 +161,7 @@ def test_the_options_make_a_config(tmp_path: Path) -> None:
         ("model = 1", "model must be a name or a table"),
         ("collection = 'a'", "needs --path or --url"),
         ("port = ", "cannot be read"),
-        ("api_keys = ['']", "an API key must be ASCII and not blank"),
+        ("api_keys = ['']", "an API key must be printable ASCII and not blank"),
     ],
 )
 def test_what_the_file_has_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -215,6 +221,12 @@ def test_a_file_without_keys_does_not_leave_the_service_open(tmp_path: Path) -> 
     file.write_text("# none yet\n")
     with pytest.raises(InputError, match="holds none"):
         read_keys(file)
+
+
+def test_an_indented_comment_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("  # of the first client\n one \n\ntwo\n")
+    assert read_keys(file) == ("one", "two")
 
 
 def test_blank_keys_do_not_leave_the_service_open() -> None:

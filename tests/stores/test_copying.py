@@ -807,6 +807,7 @@ class TestCommand:
         assert ended.err.startswith("error: ")
         assert "http://127.0.0.1:9" in ended.err
         assert "refused" in ended.err
+        assert "Is the Qdrant server running" in ended.err
 
     def test_keys_come_from_the_environment_and_are_not_shown(
         self, run: Run, old: Path, monkeypatch: pytest.MonkeyPatch

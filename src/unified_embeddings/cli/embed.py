@@ -28,7 +28,24 @@ class SeveralModelsCommand(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Repeat the flag before each name, and let Typer parse the rest."""
-        return super().parse_args(ctx, repeat_flag(args, _SEVERAL))
+        return super().parse_args(ctx, repeat_flag(hyphenate_flags(args), _SEVERAL))
+
+
+def hyphenate_flags(args: list[str]) -> list[str]:
+    """Return arguments in which the names of flags have hyphens: `--max_workers` is accepted too.
+
+    The names are rewritten and not declared twice, since the help has no room for both.
+
+    Example:
+        >>> hyphenate_flags(["--batch_size", "8", "--text_field=a_b", "in_1.jsonl"])
+        ['--batch-size', '8', '--text-field=a_b', 'in_1.jsonl']
+    """
+    return [_hyphenate(arg) if arg.startswith("--") else arg for arg in args]
+
+
+def _hyphenate(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 def repeat_flag(args: list[str], flag: str) -> list[str]:
@@ -63,7 +80,7 @@ def embed(
         ),
     ] = None,
     input_file: Annotated[
-        str | None, typer.Option("--input-file", "--input_file", help="The same as INPUT.")
+        str | None, typer.Option("--input-file", help="The same as INPUT.")
     ] = None,
     output: Annotated[
         str | None,
@@ -71,40 +88,44 @@ def embed(
             "--output",
             "-o",
             "--output-dir",
-            "--output_dir",
             help="Folder of outputs, or its URL on an object store.",
         ),
     ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
-            _SEVERAL, "-m", "--model", help="One model or several.", show_default="bge-m3"
+            _SEVERAL,
+            "-m",
+            "--model",
+            metavar="NAME",
+            help="One model or several.",
+            show_default="bge-m3",
         ),
     ] = None,
     heads: Annotated[
-        str, typer.Option(help="Vectors to compute: dense,sparse,colbert or some of these.")
+        str, typer.Option(help="Vectors to compute, with commas: dense, sparse, colbert.")
     ] = "dense",
     formats: Annotated[
-        str, typer.Option("--format", help="Outputs: npy,jsonl,parquet or some of these.")
+        str, typer.Option("--format", help="Outputs, with commas: npy, jsonl, parquet.")
     ] = "npy,jsonl",
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="Numbers of dense and ColBERT vectors.")
+        Literal["float32", "float16"],
+        typer.Option(
+            metavar="TYPE", help="Numbers of dense and ColBERT vectors: float32 or float16."
+        ),
     ] = "float32",
     text_field: Annotated[
         str | None,
-        typer.Option(
-            "--text-field", "--text_field", help="Field with the text.", show_default="looked for"
-        ),
+        typer.Option("--text-field", help="Field with the text.", show_default="looked for"),
     ] = None,
     id_field: Annotated[
         str | None,
-        typer.Option("--id-field", "--id_field", help="Field that each row must have."),
+        typer.Option("--id-field", help="Field that each row must have."),
     ] = None,
     keep_fields: Annotated[
         str | None,
         typer.Option(
             "--keep-fields",
-            "--keep_fields",
             help="Fields to keep, with commas.",
             show_default="all but the text",
         ),
@@ -114,28 +135,29 @@ def embed(
         typer.Option(help="Text before each text, in place of the model's own prefix."),
     ] = None,
     role: Annotated[
-        Literal["document", "query"], typer.Option(help="Which of the model's prefixes is used.")
+        Literal["document", "query"],
+        typer.Option(metavar="ROLE", help="The model's prefix to use: document or query."),
     ] = "document",
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", "--batch_size", min=1, help="Most rows at a time.", show_default="64"
+            "--batch-size", min=1, metavar="N", help="Most rows at a time.", show_default="64"
         ),
     ] = None,
     batch_tokens: Annotated[
         int,
-        typer.Option("--batch-tokens", "--batch_tokens", min=1, help="Tokens of a forward pass."),
+        typer.Option("--batch-tokens", min=1, metavar="N", help="Tokens of a forward pass."),
     ] = 4096,
     max_workers: Annotated[
         int,
-        typer.Option("--max-workers", "--max_workers", min=1, help="Processes that compute."),
+        typer.Option("--max-workers", min=1, metavar="N", help="Processes that compute."),
     ] = 1,
     checkpoint_interval: Annotated[
         int,
         typer.Option(
             "--checkpoint-interval",
-            "--checkpoint_interval",
             min=1,
+            metavar="N",
             help="Rows of a part: what a crash loses at most.",
         ),
     ] = 256,
@@ -147,7 +169,7 @@ def embed(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "auto",
     max_length: Annotated[
-        int, typer.Option("--max-length", "--max_length", min=3, help="Most tokens of a text.")
+        int, typer.Option("--max-length", min=3, metavar="N", help="Most tokens of a text.")
     ] = 8192,
     dedupe: Annotated[
         bool, typer.Option("--dedupe/--no-dedupe", help="Compute equal texts once.")
@@ -156,7 +178,7 @@ def embed(
         bool, typer.Option("--fail-fast", help="End at the first row that fails.")
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute rows again that failed before.")
+        bool, typer.Option("--retry-failed", help="Compute again the rows that failed before.")
     ] = False,
     keep_parts: Annotated[
         bool, typer.Option("--keep-parts", help="Keep the parts beside the outputs.")
@@ -175,7 +197,9 @@ def embed(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            "--ray-address", help="Of a running cluster.", show_default="one on this machine"
+            "--ray-address",
+            help="Address of a running cluster.",
+            show_default="one on this machine",
         ),
     ] = None,
     work_dir: Annotated[
@@ -193,7 +217,8 @@ def embed(
 ) -> None:
     """Embed many rows with one model or several, and resume where it was interrupted.
 
-    To resume an interrupted job, run the same command again.
+    To resume an interrupted job, run the same command again. Flags may be written with underscores:
+    --input_file, --output_dir, --max_workers.
     """
     from unified_embeddings.bulk.options import BulkOptions
     from unified_embeddings.bulk.rows import InputOptions

@@ -28,8 +28,10 @@ from unified_embeddings.errors import ServiceError
 if TYPE_CHECKING:
     import httpx
 
-_WIDTHS = (26, 24, 8, 9)
+_WIDTHS = (20, 22, 7, 8)
 """Characters of the columns before the last one."""
+_ANSWER_WIDTH = 79 - sum(_WIDTHS)
+"""Characters of an expected answer; what is wrong with another is shown in full."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,16 @@ def _refusal(response: httpx.Response) -> str:
 
 
 def _print_table(results: list[Result]) -> None:
+    for result in results:
+        if result.request == "GET /info":
+            shared.print_line(shared.printable(result.note))
     _print_row("contract", "request", "status", "ms", "answer")
     for result in results:
-        note = result.note if result.ok else f"FAILED: {result.note}"
+        note = f"FAILED: {result.note}"
+        if result.ok and result.request == "GET /info":
+            note = "as above"
+        elif result.ok:
+            note = shared.one_line(result.note, _ANSWER_WIDTH)
         status = "-" if result.status is None else str(result.status)
         _print_row(result.contract, result.request, status, f"{result.milliseconds:.1f}", note)
     failed = sum(not result.ok for result in results)

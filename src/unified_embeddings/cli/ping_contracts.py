@@ -58,7 +58,7 @@ class Contract:
     """One request, and the check of its answer.
 
     Attributes:
-        name: Whose contract it is.
+        name: Whose contract it is, or which of several on one path; at most 18 characters.
         method: GET or POST.
         path: Its path.
         check: Checks the answer.
@@ -119,7 +119,7 @@ def contracts(reference: Reference) -> list[Contract]:
     m3 = {"texts": [TEXT], "isPassage": True, "heads": list(info.heads), "encoding": "base64"}
     if "colbert" in info.heads:
         m3["colbert_dtype"] = "float32"
-    listed.append(Contract("all heads (document 000)", "POST", "/v1/m3", _check_m3, m3))
+    listed.append(Contract("all heads", "POST", "/v1/m3", _check_m3, m3))
     if "dense" in info.heads:
         listed += _dense_contracts(model)
     if "sparse" in info.heads:
@@ -134,7 +134,7 @@ def _dense_contracts(model: str) -> list[Contract]:
     """Return the contracts that give a dense vector."""
     documents = {"input": {"action": "embed_batch", "texts": [TEXT]}}
     return [
-        Contract("document 001", "POST", "/embed", _dense_at("embedding"), {"text": TEXT}),
+        Contract('{"text": ...}', "POST", "/embed", _dense_at("embedding"), {"text": TEXT}),
         Contract("TEI", "POST", "/embed", _dense_at(0), {"inputs": TEXT}),
         Contract(
             "OpenAI",
@@ -151,20 +151,20 @@ def _dense_contracts(model: str) -> list[Contract]:
             {"model": model, "input": TEXT},
         ),
         Contract(
-            "Ollama, the older",
+            "Ollama, older",
             "POST",
             "/api/embeddings",
             _dense_at("embedding"),
             {"model": model, "prompt": TEXT},
         ),
         Contract(
-            "query (document 002)",
+            "embed_query",
             "POST",
             "/query",
             _dense_at("embedding"),
             {"input": {"action": "embed_query", "query": TEXT}},
         ),
-        Contract("texts (document 002)", "POST", "/query", _dense_at("embeddings", 0), documents),
+        Contract("embed_batch", "POST", "/query", _dense_at("embeddings", 0), documents),
     ]
 
 
@@ -265,7 +265,7 @@ def _dense_at(*path: str | int) -> Check:
         differences = [float(np.abs(vector - known).max()) for known in reference.dense]
         if min(differences) > _TOLERANCE:
             raise Disagreement(f"differs from the vector of /v1/m3 by {min(differences):.1e}")
-        return f"{len(vector)} numbers, as /v1/m3 gives them"
+        return f"{len(vector)} numbers, the same"
 
     return check
 
@@ -286,7 +286,7 @@ def _check_sparse(data: object, reference: Reference) -> str:
     difference = float(np.abs(vector.values - known.values).max(initial=0))
     if difference > _TOLERANCE:
         raise Disagreement(f"differs from the vector of /v1/m3 by {difference:.1e}")
-    return f"{len(vector)} weights, as /v1/m3 gives them"
+    return f"{len(vector)} weights, the same"
 
 
 def _check_rows(data: object, reference: Reference) -> str:

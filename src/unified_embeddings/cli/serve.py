@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.errors import InputError, MissingExtraError
 from unified_embeddings.types import Options
+
+_LIMITS = "Limits"
+"""Heading in the help. A table of their own: beside --no-auto-truncate, 80 columns are too few."""
 
 
 def serve(
@@ -28,25 +31,47 @@ def serve(
     engine: Annotated[str | None, typer.Option(help="torch, onnx, sentence or flag.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, mps.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=3, help="Most tokens of a text.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=3, metavar="N", help="Most tokens of a text.")
+    ] = None,
     served_name: Annotated[
         list[str] | None,
-        typer.Option(help="Another name that requests may give the model. Repeatable."),
+        typer.Option(
+            metavar="NAME", help="Another name that requests may give the model. Repeatable."
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with one API key in each line.")
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a forward pass.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Most tokens of a forward pass.", rich_help_panel=_LIMITS
+        ),
     ] = None,
     max_waiting_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that may wait before 429.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tokens that may wait before 429.", rich_help_panel=_LIMITS
+        ),
     ] = None,
     request_timeout: Annotated[
-        float | None, typer.Option(help="Seconds in which a request is answered or fails.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time in which a request is answered or fails.",
+            show_default="60",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     drain_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that requests in hand get at the end.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time that requests in hand get at the end.",
+            show_default="25",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     auto_truncate: Annotated[
         bool | None,
@@ -69,7 +94,7 @@ def serve(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes behind the port.", show_default="1"),
+        typer.Option(min=1, metavar="N", help="Processes behind the port.", show_default="1"),
     ] = None,
     runner: Annotated[
         str | None,
@@ -120,6 +145,7 @@ def _start(settings_file: Path | None, flags: Options, model_flags: Options) -> 
 
     Raises:
         MissingExtraError: If what `serve` runs on is not installed.
+        InputError: If the settings contradict each other.
     """
     try:
         from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
@@ -133,6 +159,9 @@ def _start(settings_file: Path | None, flags: Options, model_flags: Options) -> 
         ) from None
 
     settings, options = load_settings(settings_file, os.environ, flags, model_flags)
+    names_place = flags["store_path"] is not None or flags["qdrant_url"] is not None
+    if settings.collection is None and names_place:
+        raise InputError("--path and --url say where a collection is; name it with --collection")
     UnifiedEmbeddingConfig(**options)  # Says what is wrong with them before anything starts.
     if not settings.api_keys and settings.host not in ("127.0.0.1", "::1", "localhost"):
         shared.print_note("anyone who reaches this address may use it; --api-key-file sets keys")

@@ -40,7 +40,7 @@ _SETTINGS = {
     "queue_size": _Setting(int, 32, "requests that may wait; more get 429"),
     "max_body_bytes": _Setting(int, 2**20, "bytes of a request's body"),
     "request_timeout": _Setting(float, 30.0, "seconds until a request is answered, or fails"),
-    "drain_timeout": _Setting(float, 30.0, "seconds for requests in hand after SIGTERM"),
+    "drain_timeout": _Setting(float, 25.0, "seconds for requests in hand after SIGTERM"),
 }
 
 

@@ -42,8 +42,8 @@ ModelUrl = Annotated[
     str | None,
     typer.Option(
         "--model-url",
-        help="Address of a service that has the model (`serve`); its key is read from "
-        "UNIFIED_EMBEDDINGS_API_KEY.",
+        help="Address of a service that has the model (`serve`). Its key is read from the "
+        "environment (_API_KEY).",
     ),
 ]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]

@@ -42,7 +42,7 @@ _ADVICE = "Check the endpoint's id, and that it exists and has workers"
 
 
 class RunPodEndpoint:
-    """One endpoint with document 002's contract, behind RunPod's API. Thread-safe.
+    """One endpoint that answers `{"input": {"query": …}}`, behind RunPod's API. Thread-safe.
 
     Args:
         endpoint_id: The endpoint's id.
@@ -102,7 +102,7 @@ class RunPodEndpoint:
             OverloadedError: If RunPod has too much to do.
         """
         job: dict[str, object] = {"action": "embed_query", "queries": list(queries)}
-        if "sparse" in heads:  # document 002's own contract has no heads
+        if "sparse" in heads:  # the actions' first contract has no heads
             job["heads"] = ["dense", "sparse"]
         output = self._run(job)
         return self._read(lambda: _read_output(output, len(queries), heads, dimension))
@@ -155,7 +155,7 @@ class RunPodEndpoint:
 class RunPodQueryEmbedder(CachedTextEmbedder):
     """Queries embedded by an endpoint of RunPod, documents by another embedder.
 
-    Both have to run one model: the endpoint of document 002 does not say which it runs, so only the
+    Both have to run one model: the endpoint need not say which it runs, so only the
     width of its vectors is checked, and its fingerprint where it gives one. `compare()` tells.
     It gives no ColBERT vectors, since the endpoint has none.
 
@@ -352,7 +352,7 @@ def _read_output(
         sparse = output.get("sparse")
         if not isinstance(sparse, list) or len(sparse) != count:
             raise BadAnswerError(
-                "it gives no sparse vectors, as document 002's first contract has none. Search by "
+                'it gives no sparse vectors; its worker does not know "heads". Search by '
                 "dense vectors alone (mode='dense'), or deploy `unified_embeddings.serving.runpod`"
             )
         for vectors, value in zip(all_vectors, sparse, strict=True):

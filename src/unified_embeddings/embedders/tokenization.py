@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Encoding
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
@@ -86,7 +87,7 @@ class Tokenizer:
     def split(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens."""
         with self._checkpoint.explain("tokenizer.json fails with a text"):
-            token_ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+            token_ids: list[int] = self._encode_one(text, special=False).ids
         return token_ids
 
     def normal_form(self, text: str) -> str:
@@ -101,9 +102,18 @@ class Tokenizer:
     def pieces(self, text: str, *, special: bool) -> list[Piece]:
         """Return the tokens of a text with the vocabulary's entries, uncut."""
         with self._checkpoint.explain("tokenizer.json fails with a text"):
-            encoding = self._rust.encode(text, add_special_tokens=special)
+            encoding = self._encode_one(text, special=special)
         marks = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True)
         return [Piece(token_id, token, is_special=bool(mark)) for token_id, token, mark in marks]
+
+    def _encode_one(self, text: str, *, special: bool) -> Encoding:
+        """Return a text's encoding, while other threads run.
+
+        The library's `encode` stops them all: a service would not answer for as long. Its
+        `encode_batch_fast` gives no tokens' texts.
+        """
+        (encoding,) = self._rust.encode_batch([text], add_special_tokens=special)
+        return encoding
 
     def __call__(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise valid Unicode texts (without lone surrogates), each cut at `max_length`."""

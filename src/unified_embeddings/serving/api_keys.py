@@ -28,19 +28,24 @@ def load_keys(listed: str, file: Path | None) -> tuple[str, ...]:
     """
     keys = [key.strip() for key in listed.split(",") if key.strip()]
     if file is not None:
-        keys += _read_keys(file)
+        keys += read_keys(file)
     if not all(key.isascii() and key.isprintable() for key in keys):
         raise InputError("an API key must be printable ASCII, as HTTP headers are")
     return tuple(keys)
 
 
-def _read_keys(file: Path) -> list[str]:
+def read_keys(file: Path) -> tuple[str, ...]:
+    """Read API keys from a file: one in each line, blank lines and lines with "#" left out.
+
+    Raises:
+        InputError: If the file cannot be read, or holds no key.
+    """
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"the file of API keys {file} cannot be read: {error}") from None
     stripped = [line.strip() for line in lines]
-    keys = [line for line in stripped if line and not line.startswith("#")]
+    keys = tuple(line for line in stripped if line and not line.startswith("#"))
     if not keys:
         raise InputError(f"the file of API keys {file} holds none; write one in each line")
     return keys

@@ -6,7 +6,6 @@ What lives here: putting routes, errors and the guard together. What does not: w
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -18,6 +17,7 @@ from unified_embeddings._version import __version__
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import UnifiedEmbeddingsError
 from unified_embeddings.serving.api_description import DescribedApp
+from unified_embeddings.serving.engine_thread import EngineThread
 from unified_embeddings.serving.envelopes import Problem, bad_input_status, contract_of, describe
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
@@ -78,7 +78,7 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
     app.needs_key = bool(settings.api_keys)
     app.state.service = service
     app.state.metrics = metrics
-    app.state.image_turn = asyncio.Lock()
+    app.state.image_thread = EngineThread()
     for module in (operations, tei, openai, ollama, rerank, documents, images, search):
         app.include_router(module.router)
     app.add_exception_handler(UnifiedEmbeddingsError, _answer_error)
@@ -119,6 +119,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         405: "the route does not take this method",
     }
     message = messages.get(error.status_code, error.detail)
-    response = write_problem(Problem(error.status_code, message, tei_kind="NotFound"), contract)
+    kind = "Validation" if error.status_code == 413 else "NotFound"
+    response = write_problem(Problem(error.status_code, message, tei_kind=kind), contract)
     response.headers.update(error.headers or {})
     return response

@@ -45,6 +45,11 @@ class EngineThread:
         """Tell whether a call is at work or waits, also one whose result nobody awaits."""
         return self._unfinished > 0
 
+    @property
+    def unfinished(self) -> int:
+        """Return how many calls wait or run, those that nobody waits for included."""
+        return self._unfinished
+
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Run a function in the thread; the result is a future of the calling event loop.
 

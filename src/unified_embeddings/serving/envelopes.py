@@ -86,8 +86,9 @@ def describe(error: Exception, contract: Contract, retry_after: int = 1) -> Prob
     if isinstance(error, UnknownModelError):
         return Problem(404, str(error), tei_kind="NotFound", code="model_not_found")
     if isinstance(error, TooLongError):
-        # TEI answers 413 to what is too long, the others answer as to any bad input.
-        status = 413 if contract == "tei" else 400
+        # TEI answers 413 to what is too long, and so do we where the contract is ours: a client
+        # learns that less would be answered. The others answer as to any bad input.
+        status = 413 if contract in ("tei", "document") else 400
         return Problem(status, str(error), code="context_length_exceeded")
     if isinstance(error, EmptyError):
         return Problem(400, str(error), tei_kind="Empty")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.embedders.values import SPECIAL_TOKENS
 from unified_embeddings.serving.contracts import Usage
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
 
@@ -68,14 +67,13 @@ def embed_in_steps(
     return embed(embedder, texts, role, heads, step=_STEP, before_step=before_step)
 
 
-def count_usage(embedder: TextEmbedder, texts: Sequence[str]) -> Usage:
+def count_usage(embedder: TextEmbedder, texts: Sequence[str], role: Role) -> Usage:
     """Return how many tokens of some texts the model reads, and how many texts it cuts."""
-    tokens = truncated = 0
-    for text in texts:
-        length = len(embedder.tokenise(text)) + SPECIAL_TOKENS
-        tokens += min(length, embedder.max_length)
-        truncated += length > embedder.max_length
-    return Usage(prompt_tokens=tokens, truncated=truncated)
+    lengths = embedder.measure(texts, role=role)
+    return Usage(
+        prompt_tokens=sum(length.tokens for length in lengths),
+        truncated=sum(length.truncated for length in lengths),
+    )
 
 
 def _join(parts: Sequence[Embeddings]) -> Embeddings:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import OverloadedError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, OverloadedError, UnifiedEmbeddingsError
 from unified_embeddings.serving.batcher import Batcher, DeadlineError, EngineStalledError
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.types import Embeddings, HeadName, Role, Text
@@ -147,6 +147,9 @@ class LoadedModel:
                 self.batcher.batch_tokens = _ACCELERATOR_TOKENS
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare)
+        except InputError as error:
+            # Without its index, which counts the texts of the warm-up.
+            self.load_error = InputError(error.problem)
         except UnifiedEmbeddingsError as error:
             self.load_error = error
         except Exception as error:

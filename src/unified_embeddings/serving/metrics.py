@@ -128,9 +128,9 @@ def merge_metrics(texts: Mapping[str, str]) -> bytes:
         texts: A worker's name → its metrics in Prometheus's text format.
 
     Example:
-        >>> text = "# TYPE texts counter\ntexts_total 3.0\n"
+        >>> text = "# HELP texts_total Asked for.\n# TYPE texts_total counter\ntexts_total 3.0\n"
         >>> print(merge_metrics({"0": text, "1": text}).decode())
-        # HELP texts_total
+        # HELP texts_total Asked for.
         # TYPE texts_total counter
         texts_total{worker="0"} 3.0
         texts_total{worker="1"} 3.0

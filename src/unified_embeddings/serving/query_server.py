@@ -88,7 +88,12 @@ def listen(host: str, port: int) -> socket.socket:
         family = addresses[0][0]
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise InputError(f"cannot listen on {host}, port {port}: {error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        # `create_server` adds the address, which is named already.
+        reason = reason.partition(" (while attempting")[0]
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
+        ) from None
     # Connections inherit it. asyncio sets it only on sockets of its own making, and without it an
     # answer's second packet waits 40 ms for the client's acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -35,7 +35,8 @@ class QuerySettings:
         max_body_bytes: The most bytes of a request's body.
         request_timeout: Seconds in which a request is answered, or fails.
         receive_timeout: Seconds in which a request's body must arrive.
-        drain_timeout: Seconds that requests in hand get after SIGTERM.
+        drain_timeout: Seconds that requests in hand get after SIGTERM; the default is below the 30
+            after which Kubernetes kills.
         api_keys: Keys of which a request must bring one; none leaves the endpoint open.
 
     Raises:
@@ -48,7 +49,7 @@ class QuerySettings:
     max_body_bytes: int = 2**20
     request_timeout: float = 30.0
     receive_timeout: float = 10.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 25.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

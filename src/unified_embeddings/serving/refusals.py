@@ -18,7 +18,7 @@ from unified_embeddings.serving.json_fields import json_type
 InputValue: TypeAlias = "str | list[str] | list[int] | list[list[int]]"
 
 TEI_BODY = "TEI's body"
-DOCUMENT_BODY = "document 001's body"
+TEXT_BODY = "the body with one text"
 SIMILARITY_BODY = "a comparison's body"
 RERANK_BODY = "vLLM's body"
 """How pydantic tells the bodies of one route apart; no part of a field's name."""
@@ -36,7 +36,7 @@ _KINDS = {
 }
 """pydantic's type of error → what was expected."""
 _BOUNDS = {"greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
-_NOT_PARTS = ("body", TEI_BODY, DOCUMENT_BODY, SIMILARITY_BODY, RERANK_BODY)
+_NOT_PARTS = ("body", TEI_BODY, TEXT_BODY, SIMILARITY_BODY, RERANK_BODY)
 _MOST_DIGITS = 20
 _MOST_PROBLEMS = 3
 

@@ -129,7 +129,7 @@ def _all_vectors(job_input: object, embedder: TextEmbedder) -> Json:
         embeddings,
         model=embedder.model_name,
         fingerprint=embedder.fingerprint,
-        usage=count_usage(embedder, request.texts),
+        usage=count_usage(embedder, request.texts, request.role),
     )
 
 

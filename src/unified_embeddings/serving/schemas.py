@@ -6,16 +6,22 @@ not: the models of one contract, which stand beside its routes.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
 import json
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.exceptions import HTTPException
 
+from unified_embeddings.errors import InputError
+from unified_embeddings.heads import normalise
 from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
 from unified_embeddings.serving.service import Answer, EmbeddingService
@@ -24,8 +30,17 @@ from unified_embeddings.types import FloatArray
 Responses: TypeAlias = "dict[int | str, dict[str, Any]]"
 """Status → its description, as FastAPI takes it."""
 
+Item = TypeVar("Item")
 AnyText = Annotated[str, StringConstraints(strict=True)]
+ListOf = Annotated[list[Item], Field(fail_fast=True)]
+"""A list whose first bad item is told: an error for each of millions takes pydantic a minute, in
+which the event loop stands still."""
+_MOST_VALUES = 1_048_576
+"""Values of one body that are looked at in any case: more than any usable request holds."""
 Encoding = Literal["float", "base64"]
+
+_QUICK_TOKENS = 8192
+"""Tokens of an answer that is written in a few milliseconds, at once."""
 
 
 class Strict(BaseModel):
@@ -122,13 +137,22 @@ class StrictRequest(Request):
 
         Raises:
             JSONDecodeError: If it is not JSON; FastAPI makes a validation error of it.
+            HTTPException: If it holds more values than any request of ours.
         """
         body = await self.body()
         try:
-            return orjson.loads(body)
+            with _without_collection():
+                value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             # Without the document, which an error message could quote.
             raise json.JSONDecodeError(error.msg, "", 0) from None
+        limit = max(_MOST_VALUES, service_of(self).settings.max_request_tokens)
+        if not holds_at_most(value, limit):
+            # FastAPI lets through no other error from here.
+            raise HTTPException(
+                413, f"the body holds more than {limit} values; send fewer texts or token ids"
+            )
+        return value
 
 
 class StrictRoute(APIRoute):
@@ -144,6 +168,47 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let the collector of cycles rest while JSON is read, which has none.
+
+    It would look through millions of new lists again and again, for four times as long as it takes
+    to read them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def holds_at_most(value: object, limit: int) -> bool:
+    """Tell whether a JSON value holds no more than so many others, without looking at many more.
+
+    Example:
+        >>> holds_at_most({"inputs": [[1, 2], [3]]}, 6), holds_at_most({"inputs": [[1, 2], [3]]}, 5)
+        (True, False)
+    """
+    containers = [value]
+    count = 0
+    while containers:
+        container = containers.pop()
+        items: Collection[object]
+        if isinstance(container, dict):
+            items = container.values()
+        elif isinstance(container, list):
+            items = container
+        else:
+            continue
+        count += len(items)
+        if count > limit:
+            return False
+        containers += [item for item in items if isinstance(item, dict | list)]
+    return True
+
+
 def service_of(request: Request) -> EmbeddingService:
     """Return the service that the application was made for."""
     service: EmbeddingService = request.app.state.service
@@ -155,6 +220,35 @@ def write_json(content: object, answer: Answer | None = None) -> Response:
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {} if answer is None else cost_headers(answer)
     return Response(body, headers=headers, media_type="application/json")
+
+
+async def write_many(
+    make_content: Callable[[], object], answer: Answer | None = None, *, tokens: int
+) -> Response:
+    """Return the response that `write_json` makes, from another thread if there is much to write.
+
+    Args:
+        make_content: Makes what is written.
+        answer: What it cost.
+        tokens: How many tokens it tells of; a large answer would stop the event loop.
+    """
+    if tokens <= _QUICK_TOKENS:
+        return write_json(make_content(), answer)
+    return await asyncio.to_thread(lambda: write_json(_in_fragments(make_content()), answer))
+
+
+def _in_fragments(content: object) -> object:
+    """Return the content with the items of its long lists written one by one.
+
+    orjson lets no other thread run while it writes, and so is called for a little at a time.
+    """
+    if isinstance(content, dict):
+        return {name: _in_fragments(value) for name, value in content.items()}
+    if not isinstance(content, list) or len(content) <= 1:
+        return content
+    return [
+        orjson.Fragment(orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY)) for item in content
+    ]
 
 
 def cost_headers(answer: Answer) -> dict[str, str]:
@@ -179,3 +273,23 @@ def encode_vector(vector: FloatArray, encoding: Encoding) -> FloatArray | str:
     if encoding == "base64":
         return to_base64(vector)
     return np.ascontiguousarray(vector)  # orjson takes no other
+
+
+def shorten(dense: FloatArray, dimensions: int | None) -> FloatArray:
+    """Return the first dimensions of vectors, at unit length again.
+
+    Args:
+        dense: float32 (n, d).
+        dimensions: How many to keep; None keeps all.
+
+    Raises:
+        InputError: If that is not between 1 and d.
+    """
+    if dimensions is None:
+        return dense
+    width = dense.shape[1]
+    if not 1 <= dimensions <= width:
+        raise InputError(f"dimensions must be between 1 and {width}, got {dimensions}")
+    if dimensions == width:
+        return dense
+    return normalise(np.ascontiguousarray(dense[:, :dimensions]))

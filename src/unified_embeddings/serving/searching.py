@@ -119,11 +119,17 @@ def _to_filters(conditions: Sequence[Mapping[str, object]]) -> MetadataFilters |
     """
     if not conditions:
         return None
-    from llama_index.core.vector_stores import MetadataFilters
+    from llama_index.core.vector_stores import FilterOperator, MetadataFilters
     from pydantic import ValidationError
 
     try:
         return MetadataFilters.model_validate({"filters": [dict(item) for item in conditions]})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"a filter is not usable: {first['loc'][-1]}: {first['msg']}") from None
+        _, index, *fields = error.errors()[0]["loc"]
+        if "operator" in fields:
+            known = ", ".join(operator.value for operator in FilterOperator)
+            problem = f"operator must be one of {known}"
+        else:
+            # LlamaIndex's words are about whichever type of value it tried first.
+            problem = "value must be a text, a number, or a list of texts or of numbers"
+        raise InputError(f"filters[{index}].{problem}") from None

@@ -9,22 +9,28 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any, TypeVar
 
 from unified_embeddings._version import __version__
 from unified_embeddings.embedders.values import Piece, TextLength
 from unified_embeddings.errors import InputError
-from unified_embeddings.heads import colbert_score, normalise
+from unified_embeddings.heads import colbert_score
+from unified_embeddings.serving.batcher import DeadlineError
 from unified_embeddings.serving.loading import LoadedModel
-from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, Text
+from unified_embeddings.types import Embeddings, HeadName, Role, Text
+
+T = TypeVar("T")
 
 _QUICK_CHARACTERS = 8192
 """Texts of so many characters together are tokenised in under a millisecond, at once."""
 _MOST_CHARACTERS = 4_000_000
 """Characters of one request to `/tokenize`, whose cost has no other bound."""
+_MOST_NUMBERS = 2**25
+"""Numbers of the ColBERT vectors of one answer: 128 MiB, and three times that as JSON."""
+_MOST_SCORED = 2**27
+"""Numbers of the ColBERT vectors of one request to rerank, held until they are scored: 512 MiB."""
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """Our names of precisions → TEI's."""
 _CHARACTERS_PER_TOKEN = 4
@@ -98,6 +104,11 @@ class EmbeddingService(LoadedModel):
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names that a request may give the model; its own is the first."""
+        return tuple(dict.fromkeys([*self._own_names, *self.settings.served_names]))
+
+    @property
+    def _own_names(self) -> list[str]:
+        """Return the model's names, from the one that was chosen to its id on the hub."""
         own = [self.config.model_choice]
         # Of a pair, only the first: whoever names the sparse model expects no dense vectors.
         for model in self.embedder.models[:1]:
@@ -105,7 +116,7 @@ class EmbeddingService(LoadedModel):
             spec = getattr(model, "spec", None)
             if spec is not None:
                 own += [spec.choice, spec.model_id]
-        return tuple(dict.fromkeys([*own, *self.settings.served_names]))
+        return own
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for a model that is not served: vectors of two models never mix.
@@ -148,6 +159,7 @@ class EmbeddingService(LoadedModel):
         heads: tuple[HeadName, ...],
         truncate: bool | None = None,
         timeout: float | None = None,
+        is_written_out: bool = False,
     ) -> Answer:
         """Embed the texts of one request.
 
@@ -158,6 +170,8 @@ class EmbeddingService(LoadedModel):
             truncate: Whether a text over the model's length is cut, or refused; None takes what
                 the service was started with.
             timeout: Seconds to wait, at most those of the settings.
+            is_written_out: Whether the answer will hold all vectors, and not only what is made of
+                them: ColBERT's are then bounded more tightly.
 
         Raises:
             InputError: If a text is not usable; its index is named.
@@ -180,6 +194,8 @@ class EmbeddingService(LoadedModel):
             lengths = await self._measure(texts, role)
         tokenise_seconds = time.perf_counter() - begun
         self._check_lengths(lengths, truncate=truncate)
+        if "colbert" in heads:
+            self._require_bounded(lengths, _MOST_NUMBERS if is_written_out else _MOST_SCORED)
         if not texts:
             return Answer(self.embedder.encode([], role=role, heads=heads), ())
         batched = await self.batcher.submit(
@@ -253,6 +269,7 @@ class EmbeddingService(LoadedModel):
         Raises:
             InputError: If a text is not usable.
             TooLongError: If there are too many texts or characters.
+            DeadlineError: If the time is over.
         """
         self.require_ready()
         characters = sum(map(len, texts))
@@ -261,10 +278,31 @@ class EmbeddingService(LoadedModel):
                 f"{len(texts)} texts of {characters} characters are more than the "
                 f"{self.settings.max_texts} texts and {_MOST_CHARACTERS} characters of one request"
             )
-        async with self._tokeniser_turn:
-            return await asyncio.to_thread(
-                lambda: [self.embedder.split(text, special=special) for text in texts]
-            )
+
+        async def split_all() -> list[list[Piece]]:
+            async with self._tokeniser_turn:
+                return await asyncio.to_thread(
+                    lambda: [self.embedder.split(text, special=special) for text in texts]
+                )
+
+        return await self.in_time(split_all())
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of work that takes no turn in the queue.
+
+        Raises:
+            DeadlineError: If it takes longer than a request may.
+        """
+        seconds = self.settings.request_timeout
+        task = asyncio.ensure_future(work)
+        try:
+            # Not wait_for: a library's own TimeoutError is no deadline of ours.
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+            if not done:
+                raise DeadlineError(f"not answered within {seconds:.3g} s; try again later")
+            return task.result()
+        finally:
+            task.cancel()
 
     def describe(self) -> dict[str, object]:
         """Return what is served, how and within which limits: TEI's fields, and ours."""
@@ -274,7 +312,7 @@ class EmbeddingService(LoadedModel):
         fusion = embedder.fusion
         checkpoint = getattr(embedder, "checkpoint", None)
         return {
-            "model_id": self.names[-1 - len(limits.served_names)],
+            "model_id": self._own_names[-1],
             "model_sha": embedder.revision or None,
             "model_dtype": _DTYPES[runtime.precision if runtime else "fp32"],
             "model_type": {"embedding": {"pooling": getattr(checkpoint, "pooling", "none")}},
@@ -348,22 +386,11 @@ class EmbeddingService(LoadedModel):
                 "request may hold; send several requests"
             )
 
-
-def shorten(dense: FloatArray, dimensions: int | None) -> FloatArray:
-    """Return the first dimensions of vectors, at unit length again.
-
-    Args:
-        dense: float32 (n, d).
-        dimensions: How many to keep; None keeps all.
-
-    Raises:
-        InputError: If that is not between 1 and d.
-    """
-    if dimensions is None:
-        return dense
-    width = dense.shape[1]
-    if not 1 <= dimensions <= width:
-        raise InputError(f"dimensions must be between 1 and {width}, got {dimensions}")
-    if dimensions == width:
-        return dense
-    return normalise(np.ascontiguousarray(dense[:, :dimensions]))
+    def _require_bounded(self, lengths: Sequence[TextLength], most_numbers: int) -> None:
+        tokens = sum(length.tokens for length in lengths)
+        most = most_numbers // self.embedder.dimension
+        if tokens > most:
+            raise TooLongError(
+                f"{tokens} tokens are more than the {most} whose ColBERT vectors one request may "
+                "hold; send several requests"
+            )

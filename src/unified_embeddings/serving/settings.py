@@ -11,12 +11,14 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from unified_embeddings.config.environment import PREFIX, read_options
+from unified_embeddings.config.options import PipelineOptions
 from unified_embeddings.errors import InputError
+from unified_embeddings.serving.api_keys import read_keys
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
 
@@ -28,6 +30,8 @@ else:
 RUNNERS = ("processes", "ray")
 """What can run the workers of a service."""
 _MIB = 1024 * 1024
+_MODEL_OPTIONS = sorted(option.name for option in fields(PipelineOptions) if option.name != "cache")
+"""What the table `[model]` may have; the cache is set by variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class ServiceSettings:
         max_texts: The most texts of one request.
         max_request_tokens: The most tokens of one request, after cutting.
         max_body_bytes: The most bytes of a request's body. JSON made to do harm takes 24 times its
-            size in memory, and a second for each 8 MiB.
+            size in memory while it is read, and a body of more than 1,048,576 values (or of
+            `max_request_tokens`, if those are more) is refused.
         auto_truncate: Whether a text over the model's length is cut where the request does not
             say; otherwise it is refused.
         request_timeout: Seconds in which a request is answered, or fails.
@@ -113,8 +118,10 @@ class ServiceSettings:
                 raise InputError(f"{name} must be seconds > 0, got {seconds!r}")
         if self.runner not in RUNNERS:
             raise InputError(f"runner must be {' or '.join(RUNNERS)}, got {self.runner!r:.80}")
-        if any(not key.strip() or not key.isascii() for key in self.api_keys):
-            raise InputError("an API key must be ASCII and not blank")
+        if any(
+            not key.strip() or not key.isascii() or not key.isprintable() for key in self.api_keys
+        ):
+            raise InputError("an API key must be printable ASCII and not blank")
         if self.collection is not None and not (self.store_path or self.qdrant_url):
             raise InputError("a collection for /search needs --path or --url to open it at")
         if self.store_path is not None and (self.workers > 1 or self.runner == "ray"):
@@ -178,22 +185,6 @@ def _read_model_options(
     return options
 
 
-def read_keys(file: Path) -> tuple[str, ...]:
-    """Read API keys from a file: one in each line, blank lines and lines with "#" left out.
-
-    Raises:
-        InputError: If the file cannot be read, or holds no key.
-    """
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the file of API keys {file} cannot be read: {error}") from None
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        raise InputError(f"the file of API keys {file} holds none; write one in each line")
-    return keys
-
-
 def _read_file(file: Path | None) -> tuple[Options, Options]:
     if file is None:
         return {}, {}
@@ -206,6 +197,10 @@ def _read_file(file: Path | None) -> tuple[Options, Options]:
         model = {"model_choice": model}
     if not isinstance(model, dict):
         raise InputError(f"{file}: model must be a name or a table of options, got {model!r:.80}")
+    for name in model:
+        if name not in _MODEL_OPTIONS:
+            known = ", ".join(_MODEL_OPTIONS)
+            raise InputError(f"{file}: [model] {name}: unknown option; the options are {known}")
     settings: Options = {}
     for name, value in values.items():
         settings[name] = _check(f"{file}: {name}", name, value)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from grpc import RpcError
 from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 
@@ -42,5 +42,12 @@ def store_errors(collection: str, operation: str) -> Iterator[None]:
     except _CLIENT_ERRORS as error:
         if isinstance(error, FingerprintMismatchError | StoreError):
             raise
-        reason = str(error).strip() or type(error).__name__
-        raise StoreError(collection, operation, reason) from error
+        raise StoreError(collection, operation, _describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """Return what went wrong, and what to look at where no server answers."""
+    reason = str(error).strip() or type(error).__name__
+    if isinstance(error, ResponseHandlingException) and "Connection refused" in reason:
+        return f"{reason}. Is the Qdrant server running, and is this its address?"
+    return reason

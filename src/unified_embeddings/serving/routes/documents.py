@@ -20,6 +20,7 @@ from unified_embeddings.serving.schemas import (
     error_responses,
     service_of,
     write_json,
+    write_many,
 )
 from unified_embeddings.types import HeadName
 
@@ -120,15 +121,20 @@ async def m3(
     service = service_of(request)
     service.require_ready()
     parsed = contracts.parse_m3(body, service.embedder.heads)
-    answer = await service.embed(parsed.texts, role=parsed.role, heads=parsed.heads)
-    content = contracts.m3_answer(
-        parsed,
-        answer.embeddings,
-        model=service.names[0],
-        fingerprint=service.fingerprint or "",
-        usage=contracts.Usage(answer.tokens, answer.truncated),
+    answer = await service.embed(
+        parsed.texts, role=parsed.role, heads=parsed.heads, is_written_out=True
     )
-    return write_json(content, answer)
+    return await write_many(
+        lambda: contracts.m3_answer(
+            parsed,
+            answer.embeddings,
+            model=service.names[0],
+            fingerprint=service.fingerprint or "",
+            usage=contracts.Usage(answer.tokens, answer.truncated),
+        ),
+        answer,
+        tokens=answer.tokens,
+    )
 
 
 @router.post("/query", response_model=dict[str, Any], responses=error_responses("document"))
@@ -143,5 +149,9 @@ async def query(
     if parsed.is_health_check:
         runtime = service.embedder.models[0].runtime
         return write_json(contracts.health_answer(runtime.engine, runtime.device))
-    answer = await service.embed(parsed.texts, role=parsed.role, heads=parsed.heads)
-    return write_json(contracts.query_answer(parsed, answer.embeddings), answer)
+    answer = await service.embed(
+        parsed.texts, role=parsed.role, heads=parsed.heads, is_written_out=True
+    )
+    return await write_many(
+        lambda: contracts.query_answer(parsed, answer.embeddings), answer, tokens=answer.tokens
+    )

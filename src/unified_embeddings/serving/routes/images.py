@@ -12,11 +12,13 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from starlette.datastructures import State
 
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import InputError, OverloadedError
+from unified_embeddings.serving.engine_thread import EngineThread
 from unified_embeddings.serving.envelopes import Problem, RequestError
 from unified_embeddings.serving.schemas import (
     AnyText,
     Encoding,
+    ListOf,
     Strict,
     StrictRoute,
     encode_vector,
@@ -29,6 +31,8 @@ from unified_embeddings.types import FloatArray
 
 router = APIRouter(route_class=StrictRoute, tags=["Images"])
 
+_MOST_WAITING = 16
+"""Requests at work or waiting for the images' model, which has a queue of its own."""
 _MOST_IMAGES = 64
 """Images of one request: an encoded image of a few kilobytes can hold 64 million pixels."""
 _TEXT_SCHEMA = {"type": "string"}
@@ -44,8 +48,8 @@ class ImageRequest(Strict):
     )
 
     image: Annotated[AnyText | None, WithJsonSchema(_TEXT_SCHEMA)] = None
-    images: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
-    texts: Annotated[list[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    images: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
+    texts: Annotated[ListOf[AnyText] | None, WithJsonSchema(_TEXTS_SCHEMA)] = None
     encoding: Encoding = "float"
 
     @model_validator(mode="after")
@@ -88,7 +92,7 @@ async def embed_image(
         raise TooLongError(
             f"{len(given)} images or texts; the limit of a request is {_MOST_IMAGES}"
         )
-    dense = await _embed(request.app.state, service, body)
+    dense = await service.in_time(_embed(request.app.state, service, body))
     clip = service.config.clip
     vectors = [encode_vector(vector, body.encoding) for vector in dense]
     content: dict[str, object] = {"model": clip.model_name, "fingerprint": clip.fingerprint}
@@ -100,17 +104,23 @@ async def embed_image(
 
 
 async def _embed(state: State, service: EmbeddingService, body: ImageRequest) -> FloatArray:
-    """Run the model of images in another thread, one request at a time."""
+    """Run the model of images in a thread of its own, one request at a time.
+
+    Raises:
+        OverloadedError: If too many requests wait.
+    """
     clip = service.config.clip
-    turn: asyncio.Lock = state.image_turn
+    thread: EngineThread = state.image_thread
+    if thread.unfinished >= _MOST_WAITING:
+        raise OverloadedError(
+            f"{_MOST_WAITING} requests with images are at work or waiting; try again later"
+        )
     if body.texts is not None:
         texts = body.texts
-        async with turn:
-            return await asyncio.to_thread(clip.encode_texts, texts)
+        return await thread.run(lambda: clip.encode_texts(texts))
     images = [body.image] if body.image is not None else body.images
-    pictures = decode_images(images or [])
-    async with turn:
-        embedded = await asyncio.to_thread(clip.encode_images, pictures)
+    pictures = await asyncio.to_thread(decode_images, images or [])
+    embedded = await thread.run(lambda: clip.encode_images(pictures))
     return embedded.dense
 
 

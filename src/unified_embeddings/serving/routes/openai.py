@@ -17,9 +17,10 @@ from unified_embeddings.serving.schemas import (
     encode_vector,
     error_responses,
     service_of,
+    shorten,
     write_json,
 )
-from unified_embeddings.serving.service import EmbeddingService, shorten
+from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.types import Role
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])

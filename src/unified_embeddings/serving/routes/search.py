@@ -11,6 +11,7 @@ from pydantic import Field
 from unified_embeddings.serving.envelopes import Problem, RequestError
 from unified_embeddings.serving.schemas import (
     AnyText,
+    ListOf,
     Strict,
     StrictRoute,
     error_responses,
@@ -23,6 +24,7 @@ from unified_embeddings.types import HeadName
 router = APIRouter(route_class=StrictRoute, tags=["Search"])
 
 _MOST_PASSAGES = 1000
+_MOST_CONDITIONS = 100
 
 
 class Condition(Strict):
@@ -42,7 +44,9 @@ class SearchRequest(Strict):
         default=None, description="Left out, all that the model gives."
     )
     rerank: bool = Field(default=False, description="Whether to rerank with ColBERT.")
-    filters: list[Condition] = Field(default=[], description="All of them must hold.")
+    filters: Annotated[ListOf[Condition], Field(max_length=_MOST_CONDITIONS)] = Field(
+        default=[], description="All of them must hold."
+    )
 
 
 class Ranks(Strict):
@@ -90,7 +94,7 @@ async def search(
     )
     answer = await service.embed([body.query], role="query", heads=given_heads)
     conditions = [condition.model_dump() for condition in body.filters]
-    passages = await asyncio.to_thread(
+    finding = asyncio.to_thread(
         searching.find,
         body.query,
         top_k=body.top_k,
@@ -98,4 +102,5 @@ async def search(
         rerank=body.rerank,
         conditions=conditions,
     )
+    passages = await service.in_time(finding)
     return write_json({"collection": collection, "results": passages}, answer)

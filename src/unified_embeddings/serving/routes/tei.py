@@ -1,22 +1,25 @@
-"""The contract of text-embeddings-inference, and document 001's, which shares its path.
+"""The contract of text-embeddings-inference, and that of one text, which shares its path.
 
-`POST /embed` takes TEI's `{"inputs": …}` and answers with a bare list, or document 001's
+`POST /embed` takes TEI's `{"inputs": …}` and answers with a bare list, or this package's
 `{"text": …}` and answers with `{"embedding": […]}`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import Discriminator, Field, Tag
 
+from unified_embeddings.embedders.values import Piece
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.refusals import (
-    DOCUMENT_BODY,
     RERANK_BODY,
     SIMILARITY_BODY,
     TEI_BODY,
+    TEXT_BODY,
     Inputs,
     InputValue,
     Texts,
@@ -29,16 +32,21 @@ from unified_embeddings.serving.routes.rerank import (
 )
 from unified_embeddings.serving.schemas import (
     AnyText,
+    ListOf,
     Strict,
     StrictRoute,
     error_responses,
     service_of,
+    shorten,
     write_json,
+    write_many,
 )
-from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError, shorten
+from unified_embeddings.serving.service import Answer, EmbeddingService, EmptyError
 from unified_embeddings.types import HeadName, Role, SparseVector, Text
 
-router = APIRouter(route_class=StrictRoute, tags=["TEI and document 001"])
+router = APIRouter(route_class=StrictRoute, tags=["TEI"])
+
+_TOKENS_AT_A_TIME = 4096
 
 PromptName = Literal["query", "passage", "document"]
 
@@ -88,7 +96,7 @@ class SimilarityInputs(Strict):
     """A sentence and those it is compared with."""
 
     source_sentence: AnyText
-    sentences: list[AnyText]
+    sentences: ListOf[AnyText]
 
 
 class SimilarityRequest(Strict):
@@ -118,7 +126,7 @@ class RankRequest(Strict):
     """TEI's request to rerank."""
 
     query: AnyText
-    texts: list[AnyText]
+    texts: ListOf[AnyText]
     top_n: Annotated[int, Field(ge=0)] | None = None
     raw_scores: bool = False
     return_text: bool = False
@@ -134,12 +142,12 @@ class Rank(Strict):
 
 
 def _kind_of_embed(value: Any) -> str:
-    """Tell TEI's body from document 001's."""
+    """Tell TEI's body from the one with `text`."""
     if isinstance(value, dict):
-        is_document = "text" in value and "inputs" not in value
+        is_text = "text" in value and "inputs" not in value
     else:
-        is_document = isinstance(value, TextRequest)
-    return DOCUMENT_BODY if is_document else TEI_BODY
+        is_text = isinstance(value, TextRequest)
+    return TEXT_BODY if is_text else TEI_BODY
 
 
 def _kind_of_any(value: Any) -> str:
@@ -159,12 +167,12 @@ def _kind_of_rank(value: Any) -> str:
 
 
 EitherRequest = Annotated[
-    Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(DOCUMENT_BODY)],
+    Annotated[EmbedRequest, Tag(TEI_BODY)] | Annotated[TextRequest, Tag(TEXT_BODY)],
     Discriminator(_kind_of_embed),
 ]
 AnyRequest = Annotated[
     Annotated[EmbedRequest, Tag(TEI_BODY)]
-    | Annotated[TextRequest, Tag(DOCUMENT_BODY)]
+    | Annotated[TextRequest, Tag(TEXT_BODY)]
     | Annotated[SimilarityRequest, Tag(SIMILARITY_BODY)],
     Discriminator(_kind_of_any),
 ]
@@ -240,7 +248,9 @@ async def embed_sparse(
     """Embed texts as sparse vectors: the weight of each token."""
     answer = await _embed(service_of(request), body, ("sparse",))
     vectors = answer.embeddings.sparse or []
-    return write_json([_list_weights(vector) for vector in vectors], answer)
+    return await write_many(
+        lambda: [_list_weights(vector) for vector in vectors], answer, tokens=answer.tokens
+    )
 
 
 @router.post(
@@ -252,7 +262,7 @@ async def embed_all(
 ) -> Response:
     """Embed texts as ColBERT vectors: one for each token but the leading special one."""
     answer = await _embed(service_of(request), body, ("colbert",))
-    return write_json(answer.embeddings.colbert, answer)
+    return await write_many(lambda: answer.embeddings.colbert, answer, tokens=answer.tokens)
 
 
 @router.post(
@@ -305,21 +315,29 @@ async def tokenize(
     """Split texts into the model's tokens, uncut."""
     inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     pieces = await service_of(request).tokenise(inputs, special=body.add_special_tokens)
-    tokens = []
-    for text_pieces in pieces:
-        tokens.append(
-            [
-                {
-                    "id": piece.token_id,
-                    "text": piece.text,
-                    "special": piece.is_special,
-                    "start": None,
-                    "stop": None,
-                }
-                for piece in text_pieces
-            ]
-        )
-    return write_json(tokens)
+    return await write_many(
+        lambda: [_write_tokens(text_pieces) for text_pieces in pieces],
+        tokens=sum(map(len, pieces)),
+    )
+
+
+def _write_tokens(pieces: Sequence[Piece]) -> orjson.Fragment:
+    """Write a text's tokens a few at a time: a long text has a million, and others run between."""
+    parts = []
+    for start in range(0, len(pieces), _TOKENS_AT_A_TIME):
+        part = [_describe_token(piece) for piece in pieces[start : start + _TOKENS_AT_A_TIME]]
+        parts.append(orjson.dumps(part)[1:-1])  # without the brackets of its list
+    return orjson.Fragment(b"[%b]" % b",".join(parts))
+
+
+def _describe_token(piece: Piece) -> dict[str, object]:
+    return {
+        "id": piece.token_id,
+        "text": piece.text,
+        "special": piece.is_special,
+        "start": None,
+        "stop": None,
+    }
 
 
 async def _embed(
@@ -328,7 +346,9 @@ async def _embed(
     service.require_heads(heads, purpose="this route")
     texts = read_inputs(service, body.inputs)
     role: Role = "query" if body.prompt_name == "query" else "document"
-    return await service.embed(texts, role=role, heads=heads, truncate=body.truncate)
+    return await service.embed(
+        texts, role=role, heads=heads, truncate=body.truncate, is_written_out=True
+    )
 
 
 def read_inputs(service: EmbeddingService, inputs: InputValue) -> list[Text]:
