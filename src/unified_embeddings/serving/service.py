@@ -170,8 +170,7 @@ class EmbeddingService(LoadedModel):
             truncate: Whether a text over the model's length is cut, or refused; None takes what
                 the service was started with.
             timeout: Seconds to wait, at most those of the settings.
-            is_written_out: Whether the answer will hold all vectors, and not only what is made of
-                them: ColBERT's are then bounded more tightly.
+            is_written_out: Whether the answer will hold all vectors; ColBERT's are then fewer.
 
         Raises:
             InputError: If a text is not usable; its index is named.
