@@ -151,7 +151,7 @@ def test_without_keys_the_service_is_open(http: httpx.Client) -> None:
     assert http.get("/info", headers={"authorization": "Bearer anything"}).status_code == 200
 
 
-# --- what is no JSON of ours ----------------------------------------------------------------------
+# --- what is not JSON, or not ours ----------------------------------------------------------------
 
 NOT_JSON = {
     "nothing": b"",

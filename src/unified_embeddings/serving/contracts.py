@@ -95,7 +95,7 @@ class QueryRequest:
         action: What is asked for. A health check has neither texts nor heads.
         texts: The texts to embed; none are fine where a list was sent.
         role: Whether they are embedded as queries or as documents.
-        is_single: Whether one text came, whose answer is no list.
+        is_single: Whether a single text came, which is answered without a list.
         heads: The vectors asked for.
     """
 

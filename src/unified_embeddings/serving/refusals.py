@@ -143,7 +143,7 @@ def check_texts(value: object) -> str | list[str]:
     """Return one text or several.
 
     Raises:
-        PydanticCustomError: If it is neither; the item that is no text is named.
+        PydanticCustomError: If it is neither; the item that is not a text is named.
     """
     if isinstance(value, str):
         return value
