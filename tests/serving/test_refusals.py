@@ -397,6 +397,18 @@ def test_colbert_vectors_that_would_fill_the_memory_are_refused(
     assert http.post("/v1/m3", json={"texts": texts, "heads": ["dense"]}).status_code == 200
 
 
+def test_more_documents_than_can_be_held_for_reranking_are_refused(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_MOST_SCORED", 384 * 20)
+    texts = ["fox " * 6] * 3  # 8 tokens each, with the special ones
+    for path, name in {"/rerank": "texts", "/v1/rerank": "documents"}.items():
+        answer = http.post(path, json={"query": "fox", name: texts})
+        assert answer.status_code in (400, 413)
+        assert "24 tokens are more than the 20" in message_of(path, answer)
+        assert http.post(path, json={"query": "fox", name: texts[:2]}).status_code == 200
+
+
 def test_large_answers_are_those_of_small_ones(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
