@@ -331,3 +331,15 @@ def test_errors_come_whole_out_of_another_process(error: Exception) -> None:
 def test_ids_that_are_equal_as_integers_are_refused(weights: dict[float, float]) -> None:
     with pytest.raises(ValueError, match="ascending and unique"):
         SparseVector.from_dict(weights)  # type: ignore[arg-type]
+
+
+def test_parts_are_joined_in_order_and_must_have_the_same_heads(three: Embeddings) -> None:
+    joined = Embeddings.join([three[:1], three[1:]])
+    assert joined.dense is not None
+    assert three.dense is not None
+    np.testing.assert_array_equal(joined.dense, three.dense)
+    assert joined.sparse == three.sparse
+    with pytest.raises(ValueError, match="same heads"):
+        Embeddings.join([three, Embeddings(dense=three.dense)])
+    with pytest.raises(ValueError, match="same heads"):
+        Embeddings.join([])

@@ -6,7 +6,7 @@ computed (`heads`) and where they are kept (`cache`). Nothing here imports a mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
@@ -197,6 +197,39 @@ class Embeddings:
         self,
     ) -> tuple[tuple[HeadName, FloatArray | list[SparseVector] | list[FloatArray] | None], ...]:
         return (("dense", self.dense), ("sparse", self.sparse), ("colbert", self.colbert))
+
+    @classmethod
+    def join(cls, parts: Sequence[Embeddings]) -> Embeddings:
+        """Return the vectors of several calls as those of one.
+
+        Args:
+            parts: At least one; all with the same heads.
+
+        Raises:
+            ValueError: If there are none, or their heads differ.
+
+        Example:
+            >>> from unified_embeddings.embedders.fake import FakeEmbedder
+            >>> embeddings = FakeEmbedder(dimension=8).encode_documents(["a", "b", "c"])
+            >>> Embeddings.join([embeddings[:1], embeddings[1:]])
+            Embeddings(n=3, dense=float32(3, 8), sparse=3 vectors, colbert=None)
+        """
+        heads = [set(part) for part in parts]
+        if not heads or any(other != heads[0] for other in heads):
+            raise ValueError(f"expected parts with the same heads, got {heads}")
+        dense: list[FloatArray] = []
+        sparse: list[SparseVector] = []
+        colbert: list[FloatArray] = []
+        for part in parts:
+            if part.dense is not None:
+                dense.append(part.dense)
+            sparse += part.sparse or ()
+            colbert += part.colbert or ()
+        return cls(
+            dense=np.concatenate(dense) if "dense" in heads[0] else None,
+            sparse=sparse if "sparse" in heads[0] else None,
+            colbert=colbert if "colbert" in heads[0] else None,
+        )
 
     def __len__(self) -> int:
         return next(len(head) for _, head in self._heads() if head is not None)

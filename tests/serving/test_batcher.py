@@ -435,7 +435,7 @@ async def test_an_engine_that_leaves_out_a_head_is_an_error() -> None:
             return super().encode(texts, role=role, heads=("sparse",))
 
     async with make_batcher(Bare(16)) as batcher:
-        with pytest.raises(ValueError, match="concatenate"):
+        with pytest.raises(ValueError, match=r"expected \('dense',\) vectors, got Embeddings"):
             await asyncio.wait_for(ask(batcher, ["fox"]), PATIENCE)
 
 

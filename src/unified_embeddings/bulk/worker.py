@@ -261,21 +261,8 @@ def _assemble(task: PartTask, outcomes: Mapping[int, Embeddings | str], dtype: s
             sources[row] = FAILED
         else:
             rows.append(outcome)
-    embeddings = _join(rows) if rows else None
+    embeddings = Embeddings.join(rows) if rows else None
     return build_part(task.first_row, records, sources, embeddings, dtype)
-
-
-def _join(rows: Sequence[Embeddings]) -> Embeddings:
-    """Put the vectors of single texts together."""
-    first = rows[0]
-    dense = sparse = colbert = None
-    if first.dense is not None:
-        dense = np.concatenate([row.dense for row in rows if row.dense is not None])
-    if first.sparse is not None:
-        sparse = [vector for row in rows for vector in row.sparse or ()]
-    if first.colbert is not None:
-        colbert = [vectors for row in rows for vectors in row.colbert or ()]
-    return Embeddings(dense=dense, sparse=sparse, colbert=colbert)
 
 
 def publish_part(content: bytes, folder: Path, number: int) -> None:

@@ -28,7 +28,7 @@ from unified_embeddings.evaluation.corpora import Corpus, spread_positions
 from unified_embeddings.evaluation.cost import Cost, measure_cost
 from unified_embeddings.evaluation.packing import pack_embeddings, unpack_embeddings
 from unified_embeddings.system.processes import ChildFailedError, run_in_child
-from unified_embeddings.types import Embeddings, FloatArray, SparseVector
+from unified_embeddings.types import Embeddings, FloatArray
 
 _COLBERT_QUERIES, _COLBERT_DOCUMENTS = 32, 64
 """Size of the sample whose ColBERT scores are computed: the vectors of all would be too large."""
@@ -201,24 +201,7 @@ def _measure_drift(embedder: BGE_M3_Embedder, texts: list[str]) -> Drift:
     # One call per text, so that each is a batch of its own.
     alone = [embedder.encode_documents([text], colbert=colbert) for text in texts]
     together = embedder.encode_documents(texts, colbert=colbert)
-    return batch_drift(_concatenate(alone), together)
-
-
-def _concatenate(parts: list[Embeddings]) -> Embeddings:
-    """Return the vectors of several calls as those of one."""
-    dense: list[FloatArray] = []
-    sparse: list[SparseVector] = []
-    colbert: list[FloatArray] = []
-    for part in parts:
-        if part.dense is not None:
-            dense.append(part.dense)
-        sparse += part.sparse or []
-        colbert += part.colbert or []
-    return Embeddings(
-        dense=np.concatenate(dense) if dense else None,
-        sparse=sparse or None,
-        colbert=colbert or None,
-    )
+    return batch_drift(Embeddings.join(alone), together)
 
 
 def _score_colbert_sample(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.serving.contracts import Usage
-from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector
+from unified_embeddings.types import Embeddings, HeadName, Role
 
 _STEP = 16
 """Texts that are embedded without looking whether the answer is still wanted."""
@@ -53,7 +51,7 @@ def embed(
                 colbert="colbert" in heads,
             )
         )
-    return parts[0] if len(parts) == 1 else _join(parts)
+    return Embeddings.join(parts)
 
 
 def embed_in_steps(
@@ -73,22 +71,4 @@ def count_usage(embedder: TextEmbedder, texts: Sequence[str], role: Role) -> Usa
     return Usage(
         prompt_tokens=sum(length.tokens for length in lengths),
         truncated=sum(length.truncated for length in lengths),
-    )
-
-
-def _join(parts: Sequence[Embeddings]) -> Embeddings:
-    """Return the vectors of several steps as those of one call."""
-    dense: list[FloatArray] = []
-    sparse: list[SparseVector] = []
-    colbert: list[FloatArray] = []
-    for part in parts:
-        if part.dense is not None:
-            dense.append(part.dense)
-        sparse += part.sparse or []
-        colbert += part.colbert or []
-    first = parts[0]
-    return Embeddings(
-        dense=None if first.dense is None else np.concatenate(dense),
-        sparse=None if first.sparse is None else sparse,
-        colbert=None if first.colbert is None else colbert,
     )

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import numpy as np
-
 from unified_embeddings.embedders.isolation import isolate_failures
 from unified_embeddings.errors import InputError
 from unified_embeddings.serving.turns import Batched, Place, Request
-from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector, Text
+from unified_embeddings.types import Embeddings, HeadName, Role, Text
 
 Encode: TypeAlias = Callable[[Sequence[Text], Role, tuple[HeadName, ...]], Embeddings]
 
@@ -116,7 +114,9 @@ def _complete(request: Request) -> None:
     started = request.started or request.arrived
     try:
         rows = [request.rows[index] for index in range(len(request.texts))]
-        embeddings = _join(rows, request.kind[1])
+        embeddings = Embeddings.join(rows)
+        if set(embeddings) != set(request.kind[1]):
+            raise ValueError(f"expected {request.kind[1]} vectors, got {embeddings}")
     except Exception as error:  # an engine whose vectors do not fit together
         request.future.set_exception(error)
         return
@@ -126,21 +126,4 @@ def _complete(request: Request) -> None:
             queue_seconds=started - request.arrived,
             compute_seconds=request.compute_seconds,
         )
-    )
-
-
-def _join(rows: Sequence[Embeddings], heads: tuple[HeadName, ...]) -> Embeddings:
-    """Put the vectors of single texts together."""
-    dense: list[FloatArray] = []
-    sparse: list[SparseVector] = []
-    colbert: list[FloatArray] = []
-    for row in rows:
-        if row.dense is not None:
-            dense.append(row.dense)
-        sparse += row.sparse or ()
-        colbert += row.colbert or ()
-    return Embeddings(
-        dense=np.concatenate(dense) if "dense" in heads else None,
-        sparse=sparse if "sparse" in heads else None,
-        colbert=colbert if "colbert" in heads else None,
     )

@@ -106,7 +106,7 @@ _STATUSES = {
     504: "Not answered within the deadline",
 }
 _FURTHER = {
-    400: "There is no text",
+    400: "The request holds no text",
     404: "Not served here",
     502: "The store failed",
 }
