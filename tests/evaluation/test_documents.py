@@ -1,0 +1,42 @@
+"""The document that a point belongs to is found in its payload."""
+
+from __future__ import annotations
+
+import pytest
+
+from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.documents import (
+    POINT_ID,
+    choose_document_field,
+    read_document_id,
+)
+
+
+def test_the_field_with_the_most_judged_documents_is_chosen() -> None:
+    points = [(n, {"page": n % 3, "source": f"d{n}", "text": "d1"}) for n in range(9)]
+    assert choose_document_field(points, {"d1", "d2", "d3", "0", "1"}) == "source"
+
+
+def test_usual_names_win_a_tie() -> None:
+    payload = {"another": "d1", "ref_doc_id": "d1", "doc_id": "d1", "metadata": {"_id": "d1"}}
+    assert choose_document_field([(7, payload)], {"d1"}) == "metadata._id"
+    del payload["metadata"]
+    assert choose_document_field([(7, payload)], {"d1"}) == "doc_id"
+
+
+def test_the_points_own_id_may_be_the_documents() -> None:
+    assert choose_document_field([(7, {"flag": True})], {"7", "True"}) == POINT_ID
+    assert read_document_id(7, {}, POINT_ID) == "7"
+
+
+def test_no_field_is_told_with_an_example() -> None:
+    with pytest.raises(InputError, match="such as 'd1'"):
+        choose_document_field([(7, {"source": "x"})], {"d1"})
+
+
+def test_fields_within_fields_are_read() -> None:
+    payload = {"meta": {"_id": 12, "deep": {"id": "x"}}, "flag": True, "none": None}
+    assert read_document_id(1, payload, "meta._id") == "12"
+    assert read_document_id(1, payload, "meta.deep.id") == "x"
+    for field in ("meta.missing", "meta._id.more", "flag", "none", "meta"):
+        assert read_document_id(1, payload, field) is None
