@@ -272,3 +272,36 @@ def test_rows_may_come_from_one_file_by_any_path(
     run(tmp_path / "rows.jsonl", tmp_path / "out", input=InputOptions(id_field="id"))
     monkeypatch.chdir(tmp_path)
     assert run("rows.jsonl", Path("out"), input=InputOptions(id_field="id")).was_finished
+
+
+def test_ten_bad_rows_of_ten_kinds_among_ten_thousand_fail_alone(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in rows_of(10_000)]
+    bad = {
+        17: '{"id": 17, "text": 5}',
+        1_000: '{"id": 1000, "text": null}',
+        1_001: '{"id": 1001, "text": "half \\ud800 a character"}',
+        2_500: '{"id": 2500, "words": "no text"}',
+        3_333: '{"id": 3333, "text": "cut off',
+        4_096: "[1, 2]",
+        5_000: json.dumps({"id": 5000, "text": "long " * 400_000}),
+        6_400: '{"id": 6400, "text": "this one will FAIL"}',
+        7_777: '{"id": 7777, "text": "KILL the worker"}',
+        9_999: '{"id": 9999, "text": "HANG for an hour"}',
+    }
+    for number, line in bad.items():
+        lines[number] = line
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(lines), "utf-8")
+    report = run(
+        source,
+        tmp_path / "out",
+        checkpoint_interval=500,
+        hang_seconds=2.0,
+        input=InputOptions(text_field="text", max_row_bytes=2**20),
+    )
+    listed = (tmp_path / "out" / "failed.jsonl").read_text("utf-8").splitlines()
+    failures = [json.loads(line) for line in listed]
+    assert [failure["row"] for failure in failures] == sorted(bad)
+    assert (report.rows, report.failed) == (10_000, 10)
+    has_vector = np.isfinite(np.load(tmp_path / "out" / "fake.npy")).all(axis=1)
+    assert np.flatnonzero(~has_vector).tolist() == sorted(bad)

@@ -17,7 +17,6 @@ from unified_embeddings.bulk.array_files import ArrayFile
 from unified_embeddings.bulk.file_names import require_different_names, safe_file_name
 from unified_embeddings.bulk.output import (
     OutputPlan,
-    estimate_output_bytes,
     write_failures,
     write_metadata,
     write_outputs,
@@ -391,27 +390,6 @@ def test_long_names_stay_different() -> None:
         safe_file_name("..")
     with pytest.raises(InputError, match="would write the same files"):
         require_different_names(["BAAI/bge-m3", "baai--BGE-m3"])
-
-
-@pytest.mark.parametrize("formats", [("npy",), ("jsonl",), ("npy", "jsonl", "parquet")])
-def test_the_estimate_covers_what_is_written(formats: Any, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    job = make_job([0] * 3000, [1000], width=64)
-    plan = make_plan(job, formats=formats, dimension=64)
-    files = write_outputs(job.write_parts(tmp_path), tmp_path / "out", plan)
-    written = sum(file.stat().st_size for file in files)
-    sizes = [len(json.dumps(record.fields)) for record in job.records]
-    emb = job.embeddings
-    assert emb.sparse is not None
-    assert emb.colbert is not None
-    estimate = estimate_output_bytes(
-        plan,
-        3000,
-        field_bytes=float(np.mean(sizes)),
-        sparse_terms=float(np.mean([len(vector) for vector in emb.sparse])),
-        colbert_tokens=float(np.mean([len(rows) for rows in emb.colbert])),
-    )
-    assert written <= estimate - 2**20 <= 3 * written
 
 
 def test_an_unknown_format_is_named() -> None:

@@ -254,6 +254,36 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("formats", [("npy",), ("jsonl",), ("npy", "jsonl", "parquet")])
+def test_the_disk_that_a_dry_run_foretells_is_the_disk_that_is_taken(
+    formats: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    given = options(
+        formats=formats,
+        heads=("dense", "sparse", "colbert"),
+        keep_parts=True,
+        checkpoint_interval=500,
+    )
+    rows = make_rows(2000)
+    (estimated,) = estimate(rows, tmp_path / "out", given, make=poisoned.make_poisoned)
+    (report,) = embed_rows(rows, tmp_path / "out", given, make=poisoned.make_poisoned)
+    parts = [path for path in (tmp_path / "out").rglob("part-*.npz") if path.is_file()]
+    assert parts
+    outputs = [Path(file) for file in report.files[:-1]]
+    taken = sum(file.stat().st_size for file in [*parts, *outputs])
+    assert estimated.bytes is not None
+    assert 0.9 * taken < estimated.bytes < 1.25 * taken
+
+
+def test_an_output_in_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a-file"
+    file.touch()
+    for output in (file, file / "inside"):
+        with pytest.raises(InputError, match="a-file is a file, and the outputs go into a folder"):
+            embed_rows(make_rows(1), output, options(), make=poisoned.make_poisoned)
+
+
 def test_rows_go_into_a_collection_once(tmp_path: Path) -> None:
     rows = make_rows(45, repeats=10)
     rows[7]["text"] = "FAIL"

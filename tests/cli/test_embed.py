@@ -288,7 +288,7 @@ class TestBadInput:
         (work / "file").write_text("")
         ended = run("rows.jsonl", "-o", "file/out", "--models", "./models/xlmr")
         assert ended.code == 1
-        assert "cannot write to file/out" in ended.err
+        assert "file is a file, and the outputs go into a folder" in ended.err
 
     def test_two_models_into_one_collection(self, run: Run) -> None:
         into = ("--to-collection", "notes", "--path", "store")
@@ -377,6 +377,15 @@ class TestEvents:
         assert "writing the outputs" in ended.err
         again = run("rows.jsonl", "-o", "out", "-m", "./models/xlmr")
         assert again.out.startswith("./models/xlmr: nothing to do, 30 rows were finished before")
+
+    def test_a_row_that_fails_is_told_and_the_rest_is_done(self, run: Run, work: Path) -> None:
+        write_lines(work / "bad.jsonl", [*ROWS, {"id": "x", "text": None}])
+        ended = run("bad.jsonl", "-o", "out", "-m", "./models/xlmr")
+        assert ended.code == 1
+        assert ended.out.startswith("./models/xlmr: 31 rows in ")
+        assert "1 failed, listed in out/failed.jsonl" in ended.out
+        lines = (work / "out" / "models--xlmr.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line)["embedding"] is None for line in lines] == [False] * 30 + [True]
 
     def test_a_dry_run_writes_nothing(self, run: Run, work: Path) -> None:
         before = files_in(work)

@@ -108,7 +108,7 @@ def plan_model(model: str, embedder: TextEmbedder, options: BulkOptions) -> Mode
         "batch_tokens": options.batch_tokens,
         "dedupe": options.dedupe,
         "keep_texts": options.collection is not None,
-        "model_options": {key: str(value) for key, value in options.model_options.items()},
+        "model_options": {key: _to_plain(value) for key, value in options.model_options.items()},
     }
     return ModelPlan(model, embedder, heads, options, description)
 
@@ -171,17 +171,21 @@ def write_model(journal: Journal, folder: Path, plan: ModelPlan) -> list[Path]:
     Raises:
         OSError: If they cannot be written.
     """
-    output = OutputPlan(
+    parts = [journal.part_path(line.part) for line in journal.lines]
+    return write_outputs(parts, folder, plan_outputs(plan, parts))
+
+
+def plan_outputs(plan: ModelPlan, parts: Sequence[Path]) -> OutputPlan:
+    """Return what is to be written of a model's parts."""
+    return OutputPlan(
         model=plan.model,
         heads=plan.heads,
         dimension=plan.embedder.dimension,
-        colbert_dimension=_colbert_dimension(journal, plan.heads),
+        colbert_dimension=_colbert_dimension(parts, plan.heads),
         vocabulary_size=_vocabulary_size(plan.embedder),
         dtype=plan.options.dtype,
         formats=plan.options.formats,
     )
-    parts = [journal.part_path(line.part) for line in journal.lines]
-    return write_outputs(parts, folder, output)
 
 
 def write_description(
@@ -247,11 +251,18 @@ def explain_os_error(error: OSError, folder: Path) -> Exception:
     return error
 
 
-def _colbert_dimension(journal: Journal, heads: Sequence[HeadName]) -> int | None:
+def _to_plain(value: object) -> object:
+    """Return an option's value as JSON has it; what it has no form for, as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _colbert_dimension(parts: Sequence[Path], heads: Sequence[HeadName]) -> int | None:
     """Return the width of the ColBERT vectors in the parts; None if there are none."""
     if "colbert" in heads:
-        for line in journal.lines:
-            rows = read_part(journal.part_path(line.part)).colbert_rows
+        for path in parts:
+            rows = read_part(path).colbert_rows
             if rows is not None:
                 return int(rows.shape[1])
     return None

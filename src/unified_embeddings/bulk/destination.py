@@ -44,13 +44,22 @@ def choose_folder(source: Source, output: str | os.PathLike[str], work_dir: Path
 
 
 def require_destination(output: str | os.PathLike[str]) -> None:
-    """Refuse outputs on an object store that cannot be written to.
+    """Refuse outputs on an object store that cannot be written to, or in a file.
 
     Raises:
-        InputError: If it cannot.
+        InputError: If it is one of them.
     """
     if isinstance(output, str) and is_url(output):
         require_writable(output)
+        return
+    folder = Path(output)
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise InputError(
+                f"{place} is a file, and the outputs go into a folder; give another --output"
+            )
 
 
 def has_output(output: str | os.PathLike[str], folder: Path, name: str, size: int) -> bool:

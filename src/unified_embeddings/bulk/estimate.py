@@ -1,22 +1,24 @@
-"""What a bulk job would cost, from a sample of its rows; nothing is written."""
+"""What a bulk job would cost, from a sample of its rows; nothing is written into its folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified_embeddings.bulk.options import BulkOptions
+from unified_embeddings.bulk.completion import ModelPlan, plan_outputs
+from unified_embeddings.bulk.job import part_name
+from unified_embeddings.bulk.output import write_outputs
 from unified_embeddings.bulk.parts import build_part, part_to_bytes
 from unified_embeddings.bulk.planning import plan_parts
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
-from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.system.files import free_space
-from unified_embeddings.types import HeadName
+from unified_embeddings.types import Embeddings
 
 _SAMPLE = 512
 """Rows whose tokens are counted."""
@@ -36,7 +38,7 @@ class Estimate:
         rows: Rows of the whole input; None where its size is not known.
         tokens: Tokens of the whole input, after cutting; None likewise.
         seconds: Of computing, with one worker; None likewise.
-        bytes: Of the parts and as much again of the outputs; None likewise.
+        bytes: Of the parts and the outputs; None likewise.
         free_bytes: Free on the disk of the outputs.
         truncated: Share of the texts that would be cut, 0 to 1.
     """
@@ -51,18 +53,15 @@ class Estimate:
     truncated: float
 
 
-def estimate_model(
-    checked: CheckedInput,
-    output: Path,
-    embedder: TextEmbedder,
-    *,
-    model: str,
-    heads: tuple[HeadName, ...],
-    options: BulkOptions,
-) -> Estimate:
+def estimate_model(checked: CheckedInput, output: Path, plan: ModelPlan) -> Estimate:
     """Estimate what embedding an input with a model costs.
 
     Loads the model, and runs it on some of the first rows.
+
+    Args:
+        checked: The input.
+        output: Where the job's files would be.
+        plan: What would be computed.
     """
     reader = read_rows(checked)
     rows = list(itertools.islice(reader, _SAMPLE))
@@ -70,13 +69,13 @@ def estimate_model(
     reader.close()
     sample = [row for row in rows if row.text is not None]
     texts = [row.text for row in sample if row.text is not None]
-    lengths = embedder.measure(texts, role=options.role)
+    lengths = plan.embedder.measure(texts, role=plan.options.role)
     sampled_tokens = sum(length.tokens for length in lengths)
     chosen = sample[:: max(1, len(sample) // _COMPUTED)]
-    seconds_per_token, bytes_per_row = _try(embedder, chosen, heads, options)
+    seconds_per_token, bytes_per_row = _try(plan, chosen)
     truncated = sum(length.truncated for length in lengths) / max(len(lengths), 1)
     estimated = Estimate(
-        model=model,
+        model=plan.model,
         sampled=len(rows),
         rows=None,
         tokens=None,
@@ -93,7 +92,7 @@ def estimate_model(
         rows=all_rows,
         tokens=round(tokens),
         seconds=tokens * seconds_per_token,
-        bytes=round(2 * all_rows * bytes_per_row),
+        bytes=round(all_rows * bytes_per_row),
     )
 
 
@@ -117,23 +116,30 @@ def _count_rows(reader: RowReader, rows: int, total_bytes: int | None) -> int | 
     return rows
 
 
-def _try(
-    embedder: TextEmbedder,
-    rows: Sequence[Row],
-    heads: tuple[HeadName, ...],
-    options: BulkOptions,
-) -> tuple[float, float]:
-    """Compute some rows; return the seconds of a token and the bytes of a row in its part."""
+def _try(plan: ModelPlan, rows: Sequence[Row]) -> tuple[float, float]:
+    """Compute some rows; return the seconds of a token and the bytes of a row in all files."""
     if not rows:
         return 0.0, 0.0
+    role, embedder = plan.options.role, plan.embedder
     texts = [row.text for row in rows if row.text is not None]
-    embedder.encode(texts[:1], role=options.role, heads=heads)  # loads the model
+    embedder.encode(texts[:1], role=role, heads=plan.heads)  # loads the model
     before = embedder.stats().tokens
     begun = time.perf_counter()
-    embeddings = embedder.encode(texts, role=options.role, heads=heads)
+    embeddings = embedder.encode(texts, role=role, heads=plan.heads)
     seconds = time.perf_counter() - begun
     tokens = max(1, embedder.stats().tokens - before)
+    return seconds / tokens, _measure_files(plan, rows, embeddings) / len(rows)
+
+
+def _measure_files(plan: ModelPlan, rows: Sequence[Row], embeddings: Embeddings) -> int:
+    """Return the bytes of some rows' part and outputs, by writing them to a temporary folder."""
     renumbered = [Row(place, row.text, None, row.fields) for place, row in enumerate(rows)]
     (task,) = plan_parts(renumbered, len(renumbered), None)
-    part = build_part(0, task.records, task.sources, embeddings, options.dtype)
-    return seconds / tokens, len(part_to_bytes(part)) / len(rows)
+    part = build_part(0, task.records, task.sources, embeddings, plan.options.dtype)
+    with tempfile.TemporaryDirectory(prefix="unified-embeddings-") as folder:
+        part_file = Path(folder) / part_name(0)
+        part_file.write_bytes(part_to_bytes(part))
+        outputs = write_outputs(
+            [part_file], Path(folder) / "outputs", plan_outputs(plan, [part_file])
+        )
+        return sum(file.stat().st_size for file in [part_file, *outputs])

@@ -27,7 +27,6 @@ from unified_embeddings.bulk.options import (
     InterruptedJobError,
     ModelReport,
     Progress,
-    choose_heads,
     embedder_options,
 )
 from unified_embeddings.bulk.output import write_failures
@@ -128,14 +127,7 @@ def estimate(
     checked = check_places(source, output, folder, options)
     for model in options.models:
         with make(**embedder_options(model, options, options.devices[0])) as embedder:
-            yield estimate_model(
-                checked,
-                folder,
-                embedder,
-                model=model,
-                heads=choose_heads(embedder, options.heads),
-                options=options,
-            )
+            yield estimate_model(checked, folder, plan_model(model, embedder, options))
 
 
 def _ignore(_: Progress) -> None:

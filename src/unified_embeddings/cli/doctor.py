@@ -142,14 +142,14 @@ def _print_memory(report: MemoryReport, problems: Mapping[str, UnifiedEmbeddings
     for model in report.models:
         resident = "unknown"
         if model.resident is not None:
-            resident = _format_size(model.resident)
+            resident = shared.format_bytes(model.resident)
         shared.out.print(f"[bold]{model.model}[/bold] ({model.runs_on})", highlight=False)
-        _print_entry("weights", _format_size(model.weights))
+        _print_entry("weights", shared.format_bytes(model.weights))
         _print_entry("of these in memory", resident)
     for kind, error in problems.items():
         _print_entry(f"not loaded, for {kind}", error)
     shared.out.print("[bold]The process, libraries included[/bold]")
-    _print_entry("in memory", _format_size(report.process))
+    _print_entry("in memory", shared.format_bytes(report.process))
     _print_entry("of the 3.6 GB two models may take", f"{report.process / report.budget:.0%}")
     _print_entry("of the 4.2 GB of three models", f"{report.process / report.baseline:.0%}")
 
@@ -169,12 +169,6 @@ def _load_models(config: UnifiedEmbeddingConfig) -> dict[str, UnifiedEmbeddingsE
     except UnifiedEmbeddingsError as error:
         problems["images"] = error
     return problems
-
-
-def _format_size(size: int) -> str:
-    if size >= 1e8:
-        return f"{size / 1e9:.2f} GB"
-    return f"{size / 1e6:.1f} MB"
 
 
 def _installed_version(package: str) -> str:

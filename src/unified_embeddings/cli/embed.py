@@ -265,7 +265,7 @@ def _run_job(
     """Do the job, or estimate what it would cost, and print what there is to say.
 
     Raises:
-        typer.Exit: After Ctrl-C.
+        typer.Exit: After Ctrl-C, or if a row failed.
     """
     from unified_embeddings.bulk.options import InterruptedJobError
     from unified_embeddings.bulk.run import embed_rows, estimate
@@ -282,6 +282,8 @@ def _run_job(
             raise typer.Exit(130) from None
         for report in reports:
             reporter.report(report)
+        if any(report.failed for report in reports):
+            raise typer.Exit(1)  # As `index` does: what could be done is done, and some is missing.
 
 
 def _choose_input(source: str | None, input_file: str | None, models: list[str]) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -155,7 +156,7 @@ def _describe_report(report: ModelReport) -> str:
     if report.repeated:
         parts.append(f"{report.repeated:,} repeat another row's text and cost nothing")
     if report.failed:
-        parts.append(f"{report.failed:,} failed, listed in failed.jsonl")
+        parts.append(f"{report.failed:,} failed, listed in {_failures_file(report)}")
     lines = [", ".join(parts), *(f"  {file}" for file in report.files)]
     return "\n".join(lines)
 
@@ -168,10 +169,19 @@ def _describe_estimate(estimate: Estimate) -> str:
     if estimate.seconds is not None:
         parts.append(f"{_duration(estimate.seconds)} of computing")
     if estimate.bytes is not None:
-        parts.append(f"{estimate.bytes / 1e6:,.1f} MB of outputs")
-    if estimate.free_bytes is not None:
-        parts.append(f"{estimate.free_bytes / 1e6:,.0f} MB are free")
+        parts.append(f"{shared.format_bytes(estimate.bytes)} of parts and outputs")
+    parts.append(f"{shared.format_bytes(estimate.free_bytes)} are free")
     return ", ".join(parts)
+
+
+def _failures_file(report: ModelReport) -> str:
+    """Return where the failures are listed: beside the outputs."""
+    from unified_embeddings.bulk.output import FAILED_FILE
+
+    last = report.files[-1]
+    if isinstance(last, Path):
+        return str(last.with_name(FAILED_FILE))
+    return f"{last.rpartition('/')[0]}/{FAILED_FILE}"  # On an object store.
 
 
 def _duration(seconds: float) -> str:

@@ -240,6 +240,13 @@ def require_text(query: str) -> str:
     return query
 
 
+def format_bytes(size: int) -> str:
+    """Return a number of bytes in words, in steps of a thousand."""
+    if size >= 1e8:
+        return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e6:.1f} MB"
+
+
 def is_terminal() -> bool:
     """Tell whether standard error is a terminal, where progress may be drawn."""
     return sys.stderr.isatty()

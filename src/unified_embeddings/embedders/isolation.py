@@ -7,7 +7,7 @@ device runs out of memory. What does not: what an item is (`serving.passes`, `bu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from unified_embeddings.errors import InputError
 
@@ -76,45 +76,84 @@ def isolate_failures(
         >>> isolate_failures(lambda texts: [1 / int(text) for text in texts], ["1", "0", "2"])
         [1.0, ZeroDivisionError('division by zero'), 0.5]
     """
-    outcomes: list[Result | Exception | None] = [None] * len(items)
-    in_a_row = 0
-    last_error: Exception | None = None
+    isolation = _Isolation(compute, items, size or GroupSize(len(items)))
+    isolation.note_failure = note_failure or _ignore
     waiting = [list(range(len(items)))]
     while waiting:
         group = waiting.pop()
         if is_needless is not None:
             group = [index for index in group if not is_needless(items[index])]
-        if not group:
-            continue
-        if hopeless is not None and in_a_row >= hopeless:
-            for index in group:
-                outcomes[index] = last_error
-            continue
-        if size is not None and len(group) > size.now:
-            waiting += _halve(group)
-            continue
+        if hopeless is not None and isolation.failures_in_a_row >= hopeless:
+            isolation.give_up(group)
+        elif group:
+            waiting += isolation.compute_group(group, is_fatal or _never)
+    return isolation.outcomes
+
+
+class _Isolation(Generic[Item, Result]):
+    """What became of each item so far.
+
+    Attributes:
+        outcomes: Of each item: its result or its error; None for what was not computed.
+        failures_in_a_row: Items that failed alone since the last success, for no fault of theirs.
+        note_failure: Called with an item that failed alone.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Sequence[Result]],
+        items: Sequence[Item],
+        size: GroupSize,
+    ) -> None:
+        self._compute = compute
+        self._items = items
+        self._size = size
+        self._last_error: Exception | None = None
+        self.outcomes: list[Result | Exception | None] = [None] * len(items)
+        self.failures_in_a_row = 0
+        self.note_failure: Callable[[Item, Exception], None] = _ignore
+
+    def compute_group(
+        self, group: list[int], is_fatal: Callable[[Exception], bool]
+    ) -> list[list[int]]:
+        """Compute some items, and return the groups that are still to be computed."""
+        if len(group) > self._size.now:
+            return _halve(group)
         try:
-            results = compute([items[index] for index in group])
+            results = self._compute([self._items[index] for index in group])
         except Exception as error:
-            if is_fatal is not None and is_fatal(error):
+            if is_fatal(error):
                 raise
-            if size is not None and is_out_of_memory(error):
-                size.note_no_memory(len(group))
+            if is_out_of_memory(error):
+                self._size.note_no_memory(len(group))
             if len(group) > 1:
-                waiting += _halve(group)
-                continue
-            outcomes[group[0]] = last_error = error
-            if not isinstance(error, InputError):
-                in_a_row += 1
-            if note_failure is not None:
-                note_failure(items[group[0]], error)
+                return _halve(group)
+            self._fail(group[0], error)
         else:
-            in_a_row = 0
-            if size is not None:
-                size.note_success()
+            self.failures_in_a_row = 0
+            self._size.note_success()
             for index, result in zip(group, results, strict=True):
-                outcomes[index] = result
-    return outcomes
+                self.outcomes[index] = result
+        return []
+
+    def give_up(self, group: list[int]) -> None:
+        """Give items the last error, without computing them."""
+        for index in group:
+            self.outcomes[index] = self._last_error
+
+    def _fail(self, index: int, error: Exception) -> None:
+        self.outcomes[index] = self._last_error = error
+        if not isinstance(error, InputError):
+            self.failures_in_a_row += 1
+        self.note_failure(self._items[index], error)
+
+
+def _ignore(item: object, error: Exception) -> None:
+    pass
+
+
+def _never(error: Exception) -> bool:  # noqa: ARG001
+    return False
 
 
 def is_out_of_memory(error: Exception) -> bool:
