@@ -6,7 +6,6 @@ them from the environment (`environment`), the parts themselves.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 from collections.abc import Mapping
@@ -17,12 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.config.environment import read_options
 from unified_embeddings.config.options import ModelChoice, PipelineOptions
+from unified_embeddings.config.parts import (
+    make_clip,
+    make_image_model,
+    make_openai_clip,
+    make_text_model,
+)
 from unified_embeddings.config.text_embedder import make_text_embedder
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.embedders.remote_options import RUNPOD_URL
-from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.stock_arguments import (
     MULTI_MODAL_DEFAULTS,
     RETRIEVER_ADVICE,
@@ -36,7 +39,6 @@ from unified_embeddings.llama.stock_arguments import (
 )
 from unified_embeddings.models.catalogue import CLIP
 from unified_embeddings.models.spec import ModelSpec
-from unified_embeddings.system.hardware import passive_wait_policy
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -231,7 +233,7 @@ class UnifiedEmbeddingConfig:
         """
         with self._lock:
             if self._clip is None:
-                self._clip = self._make_clip()
+                self._clip = make_clip(self._options, self._cache)
             return self._clip
 
     @property
@@ -243,7 +245,10 @@ class UnifiedEmbeddingConfig:
         """
         with self._lock:
             if self._text_model is None:
-                self._text_model = self._make_text_model()
+                if self._options.takes_images:
+                    self._text_model = self.image_model
+                else:
+                    self._text_model = make_text_model(self.embedder)
             return self._text_model
 
     @property
@@ -267,7 +272,10 @@ class UnifiedEmbeddingConfig:
         """
         with self._lock:
             if self._image_model is None:
-                self._image_model = self._make_image_model()
+                if self._options.is_openai_clip and not self._options.takes_images:
+                    self._image_model = make_openai_clip(str(self._options.image_model))
+                else:
+                    self._image_model = make_image_model(self.clip)
             return self._image_model
 
     def configure_settings(self, *, node_parser: bool = True) -> None:
@@ -408,54 +416,3 @@ class UnifiedEmbeddingConfig:
             return f"UnifiedEmbeddingConfig({self.model_choice!r})"
         name = second.choice if isinstance(second, ModelSpec) else os.fspath(second)
         return f"UnifiedEmbeddingConfig({self.model_choice!r}, sparse_model={name!r})"
-
-    # --- making the parts -----------------------------------------------------------------------
-
-    def _make_clip(self) -> ClipEmbedder:
-        with passive_wait_policy():
-            from unified_embeddings.embedders.clip import ClipEmbedder
-
-        options = self._options.for_images(self._cache)
-        if self._options.takes_images:
-            return ClipEmbedder(self._options.choice, **options)
-        image_model = self._options.image_model
-        if image_model is None:
-            raise InputError("this config has image_model=None; name one to embed images")
-        if self._options.is_openai_clip:
-            raise InputError(
-                f"{image_model!r} is run by LlamaIndex's ClipEmbedding (config.image_model) alone; "
-                f"for everything else name it as on the hub: image_model={CLIP!r}"
-            )
-        return ClipEmbedder(image_model, **options)
-
-    def _make_text_model(self) -> BaseEmbedding:
-        if self._options.takes_images:
-            return self.image_model
-        embedder = self.embedder
-        if isinstance(embedder, ModelEmbedder) and embedder.heads == ("dense",):
-            from unified_embeddings.llama.huggingface import UnifiedHuggingFaceEmbedding
-
-            return UnifiedHuggingFaceEmbedding(embedder)
-        from unified_embeddings.llama.text import UnifiedTextEmbedding
-
-        return UnifiedTextEmbedding(embedder)
-
-    def _make_image_model(self) -> MultiModalEmbedding:
-        if self._options.is_openai_clip and not self._options.takes_images:
-            return _make_openai_clip(str(self._options.image_model))
-        from unified_embeddings.llama.images import UnifiedImageEmbedding
-
-        return UnifiedImageEmbedding(self.clip)
-
-
-def _make_openai_clip(name: str) -> MultiModalEmbedding:
-    """Make LlamaIndex's own ClipEmbedding, which runs OpenAI's package."""
-    if importlib.util.find_spec("clip") is None:
-        raise UnifiedEmbeddingsError(
-            f"Image model {name!r} is a name of OpenAI's package clip, which is not installed (pip "
-            "install git+https://github.com/openai/CLIP.git). The same kind of model from the hub "
-            f"needs no package: image_model={CLIP!r}"
-        )
-    from llama_index.embeddings.clip import ClipEmbedding
-
-    return ClipEmbedding(model_name=name)
