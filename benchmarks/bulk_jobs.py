@@ -112,7 +112,8 @@ def ray_data(source: Path, folder: Path, model: str, workers: int) -> dict[str, 
     """Run a Ray Data pipeline that writes Parquet."""
     import ray
 
-    ray.init(num_cpus=max(workers, 2), include_dashboard=False, log_to_driver=False)
+    # A cluster of its own, also where one is running on this machine.
+    ray.init("local", num_cpus=max(workers, 2), include_dashboard=False, log_to_driver=False)
     begun = time.perf_counter()
     rows = ray.data.read_json(str(source), lines=True)
     embedded = rows.map_batches(
