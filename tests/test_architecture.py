@@ -23,7 +23,7 @@ ROOMS = [
     {"export"},
     {"engines"},
     {"embedders", "stores"},
-    {"evaluation"},
+    {"evaluation", "monitoring"},
     {"llama", "retrievers", "bulk"},
     {"config", "migration"},
     {"serving"},
@@ -69,6 +69,7 @@ HOMES = {
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
     "pyarrow": {"bulk"},
+    "pynvml": {"engines.gpu"},
     "qdrant_client": {
         "bulk.collection",
         "evaluation.collections",
