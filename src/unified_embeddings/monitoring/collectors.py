@@ -35,7 +35,7 @@ from unified_embeddings.monitoring.quality import read_quality
 from unified_embeddings.stores.measuring import CollectionSize, measure_collection
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.system.durations import BOUNDS, Durations
-from unified_embeddings.system.memory import process_bytes
+from unified_embeddings.system.memory import ModelMemory, process_bytes
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_AGE = 5.0
@@ -130,36 +130,15 @@ class MachineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they were at most 5 seconds ago."""
-        if not self._models():
-            yield from self._measure()  # Nothing that takes long.
-            return
         with self._lock:
             now = self._clock()
             if self._measured_at is None or now - self._measured_at > _MEMORY_AGE:
-                self._measured, self._measured_at = tuple(self._measure()), now
-        yield from self._measured
-
-    def _measure(self) -> Iterator[Metric]:
-        weights: list[Sample] = []
-        resident: list[Sample] = []
-        for memory in measure_models(self._models()):
-            labels = (memory.model, memory.runs_on)
-            weights.append((labels, memory.weights))
-            if memory.resident is not None:
-                resident.append((labels, memory.resident))
-        yield labelled(f.MODEL_WEIGHTS, weights)
-        yield labelled(f.MODEL_RESIDENT, resident)
-        yield plain(f.PROCESS_RESIDENT, process_bytes())
-        readings = read_gpus()
-        if readings:
-            yield labelled(f.GPU_USED, [((str(gpu.index),), gpu.used) for gpu in readings])
-            yield labelled(f.GPU_TOTAL, [((str(gpu.index),), gpu.total) for gpu in readings])
-        utilisations: list[Sample] = []
-        for gpu in readings:
-            if gpu.utilisation is not None:
-                utilisations.append(((str(gpu.index),), gpu.utilisation))
-        if utilisations:
-            yield labelled(f.GPU_UTILISATION, utilisations)
+                memories = measure_models(self._models())
+                self._measured = tuple(_machine_metrics(memories))
+                # While nothing is loaded it takes no time, and a model is told of at once.
+                self._measured_at = now if memories else None
+            measured = self._measured
+        yield from measured
 
 
 class RetrieverCollector(Collector):
@@ -217,6 +196,30 @@ class SourceCollector(Collector):
         if self._failing.get(name) != problem:
             self._failing[name] = problem
             _LOG.warning("no metrics of %s: %s", name, problem)
+
+
+def _machine_metrics(memories: Sequence[ModelMemory]) -> Iterator[Metric]:
+    """Yield the metrics of the loaded models, this process and the GPUs."""
+    weights: list[Sample] = []
+    resident: list[Sample] = []
+    for memory in memories:
+        labels = (memory.model, memory.runs_on)
+        weights.append((labels, memory.weights))
+        if memory.resident is not None:
+            resident.append((labels, memory.resident))
+    yield labelled(f.MODEL_WEIGHTS, weights)
+    yield labelled(f.MODEL_RESIDENT, resident)
+    yield plain(f.PROCESS_RESIDENT, process_bytes())
+    readings = read_gpus()
+    if readings:
+        yield labelled(f.GPU_USED, [((str(gpu.index),), gpu.used) for gpu in readings])
+        yield labelled(f.GPU_TOTAL, [((str(gpu.index),), gpu.total) for gpu in readings])
+    utilisations: list[Sample] = []
+    for gpu in readings:
+        if gpu.utilisation is not None:
+            utilisations.append(((str(gpu.index),), gpu.utilisation))
+    if utilisations:
+        yield labelled(f.GPU_UTILISATION, utilisations)
 
 
 def collection_metrics(client: Client, collection: str) -> Iterator[Metric]:

@@ -155,7 +155,7 @@ def _span(tracer: Tracer, name: str, *, with_texts: bool) -> Iterator[Span]:
     The message and traceback of an error may quote a text, so both need `with_texts`.
     """
     with tracer.start_as_current_span(
-        f"{_NAME}.{name}",
+        name,
         kind=SpanKind.INTERNAL,
         record_exception=with_texts,
         set_status_on_exception=False,
