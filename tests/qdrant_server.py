@@ -46,7 +46,8 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            _, _, name, *action = self.path.split("?")[0].split("/")
+            path = self.path.split("?")[0]
+            _, _, name, *action = (path if path.count("/") > 1 else f"{path}/").split("/")
             result = _call(client, self.command, "/".join(action), name, body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
@@ -68,6 +69,8 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
     match method, action:
         case "GET", "exists":
             return {"exists": client.collection_exists(name)}
+        case "GET", "" if not name:
+            return client.get_collections()
         case "GET", "":
             return client.get_collection(name)
         case "DELETE", "":

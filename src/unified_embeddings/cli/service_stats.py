@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unified_embeddings.monitoring.families import Family
 
 Facts = dict[str, object]
+_ADVICE = "Is this the address of a service started with `unified-embeddings serve`?"
 _PROBES = ("/health", "/ready", "/metrics", "/info")
 """Routes that probes ask again and again, and that do no work."""
 
@@ -50,13 +51,12 @@ def ask_service(url: str, api_key: str | None, timeout: float) -> Facts:
         try:
             metrics = read_metrics(text)
         except InputError as error:
-            raise ServiceError(address, "GET /metrics", str(error)) from error
+            raise ServiceError(address, "GET /metrics", f"{error}. {_ADVICE}") from error
         if not metrics.find(f.READY.exposed):
             raise ServiceError(
                 address,
                 "GET /metrics",
-                "the answer holds no metrics of unified-embeddings. Is this the address of a "
-                "service started with `unified-embeddings serve`?",
+                f"the answer holds no metrics of unified-embeddings. {_ADVICE}",
             )
         facts: Facts = {"service": address}
         if metrics.total(f.READY.exposed):
@@ -132,7 +132,7 @@ def _get(client: httpx.Client, address: str, path: str) -> httpx.Response:
     if response.status_code == 200:
         return response
     said = shared.one_line(response.text, 160) or "no text"
-    advice = "Is this the address of a service started with `unified-embeddings serve`?"
+    advice = _ADVICE
     if response.status_code in (401, 403):
         advice = "Give its key as UNIFIED_EMBEDDINGS_API_KEY or --api-key"
     raise ServiceError(
