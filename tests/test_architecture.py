@@ -52,7 +52,7 @@ HOMES = {
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
     "grpc": {"stores.errors", "stores.schema"},
-    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
+    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping", "cli.service_stats"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {
         "bulk.collection",

@@ -14,7 +14,14 @@ import pytest
 from command import environment
 from running_service import RunningService
 from unified_embeddings.monitoring.dashboard import build_dashboard
-from unified_embeddings.monitoring.families import EMBEDDER, FAMILIES, MACHINE, PREFIX, SERVICE
+from unified_embeddings.monitoring.families import (
+    EMBEDDER,
+    FAMILIES,
+    MACHINE,
+    PREFIX,
+    SEARCHES,
+    SERVICE,
+)
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
 PAGE = DOCS.read_text("utf-8")
@@ -97,7 +104,7 @@ def test_the_table_is_complete_and_right() -> None:
     expected = []
     for family in FAMILIES:
         where = "A"
-        if family in (*EMBEDDER, *MACHINE):
+        if family in (*EMBEDDER, *MACHINE, *SEARCHES):
             where = "S, A"
         elif family in SERVICE:
             where = "S"

@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from running_service import RunningService
-from unified_embeddings.monitoring.families import EMBEDDER, MACHINE, PREFIX, SERVICE
+from unified_embeddings.monitoring.families import EMBEDDER, MACHINE, PREFIX, SEARCHES, SERVICE
 from unified_embeddings.monitoring.reading import Samples, read_metrics
 from unified_embeddings.serving.metrics import merge_metrics
 
@@ -43,7 +43,8 @@ def test_the_table_of_metrics_is_what_is_told(service: RunningService) -> None:
         for family in text_string_to_metric_families(ask(service))
         if not family.name.endswith("_created")
     }
-    named = {PREFIX + f.name: (f.kind, f.meaning) for f in (*EMBEDDER, *MACHINE, *SERVICE)}
+    families = (*EMBEDDER, *MACHINE, *SEARCHES, *SERVICE)
+    named = {PREFIX + f.name: (f.kind, f.meaning) for f in families}
     assert told == {name: named[name] for name in told}
     assert {name for name in named if "_gpu_" not in name} <= set(told)
 
@@ -84,3 +85,17 @@ def test_histograms_of_several_workers_are_merged(service: RunningService) -> No
     assert merged.total(f"{name}_count") == 2 * (single.total(f"{name}_count") or 0)
     assert merged.total(f"{name}_count", worker="1") == single.total(f"{name}_count")
     assert merged.quantile(name, 0.5) == single.quantile(name, 0.5)
+
+
+def test_searches_are_told_by_mode(full_service: RunningService) -> None:
+    for mode in ("hybrid", "sparse", "sparse"):
+        body = {"query": "What do foxes jump over?", "mode": mode}
+        assert httpx.post(f"{full_service.url}/search", json=body).status_code == 200
+    metrics = read_metrics(httpx.get(f"{full_service.url}/metrics").text)
+    counts = {
+        sample.labels["mode"]: sample.value
+        for sample in metrics.find("unified_embeddings_search_seconds_count")
+    }
+    assert counts["hybrid"] >= 1
+    assert counts["sparse"] >= 2
+    assert metrics.total("unified_embeddings_searches_failed_total") == 0

@@ -152,7 +152,10 @@ class RetrieverCollector(Collector):
         durations: dict[str, Durations] = {}
         failed: dict[str, int] = {}
         for stats in itertools.chain.from_iterable(one.stats() for one in self._retrievers):
-            durations[stats.mode] = _add(durations.get(stats.mode), stats.durations)
+            counted = durations.get(stats.mode)
+            durations[stats.mode] = (
+                stats.durations if counted is None else counted + stats.durations
+            )
             failed[stats.mode] = failed.get(stats.mode, 0) + stats.failed
         yield histogram(f.SEARCH_SECONDS, [((mode,), times) for mode, times in durations.items()])
         yield labelled(f.SEARCHES_FAILED, [((mode,), count) for mode, count in failed.items()])
@@ -311,10 +314,3 @@ def histogram(
         buckets = [(bound, float(total)) for bound, total in zip(bounds, totals, strict=True)]
         metric.add_metric(labels, buckets, durations.seconds)
     return metric
-
-
-def _add(first: Durations | None, second: Durations) -> Durations:
-    if first is None:
-        return second
-    pairs = zip(first.counts, second.counts, strict=True)
-    return Durations(tuple(a + b for a, b in pairs), first.seconds + second.seconds)

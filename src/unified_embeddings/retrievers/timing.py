@@ -44,6 +44,10 @@ class SearchStats:
     durations: Durations
     failed: int
 
+    def __add__(self, other: SearchStats) -> SearchStats:
+        """Return the numbers of both together; they are of one mode."""
+        return SearchStats(self.mode, self.durations + other.durations, self.failed + other.failed)
+
 
 @dataclass
 class Search:

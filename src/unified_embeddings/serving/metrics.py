@@ -20,7 +20,13 @@ from prometheus_client.registry import Collector
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.monitoring import families
-from unified_embeddings.monitoring.collectors import EmbedderCollector, MachineCollector, plain
+from unified_embeddings.monitoring.collectors import (
+    EmbedderCollector,
+    MachineCollector,
+    RetrieverCollector,
+    plain,
+)
+from unified_embeddings.serving.searching import Search
 from unified_embeddings.serving.service import EmbeddingService
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,6 +64,8 @@ class Metrics:
         self._registry.register(_ServiceCollector(service))
         self._registry.register(EmbedderCollector(partial(_stats_of, service)))
         self._registry.register(MachineCollector(partial(_models_of, service)))
+        self._searched: list[Search] = []
+        self._registry.register(RetrieverCollector(self._searched))
         self._own_name = ""
         self._ask_workers: Callable[[], Awaitable[dict[str, str]]] | None = None
 
@@ -74,6 +82,10 @@ class Metrics:
         """Count one answered request."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def tell_searches(self, search: Search) -> None:
+        """Tell what is searched, from now on."""
+        self._searched[:] = [search]
 
     def join_workers(
         self, own_name: str, ask_workers: Callable[[], Awaitable[dict[str, str]]]

@@ -39,6 +39,11 @@ class Durations:
         """Return the number of pieces of work."""
         return sum(self.counts)
 
+    def __add__(self, other: Durations) -> Durations:
+        """Return the numbers of both together."""
+        pairs = zip(self.counts, other.counts, strict=True)
+        return Durations(tuple(a + b for a, b in pairs), self.seconds + other.seconds)
+
 
 class DurationCounter:
     """Counts durations; not thread-safe, since its owner holds a lock anyway."""
