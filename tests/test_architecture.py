@@ -23,7 +23,7 @@ ROOMS = [
     {"export"},
     {"engines"},
     {"embedders", "stores"},
-    {"evaluation"},
+    {"evaluation", "monitoring"},
     {"llama", "retrievers", "bulk"},
     {"config", "migration"},
     {"serving"},
@@ -52,7 +52,7 @@ HOMES = {
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
     "grpc": {"stores.errors", "stores.schema"},
-    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping"},
+    "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping", "cli.service_stats"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {
         "bulk.collection",
@@ -69,6 +69,7 @@ HOMES = {
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
     "pyarrow": {"bulk"},
+    "pynvml": {"engines.gpu"},
     "qdrant_client": {
         "bulk.collection",
         "evaluation.collections",

@@ -29,6 +29,7 @@ from unified_embeddings.cli import (
     search,
     serve,
     serve_query,
+    stats,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -54,6 +55,7 @@ app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
+app.command("stats")(stats.stats)
 app.command("doctor")(doctor.doctor)
 
 

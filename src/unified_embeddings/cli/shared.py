@@ -163,21 +163,13 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
     Raises:
         MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
-    from qdrant_client import QdrantClient
-
     from unified_embeddings.stores.errors import store_errors
-    from unified_embeddings.stores.opening import open_folder
 
     hint = "index some files first: unified-embeddings index PATH"
     if not url and not path.is_dir():
         raise MissingCollectionError(collection, "opening", f"folder {path} does not exist; {hint}")
-    client: Client
-    if url:
-        client = QdrantClient(url=url, check_compatibility=False)
-        action = f"connecting to {url}"
-    else:
-        client = open_folder(path)
-        action = "opening"
+    client = open_place(path, url)
+    action = f"connecting to {url}" if url else "opening"
     with store_errors(collection, action):
         collection_names = sorted(info.name for info in client.get_collections().collections)
     if collection not in collection_names:
@@ -188,6 +180,23 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
             f"it does not exist; existing collections: {existing}. {hint}",
         )
     return client
+
+
+def open_place(path: Path, url: str | None) -> Client:
+    """Open a store that exists, on the server `url` if given, otherwise in a folder.
+
+    Raises:
+        StoreError: If there is no such folder, or another process has it open.
+    """
+    from qdrant_client import QdrantClient
+
+    from unified_embeddings.stores.opening import open_folder
+
+    if url:
+        return QdrantClient(url=url, check_compatibility=False)
+    if not path.is_dir():
+        raise StoreError(str(path), "opening", "there is no such folder; --path names another")
+    return open_folder(path)
 
 
 def server_settings(
@@ -219,6 +228,13 @@ def printable(text: str) -> str:
     Halves of characters, as in a file's name that is not valid Unicode, become question marks.
     """
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.encode(errors="replace").decode())
+
+
+def escaped(text: str) -> str:
+    """Return a text for a cell of a table: printable, and without markup."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def one_line(text: str, width: int) -> str:

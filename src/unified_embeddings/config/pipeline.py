@@ -305,26 +305,22 @@ class UnifiedEmbeddingConfig:
         if self._options.image_model is not None or self._options.takes_images:
             Settings.image_embed_model = self.image_model  # type: ignore[attr-defined]
 
+    @property
+    def models(self) -> tuple[LocalModel, ...]:
+        """Return the models that were asked for so far, of texts and of images."""
+        models: list[LocalModel] = []
+        if self._embedder is not None:
+            models += self._embedder.models
+        if self._clip is not None and self._clip not in models:
+            models.append(self._clip)
+        return tuple(models)
+
     def memory(self) -> MemoryReport:
         """Measure what the models loaded so far take in memory, against the planned budget."""
-        from unified_embeddings.system.memory import MemoryReport, measure_model, process_bytes
+        from unified_embeddings.embedders.footprint import measure_models
+        from unified_embeddings.system.memory import MemoryReport, process_bytes
 
-        local_models: list[LocalModel] = []
-        if self._embedder is not None:
-            local_models += self._embedder.models
-        if self._clip is not None and self._clip not in local_models:
-            local_models.append(self._clip)
-        measured = []
-        for model in local_models:
-            regions = list(model.weights())
-            hidden_bytes = getattr(model, "hidden_bytes", 0)
-            if regions or hidden_bytes:
-                runtime = model.runtime
-                runs_on = f"{runtime.engine}, {runtime.precision}, {runtime.device}"
-                measured.append(
-                    measure_model(model.model_name, runs_on, regions, hidden_bytes=hidden_bytes)
-                )
-        return MemoryReport(tuple(measured), process_bytes())
+        return MemoryReport(measure_models(self.models), process_bytes())
 
     # --- stores and retrievers ------------------------------------------------------------------
 

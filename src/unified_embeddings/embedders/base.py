@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.embedders.calls import CURRENT_CALL, EncodeCall
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.embedders.values import SPECIAL_TOKENS, EmbedderStats, Piece, TextLength
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
+from unified_embeddings.system.watching import Watchers
 from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
 
@@ -44,6 +47,7 @@ class TextEmbedder(Closeable):
     model_name: str
     heads: tuple[HeadName, ...]
     cache: EmbeddingCache
+    _watchers: Watchers[EncodeCall] | None = None
 
     # --- what a subclass says -------------------------------------------------------------------
 
@@ -187,7 +191,7 @@ class TextEmbedder(Closeable):
             dense="dense" in heads, sparse="sparse" in heads, colbert="colbert" in heads
         )
         require_texts([text for text in texts if not isinstance(text, tuple)])
-        return self._encode(texts, role, chosen, show_progress=False)
+        return self._encode_watched(texts, role, chosen, show_progress=False)
 
     def close(self) -> None:
         """Release the models' memory. The cache stays. Calls that need the model then fail."""
@@ -223,7 +227,7 @@ class TextEmbedder(Closeable):
             MissingExtraError: If a library that the model needs is not installed.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode(require_texts(texts), "document", heads, show_progress)
+        return self._encode_watched(require_texts(texts), "document", heads, show_progress)
 
     def encode_queries(
         self,
@@ -240,7 +244,7 @@ class TextEmbedder(Closeable):
         that a query repeats has the sum of its weights in the sparse vector.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode(require_texts(texts), "query", heads, show_progress)
+        return self._encode_watched(require_texts(texts), "query", heads, show_progress)
 
     def encode_query(
         self,
@@ -261,7 +265,7 @@ class TextEmbedder(Closeable):
         if not isinstance(text, str):
             raise InputError(f"a query must be one str, got {type(text).__name__}")
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode(require_texts([text]), "query", heads, show_progress=False)
+        return self._encode_watched(require_texts([text]), "query", heads, show_progress=False)
 
     # --- the same for coroutines ----------------------------------------------------------------
 
@@ -313,6 +317,35 @@ class TextEmbedder(Closeable):
         return await self.in_thread(
             partial(self.encode_query, text, dense=dense, sparse=sparse, colbert=colbert)
         )
+
+    # --- those who watch ------------------------------------------------------------------------
+
+    def watch(
+        self, watcher: Callable[[EncodeCall], AbstractContextManager[None]]
+    ) -> Callable[[], None]:
+        """Let something see each call, as tracing does; return what ends that.
+
+        Args:
+            watcher: Called before each call; the context manager that it returns is around the
+                call. It belongs to this object, and is not pickled with it.
+        """
+        if self._watchers is None:
+            self._watchers = Watchers()
+        return self._watchers.add(watcher)
+
+    def _encode_watched(
+        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
+    ) -> Embeddings:
+        if not self._watchers:
+            return self._encode(texts, role, heads, show_progress)
+        call = EncodeCall(model=self.model_name, texts=texts, role=role, heads=heads)
+        with self._watchers.around(call):
+            token = CURRENT_CALL.set(call)
+            try:
+                call.embeddings = self._encode(texts, role, heads, show_progress)
+            finally:
+                CURRENT_CALL.reset(token)
+        return call.embeddings
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"

@@ -15,7 +15,8 @@ import numpy as np
 from unified_embeddings.cache.claims import Claim
 from unified_embeddings.cache.keys import Key, Value, key_for
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.embedders.lazy import Counters, CutWarning
+from unified_embeddings.embedders.lazy import CutWarning
+from unified_embeddings.embedders.pass_times import PassCounters
 from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import Embeddings, FloatArray, HeadName, Role, SparseVector, Text
@@ -28,8 +29,8 @@ class CachedTextEmbedder(TextEmbedder):
     """An embedder that asks its model only for vectors that are not in the cache."""
 
     def __init__(self) -> None:
-        self._counters = Counters(
-            "texts", "tokenised", "truncated", "tokens", "batches", "forwards"
+        self._counters = PassCounters(
+            "texts", "tokenised", "truncated", "tokens", "batches", "forwards", "capacity"
         )
         self._cut_warning = CutWarning()
 
@@ -45,7 +46,8 @@ class CachedTextEmbedder(TextEmbedder):
 
     def stats(self) -> EmbedderStats:
         """Return the counters since the embedder was made."""
-        return EmbedderStats(**self._counters.snapshot(), cache=self.cache.stats())
+        counts = self._counters.snapshot()
+        return EmbedderStats(**counts, passes=(), cache=self.cache.stats())
 
     def _count_tokenised(self, texts: int, truncated: int) -> None:
         """Count texts that were tokenised, and warn of the first that was cut."""

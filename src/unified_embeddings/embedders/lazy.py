@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
+from unified_embeddings.embedders.calls import CURRENT_CALL
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -92,6 +93,9 @@ class Counters:
         with self._lock:
             for name, amount in amounts.items():
                 self._counts[name] += amount
+        call = CURRENT_CALL.get()
+        if call is not None:
+            call.tokens += amounts.get("tokens", 0)
 
     def snapshot(self) -> dict[str, int]:
         """Return all counters, read together."""

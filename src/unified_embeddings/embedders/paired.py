@@ -124,6 +124,8 @@ class PairedEmbedder(TextEmbedder):
             tokens=dense.tokens + sparse.tokens,
             batches=dense.batches + sparse.batches,
             forwards=dense.forwards + sparse.forwards,
+            capacity=dense.capacity + sparse.capacity,
+            passes=dense.passes + sparse.passes,
         )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.finishing import finish_vectors, require_finite
 from unified_embeddings.embedders.lazy import LazyModel, LocalModel
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
-from unified_embeddings.embedders.values import Piece, TextLength
+from unified_embeddings.embedders.values import EmbedderStats, Piece, TextLength
 from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, Runtime
 from unified_embeddings.engines.choice import choose_engine
@@ -180,6 +180,15 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         """Return the bytes of weights whose place in memory the engine does not tell."""
         return getattr(self._engine, "hidden_bytes", 0)
 
+    def stats(self) -> EmbedderStats:
+        """Return the counters since the embedder was made."""
+        engine = self._engine
+        stats = super().stats()
+        if engine is None:
+            return stats
+        times = self._counters.pass_times(self.model_name, engine.runtime.engine)
+        return dataclasses.replace(stats, passes=times)
+
     def tokenise(self, text: str) -> list[int]:
         """Return all token ids of a text, uncut and without special tokens; see `TextEmbedder`."""
         (valid_text,) = require_texts([text])
@@ -242,9 +251,13 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
             for batch in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
                 token_ids = [tokenised[position].ids for position in batch]
                 self._counters.add(batches=1)
+                begun = time.perf_counter()
                 raw = engine.run(token_ids, heads, role)
+                seconds = time.perf_counter() - begun
                 require_finite(self.checkpoint, raw, self.runtime)
-                self._counters.add(forwards=1, tokens=sum(map(len, token_ids)))
+                self._counters.add_pass(
+                    [len(ids) for ids in token_ids], seconds, self._batch_tokens
+                )
                 vectors = finish_vectors(
                     raw,
                     token_ids,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unified_embeddings.cache.embedding_cache import CacheStats
+from unified_embeddings.embedders.pass_times import PassTimes
 
 SPECIAL_TOKENS = 2
 """Special tokens of every text in the architectures in use: one at the start, one at the end."""
@@ -25,6 +26,9 @@ class EmbedderStats:
         batches: Batches formed.
         forwards: Batches run. The engine onnx runs once for each length in a batch.
         cache: The cache's counters.
+        capacity: Tokens that the batches run had room for; `tokens` of them were used. 0 where
+            batches have no bound of ours, as with a service.
+        passes: How long the batches run took, by model and length; empty where no model runs here.
 
     Example:
         >>> from unified_embeddings.embedders.fake import FakeEmbedder
@@ -41,6 +45,8 @@ class EmbedderStats:
     batches: int
     forwards: int
     cache: CacheStats
+    capacity: int = 0
+    passes: tuple[PassTimes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ from unified_embeddings.retrievers.ranking import (
     next_limit,
     order_points,
 )
+from unified_embeddings.retrievers.timing import (
+    SearchCounters,
+    SearchStats,
+    atimed,
+    note_points,
+    timed,
+)
 from unified_embeddings.stores.schema import check_adopt, check_collection
 from unified_embeddings.types import FloatArray, SparseVector
 from unified_embeddings.validation import require_vector, require_whole_number
@@ -181,6 +188,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._filter = translate_filters(filters)
         self._reader = CollectionReader(vector_store)
         self._dense_name = vector_store.dense_vector_name
+        self.searches = SearchCounters(mode, self._top_k)
         self._collection_is_checked = False
         super().__init__(callback_manager=callback_manager)
         if self._reader.has_sync_client and self._reader.exists():
@@ -190,6 +198,10 @@ class UnifiedHybridRetriever(BaseRetriever):
     def fusion(self) -> Fusion:
         """Return the weights, k and depth that rankings are fused with, and their source."""
         return self._fusion
+
+    def stats(self) -> tuple[SearchStats, ...]:
+        """Return how many searches there were since it was made, and how long they took."""
+        return self.searches.stats()
 
     def __deepcopy__(self, memo: dict[int, object]) -> UnifiedHybridRetriever:
         """Return a copy over the same store and embedder, which can be shared but not copied."""
@@ -209,6 +221,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         """Like `retrieve`, but without blocking the event loop."""
         return await super().aretrieve(_require_question(str_or_query_bundle))
 
+    @timed
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if not self._collection_is_checked:
             self._check_collection(self._reader.look_up())
@@ -221,6 +234,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             limit = next_limit(rankings, self._depth, limit)
         return self._build_answer(query, branches, rankings)
 
+    @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The check may resolve the model's files, and the other two steps may run the model. Each
         # can take seconds, so they run in worker threads.
@@ -364,6 +378,8 @@ class UnifiedHybridRetriever(BaseRetriever):
         rankings: Sequence[Sequence[qm.ScoredPoint]],
     ) -> list[NodeWithScore]:
         """Return the nodes found, best first, reranked if that was asked for."""
+        if branches and isinstance(branches[0].vector, list):  # the dense one, if there is one
+            note_points(query.dense, rankings[0])
         ordered = [order_points(points)[: self._depth] for points in rankings]
         best: list[tuple[qm.ScoredPoint, float]] = []
         if self._mode == "hybrid":

@@ -29,6 +29,7 @@ from unified_embeddings.models.fusion import PLAIN_CANDIDATES
 from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.options import Auto, Mode, choose_fusion
+from unified_embeddings.retrievers.timing import SearchCounters, SearchStats, atimed, timed
 from unified_embeddings.validation import require_weights, require_whole_number
 
 
@@ -139,7 +140,16 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
         self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
         self._clip = clip
+        self.searches = SearchCounters("multimodal", self._top_k)
         super().__init__(callback_manager=callback_manager)
+
+    def stats(self) -> tuple[SearchStats, ...]:
+        """Return how many searches there were since it was made, and how long they took.
+
+        The searches of each half are counted by mode as well, after the whole ones.
+        """
+        halves = (self._text_retriever, self._image_retriever)
+        return self.searches.stats() + tuple(stats for half in halves for stats in half.stats())
 
     def __deepcopy__(self, memo: dict[int, object]) -> UnifiedMultiModalRetriever:
         """Return a copy over the same stores and embedders."""
@@ -160,11 +170,13 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         """Like `retrieve`, but without blocking the event loop."""
         return await super().aretrieve(_to_bundle(str_or_query_bundle))
 
+    @timed
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         searches = self._plan_searches(query_bundle)
         rankings = [search.retriever._retrieve(search.bundle) for search in searches]
         return self._fuse(searches, rankings)
 
+    @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         searches = await asyncio.to_thread(self._plan_searches, query_bundle)
         running = [search.retriever._aretrieve(search.bundle) for search in searches]

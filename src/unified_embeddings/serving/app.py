@@ -93,6 +93,7 @@ def _open_search(app: FastAPI) -> None:
     service: EmbeddingService = app.state.service
     if service.settings.collection is not None:
         app.state.search = Search(service.config, service.settings)
+        app.state.metrics.tell_searches(app.state.search)
     if service.settings.images:
         # Loads the model: 400 MB that the first request should not wait for.
         service.config.clip.encode_texts(["warm-up"])

@@ -1,24 +1,35 @@
 """What the service counts, in Prometheus's text format.
 
 What lives here: the metrics of one application, in a registry of its own, so that several
-applications of one process do not share numbers. The queue and the cache are read when asked. Where
-several processes serve behind one port, whichever is asked tells the metrics of all.
+applications of one process do not share numbers. What does not: those of the embedder and the
+machine (`monitoring.collectors`). The queue and the embedder are read when asked. Where several
+processes serve behind one port, whichever is asked tells the metrics of all.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from unified_embeddings.embedders.lazy import LocalModel
+from unified_embeddings.embedders.values import EmbedderStats
+from unified_embeddings.monitoring import families
+from unified_embeddings.monitoring.collectors import (
+    EmbedderCollector,
+    MachineCollector,
+    RetrieverCollector,
+    plain,
+)
+from unified_embeddings.serving.searching import Search
 from unified_embeddings.serving.service import EmbeddingService
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_PREFIX = "unified_embeddings_"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds: from a cached query to a long text on a CPU."""
 
@@ -33,22 +44,28 @@ class Metrics:
     def __init__(self, service: EmbeddingService) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            f"{_PREFIX}requests",
-            "Requests answered.",
-            ("method", "route", "status"),
+            families.PREFIX + families.REQUESTS.name,
+            families.REQUESTS.meaning,
+            families.REQUESTS.labels,
             registry=self._registry,
         )
         self._seconds = Histogram(
-            f"{_PREFIX}request_seconds",
-            "From the first byte of a request to its answer.",
-            ("route",),
+            families.PREFIX + families.REQUEST_SECONDS.name,
+            families.REQUEST_SECONDS.meaning,
+            families.REQUEST_SECONDS.labels,
             buckets=_BUCKETS,
             registry=self._registry,
         )
         self._in_flight = Gauge(
-            f"{_PREFIX}requests_in_flight", "Requests being answered.", registry=self._registry
+            families.PREFIX + families.IN_FLIGHT.name,
+            families.IN_FLIGHT.meaning,
+            registry=self._registry,
         )
         self._registry.register(_ServiceCollector(service))
+        self._registry.register(EmbedderCollector(partial(_stats_of, service)))
+        self._registry.register(MachineCollector(partial(_models_of, service)))
+        self._searched: list[Search] = []
+        self._registry.register(RetrieverCollector(self._searched))
         self._own_name = ""
         self._ask_workers: Callable[[], Awaitable[dict[str, str]]] | None = None
 
@@ -65,6 +82,10 @@ class Metrics:
         """Count one answered request."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def tell_searches(self, search: Search) -> None:
+        """Tell what is searched, from now on."""
+        self._searched[:] = [search]
 
     def join_workers(
         self, own_name: str, ask_workers: Callable[[], Awaitable[dict[str, str]]]
@@ -91,34 +112,27 @@ class Metrics:
 
 
 class _ServiceCollector(Collector):
-    """Reads the queue and the embedder's counters whenever the metrics are asked for."""
+    """Reads the queue whenever the metrics are asked for."""
 
     def __init__(self, service: EmbeddingService) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        service = self._service
-        batcher = service.batcher
-        gauges = {
-            "ready": ("Whether requests are answered.", float(service.is_ready)),
-            "waiting_tokens": ("Tokens that wait for a pass.", float(batcher.waiting_tokens)),
-            "waiting_requests": ("Requests that wait for a pass.", float(batcher.waiting_requests)),
-        }
-        counters = {"passes": ("Passes handed to the engine.", batcher.passes)}
-        if service.is_ready:
-            stats = service.embedder.stats()
-            gauges["cache_bytes"] = ("Bytes held by the cache.", float(stats.cache.bytes))
-            counters |= {
-                "texts": ("Texts asked for.", stats.texts),
-                "tokens": ("Tokens run through the model.", stats.tokens),
-                "truncated_texts": ("Texts cut at the model's length.", stats.truncated),
-                "cache_hits": ("Vectors found in the cache.", stats.cache.hits),
-                "cache_misses": ("Vectors that had to be computed.", stats.cache.misses),
-            }
-        for name, (meaning, value) in gauges.items():
-            yield GaugeMetricFamily(_PREFIX + name, meaning, value=value)
-        for name, (meaning, value) in counters.items():
-            yield CounterMetricFamily(_PREFIX + name, meaning, value=value)
+        batcher = self._service.batcher
+        yield plain(families.READY, self._service.is_ready)
+        yield plain(families.WAITING_TOKENS, batcher.waiting_tokens)
+        yield plain(families.WAITING_REQUESTS, batcher.waiting_requests)
+        yield plain(families.PASSES, batcher.passes)
+
+
+def _stats_of(service: EmbeddingService) -> EmbedderStats | None:
+    """Return the embedder's counters; None while it is being loaded."""
+    return service.embedder.stats() if service.is_ready else None
+
+
+def _models_of(service: EmbeddingService) -> tuple[LocalModel, ...]:
+    """Return the models in memory; none while they are being loaded."""
+    return service.config.models if service.is_ready else ()
 
 
 def merge_metrics(texts: Mapping[str, str]) -> bytes:

@@ -6,6 +6,7 @@ What does not: the search itself (`retrievers`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,8 @@ from unified_embeddings.types import Options
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
     from llama_index.core.vector_stores import MetadataFilters
+
+    from unified_embeddings.retrievers.timing import SearchStats
 
 Mode = Literal["hybrid", "dense", "sparse"]
 _LISTS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
@@ -53,6 +56,13 @@ class Search:
         if not exists:
             raise StoreError(name, f"opening at {place}", "it does not exist; index files first")
         self._store = config.vector_store(name, client=client)
+        self._lock = threading.Lock()
+        self._stats: dict[str, SearchStats] = {}
+
+    def stats(self) -> tuple[SearchStats, ...]:
+        """Return how many questions were answered in each mode, and how long that took."""
+        with self._lock:
+            return tuple(self._stats.values())
 
     def find(
         self,
@@ -82,7 +92,11 @@ class Search:
         main = dict(options, similarity_top_k=top_k, rerank="colbert" if rerank else None)
         if mode is not None:
             main["mode"] = mode
-        nodes = self._config.retriever(self._store, **main).retrieve(question)
+        retriever = self._config.retriever(self._store, **main)
+        try:
+            nodes = retriever.retrieve(question)
+        finally:
+            self._count(retriever.stats())
         depth = max(top_k, self._config.embedder.fusion.candidates)
         ranks: dict[str, dict[str, int]] = {}
         for head in _LISTS:
@@ -101,6 +115,13 @@ class Search:
                 }
             )
         return passages
+
+    def _count(self, all_stats: Sequence[SearchStats]) -> None:
+        """Add what one question's retriever has counted."""
+        with self._lock:
+            for stats in all_stats:
+                counted = self._stats.get(stats.mode)
+                self._stats[stats.mode] = stats if counted is None else counted + stats
 
     def _rank(self, question: str, mode: Mode, depth: int, options: Options) -> dict[str, int]:
         """Return the rank of each of the best passages by one kind of vector, counted from 1."""

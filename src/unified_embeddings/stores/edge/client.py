@@ -244,6 +244,15 @@ class EdgeQdrantClient:
         check_is_text(collection_name)
         self._store.clear_collection(collection_name)
 
+    def disk_bytes(self, collection_name: str) -> int:
+        """Return the bytes that a collection's files take on disk.
+
+        Raises:
+            InputError: If there is no such collection.
+        """
+        shard, _ = self._store.collection(collection_name)
+        return shard.disk_bytes()
+
     # --- collections ----------------------------------------------------------------------------
 
     def get_collections(self) -> qm.CollectionsResponse:

@@ -20,6 +20,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 import qdrant_edge as core
@@ -206,6 +207,10 @@ class Shard:
         """
         with self.writing, core_errors(self.collection, "flushing"):
             self._flush(self._load())
+
+    def disk_bytes(self) -> int:
+        """Return the bytes that its files take on disk."""
+        return _disk_usage(self.folder)
 
     def vector_names(self) -> set[str] | None:
         """Return the names of the vectors on disk.
@@ -439,8 +444,11 @@ def _disk_usage(folder: Path) -> int:
     """
     used_bytes = 0
     for file in folder.rglob("*"):
-        if file.is_file():
+        # A file may go meanwhile: the core's log drops segments that were flushed.
+        with contextlib.suppress(FileNotFoundError):
             stat = file.stat()
+            if not S_ISREG(stat.st_mode):
+                continue
             size = stat.st_size
             if hasattr(stat, "st_blocks"):
                 size = min(size, _STAT_BLOCK * stat.st_blocks)

@@ -1,0 +1,159 @@
+"""`stats`: of a running service, of a collection, and the dashboard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.schema import TextNode
+
+from qdrant_server import running_server
+from running_service import RunningService
+from unified_embeddings.cli import app as cli
+from unified_embeddings.cli.stats import format_bytes
+from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.llama.text import UnifiedTextEmbedding
+from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.monitoring.dashboard import build_dashboard
+from unified_embeddings.stores.opening import open_folder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process; return its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    return run_command
+
+
+def fill(client: Any, name: str, count: int, model: str = "fake") -> None:
+    embedder = FakeEmbedder(8, model_name=model)
+    store = build_vector_store(embedder, name, client=client)
+    nodes = [TextNode(text=f"text {number}") for number in range(count)]
+    store.add(UnifiedTextEmbedding(embedder)(nodes))
+
+
+class TestCollections:
+    def test_a_store_is_a_table_of_its_collections(self, run: Run) -> None:
+        with open_folder("qdrant_data") as client:
+            fill(client, "animals", 1)
+            fill(client, "plants", 1234, "other[bold]")
+        code, out, _ = run("stats")
+        assert code == 0
+        heading, first, second = (line.split() for line in out.splitlines())
+        assert heading == ["collection", "points", "indexed", "bytes", "vectors", "model"]
+        assert (first[0], first[1]) == ("animals", "1")
+        assert (second[0], second[1]) == ("plants", "1,234")
+        assert second[-4:] == ["8", "+", "sparse", "other[bold]"]
+        assert first[4] in ("kB", "MB")
+
+    def test_one_collection_is_a_list_of_facts(self, run: Run) -> None:
+        with open_folder("elsewhere") as client:
+            fill(client, "animals", 2)
+        code, out, _ = run("stats", "--path", "elsewhere", "-c", "animals")
+        assert code == 0
+        facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+        assert facts["points"] == "2"
+        assert facts["model"] == "fake"
+        assert facts["fingerprint"] == FakeEmbedder(8).fingerprint
+        assert facts["dense"] == "text-dense (8)"
+
+    def test_json_has_the_same_of_a_server(self, run: Run) -> None:
+        with running_server() as (url, client):
+            fill(client, "animals", 3)
+            code, out, _ = run("stats", "--url", url, "--json")
+        assert code == 0
+        (size,) = json.loads(out)
+        assert size["points"] == 3
+        assert size["bytes"] is None
+        assert size["dense"] == {"text-dense": 8}
+
+    def test_a_store_that_is_empty_or_missing_says_so(self, run: Run) -> None:
+        open_folder("qdrant_data").close()
+        assert run("stats")[1] == "the store has no collections\n"
+        code, _, err = run("stats", "--path", "none")
+        assert code == 1
+        assert "there is no such folder" in err
+        code, _, err = run("stats", "-c", "none")
+        assert code == 1
+        assert "existing collections: none" in err
+
+
+class TestService:
+    def test_what_it_has_done(self, service: RunningService, run: Run) -> None:
+        import httpx
+
+        for _ in range(2):
+            assert httpx.post(f"{service.url}/embed", json={"inputs": "foxes"}).status_code == 200
+        httpx.post(f"{service.url}/embed", json={"inputs": 5})
+        code, out, _ = run("stats", service.url, "--json")
+        assert code == 0
+        facts = json.loads(out)
+        assert facts["model"] == "mini-m3"
+        assert (facts["workers"], facts["workers_ready"]) == (1, 1)
+        assert facts["requests"] >= 3
+        assert facts["requests_refused_or_failed"] >= 1
+        assert facts["texts"] >= 2
+        assert 0 < facts["batch_fill"] <= 1
+        assert 0 < facts["cache_found"] < 1
+        assert facts["request_seconds_median"] > 0
+        assert facts["forward_seconds_median"] > 0
+        assert facts["process_resident_bytes"] > 10_000_000
+        assert facts["gpu_memory_used_bytes"] is None
+        code, out, _ = run("stats", service.url)
+        assert code == 0
+        lines = dict(line.split("  ", 1) for line in out.splitlines())
+        assert lines["model"].strip() == "mini-m3"
+        assert lines["process resident bytes"].strip().endswith("B")
+        assert lines["batch fill"].strip().endswith("%")
+        assert lines["request seconds median"].strip().endswith("ms")
+
+    def test_a_service_with_a_key_wants_it(self, guarded_service: RunningService, run: Run) -> None:
+        code, _, err = run("stats", guarded_service.url)
+        assert code == 1
+        assert "UNIFIED_EMBEDDINGS_API_KEY" in err
+        code, _, err = run("stats", guarded_service.url, "--api-key", "first-key")
+        assert (code, err) == (0, "")
+
+    def test_no_service_another_server_or_a_wrong_address_is_an_error(self, run: Run) -> None:
+        code, _, err = run("stats", "http://127.0.0.1:9")
+        assert code == 1
+        assert "Is the service running?" in err
+        with running_server() as (url, _):
+            code, _, err = run("stats", url)
+        assert code == 1
+        assert "unified-embeddings serve" in err
+        code, _, err = run("stats", "nonsense")
+        assert code == 1
+        assert "http" in err
+        code, _, err = run("stats", "http://127.0.0.1:9", "-c", "animals")
+        assert code == 1
+        assert "not both" in err
+
+
+def test_the_dashboard_is_printed_as_json(run: Run) -> None:
+    code, out, _ = run("stats", "--dashboard")
+    assert code == 0
+    assert json.loads(out) == build_dashboard()
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (1_234_567_890, "1.23 GB")],
+)
+def test_bytes_in_decimal_units(count: int, shown: str) -> None:
+    assert format_bytes(count) == shown
