@@ -56,7 +56,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # as http.server calls them
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815  # as http.server calls them
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -80,6 +80,9 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 sparse_vectors_config=asked.sparse_vectors,
                 metadata=asked.metadata,
             )
+        case "PATCH", "":
+            changes = qm.UpdateCollection.model_validate(body)
+            return client.update_collection(name, metadata=changes.metadata)
         case "PUT", "points":
             client.upsert(name, qm.PointsList.model_validate(body).points)
         case "POST", "points/delete":

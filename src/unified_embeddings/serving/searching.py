@@ -82,8 +82,9 @@ class Search:
         main = dict(options, similarity_top_k=top_k, rerank="colbert" if rerank else None)
         if mode is not None:
             main["mode"] = mode
-        nodes = self._config.retriever(self._store, **main).retrieve(question)
-        depth = max(top_k, self._config.embedder.fusion.candidates)
+        retriever = self._config.retriever(self._store, **main)
+        nodes = retriever.retrieve(question)
+        depth = max(top_k, retriever.fusion.candidates)
         ranks: dict[str, dict[str, int]] = {}
         for head in _LISTS:
             if head in self._config.embedder.heads:
