@@ -28,6 +28,7 @@ from unified_embeddings.cli import (
     search,
     serve,
     serve_query,
+    tune,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -51,6 +52,7 @@ app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
+app.command("tune")(tune.tune)
 app.command("ping")(ping.ping)
 app.command("doctor")(doctor.doctor)
 

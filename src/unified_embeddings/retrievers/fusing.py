@@ -35,14 +35,14 @@ def fuse(
     for ranking in rankings:
         points_by_id.update((point.id, point) for point, _ in ranking)
     if fusion.method == "dbsf":
-        fused = dbsf([_scored_ids(ranking) for ranking in rankings], weights, tie_key=id_order)
+        fused = dbsf([scored_ids(ranking) for ranking in rankings], weights, tie_key=id_order)
     else:
         ids_by_rank = [[point.id for point, _ in ranking] for ranking in rankings]
         fused = rrf(ids_by_rank, fusion.k, weights, tie_key=id_order)
     return [(points_by_id[point_id], score) for point_id, score in fused]
 
 
-def _scored_ids(ranking: Ranking) -> list[tuple[qm.ExtendedPointId, float]]:
+def scored_ids(ranking: Ranking) -> list[tuple[qm.ExtendedPointId, float]]:
     """Return ids with scores of which the highest is the best.
 
     Where the collection measures distances (Euclid, Manhattan), the smallest comes first.

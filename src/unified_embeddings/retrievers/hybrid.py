@@ -56,13 +56,10 @@ from unified_embeddings.validation import require_whole_number
 
 
 @dataclass(frozen=True)
-class _Branch:
-    """One of the searches that a query consists of.
+class Branch:
+    """One of the searches that a query consists of: with what, in which vectors, at what weight.
 
-    Attributes:
-        vector: What to search with, in Qdrant's form.
-        vector_name: Which of the points' vectors to search; None for unnamed ones.
-        weight: Weight of its ranking in the fusion.
+    Unnamed vectors have the name None.
     """
 
     vector: list[float] | qm.SparseVector
@@ -218,12 +215,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             self._check_collection(self._reader.look_up())
         query = self._embed(query_bundle)
         branches = self._build_branches(query)
-        limit = first_limit(self._depth) if branches else None
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limit is not None:
-            rankings = self._reader.search(self._build_requests(branches, limit))
-            limit = next_limit(rankings, self._depth, limit)
-        return self._build_answer(query, branches, rankings)
+        return self._build_answer(query, branches, self._search(branches))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # The check may resolve the model's files, and the other two steps may run the model. Each
@@ -264,7 +256,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             return max(self._fusion.candidates, self._answer_size)
         return self._answer_size
 
-    def _build_branches(self, query: QueryVectors) -> list[_Branch]:
+    def _build_branches(self, query: QueryVectors) -> list[Branch]:
         """Return the searches that the question's vectors allow, the dense one first.
 
         A ranking of weight 0 would add nothing, so it is not searched for.
@@ -275,7 +267,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         branches = []
         if query.dense is not None and dense_weight > 0:
             branches.append(
-                _Branch(
+                Branch(
                     vector=query.dense.tolist(),
                     vector_name=self._dense_name or None,
                     weight=dense_weight,
@@ -284,7 +276,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         # A question made of unknown or special tokens alone has no lexical weights.
         if query.sparse is not None and len(query.sparse) > 0 and sparse_weight > 0:
             branches.append(
-                _Branch(
+                Branch(
                     vector=qm.SparseVector(
                         indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
                     ),
@@ -294,7 +286,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             )
         return branches
 
-    def _build_requests(self, branches: Sequence[_Branch], limit: int) -> list[qm.QueryRequest]:
+    def _build_requests(self, branches: Sequence[Branch], limit: int) -> list[qm.QueryRequest]:
         """Return the requests to send in one batch, one for each ranking.
 
         Each asks for payloads, which a batch leaves out otherwise.
@@ -310,12 +302,21 @@ class UnifiedHybridRetriever(BaseRetriever):
             for branch in branches
         ]
 
+    def _search(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]:
+        """Return what each search finds, deep enough that no tie is cut where it matters."""
+        limit = first_limit(self._depth) if branches else None
+        rankings: list[list[qm.ScoredPoint]] = []
+        while limit is not None:
+            rankings = self._reader.search(self._build_requests(branches, limit))
+            limit = next_limit(rankings, self._depth, limit)
+        return rankings
+
     # --- the answer -----------------------------------------------------------------------------
 
     def _build_answer(
         self,
         query: QueryVectors,
-        branches: Sequence[_Branch],
+        branches: Sequence[Branch],
         rankings: Sequence[Sequence[qm.ScoredPoint]],
     ) -> list[NodeWithScore]:
         """Return the nodes found, best first, reranked if that was asked for."""
