@@ -1,16 +1,21 @@
-"""Reciprocal rank fusion, against fractions worked by hand."""
+"""Fusion by rank, against fractions worked by hand, and by score, against Qdrant's own."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from qdrant_client import QdrantClient
+from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.fusion import rrf
+from unified_embeddings.fusion import dbsf, rrf
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 rankings_of = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8), max_size=5)
 weighted = st.lists(
@@ -216,3 +221,152 @@ class TestProperties:
         plain = rrf(rankings)
         doubled = rrf(rankings, weights=[2.0] * len(rankings))
         assert [(item, 2 * score) for item, score in plain] == doubled
+
+
+# --- by score -----------------------------------------------------------------------------------
+
+
+class TestDbsfByHand:
+    """Of 3 and 1, the mean is 2 and the sample's deviation √2: 1/2 ± 1/(6√2) = 0.5 ± 0.11785."""
+
+    STEP = 1 / (6 * math.sqrt(2))
+
+    def test_two_lists_of_two(self) -> None:
+        fused = dbsf([[("a", 3.0), ("b", 1.0)], [("b", 30.0), ("c", 10.0)]])
+        assert fused == [
+            ("b", pytest.approx(1.0)),
+            ("a", pytest.approx(0.5 + self.STEP)),
+            ("c", pytest.approx(0.5 - self.STEP)),
+        ]
+
+    def test_weights_multiply_the_normalised_scores(self) -> None:
+        fused = dbsf([[("a", 3.0), ("b", 1.0)], [("b", 7.0), ("a", 6.0)]], [0.75, 0.25])
+        assert fused == [
+            ("a", pytest.approx(0.75 * (0.5 + self.STEP) + 0.25 * (0.5 - self.STEP))),
+            ("b", pytest.approx(0.75 * (0.5 - self.STEP) + 0.25 * (0.5 + self.STEP))),
+        ]
+
+    def test_one_score_and_equal_scores_become_a_half(self) -> None:
+        assert dbsf([[("a", 9.0)]]) == [("a", 0.5)]
+        assert dbsf([[("a", 9.0), ("b", 9.0)]]) == [("a", 0.5), ("b", 0.5)]
+        assert dbsf([[("a", 0.1)] * 1, [("b", 0.3), ("c", 0.3)]], [1, 2]) == [
+            ("b", 1.0),
+            ("c", 1.0),
+            ("a", 0.5),
+        ]
+
+    def test_an_outlier_is_not_clipped(self) -> None:
+        """59 zeros and a 60: mean 1, variance (59 · 1 + 59²) / 59 = 60, so 59 / (6 √60) + 1/2."""
+        ranking = [("best", 60.0)] + [(f"other {i}", 0.0) for i in range(59)]
+        assert dbsf([ranking])[0] == ("best", pytest.approx(0.5 + 59 / (6 * math.sqrt(60))))
+
+    def test_a_list_of_weight_0_is_left_out(self) -> None:
+        assert dbsf([[("a", 2.0)], [("b", 1.0)]], [1, 0]) == [("a", 0.5)]
+
+    def test_ties_go_to_the_better_single_rank_then_to_the_key(self) -> None:
+        fused = dbsf([[("z", 5.0)], [("y", 5.0)], [("x", 1.0)]], tie_key=str)
+        assert [item for item, _ in fused] == ["x", "y", "z"]
+        # Both get 1 in all. b is first of the second list, and a is second of both.
+        lists = [[("c", 2.0), ("a", 1.0), ("b", 0.0)], [("b", 2.0), ("a", 1.0), ("c", 0.0)]]
+        assert [item for item, _ in dbsf(lists, tie_key=str)] == ["b", "c", "a"]
+
+    def test_an_item_counts_where_it_comes_first(self) -> None:
+        assert dbsf([[("a", 3.0), ("b", 1.0), ("a", 0.0)]]) == dbsf([[("a", 3.0), ("b", 1.0)]])
+
+    def test_nothing_to_fuse(self) -> None:
+        assert dbsf([]) == []
+        assert dbsf([[], []]) == []
+
+    @pytest.mark.parametrize(
+        ("rankings", "weights", "problem"),
+        [
+            ([[("a", math.nan)]], None, "finite"),
+            ([[("a", math.inf)]], None, "finite"),
+            ([[("a", 1.0)]], [-1.0], "weights must be >= 0"),
+            ([[("a", 1.0)]], [1.0, 1.0], "as many weights"),
+            ({"a": 1.0}, None, "list of rankings"),
+            ([{"a": 1.0}], None, "list of items"),
+        ],
+    )
+    def test_bad_input(self, rankings: Any, weights: Any, problem: str) -> None:
+        with pytest.raises(InputError, match=problem):
+            dbsf(rankings, weights)
+
+
+number = st.integers(-1000, 1000).map(lambda whole: whole / 8)
+scored_lists = st.lists(
+    st.lists(st.tuples(st.integers(0, 9), number), max_size=8, unique_by=lambda pair: pair[0]),
+    max_size=3,
+).map(lambda lists: [sorted(ranking, key=lambda pair: -pair[1]) for ranking in lists])
+
+
+@given(scored_lists, st.sampled_from([0.5, 3.0, 64.0]), number)
+def test_scale_and_shift_of_a_list_do_not_matter(
+    lists: list[list[tuple[int, float]]], factor: float, shift: float
+) -> None:
+    moved = [[(item, factor * score + shift) for item, score in ranking] for ranking in lists]
+    assert dict(dbsf(moved)) == pytest.approx(dict(dbsf(lists)))
+
+
+@given(scored_lists)
+def test_the_sum_of_a_lists_scores_is_half_its_length(
+    lists: list[list[tuple[int, float]]],
+) -> None:
+    assert sum(score for _, score in dbsf(lists)) == pytest.approx(sum(map(len, lists)) / 2)
+
+
+class TestDbsfIsQdrants:
+    """The same scores as Qdrant's own fusion gives, in both of its implementations."""
+
+    @pytest.fixture(scope="class", params=["memory", "embedded"])
+    def client(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[QdrantClient | EdgeQdrantClient]:
+        client: QdrantClient | EdgeQdrantClient = QdrantClient(":memory:")
+        if request.param == "embedded":
+            client = EdgeQdrantClient(tmp_path_factory.mktemp("store"))
+        client.create_collection(
+            "lists",
+            vectors_config={
+                name: qm.VectorParams(size=1, distance=qm.Distance.DOT) for name in ("one", "two")
+            },
+        )
+        yield client
+        client.close()
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(
+        one=st.dictionaries(st.integers(1, 30), number, max_size=25),
+        two=st.dictionaries(st.integers(1, 30), number, max_size=25),
+    )
+    def test_equal_weights(
+        self,
+        client: QdrantClient | EdgeQdrantClient,
+        one: dict[int, float],
+        two: dict[int, float],
+    ) -> None:
+        client.delete("lists", points_selector=qm.FilterSelector(filter=qm.Filter()))
+        points = []
+        for point_id in one.keys() | two.keys():
+            vectors = {}
+            for name, scores in (("one", one), ("two", two)):
+                if point_id in scores:
+                    vectors[name] = [scores[point_id]]
+            points.append(qm.PointStruct(id=point_id, vector=vectors))
+        if points:
+            client.upsert("lists", points)
+        found = client.query_points(
+            "lists",
+            prefetch=[qm.Prefetch(query=[1.0], using=name, limit=50) for name in ("one", "two")],
+            query=qm.FusionQuery(fusion=qm.Fusion.DBSF),
+            limit=100,
+        ).points
+        rankings = [sorted(scores.items(), key=lambda pair: -pair[1]) for scores in (one, two)]
+        assert {point.id: point.score for point in found} == pytest.approx(
+            dict(dbsf(rankings)), abs=1e-5
+        )

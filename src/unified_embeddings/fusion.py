@@ -1,15 +1,16 @@
-"""Merging rankings by rank alone, in one order: pure Python, without a model or a store."""
+"""Merging rankings by rank or by score, in one order: pure Python, without a model or a store."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.validation import check_is_list
 
 Item = TypeVar("Item", bound=Hashable)
+Ranked = TypeVar("Ranked")
 
 _ROUNDING = 1e-12
 """Relative difference below which two sums are the same sum, rounded differently."""
@@ -44,24 +45,114 @@ def rrf(
         InputError: If k or a weight is negative, or their number is not that of the rankings. If
             a ranking is not a list (a text or a dict, for example).
     """
+    if not k >= 0:
+        raise InputError(f"k must be >= 0, got {k}")
+    terms = []
+    for ranking, weight in _weighted(rankings, weights):
+        items = dict.fromkeys(ranking)
+        terms.append([(item, weight / (k + rank + 1)) for rank, item in enumerate(items)])
+    return _add_up(terms, tie_key)
+
+
+def dbsf(
+    rankings: Sequence[Iterable[tuple[Item, float]]],
+    weights: Sequence[float] | None = None,
+    *,
+    tie_key: Callable[[Item], Any] | None = None,
+) -> list[tuple[Item, float]]:
+    """Fuse rankings by score: an item scores Σ over rankings of weight · normalised score.
+
+    This is Mazzeschi's distribution-based score fusion (2023), as Qdrant computes it, with weights.
+    In each ranking, the mean less three standard deviations becomes 0 and the mean plus three
+    becomes 1. Scores beyond are not clipped, so that an outlier keeps its lead. The deviation is
+    the sample's, with n - 1. All scores become 0.5 where they are equal, or where there is one
+    only. An item that a ranking lacks gets 0 from it.
+
+    Args:
+        rankings: (item, score) of each ranking, best first; the higher the score, the better. An
+            item that occurs twice in one ranking counts where it comes first.
+        weights: One for each ranking, >= 0; None makes all of them 1, as in Qdrant. A ranking of
+            weight 0 is left out.
+        tie_key: Orders items that tie in score and in their best rank, as `sorted` takes it. None
+            leaves them in the order in which they first appear.
+
+    Returns:
+        (item, score), best first. Of equal scores, the item with the better single rank comes
+        first.
+
+    Raises:
+        InputError: If a score is not finite, a weight is negative, or the number of weights is not
+            that of the rankings. If a ranking is not a list (a text or a dict, for example).
+
+    Example:
+        >>> from unified_embeddings.fusion import dbsf
+        >>> dense, sparse = [("a", 3.0), ("b", 1.0)], [("b", 7.0)]
+        >>> [(item, round(score, 3)) for item, score in dbsf([dense, sparse], [0.6, 0.4])]
+        [('b', 0.429), ('a', 0.371)]
+    """
+    terms = []
+    for ranking, weight in _weighted(rankings, weights):
+        scores: dict[Item, float] = {}
+        for item, score in ranking:
+            scores.setdefault(item, score)
+        shares = _normalise(list(scores.values()))
+        terms.append([(item, weight * share) for item, share in zip(scores, shares, strict=True)])
+    return _add_up(terms, tie_key)
+
+
+def _normalise(scores: Sequence[float]) -> list[float]:
+    """Map scores so that their mean becomes 0.5, and three standard deviations around it 0 and 1.
+
+    Raises:
+        InputError: If a score is not finite.
+    """
+    if any(not math.isfinite(score) for score in scores):
+        raise InputError(f"scores must be finite numbers, got {list(scores)}")
+    if not scores or max(scores) == min(scores):
+        return [0.5] * len(scores)
+    mean = math.fsum(scores) / len(scores)
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
+    reach = 3 * math.sqrt(variance)
+    return [(score - mean + reach) / (2 * reach) for score in scores]
+
+
+def _weighted(
+    rankings: Sequence[Iterable[Ranked]], weights: Sequence[float] | None
+) -> Iterator[tuple[Iterable[Ranked], float]]:
+    """Yield each ranking with its weight, without those of weight 0.
+
+    Raises:
+        InputError: If a weight is negative, their number is not that of the rankings, or a ranking
+            is not a list.
+    """
     check_is_list(rankings, "rankings")
     for ranking in rankings:
         check_is_list(ranking, "items")
-    if not k >= 0:
-        raise InputError(f"k must be >= 0, got {k}")
     if weights is None:
         weights = [1.0] * len(rankings)
     if len(weights) != len(rankings):
         raise InputError(f"{len(rankings)} rankings need as many weights, got {len(weights)}")
     if any(not weight >= 0 for weight in weights):
         raise InputError(f"weights must be >= 0, got {list(weights)}")
+    for ranking, weight in zip(rankings, weights, strict=True):
+        if weight > 0:
+            yield ranking, weight
+
+
+def _add_up(
+    rankings: Iterable[Sequence[tuple[Item, float]]], tie_key: Callable[[Item], Any] | None
+) -> list[tuple[Item, float]]:
+    """Return each item with the sum of its terms, best first.
+
+    Args:
+        rankings: (item, its term of the sum) of each ranking, best first, each item once.
+        tie_key: Orders items that tie in their sum and in their best rank.
+    """
     terms_of: dict[Item, list[float]] = {}
     best_ranks: dict[Item, int] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        if weight == 0:
-            continue
-        for rank, item in enumerate(dict.fromkeys(ranking)):
-            terms_of.setdefault(item, []).append(weight / (k + rank + 1))
+    for ranking in rankings:
+        for rank, (item, term) in enumerate(ranking):
+            terms_of.setdefault(item, []).append(term)
             best_ranks[item] = min(rank, best_ranks.get(item, rank))
     # fsum rounds once, so that the score does not depend on the order of the rankings.
     scores = {item: math.fsum(terms) for item, terms in terms_of.items()}

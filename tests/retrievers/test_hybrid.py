@@ -71,6 +71,7 @@ from unified_embeddings.errors import (
     UnifiedEmbeddingsError,
 )
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.types import HeadName, SparseVector
@@ -97,6 +98,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "auto": {},
     "equal": PLAIN,
     "weighted": {"weights": (2.0, 1.0)},
+    "by score": {"fusion": Fusion((0.6, 0.4), method="dbsf")},
     "dense": {"mode": "dense"},
     "sparse": {"mode": "sparse"},
     "rerank": {"rerank": "colbert"},
@@ -1187,6 +1189,7 @@ class TestInvalidOptions:
                     None,
                 )
             ),
+            *({"fusion": bad} for bad in ("dbsf", "rrf", "", None, 1, {"weights": (1, 1)})),
             *({"mode": bad} for bad in ("HYBRID", "", None, "colbert", [])),
             *({"rerank": bad} for bad in ("ColBERT", True, False, "", [])),
         ],

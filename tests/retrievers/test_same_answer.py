@@ -25,6 +25,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.heads import colbert_score
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.ranking import (
     first_limit,
@@ -42,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weighted": {"weights": (1, 0.3), "candidates": 7},
     "k 0": {"weights": (1, 1), "rrf_k": 0, "candidates": 12},
     "one of weight 0": {"weights": (0, 1)},
+    "by score": {"fusion": Fusion((0.6, 0.4), candidates=30, method="dbsf")},
     "dense": {"mode": "dense"},
     "sparse": {"mode": "sparse"},
     "rerank": {"rerank": "colbert"},
@@ -141,12 +143,31 @@ def fuse(query: str, weights: tuple[float, float], k: int, candidates: int) -> l
     return sorted(scores, key=lambda i: (-round(scores[i], 12), best_rank[i], i))
 
 
+def fuse_by_score(query: str, fusion: Fusion, candidates: int) -> list[str]:
+    all_scores = [dense_scores(query), sparse_scores(query)]
+    fused: dict[str, float] = {}
+    best_rank: dict[str, int] = {}
+    for scores, weight in zip(all_scores, fusion.weights, strict=True):
+        ids = rank_by_score(scores)[:candidates]
+        values = np.array([round(scores[node_id], 5) for node_id in ids])
+        shares = np.full(len(ids), 0.5)
+        if len(set(values.tolist())) > 1:
+            shares += (values - values.mean()) / (6 * values.std(ddof=1))
+        for rank, node_id in enumerate(ids):
+            fused[node_id] = fused.get(node_id, 0.0) + weight * float(shares[rank])
+            best_rank[node_id] = min(rank, best_rank.get(node_id, rank))
+    return sorted(fused, key=lambda i: (-round(fused[i], 6), best_rank[i], i))
+
+
 def expected_ids(query: str, top_k: int, options: dict[str, Any]) -> list[str]:
     mode = options.get("mode")
     if mode == "dense":
         return rank_by_score(dense_scores(query))[:top_k]
     if mode == "sparse":
         return rank_by_score(sparse_scores(query))[:top_k]
+    if "fusion" in options:
+        depth = options.get("candidates", options["fusion"].candidates)
+        return fuse_by_score(query, options["fusion"], max(depth, top_k))[:top_k]
     own = EMBEDDER.fusion
     weights = options.get("weights", own.weights)
     k = options.get("rrf_k", 60 if "weights" in options else own.k)

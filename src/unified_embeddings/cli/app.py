@@ -30,6 +30,7 @@ from unified_embeddings.cli import (
     serve,
     serve_query,
     stats,
+    tune,
 )
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -53,6 +54,7 @@ app.command("check")(check.check)
 app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
+app.command("tune")(tune.tune)
 app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
 app.command("stats")(stats.stats)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient
     from qdrant_client import models as qm
 
+    from unified_embeddings.models.fusion import Fusion
     from unified_embeddings.stores.opening import Client
 
 Parameters = ParamSpec("Parameters")
@@ -101,6 +102,7 @@ class RetrieverOptions(CommonRetrieverOptions, total=False):
 
     candidates: int | Literal["auto"]
     weights: tuple[float, float] | Literal["auto"]
+    fusion: Fusion | Literal["auto", "model"]
 
 
 class MultiModalOptions(CommonRetrieverOptions, total=False):
@@ -178,11 +180,13 @@ RETRIEVER_DEFAULTS: Mapping[str, object] = {
     "rrf_k": "auto",
     "candidates": "auto",
     "weights": "auto",
+    "fusion": "auto",
 }
 """Defaults of `retriever` that are not None, for its signature."""
 
 MULTI_MODAL_DEFAULTS: Mapping[str, object] = {
-    **RETRIEVER_DEFAULTS,
+    "similarity_top_k": 10,
+    "rrf_k": "auto",
     "candidates": 20,
     "weights": (1.0, 1.0),
 }

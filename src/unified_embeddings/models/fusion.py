@@ -1,16 +1,21 @@
-"""How a model's dense and sparse rankings are fused, unless a caller says otherwise.
+"""How a dense and a sparse ranking are fused, unless a caller says otherwise.
 
-What lives here: the numbers that belong to a model, and where they come from. What does not: the
-arithmetic (`fusion`, on the ground), and which model has which numbers (`catalogue`).
+What lives here: the numbers that belong to a model or a collection, and where they come from. What
+does not: the arithmetic (`fusion`, on the ground), which model has which numbers (`catalogue`), and
+where a collection records its own (`stores.fusion_choice`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.validation import require_weights, require_whole_number
+
+Method = Literal["rrf", "dbsf"]
+"""By rank (`fusion.rrf`), or by score (`fusion.dbsf`)."""
 
 RRF_K = 60
 """RRF's damping in the paper that introduced it, by Cormack, Clarke and Büttcher (2009)."""
@@ -21,16 +26,18 @@ PLAIN_CANDIDATES = 20
 
 @dataclass(frozen=True)
 class Fusion:
-    """How a dense and a sparse ranking become one: by reciprocal rank, weighted.
+    """How a dense and a sparse ranking become one: by rank or by score, weighted.
 
     How good a model's sparse ranking is compared with its dense one differs between models. Equal
-    weights make the result worse than the dense ranking alone if the sparse one is much weaker.
+    weights make the result worse than the dense ranking alone if the sparse one is much weaker. A
+    weight of 0 leaves a ranking out: it is not even searched for.
 
     Attributes:
         weights: Weights of the dense and the sparse ranking, >= 0, not both 0.
-        k: RRF's damping, >= 0.
+        k: RRF's damping, >= 0; without effect on "dbsf".
         candidates: Depth of each ranking that is fused, >= 1.
         source: Where the numbers come from: a measurement or a publication.
+        method: "rrf", by reciprocal rank, or "dbsf", by scores normalised in each ranking.
 
     Raises:
         InputError: If a value is out of range.
@@ -45,6 +52,7 @@ class Fusion:
     k: int = RRF_K
     candidates: int = PLAIN_CANDIDATES
     source: str = ""
+    method: Method = "rrf"
 
     def __post_init__(self) -> None:
         weights = require_weights(self.weights, of="dense and sparse")
@@ -55,6 +63,26 @@ class Fusion:
         object.__setattr__(self, "candidates", candidates)
         if not isinstance(self.source, str):
             raise InputError(f"source must be a text, got {self.source!r}")
+        if self.method not in get_args(Method):
+            raise InputError(
+                f"method must be one of {', '.join(get_args(Method))}, not {self.method!r}"
+            )
+
+    def __str__(self) -> str:
+        """Return the numbers in words, without their source."""
+        dense_weight, sparse_weight = self.weights
+        if sparse_weight == 0:
+            return "dense alone"
+        if dense_weight == 0:
+            return "sparse alone"
+        weighted = f"weights {dense_weight:g} : {sparse_weight:g}"
+        if self.method == "dbsf":
+            return f"DBSF, {weighted}, {self.candidates} candidates"
+        return f"RRF, k {self.k}, {weighted}, {self.candidates} candidates"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as plain values, fit for JSON; `from_dict` reads them."""
+        return {**asdict(self), "weights": list(self.weights)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Fusion:
@@ -71,6 +99,9 @@ class Fusion:
             )
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks the types
 
+
+PLAIN_RRF = Fusion(weights=(1.0, 1.0), source="plain RRF")
+"""Both rankings alike, as in the paper."""
 
 DEFAULT_FUSION = Fusion(
     weights=(1.0, 0.5),

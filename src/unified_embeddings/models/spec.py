@@ -156,8 +156,7 @@ class ModelSpec:
         """Return the fields as plain values, fit for JSON; `from_dict` reads them."""
         values: dict[str, object] = {**dataclasses.asdict(self), "heads": list(self.heads)}
         if self.fusion is not None:
-            fusion = dataclasses.asdict(self.fusion)
-            values["fusion"] = {**fusion, "weights": list(self.fusion.weights)}
+            values["fusion"] = self.fusion.to_dict()
         return values
 
     @classmethod

@@ -1,8 +1,8 @@
 """The hybrid retriever: one forward pass, one round trip to Qdrant, two rankings fused.
 
 What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the checks of
-its options (`options`), the vectors (`embedders`), the order of equal scores (`ranking`), and the
-arithmetic of fusion (`fusion`).
+its options (`options`), the question's vectors (`questions`), the order of equal scores
+(`ranking`), and fusing (`fusing`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from qdrant_client import models as qm
 from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.fusion import rrf, sort_by_score
+from unified_embeddings.fusion import sort_by_score
 from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
 from unified_embeddings.retrievers.collection_reader import CollectionReader
-from unified_embeddings.retrievers.embedding_events import embedding_events
+from unified_embeddings.retrievers.fusing import fuse
 from unified_embeddings.retrievers.options import (
     Auto,
+    FusionOption,
     Mode,
     check_callbacks,
     check_heads,
@@ -41,10 +42,10 @@ from unified_embeddings.retrievers.options import (
     choose_fusion,
     is_auto,
 )
+from unified_embeddings.retrievers.questions import QueryVectors, embed_question
 from unified_embeddings.retrievers.ranking import (
     TOLERANCE,
     first_limit,
-    id_order,
     next_limit,
     order_points,
 )
@@ -55,34 +56,17 @@ from unified_embeddings.retrievers.timing import (
     note_points,
     timed,
 )
+from unified_embeddings.stores.fusion_choice import read_choice
 from unified_embeddings.stores.schema import check_adopt, check_collection
-from unified_embeddings.types import FloatArray, SparseVector
-from unified_embeddings.validation import require_vector, require_whole_number
+from unified_embeddings.types import FloatArray
+from unified_embeddings.validation import require_whole_number
 
 
 @dataclass(frozen=True)
-class _QueryVectors:
-    """A question's vectors.
+class Branch:
+    """One of the searches that a query consists of: with what, in which vectors, at what weight.
 
-    Attributes:
-        dense: float32 (dimension,); None in the mode "sparse".
-        sparse: Its lexical weights, possibly none; None in the mode "dense".
-        colbert: For reranking, float32 (q, d); None without reranking.
-    """
-
-    dense: FloatArray | None = None
-    sparse: SparseVector | None = None
-    colbert: FloatArray | None = None
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """One of the searches that a query consists of.
-
-    Attributes:
-        vector: What to search with, in Qdrant's form.
-        vector_name: Which of the points' vectors to search; None for unnamed ones.
-        weight: Weight of its ranking in the fusion.
+    Unnamed vectors have the name None.
     """
 
     vector: list[float] | qm.SparseVector
@@ -91,15 +75,16 @@ class _Branch:
 
 
 class UnifiedHybridRetriever(BaseRetriever):
-    """Retrieve by dense and sparse vectors fused with RRF, as a LlamaIndex retriever.
+    """Retrieve by dense and sparse vectors, fused, as a LlamaIndex retriever.
 
     A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which returns the
     two rankings. They are fused here: a node's score is Σ weight / (rrf_k + rank + 1) over the
     rankings that contain it, rank from 0. Such scores are small, below 0.08 with mini-m3's weights
     and k and below 0.04 with (1, 1) and 60, so the cutoff of a SimilarityPostprocessor has to be of
-    that size. In the modes "dense" and "sparse" the score is the vectors' own similarity, or their
-    distance where another software's collection measures that: the smallest is the best then. After
-    reranking it is the ColBERT score.
+    that size. With DBSF it is Σ weight · normalised score (`fusion.dbsf`). In the modes "dense" and
+    "sparse" the score is the vectors' own similarity, or their distance where another software's
+    collection measures that: the smallest is the best then. After reranking it is the ColBERT
+    score.
 
     The same question to an unchanged collection gets the same answer. Nodes with equal scores are
     ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less
@@ -113,11 +98,14 @@ class UnifiedHybridRetriever(BaseRetriever):
         embedder: Embeds the questions.
         similarity_top_k: Maximum number of nodes returned.
         candidates: Depth of each ranking that is fused, and number of nodes that are reranked; at
-            least `similarity_top_k`. "auto" fuses as deep as the model's own fusion, or 20 deep if
-            you give weights, and reranks 20 nodes.
-        rrf_k: RRF's damping, >= 0. "auto" takes the model's own, or 60 if you give weights.
-        weights: Weights of the dense and the sparse ranking. "auto" takes the model's own,
-            `embedder.fusion`; (1, 1) is plain RRF.
+            least `similarity_top_k`. "auto" fuses as deep as `fusion` says, or 20 deep if you give
+            weights, and reranks 20 nodes.
+        rrf_k: RRF's damping, >= 0. "auto" takes that of `fusion`, or 60 if you give weights.
+        weights: Weights of the dense and the sparse ranking in RRF. "auto" takes those of `fusion`;
+            (1, 1) is plain RRF.
+        fusion: How the two rankings are fused. "auto" takes what was chosen for the collection
+            (`unified-embeddings tune`), or else the model's own, `embedder.fusion`; "model" takes
+            the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates' texts against the question token by token.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
@@ -131,7 +119,8 @@ class UnifiedHybridRetriever(BaseRetriever):
         FingerprintMismatchError: If the collection was made with another model. It is checked
             here, or at the first query if it does not exist yet.
         StoreError: If Qdrant cannot be reached, or the collection lacks the vectors that the mode
-            needs, or it does not record its model and `adopt` is not given.
+            needs, or it does not record its model and `adopt` is not given, or the fusion chosen
+            for it cannot be read.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -161,6 +150,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         candidates: int | Auto = "auto",
         rrf_k: int | Auto = "auto",
         weights: tuple[float, float] | Auto = "auto",
+        fusion: FusionOption = "auto",
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
         filters: MetadataFilters | None = None,
@@ -168,9 +158,16 @@ class UnifiedHybridRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._top_k = require_whole_number("similarity_top_k", similarity_top_k)
-        self._fusion = choose_fusion(
-            embedder.fusion, candidates=candidates, rrf_k=rrf_k, weights=weights
+        self._choose_fusion = partial(
+            choose_fusion,
+            embedder.fusion,
+            candidates=candidates,
+            rrf_k=rrf_k,
+            weights=weights,
+            fusion=fusion,
         )
+        self._fusion = self._choose_fusion()
+        self._takes_choice = mode == "hybrid" and is_auto(fusion) and is_auto(weights)
         check_mode(mode, rerank)
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
@@ -181,7 +178,6 @@ class UnifiedHybridRetriever(BaseRetriever):
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
-        self._candidates = max(self._fusion.candidates, self._top_k)
         # Reranking runs the model over each text, which costs far more than searching deeper.
         reranked = PLAIN_CANDIDATES if is_auto(candidates) else self._fusion.candidates
         self._reranked = max(reranked, self._top_k)
@@ -196,7 +192,12 @@ class UnifiedHybridRetriever(BaseRetriever):
 
     @property
     def fusion(self) -> Fusion:
-        """Return the weights, k and depth that rankings are fused with, and their source."""
+        """Return how rankings are fused, and where that comes from.
+
+        A collection's own choice is known once the collection was looked at: when the retriever is
+        made, or at the first query if the collection did not exist yet or the store has only an
+        async client.
+        """
         return self._fusion
 
     def stats(self) -> tuple[SearchStats, ...]:
@@ -227,12 +228,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             self._check_collection(self._reader.look_up())
         query = self._embed(query_bundle)
         branches = self._build_branches(query)
-        limit = first_limit(self._depth) if branches else None
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limit is not None:
-            rankings = self._reader.search(self._build_requests(branches, limit))
-            limit = next_limit(rankings, self._depth, limit)
-        return self._build_answer(query, branches, rankings)
+        return self._build_answer(query, branches, self._search(branches))
 
     @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -251,63 +247,14 @@ class UnifiedHybridRetriever(BaseRetriever):
         build_answer = partial(self._build_answer, query, branches, rankings)
         return await self._embedder.in_thread(build_answer)
 
-    # --- the question ---------------------------------------------------------------------------
-
-    def _embed(self, bundle: QueryBundle) -> _QueryVectors:
-        """Return the question's vectors, as many as the mode and the reranking need.
-
-        A bundle's own embedding, and strings to embed instead of the question (as HyDE gives them),
-        replace the dense vector only. The sparse vector stays that of the user's words.
-        """
-        text = bundle.query_str
-        needs_text = self._mode != "dense" or self._rerank or bundle.embedding is None
-        if not isinstance(text, str) or (needs_text and not text.strip()):
-            raise InputError(f"a query must be a str that is not blank, got {text!r}")
-        dense = None
-        if self._mode != "sparse":
-            dense = self._embed_substitute(bundle)
-        needs_dense = self._mode != "sparse" and dense is None
-        needs_sparse = self._mode != "dense"
-        needs_colbert = self._rerank is not None
-        if not (needs_dense or needs_sparse or needs_colbert):
-            return _QueryVectors(dense=dense)
-        with embedding_events(
-            self.callback_manager,
-            self._embedder.model_name,
-            [text],
-            dense=needs_dense,
-            sparse=needs_sparse,
-        ) as embedded:
-            encoded = self._embedder.encode_query(
-                text, dense=needs_dense, sparse=needs_sparse, colbert=needs_colbert
-            )
-            embedded.dense, embedded.sparse = encoded.dense, encoded.sparse
-        if encoded.dense is not None:
-            dense = encoded.dense[0]
-        sparse = encoded.sparse[0] if encoded.sparse else None
-        colbert = encoded.colbert[0] if encoded.colbert else None
-        return _QueryVectors(dense=dense, sparse=sparse, colbert=colbert)
-
-    def _embed_substitute(self, bundle: QueryBundle) -> FloatArray | None:
-        """Return the dense vector that stands in for the question's own, (dimension,).
-
-        It is the bundle's embedding, or else the mean of its `custom_embedding_strs`, at unit
-        length. Without either it is None.
-        """
-        if bundle.embedding is not None:
-            return require_vector(
-                bundle.embedding, self._embedder.dimension, subject="the query's own embedding"
-            )
-        if not bundle.custom_embedding_strs:
-            return None
-        texts = bundle.custom_embedding_strs
-        with embedding_events(
-            self.callback_manager, self._embedder.model_name, texts, dense=True
-        ) as embedded:
-            vectors = embedded.dense = self._embedder.encode_queries(texts, sparse=False).dense
-        assert vectors is not None
-        mean: FloatArray = heads.normalise(vectors.mean(axis=0, keepdims=True))[0]
-        return mean
+    def _embed(self, bundle: QueryBundle) -> QueryVectors:
+        return embed_question(
+            self._embedder,
+            bundle,
+            mode=self._mode,
+            rerank=self._rerank is not None,
+            callback_manager=self.callback_manager,
+        )
 
     # --- the round trip to Qdrant ---------------------------------------------------------------
 
@@ -320,10 +267,10 @@ class UnifiedHybridRetriever(BaseRetriever):
     def _depth(self) -> int:
         """How many points of each ranking are needed."""
         if self._mode == "hybrid":
-            return max(self._candidates, self._answer_size)
+            return max(self._fusion.candidates, self._answer_size)
         return self._answer_size
 
-    def _build_branches(self, query: _QueryVectors) -> list[_Branch]:
+    def _build_branches(self, query: QueryVectors) -> list[Branch]:
         """Return the searches that the question's vectors allow, the dense one first.
 
         A ranking of weight 0 would add nothing, so it is not searched for.
@@ -334,7 +281,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         branches = []
         if query.dense is not None and dense_weight > 0:
             branches.append(
-                _Branch(
+                Branch(
                     vector=query.dense.tolist(),
                     vector_name=self._dense_name or None,
                     weight=dense_weight,
@@ -343,7 +290,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         # A question made of unknown or special tokens alone has no lexical weights.
         if query.sparse is not None and len(query.sparse) > 0 and sparse_weight > 0:
             branches.append(
-                _Branch(
+                Branch(
                     vector=qm.SparseVector(
                         indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
                     ),
@@ -353,7 +300,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             )
         return branches
 
-    def _build_requests(self, branches: Sequence[_Branch], limit: int) -> list[qm.QueryRequest]:
+    def _build_requests(self, branches: Sequence[Branch], limit: int) -> list[qm.QueryRequest]:
         """Return the requests to send in one batch, one for each ranking.
 
         Each asks for payloads, which a batch leaves out otherwise.
@@ -369,12 +316,21 @@ class UnifiedHybridRetriever(BaseRetriever):
             for branch in branches
         ]
 
+    def _search(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]:
+        """Return what each search finds, deep enough that no tie is cut where it matters."""
+        limit = first_limit(self._depth) if branches else None
+        rankings: list[list[qm.ScoredPoint]] = []
+        while limit is not None:
+            rankings = self._reader.search(self._build_requests(branches, limit))
+            limit = next_limit(rankings, self._depth, limit)
+        return rankings
+
     # --- the answer -----------------------------------------------------------------------------
 
     def _build_answer(
         self,
-        query: _QueryVectors,
-        branches: Sequence[_Branch],
+        query: QueryVectors,
+        branches: Sequence[Branch],
         rankings: Sequence[Sequence[qm.ScoredPoint]],
     ) -> list[NodeWithScore]:
         """Return the nodes found, best first, reranked if that was asked for."""
@@ -383,26 +339,14 @@ class UnifiedHybridRetriever(BaseRetriever):
         ordered = [order_points(points)[: self._depth] for points in rankings]
         best: list[tuple[qm.ScoredPoint, float]] = []
         if self._mode == "hybrid":
-            best = self._fuse(ordered, [branch.weight for branch in branches])
+            weights = [branch.weight for branch in branches]
+            best = fuse(ordered, self._fusion, weights)[: self._answer_size]
         elif ordered:
             (best,) = ordered
         nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
         if query.colbert is None or not nodes:
             return nodes
         return self._rerank_nodes(query.colbert, nodes)
-
-    def _fuse(
-        self,
-        rankings: Sequence[Sequence[tuple[qm.ScoredPoint, float]]],
-        weights: Sequence[float],
-    ) -> list[tuple[qm.ScoredPoint, float]]:
-        """Return the best points of several rankings with their fused scores, best first."""
-        points_by_id: dict[qm.ExtendedPointId, qm.ScoredPoint] = {}
-        for ranking in rankings:
-            points_by_id.update((point.id, point) for point, _ in ranking)
-        ids_by_rank = [[point.id for point, _ in ranking] for ranking in rankings]
-        fused = rrf(ids_by_rank, self._fusion.k, weights, tie_key=id_order)
-        return [(points_by_id[point_id], score) for point_id, score in fused[: self._answer_size]]
 
     def _rerank_nodes(
         self, question: FloatArray, nodes: list[NodeWithScore]
@@ -450,6 +394,9 @@ class UnifiedHybridRetriever(BaseRetriever):
             sparse=needed_sparse,
             adopt=self._adopt,
         )
+        if self._takes_choice:
+            choice = read_choice(self._reader.collection, info)
+            self._fusion = self._choose_fusion(chosen=choice)
         self._collection_is_checked = True
 
 

@@ -97,7 +97,7 @@ class Search:
             nodes = retriever.retrieve(question)
         finally:
             self._count(retriever.stats())
-        depth = max(top_k, self._config.embedder.fusion.candidates)
+        depth = max(top_k, retriever.fusion.candidates)
         ranks: dict[str, dict[str, int]] = {}
         for head in _LISTS:
             if head in self._config.embedder.heads:

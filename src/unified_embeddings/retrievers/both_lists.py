@@ -1,0 +1,137 @@
+"""The dense and the sparse ranking of many questions, before they are fused.
+
+What lives here: searching for both, ordered as the retriever orders them, and naming the judged
+document that each point belongs to. What does not: fusing them in many ways (`evaluation`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.schema import QueryBundle
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import models as qm
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.documents import (
+    POINT_ID,
+    choose_document_field,
+    read_document_id,
+)
+from unified_embeddings.evaluation.fusion_choices import SearchedQuery
+from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.retrievers.fusing import Ranking, scored_ids
+from unified_embeddings.retrievers.hybrid import Branch, UnifiedHybridRetriever
+from unified_embeddings.retrievers.ranking import order_points
+
+_SAMPLED_QUERIES = 50
+"""Questions whose answers show which field names the judged documents."""
+
+
+def search_both_lists(
+    store: QdrantVectorStore,
+    embedder: TextEmbedder,
+    queries: Mapping[str, str],
+    judged_ids: Collection[str],
+    *,
+    depth: int,
+    document_field: str | None = None,
+    on_query: Callable[[int], None] = lambda _: None,
+) -> dict[str, SearchedQuery]:
+    """Search for the dense and the sparse ranking of each question, in one round trip each.
+
+    Args:
+        store: Over the collection.
+        embedder: Its model. The questions are embedded in batches first.
+        queries: Id → question, at least one.
+        judged_ids: The documents that judgements name.
+        depth: Points of each ranking.
+        document_field: Field of the payload that names a point's document, "metadata.source" for
+            one within another, or `documents.POINT_ID`. None finds it in the first 50 answers.
+        on_query: Called with 1 after each question.
+
+    Raises:
+        InputError: If a question is blank, which is named, or no field names a judged document.
+        FingerprintMismatchError: If the collection was made with another model.
+        StoreError: If Qdrant fails, or the collection lacks dense or sparse vectors.
+    """
+    for query_id, text in queries.items():
+        if not text.strip():
+            raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+    searcher = _ListSearcher(store, embedder, depth=depth)
+    embedder.encode_queries(list(queries.values()))  # in batches; they are in the cache then
+    pending = iter(queries.items())
+    first_lists: dict[str, tuple[Ranking, Ranking]] = {}
+    if document_field is None:
+        for query_id, text in itertools.islice(pending, _SAMPLED_QUERIES):
+            first_lists[query_id] = searcher.search(text)
+            on_query(1)
+        document_field = _find_document_field(first_lists.values(), judged_ids)
+    if document_field != POINT_ID:
+        searcher.payload = [document_field.split(".")[0]]
+    searched = {
+        query_id: _name_documents(lists, document_field) for query_id, lists in first_lists.items()
+    }
+    for query_id, text in pending:
+        searched[query_id] = _name_documents(searcher.search(text), document_field)
+        on_query(1)
+    return searched
+
+
+class _ListSearcher(UnifiedHybridRetriever):
+    """A retriever that returns its two rankings as they are.
+
+    Attributes:
+        payload: Fields of the payload to bring back; True brings back all.
+    """
+
+    def __init__(
+        self,
+        store: QdrantVectorStore,
+        embedder: TextEmbedder,
+        *,
+        depth: int,
+    ) -> None:
+        both = Fusion(weights=(1.0, 1.0), candidates=depth)
+        super().__init__(store, embedder, similarity_top_k=1, fusion=both)
+        self.payload: bool | list[str] = True
+
+    def search(self, text: str) -> tuple[Ranking, Ranking]:
+        """Return the dense and the sparse ranking of a question, best first."""
+        query = self._embed(QueryBundle(text))
+        branches = self._build_branches(query)
+        rankings = [order_points(points)[: self._depth] for points in self._search(branches)]
+        if len(rankings) == 1:  # no lexical weights
+            return rankings[0], []
+        dense, sparse = rankings
+        return dense, sparse
+
+    def _build_requests(self, branches: Sequence[Branch], limit: int) -> list[qm.QueryRequest]:
+        requests = super()._build_requests(branches, limit)
+        for request in requests:
+            request.with_payload = self.payload
+        return requests
+
+
+def _find_document_field(
+    lists: Collection[tuple[Ranking, Ranking]], judged_ids: Collection[str]
+) -> str:
+    payloads: dict[Any, Mapping[str, object]] = {}
+    for dense, sparse in lists:
+        payloads.update((point.id, point.payload or {}) for point, _ in (*dense, *sparse))
+    return choose_document_field(payloads.items(), judged_ids)
+
+
+def _name_documents(lists: tuple[Ranking, Ranking], document_field: str) -> SearchedQuery:
+    dense, sparse = lists
+    document_of: dict[Hashable, str] = {}
+    for point, _ in (*dense, *sparse):
+        document = read_document_id(point.id, point.payload or {}, document_field)
+        if document is not None:
+            document_of[point.id] = document
+    return SearchedQuery(
+        dense=scored_ids(dense), sparse=scored_ids(sparse), document_of=document_of
+    )
