@@ -56,7 +56,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # as http.server calls them
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815  # as http.server calls them
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -80,6 +80,24 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 sparse_vectors_config=asked.sparse_vectors,
                 metadata=asked.metadata,
             )
+        case "PATCH", "":
+            client.update_collection(name, metadata=body.get("metadata"))
+            return True
+        case "PUT", _ if action.startswith("vectors/"):
+            config = TypeAdapter(qm.VectorNameConfig).validate_python(body)
+            client.create_vector_name(name, action.removeprefix("vectors/"), config)
+        case "PUT", "points/vectors":
+            client.update_vectors(name, qm.UpdateVectors.model_validate(body).points)
+        case "POST", "points":
+            wanted = qm.PointRequest.model_validate(body)
+            return client.retrieve(
+                name,
+                wanted.ids,
+                with_payload=wanted.with_payload or False,
+                with_vectors=wanted.with_vector or False,
+            )
+        case "POST", "points/count":
+            return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":
             client.upsert(name, qm.PointsList.model_validate(body).points)
         case "POST", "points/delete":
