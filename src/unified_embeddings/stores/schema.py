@@ -8,6 +8,7 @@ that knows the names, the payload indexes and where the model is recorded.
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,8 +111,35 @@ def ensure_collection(
     check_collection(name, info, embedder, sparse=sparse, adopt=adopt)
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
-        with store_errors(name, "recording the model's new fingerprint"):
-            client.update_collection(name, metadata={METADATA_KEY: _record_of(embedder)})
+        record_model(client, name, embedder)
+
+
+def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
+    """Record that an embedder's model made a collection's vectors.
+
+    Qdrant changes the metadata at once or not at all, and keeps what else is in it.
+
+    Args:
+        client: Sync client.
+        name: The collection's name.
+        embedder: The embedder of that model.
+
+    Raises:
+        StoreError: If Qdrant fails, or is too old to keep metadata.
+    """
+    with store_errors(name, "recording its model"):
+        metadata = client.get_collection(name).config.metadata or {}
+        others = metadata.get(METADATA_KEY) or {}
+        record = {**others, **_record_of(embedder)}
+        client.update_collection(name, metadata={METADATA_KEY: record})
+        recorded = recorded_model(client.get_collection(name))
+    if recorded is None or recorded.fingerprint != embedder.fingerprint:
+        raise StoreError(
+            name,
+            "recording its model",
+            "the server does not keep a collection's metadata; upgrade it to Qdrant 1.16 or later, "
+            "or open the collection with adopt='trust' (--adopt trust) each time",
+        )
 
 
 def check_collection(
@@ -156,13 +184,15 @@ def check_collection(
     if sparse is not None:
         _check_sparse_vector(name, info, embedder, sparse)
     if model is None and adopt is None:
+        command = f"adopt {shlex.quote(name)} --model {shlex.quote(embedder.model_name)}"
         raise StoreError(
             name,
             "checking",
             "it does not record which model made it: its dimension fits "
-            f"{embedder.model_name!r}, but so do other models'. If you know that this model made "
-            "it, give adopt='trust' (--adopt trust); otherwise index the documents again into a "
-            "new collection",
+            f"{embedder.model_name!r}, but so do other models'. To prove that this model made it, "
+            f"and to record it, run: unified-embeddings {command}. If you know that it did, "
+            "adopt='trust' (--adopt trust) accepts it unproved. Otherwise index the documents "
+            "again into a new collection",
         )
 
 
@@ -197,8 +227,8 @@ def _check_sparse_vector(
         raise StoreError(
             name,
             "checking",
-            f"it has no sparse vector named {vector_name!r}; search it with mode='dense', or "
-            "index the documents again into a collection made by .vector_store()",
+            f"it has no sparse vector named {vector_name!r}; search it with mode='dense', or add "
+            f"the vectors: unified-embeddings add-vectors {shlex.quote(name)} --sparse",
         )
     expected = _sparse_modifier(embedder) or qm.Modifier.NONE
     modifier = params.modifier or qm.Modifier.NONE
