@@ -56,6 +56,7 @@ HOMES = {
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {
         "bulk.collection",
+        "bulk.qdrant_layout",
         "llama",
         "retrievers",
         "config",
@@ -71,6 +72,7 @@ HOMES = {
     "pyarrow": {"bulk"},
     "qdrant_client": {
         "bulk.collection",
+        "bulk.qdrant_layout",
         "evaluation.collections",
         "stores",
         "llama",

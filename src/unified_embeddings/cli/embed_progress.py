@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -155,7 +156,9 @@ def _describe_report(report: ModelReport) -> str:
     if report.repeated:
         parts.append(f"{report.repeated:,} repeat another row's text and cost nothing")
     if report.failed:
-        parts.append(f"{report.failed:,} failed, listed in failed.jsonl")
+        names = [Path(file).name for file in report.files]
+        listed = [name for name in names if name.endswith("failed.jsonl")]
+        parts.append(f"{report.failed:,} failed, listed in {(*listed, 'failed.jsonl')[0]}")
     lines = [", ".join(parts), *(f"  {file}" for file in report.files)]
     return "\n".join(lines)
 
