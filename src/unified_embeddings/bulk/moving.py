@@ -44,7 +44,7 @@ from unified_embeddings.bulk.run import embed_rows
 from unified_embeddings.bulk.worker import MakeEmbedder
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
-from unified_embeddings.errors import InputError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.files import (
     FileLock,
     LockHeldError,
@@ -232,7 +232,13 @@ class _Move:
                 f"cannot write to {self._work}: {error.strerror or error}; give another --output"
             ) from None
         with lock:
-            yield self._work
+            try:
+                yield self._work
+            except UnifiedEmbeddingsError:
+                # Input that is refused at once shall not stand in the way of other options.
+                if not any(self._work.glob("parts/*/part-*")):
+                    self._remove_work_folder()
+                raise
 
     def publish(self, work: Path, report: ModelReport) -> MoveReport:
         """Move the finished outputs to their places, metadata last, and remove the folder."""
