@@ -56,6 +56,7 @@ HOMES = {
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {
         "bulk.collection",
+        "bulk.qdrant_layout",
         "llama",
         "retrievers",
         "config",
@@ -72,6 +73,7 @@ HOMES = {
     "pynvml": {"engines.gpu"},
     "qdrant_client": {
         "bulk.collection",
+        "bulk.qdrant_layout",
         "evaluation.collections",
         "stores",
         "llama",

@@ -366,7 +366,7 @@ def test_a_missing_field_is_told_with_the_fields_there_are(tmp_path: Path) -> No
         ("a.txt", "", "holds no rows"),
         ("a.jsonl", "one\ntwo\n", "none of the first 2 rows .* line 1: is not JSON"),
         ("a.json", '"text"', "not a JSON array"),
-        ("a.json", '{"rows": [\n1\n]}', "none of the first .* rows"),
+        ("a.json", '{"rows": [\n1\n]}', "key 'rows' has neither .* save that list alone"),
         ("a.csv", "text,text\na,b\n", "names 'text' more than once"),
         ("a.csv", b"t\xe9xt\na\n", r"header cannot be used: byte 2 \(0xE9\)"),
         ("a.doc", "text", "does not tell its format: expected one of .jsonl"),

@@ -24,6 +24,7 @@ from qdrant_client import models as qm
 from unified_embeddings.bulk.job import Journal, PartLine
 from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 from unified_embeddings.bulk.parts import FAILED, Part, read_part
+from unified_embeddings.bulk.upsert_layouts import ID_NAMESPACE
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
@@ -33,8 +34,6 @@ from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.system.files import replace_file
 
-_NAMESPACE = uuid.UUID("5a4f1a1e-5d0c-5b53-9d0e-6f2f0c6b7a11")
-"""Of the points' ids; any fixed value does."""
 _BATCHES = (32, 64, 128, 256, 512)
 _GAIN = 1.05
 """A larger batch is kept if it is at least so much quicker."""
@@ -66,7 +65,7 @@ class CollectionWriter:
         self._part_rows = part_rows
         self._id_field = id_field
         # One file for each collection: a part that is in one is not in another.
-        safe = uuid.uuid5(_NAMESPACE, self._name).hex
+        safe = uuid.uuid5(ID_NAMESPACE, self._name).hex
         self._marks_file = journal.folder / f"upserted-{safe}.jsonl"
         self._marks = _read_marks(self._marks_file)
         self._held: OrderedDict[int, Part] = OrderedDict()
@@ -120,10 +119,10 @@ class CollectionWriter:
     def _id_of(self, row: int, fields: object) -> str:
         """Return a row's id: the same for the same row, in whatever run."""
         if self._id_field is None:
-            return str(uuid.uuid5(_NAMESPACE, f"row {row}"))
+            return str(uuid.uuid5(ID_NAMESPACE, f"row {row}"))
         assert isinstance(fields, dict)
         value = fields.get(self._id_field)
-        return str(uuid.uuid5(_NAMESPACE, f"id {json.dumps(value, ensure_ascii=True)}"))
+        return str(uuid.uuid5(ID_NAMESPACE, f"id {json.dumps(value, ensure_ascii=True)}"))
 
     def _find_vectors(self, source: int) -> dict[str, list[float] | qm.SparseVector] | None:
         """Return the vectors of the row that a row shares them with."""

@@ -6,6 +6,7 @@ what an error of the disk means. What does not: a file's content (`output`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import platform
@@ -19,11 +20,13 @@ from unified_embeddings.bulk.job import Journal, OtherJobError
 from unified_embeddings.bulk.options import DEFAULT_SLICE_ROWS, BulkOptions, choose_heads
 from unified_embeddings.bulk.output import OutputPlan, write_metadata, write_outputs
 from unified_embeddings.bulk.parts import read_part
-from unified_embeddings.bulk.planning import digest_input
+from unified_embeddings.bulk.planning import FirstOccurrences, digest_input, plan_parts
+from unified_embeddings.bulk.reader import CheckedInput, read_rows
+from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, make_layout
 from unified_embeddings.bulk.worker import DISK_FULL
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
-from unified_embeddings.errors import UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import HeadName
 
@@ -59,12 +62,14 @@ class RunFacts:
         resumed: Rows that earlier runs had done.
         deaths: Workers that died or were stopped.
         runtime: What the model ran on; empty if nothing was computed.
+        id_field: The field that holds a row's id; None if rows have none.
     """
 
     seconds: float
     resumed: int
     deaths: int
     runtime: Mapping[str, str]
+    id_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def plan_model(model: str, embedder: TextEmbedder, options: BulkOptions) -> Mode
         InputError: If the model does not give the vectors that are asked for.
     """
     heads = choose_heads(embedder, options.heads)
+    _require_heads_of_layouts(heads, options)
     description = {
         "model": model,
         "fingerprint": embedder.fingerprint,
@@ -107,10 +113,22 @@ def plan_model(model: str, embedder: TextEmbedder, options: BulkOptions) -> Mode
         "slice_rows": options.batch_size or DEFAULT_SLICE_ROWS,
         "batch_tokens": options.batch_tokens,
         "dedupe": options.dedupe,
-        "keep_texts": options.collection is not None,
+        "keep_texts": options.keeps_texts,
         "model_options": {key: _to_plain(value) for key, value in options.model_options.items()},
     }
     return ModelPlan(model, embedder, heads, options, description)
+
+
+def _require_heads_of_layouts(heads: Sequence[HeadName], options: BulkOptions) -> None:
+    """Refuse vectors that a store, in whose layout they are to be written, cannot hold."""
+    for name in LAYOUT_NAMES:
+        if name not in options.formats:
+            continue
+        for head in heads:
+            if head not in make_layout(name).heads:
+                raise InputError(
+                    f"the format {name} holds no {head} vectors here; leave {head} out of the heads"
+                )
 
 
 def find_finished(
@@ -144,10 +162,7 @@ def find_finished(
         there = set(metadata["formats"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    differences = []
-    for key, wanted in json.loads(json.dumps(plan.description)).items():
-        if metadata.get(key) != wanted:
-            differences.append(f"{key} is {wanted!r:.60}, was {metadata.get(key)!r:.60}")
+    differences = find_differences(plan, metadata)
     if differences:
         raise other_outputs(folder, plan.model, "; ".join(differences))
     if set(plan.options.formats) <= there and all(
@@ -155,6 +170,34 @@ def find_finished(
     ):
         return finished
     return None
+
+
+def digest_source(checked: CheckedInput, plan: ModelPlan, folder: Path) -> str:
+    """Return the digest of an input as a job's metadata has it; all rows are read for it.
+
+    Args:
+        checked: The input, which can be read again.
+        plan: Of the job.
+        folder: Where a temporary file may go.
+    """
+    options = plan.options
+    with contextlib.ExitStack() as stack:
+        occurrences = None
+        if options.dedupe:
+            normal_form = plan.embedder.normal_form
+            occurrences = stack.enter_context(FirstOccurrences(folder, normal_form))
+        reader = stack.enter_context(read_rows(checked))
+        tasks = plan_parts(reader, options.checkpoint_interval, occurrences, keep_texts=False)
+        return digest_input(task.rows_digest for task in tasks)
+
+
+def find_differences(plan: ModelPlan, metadata: Mapping[str, object]) -> list[str]:
+    """Return in words what of a job is not as in the metadata of finished outputs."""
+    differences = []
+    for key, wanted in json.loads(json.dumps(plan.description)).items():
+        if metadata.get(key) != wanted:
+            differences.append(f"{key} is {wanted!r:.60}, was {metadata.get(key)!r:.60}")
+    return differences
 
 
 def other_outputs(folder: Path, model: str, difference: str) -> OtherJobError:
@@ -165,17 +208,25 @@ def other_outputs(folder: Path, model: str, difference: str) -> OtherJobError:
     )
 
 
-def write_model(journal: Journal, folder: Path, plan: ModelPlan) -> list[Path]:
+def write_model(
+    journal: Journal, folder: Path, plan: ModelPlan, id_field: str | None = None
+) -> list[Path]:
     """Put a model's parts together as its outputs.
+
+    Args:
+        journal: Of the parts.
+        folder: Where the outputs go.
+        plan: What was computed.
+        id_field: The field that holds a row's id; None if rows have none.
 
     Raises:
         OSError: If they cannot be written.
     """
     parts = [journal.part_path(line.part) for line in journal.lines]
-    return write_outputs(parts, folder, plan_outputs(plan, parts))
+    return write_outputs(parts, folder, plan_outputs(plan, parts, id_field))
 
 
-def plan_outputs(plan: ModelPlan, parts: Sequence[Path]) -> OutputPlan:
+def plan_outputs(plan: ModelPlan, parts: Sequence[Path], id_field: str | None = None) -> OutputPlan:
     """Return what is to be written of a model's parts."""
     return OutputPlan(
         model=plan.model,
@@ -185,6 +236,8 @@ def plan_outputs(plan: ModelPlan, parts: Sequence[Path]) -> OutputPlan:
         vocabulary_size=_vocabulary_size(plan.embedder),
         dtype=plan.options.dtype,
         formats=plan.options.formats,
+        id_field=id_field,
+        with_texts=plan.options.with_texts,
     )
 
 
@@ -211,6 +264,7 @@ def write_description(
         "truncated": totals.truncated,
         "computing_seconds": totals.seconds,
         "tokens_per_second": totals.tokens / totals.seconds if totals.seconds else 0.0,
+        "id_field": facts.id_field,
         "resumed_rows": facts.resumed,
         "dead_workers": facts.deaths,
         "workers": options.max_workers,

@@ -72,7 +72,7 @@ def estimate_model(checked: CheckedInput, output: Path, plan: ModelPlan) -> Esti
     lengths = plan.embedder.measure(texts, role=plan.options.role)
     sampled_tokens = sum(length.tokens for length in lengths)
     chosen = sample[:: max(1, len(sample) // _COMPUTED)]
-    seconds_per_token, bytes_per_row = _try(plan, chosen)
+    seconds_per_token, bytes_per_row = _try(plan, chosen, checked.options.id_field)
     truncated = sum(length.truncated for length in lengths) / max(len(lengths), 1)
     estimated = Estimate(
         model=plan.model,
@@ -116,7 +116,7 @@ def _count_rows(reader: RowReader, rows: int, total_bytes: int | None) -> int | 
     return rows
 
 
-def _try(plan: ModelPlan, rows: Sequence[Row]) -> tuple[float, float]:
+def _try(plan: ModelPlan, rows: Sequence[Row], id_field: str | None) -> tuple[float, float]:
     """Compute some rows; return the seconds of a token and the bytes of a row in all files."""
     if not rows:
         return 0.0, 0.0
@@ -128,10 +128,12 @@ def _try(plan: ModelPlan, rows: Sequence[Row]) -> tuple[float, float]:
     embeddings = embedder.encode(texts, role=role, heads=plan.heads)
     seconds = time.perf_counter() - begun
     tokens = max(1, embedder.stats().tokens - before)
-    return seconds / tokens, _measure_files(plan, rows, embeddings) / len(rows)
+    return seconds / tokens, _measure_files(plan, rows, embeddings, id_field) / len(rows)
 
 
-def _measure_files(plan: ModelPlan, rows: Sequence[Row], embeddings: Embeddings) -> int:
+def _measure_files(
+    plan: ModelPlan, rows: Sequence[Row], embeddings: Embeddings, id_field: str | None
+) -> int:
     """Return the bytes of some rows' part and outputs, by writing them to a temporary folder."""
     renumbered = [Row(place, row.text, None, row.fields) for place, row in enumerate(rows)]
     (task,) = plan_parts(renumbered, len(renumbered), None)
@@ -140,6 +142,6 @@ def _measure_files(plan: ModelPlan, rows: Sequence[Row], embeddings: Embeddings)
         part_file = Path(folder) / part_name(0)
         part_file.write_bytes(part_to_bytes(part))
         outputs = write_outputs(
-            [part_file], Path(folder) / "outputs", plan_outputs(plan, [part_file])
+            [part_file], Path(folder) / "outputs", plan_outputs(plan, [part_file], id_field)
         )
         return sum(file.stat().st_size for file in [part_file, *outputs])

@@ -34,11 +34,13 @@ from unified_embeddings.bulk.input_files import (
 from unified_embeddings.bulk.parquet_records import count_parquet_rows, read_parquet
 from unified_embeddings.bulk.records import (
     Record,
+    is_json_map,
     read_json_array,
     read_json_lines,
+    read_json_map,
     read_text_lines,
 )
-from unified_embeddings.bulk.rows import InputFormat, InputOptions
+from unified_embeddings.bulk.rows import TEXT_FIELDS, InputFormat, InputOptions
 from unified_embeddings.errors import InputError
 from unified_embeddings.validation import check_is_list
 
@@ -95,7 +97,7 @@ class FilePart(InputPart):
             blocks = read_blocks(CountingHandle(handle, position), options.compression)
             file_format: InputFormat = file.format
             if file_format == "json" and options.format is None:
-                file_format, blocks = _array_or_lines(blocks)
+                file_format, blocks = _find_json_kind(blocks, options)
             yield from _read_records(file_format, blocks, options, self.name)
 
     def _read_parquet(self, options: InputOptions, position: Position) -> Generator[PlacedValue]:
@@ -199,6 +201,9 @@ def _read_records(
     elif file_format == "json":
         piece = "element"
         records = read_json_array(blocks, options.max_row_bytes)
+    elif file_format == "json-map":
+        piece = "entry"
+        records = read_json_map(blocks, options.max_row_bytes)
     elif file_format == "txt":
         records = read_text_lines(blocks, options.max_row_bytes)
     else:
@@ -208,10 +213,16 @@ def _read_records(
         yield f"{name}, {piece} {number}", value
 
 
-def _array_or_lines(blocks: Iterator[bytes]) -> tuple[InputFormat, Iterator[bytes]]:
-    """Tell whether a .json file holds an array, or JSON lines as many do."""
+def _find_json_kind(
+    blocks: Iterator[bytes], options: InputOptions
+) -> tuple[InputFormat, Iterator[bytes]]:
+    """Tell whether a .json file holds an array, one object of rows, or JSON lines as many do."""
     beginning, blocks = _look_at_beginning(blocks)
-    return ("jsonl" if beginning.startswith(b"{") else "json"), blocks
+    if not beginning.startswith(b"{"):
+        return "json", blocks
+    text_fields = TEXT_FIELDS if options.text_field is None else (options.text_field,)
+    is_map = is_json_map(beginning, frozenset(name.casefold() for name in text_fields))
+    return ("json-map" if is_map else "jsonl"), blocks
 
 
 def _guess_format(blocks: Iterator[bytes]) -> tuple[InputFormat, Iterator[bytes]]:

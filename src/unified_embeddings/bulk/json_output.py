@@ -55,7 +55,7 @@ class JsonLinesFile:
     def __init__(self, path: Path, model: str, *, with_colbert: bool) -> None:
         self.path = path
         self._file = path.open("wb", buffering=2**20)
-        self._model = f'"model": {_to_json(model)}'
+        self._model = f'"model": {to_json(model)}'
         self._with_colbert = with_colbert
 
     def append(self, block: RowBlock) -> None:
@@ -63,11 +63,11 @@ class JsonLinesFile:
         for position, record in enumerate(block.records):
             parts = []
             if record.fields:
-                parts.append(_to_json(rename_fields(record.fields))[1:-1])
+                parts.append(to_json(rename_fields(record.fields))[1:-1])
             parts += self._vectors(block, position)
             parts.append(self._model)
             if not block.is_embedded[position]:
-                parts.append(f'"error": {_to_json(record.problem)}')
+                parts.append(f'"error": {to_json(record.problem)}')
             line = "{" + ", ".join(parts) + "}\n"
             self._file.write(line.encode())
 
@@ -78,18 +78,18 @@ class JsonLinesFile:
         if block.dense is not None:
             numbers = "null"
             if is_embedded:
-                numbers = _list_numbers(block.dense[position], row)
+                numbers = list_numbers(block.dense[position], row)
             parts.append(f'"embedding": {numbers}')
         if block.sparse is not None:
             pair = "null"
             if is_embedded:
                 indices, values = block.sparse[position]
-                pair = f'{{"indices": {indices.tolist()}, "values": {_list_numbers(values, row)}}}'
+                pair = f'{{"indices": {indices.tolist()}, "values": {list_numbers(values, row)}}}'
             parts.append(f'"sparse": {pair}')
         if block.colbert is not None and self._with_colbert:
             rows = "null"
             if is_embedded:
-                vectors = [_list_numbers(vector, row) for vector in block.colbert[position]]
+                vectors = [list_numbers(vector, row) for vector in block.colbert[position]]
                 rows = f"[{', '.join(vectors)}]"
             parts.append(f'"colbert": {rows}')
         return parts
@@ -99,13 +99,38 @@ class JsonLinesFile:
         self._file.close()
 
 
+class RowsFile:
+    """JSON lines of the rows besides their vectors: line k belongs to row k of an array.
+
+    Args:
+        path: The file, which is created or emptied.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb", buffering=2**20)
+
+    def append(self, block: RowBlock) -> None:
+        """Write a block's rows, each with its number and what is kept of it."""
+        for position, record in enumerate(block.records):
+            line: dict[str, object] = {"row": block.first_row + position}
+            line["fields"] = dict(record.fields)
+            if not block.is_embedded[position]:
+                line["error"] = record.problem
+            self._file.write(f"{to_json(line)}\n".encode())
+
+    def close(self) -> None:
+        """Finish the file. Idempotent."""
+        self._file.close()
+
+
 def failure_line(row: int, problem: str, models: list[str], fields: Mapping[str, object]) -> bytes:
     """Return the line that tells of a failed row."""
     line = {"row": row, "problem": problem, "models": models, "fields": dict(fields)}
-    return f"{_to_json(line)}\n".encode()
+    return f"{to_json(line)}\n".encode()
 
 
-def _to_json(value: object) -> str:
+def to_json(value: object) -> str:
     """Return JSON that can be encoded, with escapes only where there is no other way."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
@@ -115,7 +140,7 @@ def _to_json(value: object) -> str:
     return text
 
 
-def _list_numbers(numbers: FloatArray, row: int) -> str:
+def list_numbers(numbers: FloatArray, row: int) -> str:
     """Return a JSON list from which the same float32 or float16 numbers come back."""
     if not np.isfinite(numbers).all():
         raise PartFileError(f"the vectors of row {row} are not finite numbers")

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from unified_embeddings.bulk.batch_output import LayoutCheck
 from unified_embeddings.bulk.completion import (
     ModelPlan,
     RunFacts,
+    digest_source,
     find_finished,
     other_outputs,
     write_description,
@@ -34,12 +36,12 @@ from unified_embeddings.bulk.planning import (
     FirstOccurrences,
     PartTask,
     UniqueIds,
-    digest_input,
     plan_parts,
 )
 from unified_embeddings.bulk.pools import Pool, open_pool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
+from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, is_layout
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder
 from unified_embeddings.system.signals import hold_interrupts
 
@@ -75,6 +77,7 @@ class ModelRun:
         self._writer: CollectionWriter | None = None
         self._reader: RowReader | None = None
         self._total_bytes: int | None = None
+        self._id_field: str | None = None
 
     def run(self, job: JobFolder, checked: CheckedInput) -> ModelReport:
         """Compute what is missing, and write the outputs.
@@ -85,6 +88,7 @@ class ModelRun:
             OSError: If the disk is full.
         """
         self._began = time.perf_counter()
+        self._id_field = checked.options.id_field
         name = safe_file_name(self._plan.model)
         if not job.has_parts(name):
             finished = self._find_finished(job.folder, checked)
@@ -94,6 +98,7 @@ class ModelRun:
             if self._plan.options.retry_failed:
                 journal.forget([line.part for line in journal.lines if line.failed])
             self._total_bytes = checked.description.total_bytes
+            self._check_rows_first(journal, checked)
             self._reader = read_rows(checked)
             with self._open_collection(journal):
                 self._compute(journal, self._reader)
@@ -114,12 +119,7 @@ class ModelRun:
         # What a collection holds by now, and an input that can be read once, cannot be compared.
         if finished is None or options.collection is not None or not checked.is_repeatable:
             return None
-        with contextlib.ExitStack() as stack:
-            occurrences = self._open_occurrences(stack, folder)
-            reader = stack.enter_context(read_rows(checked))
-            tasks = plan_parts(reader, options.checkpoint_interval, occurrences, keep_texts=False)
-            digest = digest_input(task.rows_digest for task in tasks)
-        if digest != finished.input_digest:
+        if digest_source(checked, self._plan, folder) != finished.input_digest:
             raise other_outputs(folder, model, "its input was another, or has changed")
         return ModelReport(
             model=model,
@@ -139,16 +139,12 @@ class ModelRun:
     def _compute(self, journal: Journal, rows: Iterable[Row]) -> None:
         """Compute the parts that the journal does not have."""
         options = self._plan.options
-        has_collection = options.collection is not None
         with contextlib.ExitStack() as stack:
-            id_field = options.input.id_field
-            if has_collection and id_field is not None:
-                rows = stack.enter_context(UniqueIds(journal.folder, id_field)).check(rows)
             tasks = plan_parts(
-                rows,
+                self._check_rows(rows, stack, journal.folder),
                 options.checkpoint_interval,
                 self._open_occurrences(stack, journal.folder),
-                keep_texts=has_collection,
+                keep_texts=options.keeps_texts,
             )
             pending: dict[int, PartTask] = {}
             missing = self._skip_finished(journal, tasks, pending)
@@ -158,6 +154,34 @@ class ModelRun:
             pool = stack.enter_context(open_pool(self._plan, journal.folder, self._make))
             self._compute_missing(journal, pool, _chain(first, missing), pending)
             self._runtime, self._deaths = pool.runtime, pool.deaths
+
+    def _check_rows_first(self, journal: Journal, checked: CheckedInput) -> None:
+        """Read all rows once if a later one may be refused, so that hours are not lost by it."""
+        if not checked.is_repeatable or not self._has_checks:
+            return
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(read_rows(checked))
+            for _ in self._check_rows(reader, stack, journal.folder):
+                pass
+
+    @property
+    def _has_checks(self) -> bool:
+        options = self._plan.options
+        return options.unique_ids or any(is_layout(name) for name in options.formats)
+
+    def _check_rows(
+        self, rows: Iterable[Row], stack: contextlib.ExitStack, folder: Path
+    ) -> Iterable[Row]:
+        """Yield the rows; refuse those that cannot go where their vectors go."""
+        options, id_field = self._plan.options, self._id_field
+        if id_field is not None and (options.unique_ids or options.collection is not None):
+            rows = stack.enter_context(UniqueIds(folder, id_field)).check(rows)
+        for name in LAYOUT_NAMES:
+            if name in options.formats:
+                rows = stack.enter_context(
+                    LayoutCheck(folder, name, id_field, with_texts=options.with_texts)
+                ).check(rows)
+        return rows
 
     def _compute_missing(
         self, journal: Journal, pool: Pool, tasks: Iterator[PartTask], pending: dict[int, PartTask]
@@ -286,12 +310,13 @@ class ModelRun:
         """Put the parts together as the outputs."""
         self._tell(journal, "writing")
         totals = journal.totals
-        files = write_model(journal, folder, self._plan)
+        files = write_model(journal, folder, self._plan, self._id_field)
         facts = RunFacts(
             seconds=time.perf_counter() - self._began,
             resumed=self._resumed,
             deaths=self._deaths,
             runtime=self._runtime,
+            id_field=self._id_field,
         )
         metadata = write_description(journal, folder, files, self._plan, facts)
         return ModelReport(

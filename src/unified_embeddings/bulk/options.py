@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from unified_embeddings.bulk.file_names import require_different_names
 from unified_embeddings.bulk.parquet_output import import_pyarrow
 from unified_embeddings.bulk.rows import InputOptions
+from unified_embeddings.bulk.upsert_layouts import is_layout
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.catalogue import spec_for
@@ -22,8 +23,10 @@ from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HEAD_NAMES, HeadName, Role
 from unified_embeddings.validation import require_whole_number
 
-Format: TypeAlias = Literal["npy", "jsonl", "parquet"]
-FORMATS: tuple[Format, ...] = ("npy", "jsonl", "parquet")
+Format: TypeAlias = Literal[
+    "npy", "jsonl", "parquet", "rows", "chroma", "pinecone", "pinecone-documents", "qdrant"
+]
+FORMATS: tuple[Format, ...] = get_args(Format)
 _KNOWN: dict[str, tuple[str, ...]] = {
     "heads": HEAD_NAMES,
     "formats": FORMATS,
@@ -67,6 +70,9 @@ class BulkOptions:
         prefix: Put before each text in place of the model's own; None takes the model's.
         dtype: Of dense and ColBERT vectors.
         formats: Of the outputs.
+        with_texts: Whether the outputs for other stores (`upsert_layouts`) hold the texts.
+        unique_ids: Whether rows with the id of an earlier row are refused. Outputs for other
+            stores and collections refuse them in any case.
         checkpoint_interval: Rows of a part: what a crash loses at most, for each worker.
         batch_size: The most rows of one call of the model; None lets `batch_tokens` decide.
         batch_tokens: The most tokens of a forward pass.
@@ -92,6 +98,8 @@ class BulkOptions:
     prefix: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
     formats: tuple[Format, ...] = ("npy", "jsonl")
+    with_texts: bool = True
+    unique_ids: bool = False
     checkpoint_interval: int = 256
     batch_size: int | None = None
     batch_tokens: int = 4096
@@ -132,6 +140,12 @@ class BulkOptions:
             raise InputError(f"formats: name some of {', '.join(FORMATS)}")
         if "parquet" in self.formats:
             import_pyarrow()  # Raises now if it is missing, and not once the work is done.
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Return whether the parts hold the texts besides the vectors."""
+        has_layouts = any(is_layout(name) for name in self.formats)
+        return self.collection is not None or (has_layouts and self.with_texts)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ writes them all. What does not: a format's content (`array_files`, `json_output`
     MODEL.colbert.npy             all ColBERT vectors (t, d), one text after the other
     MODEL.colbert.offsets.npy     int64 (n + 1,): where each text starts in it
     MODEL.jsonl, MODEL.parquet    a row each with its fields and vectors
+    MODEL.rows.jsonl              a row each with its fields, without vectors
+    MODEL.chroma.jsonl, ...       batches for another store (`upsert_layouts`)
     MODEL.metadata.json           document 004's fields and more
     failed.jsonl                  the rows without vectors, over all models
 
@@ -28,19 +30,22 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from unified_embeddings.bulk.array_files import ArrayFile, RaggedFile, write_csr
+from unified_embeddings.bulk.batch_output import BatchFile
 from unified_embeddings.bulk.failures import collect_failures
 from unified_embeddings.bulk.file_names import safe_file_name
-from unified_embeddings.bulk.json_output import JsonLinesFile, failure_line
+from unified_embeddings.bulk.json_output import JsonLinesFile, RowsFile, failure_line
 from unified_embeddings.bulk.parquet_output import ColumnTypes, ParquetOutput, import_pyarrow
 from unified_embeddings.bulk.parts import PartFileError, read_part
 from unified_embeddings.bulk.row_blocks import VectorFiles, build_block
+from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, LayoutName, make_layout
 from unified_embeddings.errors import InputError
 from unified_embeddings.system.files import publish_file, replace_file, scratch_folder
 from unified_embeddings.types import HeadName
 
-OutputFormat: TypeAlias = Literal["npy", "jsonl", "parquet"]
-OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("npy", "jsonl", "parquet")
+OutputFormat: TypeAlias = Literal["npy", "jsonl", "parquet", "rows"] | LayoutName
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("npy", "jsonl", "parquet", "rows", *LAYOUT_NAMES)
 FAILED_FILE = "failed.jsonl"
+RowOutput: TypeAlias = JsonLinesFile | ParquetOutput | RowsFile | BatchFile
 _GROUP_BYTES = 32 * 2**20
 
 
@@ -57,6 +62,8 @@ class OutputPlan:
         dtype: "float32" or "float16", of dense and ColBERT vectors.
         formats: "npy" stands for all files of arrays.
         colbert_in_rows: Whether JSON lines and Parquet hold ColBERT vectors too.
+        id_field: The field that holds a row's id, for other stores; None if rows have none.
+        with_texts: Whether other stores get the texts, which the parts then hold.
     """
 
     model: str
@@ -67,6 +74,8 @@ class OutputPlan:
     dtype: str = "float32"
     formats: tuple[OutputFormat, ...] = ("npy",)
     colbert_in_rows: bool = False
+    id_field: str | None = None
+    with_texts: bool = True
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.formats) - set(OUTPUT_FORMATS))
@@ -145,11 +154,22 @@ class _Writer:
         self._colbert_width = plan.colbert_dimension or plan.dimension
         self._sparse_path = scratch / f"{name}.sparse.npz"
         self._vectors = self._open_vectors(scratch, name, files)
-        self._row_files: list[JsonLinesFile | ParquetOutput] = []
+        self._row_files: list[RowOutput] = []
         if "jsonl" in plan.formats:
             path = scratch / f"{name}.jsonl"
             lines = JsonLinesFile(path, plan.model, with_colbert=plan.colbert_in_rows)
             self._add_row_file(lines, files)
+        if "rows" in plan.formats:
+            self._add_row_file(RowsFile(scratch / f"{name}.rows.jsonl"), files)
+        for layout in LAYOUT_NAMES:
+            if layout in plan.formats:
+                batches = BatchFile(
+                    scratch / f"{name}.{layout}.jsonl",
+                    make_layout(layout),
+                    plan.id_field,
+                    with_texts=plan.with_texts,
+                )
+                self._add_row_file(batches, files)
         if "parquet" in plan.formats:
             table = ParquetOutput(
                 scratch / f"{name}.parquet",
@@ -160,9 +180,7 @@ class _Writer:
             )
             self._add_row_file(table, files)
 
-    def _add_row_file(
-        self, file: JsonLinesFile | ParquetOutput, files: contextlib.ExitStack
-    ) -> None:
+    def _add_row_file(self, file: RowOutput, files: contextlib.ExitStack) -> None:
         files.callback(file.close)
         self._row_files.append(file)
         self.finished.append(file.path)

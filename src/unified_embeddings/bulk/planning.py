@@ -113,13 +113,20 @@ class UniqueIds:
     Args:
         folder: Where the temporary file goes.
         id_field: The field that holds a row's id.
+        final_id: Returns the id that a row gets where the vectors go; two ids of rows may become
+            one there. None takes the row's own.
     """
 
-    def __init__(self, folder: Path, id_field: str) -> None:
+    def __init__(
+        self, folder: Path, id_field: str, *, final_id: Callable[[Row], object] | None = None
+    ) -> None:
         self._id_field = id_field
+        self._final_id = final_id
         self._exit = contextlib.ExitStack()
         self._database = self._exit.enter_context(_scratch_database(folder))
-        self._database.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+        self._database.execute(
+            "CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER, place TEXT) WITHOUT ROWID"
+        )
 
     def __enter__(self) -> UniqueIds:
         return self
@@ -142,19 +149,22 @@ class UniqueIds:
 
     def _add(self, row: Row) -> None:
         value = row.fields.get(self._id_field)
-        content = json.dumps(value, sort_keys=True).encode()
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        key = value if self._final_id is None else self._final_id(row)
+        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).digest()
+        place = row.place.encode("utf-8", "replace").decode()
         with _disk_errors():
             added = self._database.execute(
-                "INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number)
+                "INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", (digest, row.number, place)
             )
         if added.rowcount:
             return
-        (first,) = self._database.execute("SELECT row FROM ids WHERE id = ?", (digest,)).fetchone()
+        first, first_place = self._database.execute(
+            "SELECT row, place FROM ids WHERE id = ?", (digest,)
+        ).fetchone()
         raise InputError(
-            f"rows {first} and {row.number} have the same {self._id_field}, {value!r:.60}, and "
-            "would replace each other in the collection. Give an id field that tells rows "
-            "apart, or none: then a row's number is its id"
+            f"rows {first} and {row.number} have the same {self._id_field}, {value!r:.60} "
+            f"({first_place}; {place}), and would replace each other where their vectors go. Give "
+            "an id field that tells rows apart, or none: then a row's number is its id"
         )
 
 

@@ -1,4 +1,4 @@
-"""JSON lines, JSON arrays, delimited files and text files as records, one at a time.
+"""JSON lines, arrays and objects, and text files as records, one at a time.
 
 What lives here: where a record begins and ends, and its values as they are written. What does not:
 which value is the text (`rows`), Parquet (`parquet_records`), bytes (`byte_streams`).
@@ -9,6 +9,7 @@ one can be found, since the file is cut off, reading raises.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -178,11 +179,13 @@ class Nesting:
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_SCALAR = re.compile(rb"[^,\]\s]*")
+_SCALAR = re.compile(rb"[^,\]}\s]*")
 
 
 class _ArrayReader:
     """The elements of one JSON array, from blocks."""
+
+    _end = b"]"
 
     def __init__(self, blocks: Iterator[bytes], longest: int) -> None:
         self._blocks = blocks
@@ -217,7 +220,9 @@ class _ArrayReader:
         if not mark:
             return DamagedStreamError(f"it is cut off after element {number}")
         shown = mark.decode("utf-8", "replace")
-        return DamagedStreamError(f'there is {shown!r} after element {number}, not "," or "]"')
+        return DamagedStreamError(
+            f'there is {shown!r} after element {number}, not "," or "{self._end.decode()}"'
+        )
 
     def _next_byte(self) -> bytes:
         """Pass over white space, and return the byte after it without taking it."""
@@ -279,3 +284,99 @@ def read_json_array(blocks: Iterator[bytes], longest: int) -> Iterator[Record]:
         UnusableStreamError: If it is not an array.
     """
     return _ArrayReader(blocks, longest).read()
+
+
+# --- JSON objects of rows -----------------------------------------------------------------------
+
+
+class _MapReader(_ArrayReader):
+    """The entries of one JSON object, from blocks.
+
+    Attributes:
+        keys: Those that were read so far.
+    """
+
+    _end = b"}"
+
+    def __init__(self, blocks: Iterator[bytes], longest: int) -> None:
+        super().__init__(blocks, longest)
+        self.keys: list[str] = []
+
+    def read(self) -> Iterator[Record]:
+        if self._next_byte() != b"{":
+            raise UnusableStreamError('it is not a JSON object of rows: it does not begin with "{"')
+        self._position += 1
+        number = 0
+        if self._next_byte() == self._end:
+            self._position += 1
+        else:
+            while True:
+                number += 1
+                yield number, self._read_entry(number)
+                mark = self._next_byte()
+                self._position += 1
+                if mark == self._end:
+                    break
+                if mark != b",":
+                    raise self._failure(mark, number)
+        if self._next_byte():
+            raise DamagedStreamError(f"something follows the end of the object (entry {number})")
+
+    def _read_entry(self, number: int) -> object:
+        key = self._read_element(number)
+        if isinstance(key, str):
+            self.keys.append(key)
+        mark = self._next_byte()
+        self._position += 1
+        if mark != b":":
+            raise DamagedStreamError(f'there is no ":" after the key of entry {number}')
+        value = self._read_element(number)
+        if isinstance(key, Unreadable) or isinstance(value, Unreadable):
+            return key if isinstance(key, Unreadable) else value
+        return _to_row(key, value)
+
+
+def _to_row(key: object, value: object) -> object:
+    """Return an entry of an object of rows as a row that has its key as "id"."""
+    if not isinstance(key, str):
+        return Unreadable("has a key that is not a text")
+    if isinstance(value, str):
+        return {"id": key, "text": value}
+    if not isinstance(value, dict):
+        return Unreadable(
+            f"the key {key!r:.60} has neither a text nor an object with fields. An object of rows "
+            "maps each id to its text or its fields; if the rows are a list within this object, "
+            "save that list alone"
+        )
+    if value.get("id", key) != key:
+        return Unreadable(f"the key {key!r:.60} has the field 'id' with another value")
+    return {"id": key, **value}
+
+
+def read_json_map(blocks: Iterator[bytes], longest: int) -> Iterator[Record]:
+    """Read the entries of a JSON object: id → text, or id → fields, as rows with "id".
+
+    Raises:
+        DamagedStreamError: If it is cut off, or two entries are not separated.
+        UnusableStreamError: If it is not an object.
+    """
+    return _MapReader(blocks, longest).read()
+
+
+def is_json_map(beginning: bytes, text_fields: frozenset[str]) -> bool:
+    """Tell whether what begins with "{" is one object of rows, and not JSON lines.
+
+    JSON lines go on after the first object, or that object is a row: it has a field for the text.
+
+    Args:
+        beginning: The first block, from the bracket on.
+        text_fields: Names of fields for the text, casefolded.
+    """
+    end = Nesting().find_end(beginning)
+    if end is not None and beginning[end:].strip():
+        return False
+    reader = _MapReader(iter([beginning]), len(beginning))
+    with contextlib.suppress(DamagedStreamError):  # It is cut off where the block ends.
+        for _ in reader.read():
+            pass
+    return not any(key.casefold() in text_fields for key in reader.keys)

@@ -21,7 +21,7 @@ import numpy as np
 
 from unified_embeddings.errors import InputError
 
-InputFormat: TypeAlias = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt"]
+InputFormat: TypeAlias = Literal["jsonl", "json", "json-map", "csv", "tsv", "parquet", "txt"]
 Compression: TypeAlias = Literal["none", "gzip", "zstd"]
 
 TEXT_FIELDS = (
@@ -36,6 +36,9 @@ TEXT_FIELDS = (
 )
 """Where a text is looked for, in this order, if the caller names no field."""
 
+ID_FIELD = "id"
+"""The field that tells rows apart, where the caller asks to look for one."""
+
 _MIB = 2**20
 
 
@@ -47,6 +50,8 @@ class InputOptions:
         text_field: The field that holds the text; None looks for one of TEXT_FIELDS in the first
             rows. Lines of a text file and bare strings have no fields.
         id_field: A field that each row must have, always kept; None if rows need none.
+        find_id: Whether a field "id" that each of the first rows has is the id field, if none is
+            named.
         keep_fields: The fields to keep; None keeps all but the text.
         format: The format of all files; None goes by each file's extension. In a folder, files
             of any name are read if it is given, but those that begin with "_" or ".".
@@ -58,6 +63,7 @@ class InputOptions:
 
     text_field: str | None = None
     id_field: str | None = None
+    find_id: bool = False
     keep_fields: tuple[str, ...] | None = None
     format: InputFormat | None = None
     compression: Compression | None = None

@@ -23,6 +23,7 @@ from unified_embeddings.cli import (
     evaluate,
     export_onnx,
     index,
+    migrate_vectors,
     models,
     optimize,
     ping,
@@ -61,6 +62,7 @@ app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
 app.command("stats")(stats.stats)
 app.command("doctor")(doctor.doctor)
+app.command("migrate-vectors", cls=migrate_vectors.HyphenCommand)(migrate_vectors.migrate_vectors)
 
 
 @app.command(

@@ -225,13 +225,13 @@ def embed(
 
     if engine == "ray":
         engine, runner = "auto", "ray"
-    given = _choose_input(source, input_file, models or [])
+    given = choose_input(source, input_file, models or [])
     if output is None:
         raise InputError("name the folder of the outputs with --output")
-    kept = None if keep_fields is None else tuple(_split(keep_fields, "--keep-fields"))
+    kept = None if keep_fields is None else tuple(split_names(keep_fields, "--keep-fields"))
     options = BulkOptions(
         models=models or ["bge-m3"],
-        heads=_read_heads(heads),
+        heads=read_heads(heads),
         role=role,
         prefix=prefix,
         dtype=dtype,
@@ -240,7 +240,7 @@ def embed(
         batch_size=batch_size,
         batch_tokens=batch_tokens,
         max_workers=max_workers,
-        devices=tuple(_split(device, "--device")),
+        devices=tuple(split_names(device, "--device")),
         dedupe=dedupe,
         fail_fast=fail_fast,
         retry_failed=retry_failed,
@@ -286,9 +286,16 @@ def _run_job(
             raise typer.Exit(1)  # As `index` does: what could be done is done, and some is missing.
 
 
-def _choose_input(source: str | None, input_file: str | None, models: list[str]) -> str:
+def choose_input(
+    source: str | None, input_file: str | None, models: list[str], *, flag: str = "--input-file"
+) -> str:
+    """Return the input, given as an argument or with a flag.
+
+    Raises:
+        InputError: If it is given twice or not at all.
+    """
     if source is not None and input_file is not None:
-        raise InputError("INPUT and --input-file are the same; give one of them")
+        raise InputError(f"INPUT and {flag} are the same; give one of them")
     given = source if source is not None else input_file
     if given is None:
         hint = ""
@@ -314,15 +321,25 @@ def _choose_collection(
     return CollectionTarget(name=name, path=path or shared.DEFAULT_PATH)
 
 
-def _split(text: str, flag: str) -> list[str]:
+def split_names(text: str, flag: str) -> list[str]:
+    """Return the names in a flag's value, which commas separate.
+
+    Raises:
+        InputError: If there is none.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise InputError(f"{flag} {text!r} names nothing")
     return parts
 
 
-def _read_heads(text: str) -> tuple[HeadName, ...]:
-    names = _split(text, "--heads")
+def read_heads(text: str) -> tuple[HeadName, ...]:
+    """Return the heads that `--heads` names, in the usual order.
+
+    Raises:
+        InputError: If one is unknown.
+    """
+    names = split_names(text, "--heads")
     for name in names:
         if name not in HEAD_NAMES:
             raise InputError(f"--heads {name!r}: expected {', '.join(HEAD_NAMES)}")
@@ -330,7 +347,7 @@ def _read_heads(text: str) -> tuple[HeadName, ...]:
 
 
 def _read_formats(text: str) -> tuple[Literal["npy", "jsonl", "parquet"], ...]:
-    names = _split(text, "--format")
+    names = split_names(text, "--format")
     chosen: list[Literal["npy", "jsonl", "parquet"]] = []
     for name in names:
         if name == "npy" or name == "numpy":

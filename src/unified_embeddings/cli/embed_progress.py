@@ -178,6 +178,9 @@ def _failures_file(report: ModelReport) -> str:
     """Return where the failures are listed: beside the outputs."""
     from unified_embeddings.bulk.output import FAILED_FILE
 
+    for file in report.files:
+        if str(file).endswith(FAILED_FILE):
+            return str(file)
     last = report.files[-1]
     if isinstance(last, Path):
         return str(last.with_name(FAILED_FILE))
