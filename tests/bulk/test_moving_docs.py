@@ -18,9 +18,9 @@ from pinecone_server import running_pinecone
 
 from command import environment
 from unified_embeddings import UnifiedEmbeddingConfig
+from unified_embeddings.bulk.chroma_layout import ChromaLayout
 from unified_embeddings.bulk.pinecone_layout import PineconeLayout
 from unified_embeddings.bulk.qdrant_layout import QdrantLayout
-from unified_embeddings.bulk.upsert_layouts import ChromaLayout
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "moving.md"
