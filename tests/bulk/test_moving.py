@@ -237,10 +237,13 @@ class TestIds:
         assert names_in(tmp_path) == {"texts.json"}
         move(file, tmp_path / "b.jsonl", "pinecone", with_texts=False)
 
-    def test_fields_named_id_are_ids_only_if_all_rows_have_one(self, tmp_path: Path) -> None:
+    def test_a_field_named_id_is_the_id_only_if_all_rows_have_it(self, tmp_path: Path) -> None:
         rows = rows_of(5)
         del rows[2]["id"]
         assert move(rows, tmp_path / "a.npy", "npy").id_field is None
+        for row in rows:
+            row["_id"] = row["text"]
+        assert move(rows, tmp_path / "c.npy", "npy").id_field == "_id"
         moved = move(rows_of(5), tmp_path / "b.npy", "npy", input=InputOptions(id_field="year"))
         assert moved.id_field == "year"
 

@@ -393,7 +393,7 @@ def test_long_names_stay_different() -> None:
 
 
 def test_an_unknown_format_is_named() -> None:
-    with pytest.raises(InputError, match="npy, jsonl, parquet, got pickle"):
+    with pytest.raises(InputError, match=r"npy, jsonl, parquet, .*got pickle"):
         OutputPlan(model="m", heads=("dense",), dimension=2, formats=("pickle",))  # type: ignore[arg-type]
 
 

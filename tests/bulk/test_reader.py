@@ -27,7 +27,7 @@ from unified_embeddings.bulk import byte_streams
 from unified_embeddings.bulk.delimited import read_delimited
 from unified_embeddings.bulk.input_files import describe_input
 from unified_embeddings.bulk.reader import check_input, read_rows
-from unified_embeddings.bulk.records import read_json_array
+from unified_embeddings.bulk.records import Unreadable, read_json_array, read_json_map
 from unified_embeddings.bulk.rows import BrokenInputError, InputOptions, Row
 from unified_embeddings.errors import InputError, MissingExtraError
 
@@ -194,6 +194,62 @@ def test_each_line_of_a_text_file_is_a_row(texts: list[str], tmp_path_factory: A
     if found[:400].count(0) * 3 > len(found[:400]):
         return  # mostly NUL: not text
     assert texts_of(read_rows(path)) == texts
+
+
+@settings(max_examples=200)
+@given(
+    texts=st.dictionaries(st.text(), st.text() | st.dictionaries(st.text(), st.integers())),
+    block=st.integers(1, 9),
+    indent=st.none() | st.integers(0, 3),
+)
+def test_any_object_of_rows_is_read_as_json_reads_it(
+    texts: dict[str, Any], block: int, indent: int | None
+) -> None:
+    content = json.dumps(texts, indent=indent).encode()
+    blocks = (content[start : start + block] for start in range(0, len(content), block))
+    found = [value for _, value in read_json_map(blocks, 10**6)]
+    for (key, value), row in zip(texts.items(), found, strict=True):
+        if isinstance(value, str):
+            assert row == {"id": key, "text": value}
+        elif "id" in value:
+            assert isinstance(row, Unreadable)
+        else:
+            assert row == {"id": key, **value}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"a": "one", "b": "two"}', ["one", "two"]),
+        ('\n {\n"a": "one",\n"b": "two"\n}\n', ["one", "two"]),
+        ('{"a": {"text": "one"}, "b": {"text": "two", "n": 1}}', ["one", "two"]),
+        ('{"text": "one"}', ["one"]),
+        ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        ('{"n": 1, "Text": "one"}\n', ["one"]),
+        (json.dumps({"a": "x" * 3_000_000, "b": "two"}), ["x" * 3_000_000, "two"]),
+        (json.dumps({"n": 1, "text": "x" * 3_000_000}) + '\n{"text": "two"}', None),
+    ],
+)
+def test_a_json_file_holds_one_object_of_rows_or_an_object_a_line(
+    tmp_path: Path, content: str, expected: list[str] | None
+) -> None:
+    path = write(tmp_path / "a.json", content)
+    assert texts_of(read_rows(path)) == (expected or ["x" * 3_000_000, "two"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": "one", "b": "tw', "cut off in element 2"),
+        ('{"a": "one", "b": "two"', "cut off after element 2"),
+        ('{"a": "one" "b": "two"}', 'there is .* after element 1, not "," or "}"'),
+        ('{"a" "one"}', 'no ":" after the key of entry 1'),
+        ('{"documents": [{"text": "one"}]}', "key 'documents' .* save that list alone"),
+    ],
+)
+def test_broken_objects_of_rows(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(read_rows(write(tmp_path / "a.json", content)))
 
 
 def test_what_parquet_holds_is_kept_as_json_can_hold_it(tmp_path: Path) -> None:

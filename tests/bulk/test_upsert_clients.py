@@ -5,9 +5,7 @@ Those of Chroma and Pinecone are large, and installed by hand: `pip install chro
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from moving_texts import DIMENSION, make_fake, move, read_batches, rows_of, vectors_of
+from pinecone_server import Recorded, running_pinecone
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
@@ -83,41 +82,20 @@ class TestChroma:
 
 class TestPinecone:
     @pytest.fixture
-    def requests(self) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
-        """Pinecone's index over a server that answers as theirs does, and what it was asked."""
+    def index(self) -> Iterator[Any]:
+        """Pinecone's client of an index on a server that records, and the record."""
         pinecone = pytest.importorskip("pinecone", reason="Pinecone's client is not installed")
-        asked: list[tuple[str, Any]] = []
+        with running_pinecone() as recorded:
+            yield pinecone.Pinecone(api_key="none").index(host=recorded.host), recorded
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                size = int(self.headers["Content-Length"])
-                assert size <= 2_000_000
-                asked.append((self.path, json.loads(self.rfile.read(size))))
-                answer = b'{"upsertedCount": 1, "upserted_count": 1}'
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = pinecone.Pinecone(api_key="none")
-        yield client.index(host=f"http://127.0.0.1:{server.server_port}"), asked
-        server.shutdown()
-        server.server_close()
-
-    def test_vectors(self, requests: tuple[Any, list[tuple[str, Any]]], tmp_path: Path) -> None:
-        index, asked = requests
+    def test_vectors(self, index: tuple[Any, Recorded], tmp_path: Path) -> None:
+        client, recorded = index
         rows = [*rows_of(1200), {"id": "ä", "text": "odd", "big": 2**60, "nested": {"x": None}}]
         move(rows, tmp_path / "a.jsonl", "pinecone", heads=("dense", "sparse"))
         for batch in read_batches(tmp_path / "a.jsonl"):
-            index.upsert(vectors=batch["vectors"], namespace="notes")
-        assert {path for path, _ in asked} == {"/vectors/upsert"}
-        sent = [vector for _, body in asked for vector in body["vectors"]]
+            client.upsert(vectors=batch["vectors"], namespace="notes")
+        assert {path for path, _ in recorded.requests} == {"/vectors/upsert"}
+        sent = recorded.sent("vectors")
         assert [vector["id"] for vector in sent[:1200]] == [row["id"] for row in rows[:1200]]
         found = np.float32([vector["values"] for vector in sent])
         np.testing.assert_array_equal(found, vectors_of(rows))
@@ -149,13 +127,13 @@ class TestPinecone:
         assert all(len(vector.values) == DIMENSION for vector in vectors)
         assert all(vector.sparse_values.indices for vector in vectors)
 
-    def test_documents(self, requests: tuple[Any, list[tuple[str, Any]]], tmp_path: Path) -> None:
-        index, asked = requests
+    def test_documents(self, index: tuple[Any, Recorded], tmp_path: Path) -> None:
+        client, recorded = index
         rows = rows_of(1200)
         move(rows, tmp_path / "a.jsonl", "pinecone-documents", heads=("dense", "sparse"))
         for batch in read_batches(tmp_path / "a.jsonl"):
-            index.documents.upsert(namespace="notes", documents=batch["documents"])
-        sent = [document for _, body in asked for document in body["documents"]]
+            client.documents.upsert(namespace="notes", documents=batch["documents"])
+        sent = recorded.sent("documents")
         assert [document["_id"] for document in sent] == [row["id"] for row in rows]
         assert sent[3]["tags"] == rows[3]["tags"]
 

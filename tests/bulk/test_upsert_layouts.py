@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 from moving_texts import move, read_batches, rows_of, vectors_of
 
-from unified_embeddings.bulk.upsert_layouts import (
-    LAYOUT_NAMES,
-    LayoutName,
-    LayoutRow,
-    RowVectors,
-    make_layout,
-    stable_uuid,
-)
+from unified_embeddings.bulk.layout_choice import LAYOUT_NAMES, LayoutName, make_layout
+from unified_embeddings.bulk.upsert_layouts import LayoutRow, RowVectors, stable_uuid
 from unified_embeddings.errors import InputError
 
 VECTORS = RowVectors(dense=np.array([0.5, -1.0], np.float32), sparse=None)

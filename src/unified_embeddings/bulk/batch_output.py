@@ -10,16 +10,11 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from unified_embeddings.bulk.layout_choice import LayoutName, make_layout
 from unified_embeddings.bulk.planning import UniqueIds
 from unified_embeddings.bulk.row_blocks import RowBlock
 from unified_embeddings.bulk.rows import Row
-from unified_embeddings.bulk.upsert_layouts import (
-    LayoutName,
-    LayoutRow,
-    RowVectors,
-    UpsertLayout,
-    make_layout,
-)
+from unified_embeddings.bulk.upsert_layouts import LayoutRow, RowVectors, UpsertLayout
 
 
 class BatchFile:

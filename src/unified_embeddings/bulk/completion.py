@@ -17,12 +17,12 @@ from pathlib import Path
 from unified_embeddings._version import __version__
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.job import Journal, OtherJobError
+from unified_embeddings.bulk.layout_choice import LAYOUT_NAMES, make_layout
 from unified_embeddings.bulk.options import DEFAULT_SLICE_ROWS, BulkOptions, choose_heads
 from unified_embeddings.bulk.output import OutputPlan, write_metadata, write_outputs
 from unified_embeddings.bulk.parts import read_part
 from unified_embeddings.bulk.planning import FirstOccurrences, digest_input, plan_parts
 from unified_embeddings.bulk.reader import CheckedInput, read_rows
-from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, make_layout
 from unified_embeddings.bulk.worker import DISK_FULL
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from unified_embeddings.bulk.input_parts import PlacedValue
 from unified_embeddings.bulk.records import Unreadable
 from unified_embeddings.bulk.rows import (
-    ID_FIELD,
+    ID_FIELDS,
     TEXT_FIELDS,
     InputOptions,
     build_row,
@@ -59,7 +59,7 @@ def choose_options(samples: Iterable[Sample], options: InputOptions) -> InputOpt
     empty_names: list[str] = []
     all_fields: dict[str, object] = {}
     has_rows = False
-    all_have_ids = True
+    id_fields = list(ID_FIELDS)
     for sample in samples:
         if not sample.records:
             empty_names.append(sample.name)
@@ -70,7 +70,7 @@ def choose_options(samples: Iterable[Sample], options: InputOptions) -> InputOpt
             options = replace(options, text_field=_find_text_field(sample.name, fields))
         _check_fields(sample, fields, options)
         _check_some_row_is_fine(sample, options)
-        all_have_ids = all_have_ids and _has_ids(sample)
+        id_fields = [name for name in id_fields if _all_have(sample, name)]
         all_fields.update(dict.fromkeys(fields))
     if not has_rows:
         names = ", ".join(name for name in empty_names[:5] if name)
@@ -80,15 +80,15 @@ def choose_options(samples: Iterable[Sample], options: InputOptions) -> InputOpt
             raise InputError(
                 f"the first rows have no field {name!r} to keep; {list_fields(all_fields)}"
             )
-    if options.find_id and options.id_field is None and all_have_ids:
-        options = replace(options, id_field=ID_FIELD)
+    if options.find_id and options.id_field is None and id_fields:
+        options = replace(options, id_field=id_fields[0])
     return options
 
 
-def _has_ids(sample: Sample) -> bool:
-    """Tell whether each row of a sample that can be read has a field "id"."""
+def _all_have(sample: Sample, name: str) -> bool:
+    """Tell whether each row of a sample that can be read has a field."""
     rows = [value for _, value in sample.records if not isinstance(value, Unreadable)]
-    return all(isinstance(row, Mapping) and row.get(ID_FIELD) is not None for row in rows)
+    return all(isinstance(row, Mapping) and row.get(name) is not None for row in rows)
 
 
 def _find_text_field(name: str, fields: Mapping[str, object]) -> str:

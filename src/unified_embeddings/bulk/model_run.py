@@ -26,6 +26,7 @@ from unified_embeddings.bulk.completion import (
 from unified_embeddings.bulk.destination import has_output
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.job import JobFolder, Journal, OtherJobError, PartLine
+from unified_embeddings.bulk.layout_choice import LAYOUT_NAMES, is_layout
 from unified_embeddings.bulk.options import (
     InterruptedJobError,
     ModelReport,
@@ -41,7 +42,6 @@ from unified_embeddings.bulk.planning import (
 from unified_embeddings.bulk.pools import Pool, open_pool
 from unified_embeddings.bulk.reader import CheckedInput, RowReader, read_rows
 from unified_embeddings.bulk.rows import Row
-from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, is_layout
 from unified_embeddings.bulk.worker import Finished, MakeEmbedder
 from unified_embeddings.system.signals import hold_interrupts
 

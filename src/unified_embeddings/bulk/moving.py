@@ -116,6 +116,8 @@ def move_vectors(
         384
     """
     _require_output(source, output)
+    if isinstance(source, str | Path) and not is_pipe(source):
+        check_input(source, options.input)  # A wrong input is told before a model is downloaded.
     with make(**embedder_options(options.models[0], options, options.devices[0])) as embedder:
         options = _choose_options(output_format, options, embedder)
         move = _Move(

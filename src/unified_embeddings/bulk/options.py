@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from unified_embeddings.bulk.file_names import require_different_names
+from unified_embeddings.bulk.layout_choice import is_layout
 from unified_embeddings.bulk.parquet_output import import_pyarrow
 from unified_embeddings.bulk.rows import InputOptions
-from unified_embeddings.bulk.upsert_layouts import is_layout
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.models.catalogue import spec_for

@@ -34,10 +34,10 @@ from unified_embeddings.bulk.batch_output import BatchFile
 from unified_embeddings.bulk.failures import collect_failures
 from unified_embeddings.bulk.file_names import safe_file_name
 from unified_embeddings.bulk.json_output import JsonLinesFile, RowsFile, failure_line
+from unified_embeddings.bulk.layout_choice import LAYOUT_NAMES, LayoutName, make_layout
 from unified_embeddings.bulk.parquet_output import ColumnTypes, ParquetOutput, import_pyarrow
 from unified_embeddings.bulk.parts import PartFileError, read_part
 from unified_embeddings.bulk.row_blocks import VectorFiles, build_block
-from unified_embeddings.bulk.upsert_layouts import LAYOUT_NAMES, LayoutName, make_layout
 from unified_embeddings.errors import InputError
 from unified_embeddings.system.files import publish_file, replace_file, scratch_folder
 from unified_embeddings.types import HeadName

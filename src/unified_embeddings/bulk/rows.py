@@ -36,8 +36,8 @@ TEXT_FIELDS = (
 )
 """Where a text is looked for, in this order, if the caller names no field."""
 
-ID_FIELD = "id"
-"""The field that tells rows apart, where the caller asks to look for one."""
+ID_FIELDS = ("id", "_id")
+"""Where an id is looked for, in this order, if the caller asks to look for one."""
 
 _MIB = 2**20
 
@@ -50,8 +50,8 @@ class InputOptions:
         text_field: The field that holds the text; None looks for one of TEXT_FIELDS in the first
             rows. Lines of a text file and bare strings have no fields.
         id_field: A field that each row must have, always kept; None if rows need none.
-        find_id: Whether a field "id" that each of the first rows has is the id field, if none is
-            named.
+        find_id: Whether one of ID_FIELDS that each of the first rows has is the id field, if none
+            is named.
         keep_fields: The fields to keep; None keeps all but the text.
         format: The format of all files; None goes by each file's extension. In a folder, files
             of any name are read if it is given, but those that begin with "_" or ".".
