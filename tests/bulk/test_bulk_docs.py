@@ -5,25 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import checkpoints
-from command import environment
+from docs_page import read_page, run_command, run_example
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "bulk.md"
-PAGE = DOCS.read_text("utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
+PAGE = read_page("bulk.md")
 ROWS = [
     {"paper_id": f"p{number // 3}", "paragraph_index": number % 3, "text": f"Foxes jump {number}."}
     for number in range(12)
@@ -48,21 +38,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "e5-small-v2.toml").write_text(
         'like = "e5-small-v2"\nmodel_id = "e5"\ndimension = 32\n'
     )
-    command = f"{shlex.quote(sys.executable)} -m unified_embeddings"
-    for line in COMMANDS:
-        shown = line.replace("unified-embeddings", command).replace(
-            " e5-small-v2", " ./e5-small-v2.toml"
-        )
-        ended = subprocess.run(
-            ["sh", "-c", shown], cwd=work, env=environment(), capture_output=True, text=True
-        )
-        assert ended.returncode == 0, f"{line}\n{ended.stderr}"
-        (work / f"{COMMANDS.index(line)}.out").write_text(ended.stdout)
+    for line in PAGE.commands:
+        ended = run_command(line.replace(" e5-small-v2", " ./e5-small-v2.toml"), work)
+        assert ended.code == 0, f"{line}\n{ended.err}"
+        (work / f"{PAGE.commands.index(line)}.out").write_text(ended.out)
     return work
 
 
 def test_the_page_has_its_commands() -> None:
-    assert len(COMMANDS) == 11
+    assert len(PAGE.commands) == 11
 
 
 def test_outputs_are_what_the_table_says(work: Path) -> None:
@@ -70,7 +54,7 @@ def test_outputs_are_what_the_table_says(work: Path) -> None:
     ends = ("npy", "sparse.npz", "colbert.npy", "colbert.offsets.npy", "jsonl", "metadata.json")
     assert names == {f"mini-m3.{end}" for end in ends} | {"failed.jsonl"}
     for name in names | {"MODEL.parquet"}:
-        assert f"`{name.replace('mini-m3', 'MODEL')}`" in PAGE
+        assert f"`{name.replace('mini-m3', 'MODEL')}`" in PAGE.text
     assert np.load(work / "heads" / "mini-m3.npy").dtype == np.float16
     assert np.load(work / "both" / "e5-small-v2.toml.npy").shape == (12, 32)
     row = json.loads((work / "some" / "mini-m3.jsonl").read_text().splitlines()[4])
@@ -80,16 +64,12 @@ def test_outputs_are_what_the_table_says(work: Path) -> None:
 
 
 def test_a_finished_job_says_so_and_a_dry_run_writes_nothing(work: Path) -> None:
-    again = (work / f"{COMMANDS.index(COMMANDS[0])}.out").read_text()
+    again = (work / "0.out").read_text()
     assert "nothing to do, 12 rows were finished before" in again
     assert not (work / "elsewhere").exists()
 
 
-def test_the_python_example_prints_what_its_comment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    exec(compile(block, str(DOCS), "exec"), {"__name__": "example"})
-    assert capsys.readouterr().out == "2 0\n"
+def test_the_python_example_prints_what_its_comment_says(tmp_path: Path) -> None:
+    (example,) = PAGE.examples
+    assert run_example(example, tmp_path) == "2 0\n"
     assert np.load(tmp_path / "from_python" / "mini-m3.npy").shape == (2, 384)

@@ -6,9 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,14 @@ import numpy as np
 import pytest
 from pinecone_server import running_pinecone
 
-from command import environment
+from docs_page import read_page, run_command, run_example
 from unified_embeddings import UnifiedEmbeddingConfig
 from unified_embeddings.bulk.chroma_layout import ChromaLayout
 from unified_embeddings.bulk.pinecone_layout import PineconeLayout
 from unified_embeddings.bulk.qdrant_layout import QdrantLayout
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "moving.md"
-PAGE = DOCS.read_text("utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+PAGE = read_page("moving.md")
 SUBJECTS = ["Foxes jump over dogs", "Rain falls on the sea", "Bread is baked in the morning"]
 ROWS = [
     {"id": f"note {number}", "text": f"{SUBJECTS[number % 3]}, {number} times.", "year": 2020}
@@ -46,24 +36,6 @@ pytestmark = [
 ]
 
 
-def find_example(words: str) -> str:
-    (example,) = [example for example in EXAMPLES if words in example]
-    return example
-
-
-def run_example(words: str, work: Path, **variables: str) -> str:
-    """Run the one example with these words, in a process of its own; return what it prints."""
-    ended = subprocess.run(
-        [sys.executable, "-c", find_example(words)],
-        cwd=work,
-        env=environment(PYTHONPATH=os.pathsep.join(sys.path), **variables),
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the page's commands have run one after the other."""
@@ -75,18 +47,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "storage").mkdir()
     nodes = {row["id"]: {"__data__": {"text": row["text"]}, "__type__": "1"} for row in ROWS}
     (work / "storage" / "docstore.json").write_text(json.dumps({"docstore/data": nodes}))
-    run_example("client.scroll", work)
-    run_example("docstore.json", work)
-    command = f"{shlex.quote(sys.executable)} -m unified_embeddings"
-    for line in COMMANDS:
+    run_example(PAGE.example("client.scroll"), work)
+    run_example(PAGE.example("docstore.json"), work)
+    for number, line in enumerate(PAGE.commands):
         if " search " in line:
-            run_example("store.client.upsert", work)
-        shown = line.replace("unified-embeddings", command, 1)
-        ended = subprocess.run(
-            ["sh", "-c", shown], cwd=work, env=environment(), capture_output=True, text=True
-        )
-        assert ended.returncode == 0, f"{line}\n{ended.stderr}"
-        (work / f"{COMMANDS.index(line)}.out").write_text(ended.stdout)
+            run_example(PAGE.example("store.client.upsert"), work)
+        ended = run_command(line, work)
+        assert ended.code == 0, f"{line}\n{ended.err}"
+        (work / f"{number}.out").write_text(ended.out)
     return work
 
 
@@ -106,8 +74,8 @@ def write_old_store(work: Path) -> None:
 
 
 def test_the_page_has_its_commands_and_examples() -> None:
-    assert len(COMMANDS) == 11
-    assert len(EXAMPLES) == 8
+    assert len(PAGE.commands) == 11
+    assert len(PAGE.examples) == 8
 
 
 def test_both_spellings_give_the_same_bytes(work: Path) -> None:
@@ -132,7 +100,7 @@ def test_files_have_the_names_that_the_page_says(work: Path) -> None:
 
 
 def test_the_table_has_the_limits_of_the_code() -> None:
-    rows = next(line for line in PAGE.splitlines() if line.startswith("| rows of a batch"))
+    rows = next(line for line in PAGE.text.splitlines() if line.startswith("| rows of a batch"))
     most = [ChromaLayout.max_rows, PineconeLayout.max_rows, QdrantLayout.max_rows]
     assert [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\d", rows)] == most
 
@@ -142,13 +110,13 @@ def test_the_search_finds_foxes(work: Path) -> None:
 
 
 def test_the_check_prints_the_nearest_rows(work: Path) -> None:
-    printed = run_example('np.load("new.npy")', work)
+    printed = run_example(PAGE.example('np.load("new.npy")'), work)
     assert set(re.findall(r"note (\d+)", printed)) <= {"0", "3", "6", "9"}
 
 
 def test_chromas_examples_carry_vectors_in_and_texts_out(work: Path) -> None:
     chromadb = pytest.importorskip("chromadb", reason="Chroma's client is not installed")
-    run_example("create_collection", work)
+    run_example(PAGE.example("create_collection"), work)
     collection = chromadb.PersistentClient(str(work / "chroma_data")).get_collection(
         "notes-mini-m3"
     )
@@ -156,11 +124,8 @@ def test_chromas_examples_carry_vectors_in_and_texts_out(work: Path) -> None:
     assert query is not None
     found = collection.query(query_embeddings=query.tolist(), n_results=4)
     assert set(found["ids"][0]) == {"note 0", "note 3", "note 6", "note 9"}
-    example = find_example("from_chroma").replace('"notes"', '"notes-mini-m3"')
-    ended = subprocess.run(
-        [sys.executable, "-c", example], cwd=work, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    example = PAGE.example("from_chroma").replace('"notes"', '"notes-mini-m3"')
+    run_example(example, work)
     lines: list[Any] = (work / "from_chroma.jsonl").read_text().splitlines()
     assert sorted((json.loads(line) for line in lines), key=lambda row: row["id"]) == sorted(
         ROWS, key=lambda row: str(row["id"])
@@ -171,8 +136,8 @@ def test_pinecones_examples_carry_vectors_in_and_texts_out(work: Path) -> None:
     pytest.importorskip("pinecone", reason="Pinecone's client is not installed")
     with running_pinecone() as recorded:
         variables = {"PINECONE_API_KEY": "none", "PINECONE_HOST": recorded.host}
-        run_example("index.upsert(vectors=json", work, **variables)
-        run_example("index.list", work, **variables)
+        run_example(PAGE.example("index.upsert(vectors=json"), work, **variables)
+        run_example(PAGE.example("index.list"), work, **variables)
     assert [vector["id"] for vector in recorded.sent("vectors")] == [row["id"] for row in ROWS]
     lines = (work / "from_pinecone.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == ROWS
