@@ -46,9 +46,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            path = self.path.split("?")[0]
-            _, _, name, *action = (path if path.count("/") > 1 else f"{path}/").split("/")
-            result = _call(client, self.command, "/".join(action), name, body)
+            result = _answer(client, self.command, self.path.split("?")[0], body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
             self.send_response(200)
@@ -65,12 +63,23 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def _answer(client: QdrantClient, method: str, path: str, body: Any) -> Any:
+    match method, path:
+        case "GET", "/aliases":
+            return client.get_aliases()
+        case "GET", "/collections":
+            return client.get_collections()
+        case "POST", "/collections/aliases":
+            changes = qm.ChangeAliasesOperation.model_validate(body)
+            return client.update_collection_aliases(changes.actions)
+    _, _, name, *action = path.split("/")
+    return _call(client, method, "/".join(action), name, body)
+
+
 def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) -> Any:
     match method, action:
         case "GET", "exists":
             return {"exists": client.collection_exists(name)}
-        case "GET", "" if not name:
-            return client.get_collections()
         case "GET", "":
             return client.get_collection(name)
         case "DELETE", "":

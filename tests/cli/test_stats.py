@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from llama_index.core.schema import TextNode
 
+from embedding_service import running, status
 from qdrant_server import running_server
 from running_service import RunningService
 from unified_embeddings.cli import app as cli
@@ -133,10 +134,15 @@ class TestService:
         code, _, err = run("stats", "http://127.0.0.1:9")
         assert code == 1
         assert "Is the service running?" in err
-        with running_server() as (url, _):
-            code, _, err = run("stats", url)
-        assert code == 1
-        assert "unified-embeddings serve" in err
+        with running(FakeEmbedder()) as other:
+            code, _, err = run("stats", other.url)
+            assert code == 1
+            assert "holds no metrics of unified-embeddings" in err
+            other.script = [status(200, "<html>")]
+            code, _, err = run("stats", other.url)
+            assert code == 1
+            assert "not in Prometheus's text format: '<html>'" in err
+            assert "unified-embeddings serve" in err
         code, _, err = run("stats", "nonsense")
         assert code == 1
         assert "http" in err

@@ -204,15 +204,15 @@ def test_a_source_that_fails_costs_its_own_metrics_alone(
     assert len(caplog.records) == 1
     assert "no metrics of evaluation: cannot read" in caplog.text
 
-    system = {"name": "mini-m3", "ndcg": 0.75, "mrr": 0.5}
-    content = {"data": "xquad", "k": 10, "systems": [system], "created": "1970-01-01T00:01:00Z"}
+    system = {"name": "mini-m3", "measures": {"nDCG@10": 0.75, "MRR@10": 0.5}}
+    content = {"data": "xquad", "systems": [system], "created": "1970-01-01T00:01:00Z"}
     file.write_text(json.dumps(content))
     metrics = read(registry)
     assert metrics.total("unified_embeddings_source_up", source="evaluation") == 1
     of_system = {"data": "xquad", "system": "mini-m3"}
     name = "unified_embeddings_quality_ratio"
-    assert metrics.total(name, measure="ndcg@10", **of_system) == 0.75
-    assert metrics.total(name, measure="mrr", **of_system) == 0.5
+    assert metrics.total(name, measure="nDCG@10", **of_system) == 0.75
+    assert metrics.total(name, measure="MRR@10", **of_system) == 0.5
     assert metrics.total("unified_embeddings_quality_timestamp_seconds") == 60
 
     store.client.delete_collection("docs")
