@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core.schema import TextNode
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from qdrant_client import QdrantClient
 
 from unified_embeddings import ModelEmbedder, UnifiedMultiModalRetriever
@@ -22,12 +26,13 @@ from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
-from unified_embeddings.monitoring.collectors import MachineCollector
+from unified_embeddings.monitoring.collectors import MachineCollector, histogram
 from unified_embeddings.monitoring.drift import DriftMonitor
-from unified_embeddings.monitoring.families import FAMILIES, PREFIX, SERVICE
+from unified_embeddings.monitoring.families import FAMILIES, PREFIX, SEARCH_SECONDS, SERVICE
 from unified_embeddings.monitoring.reading import Samples, read_metrics
 from unified_embeddings.monitoring.registry import Registry, watch, watch_drift
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.system.durations import BOUNDS, DurationCounter
 
 TEXTS = ["Foxes jump over dogs.", "Dogs sleep at noon.", "The sea is calm."]
 
@@ -111,6 +116,29 @@ def test_a_histogram_adds_up(bert: Path) -> None:
     assert values == sorted(values)
     assert samples[-1].labels["le"] == "+Inf"
     assert values[-1] == 3
+
+
+@given(st.lists(st.floats(0, 100)))
+def test_a_histogram_is_that_of_prometheus_own(seconds: list[float]) -> None:
+    expected, counter = CollectorRegistry(), DurationCounter()
+    oracle = Histogram(
+        "unified_embeddings_search_seconds", "S.", ("mode",), buckets=BOUNDS, registry=expected
+    )
+    oracle.labels("dense")
+    for one in seconds:
+        oracle.labels("dense").observe(one)
+        counter.note(one)
+
+    class Told(Collector):
+        def collect(self) -> Any:
+            yield histogram(SEARCH_SECONDS, [(("dense",), counter.snapshot())])
+
+    registry = Registry()
+    registry.add(Told())
+    oracles = read_metrics(generate_latest(expected).decode()).samples
+    told = {(s.name, s.labels.get("le")): s.value for s in read(registry).samples}
+    own = {(s.name, s.labels.get("le")): s.value for s in oracles if "_created" not in s.name}
+    assert told == pytest.approx(own)
 
 
 def test_searches_are_told_by_mode_and_failures_counted() -> None:
