@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from llama_index.core.schema import TextNode
 
+from embedding_service import running, status
 from qdrant_server import running_server
 from running_service import RunningService
 from unified_embeddings.cli import app as cli
+from unified_embeddings.cli.service_stats import summarise
 from unified_embeddings.cli.stats import format_bytes
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.monitoring.dashboard import build_dashboard
+from unified_embeddings.monitoring.reading import read_metrics
 from unified_embeddings.stores.opening import open_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -133,16 +136,52 @@ class TestService:
         code, _, err = run("stats", "http://127.0.0.1:9")
         assert code == 1
         assert "Is the service running?" in err
-        with running_server() as (url, _):
-            code, _, err = run("stats", url)
-        assert code == 1
-        assert "unified-embeddings serve" in err
+        with running(FakeEmbedder()) as other:
+            code, _, err = run("stats", other.url)
+            assert code == 1
+            assert "holds no metrics of unified-embeddings" in err
+            other.script = [status(200, "<html>")]
+            code, _, err = run("stats", other.url)
+            assert code == 1
+            assert "not in Prometheus's text format: '<html>'" in err
+            assert "unified-embeddings serve" in err
         code, _, err = run("stats", "nonsense")
         assert code == 1
         assert "http" in err
         code, _, err = run("stats", "http://127.0.0.1:9", "-c", "animals")
         assert code == 1
         assert "not both" in err
+
+
+def test_the_numbers_of_several_workers_are_added_up() -> None:
+    """By hand: 4 requests that do work, of which one failed, in buckets up to 0.1 s and 0.5 s."""
+    lines = [
+        'ready{worker="0"} 1',
+        'ready{worker="1"} 0',
+        'requests_total{route="/embed",status="200",worker="0"} 3',
+        'requests_total{route="/embed",status="422",worker="1"} 1',
+        'requests_total{route="/metrics",status="200",worker="1"} 90',
+        'requests_total{route="/ready",status="503",worker="1"} 5',
+        'request_seconds_bucket{route="/embed",le="0.1",worker="0"} 3',
+        'request_seconds_bucket{route="/embed",le="0.1",worker="1"} 0',
+        'request_seconds_bucket{route="/embed",le="0.5",worker="1"} 1',
+        'request_seconds_bucket{route="/embed",le="0.5",worker="0"} 3',
+        'request_seconds_bucket{route="/embed",le="+Inf",worker="0"} 3',
+        'request_seconds_bucket{route="/embed",le="+Inf",worker="1"} 1',
+        'request_seconds_bucket{route="/metrics",le="0.1",worker="1"} 90',
+        'tokens_total{worker="0"} 300',
+        'batch_capacity_tokens_total{worker="0"} 400',
+        'cache_hits_total{worker="0"} 3',
+        'cache_misses_total{worker="1"} 1',
+    ]
+    facts = summarise(read_metrics("\n".join(f"unified_embeddings_{line}" for line in lines)))
+    assert (facts["workers"], facts["workers_ready"]) == (2, 1)
+    assert (facts["requests"], facts["requests_refused_or_failed"]) == (4, 1)
+    assert facts["request_seconds_median"] == pytest.approx(0.1 * 2 / 3)
+    assert facts["request_seconds_p95"] == pytest.approx(0.1 + 0.4 * 0.8)
+    assert facts["batch_fill"] == 0.75
+    assert facts["cache_found"] == 0.75
+    assert facts["texts"] is None
 
 
 def test_the_dashboard_is_printed_as_json(run: Run) -> None:

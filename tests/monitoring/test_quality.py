@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from unified_embeddings.monitoring.quality import read_quality
 
 RESULT = {
     "data": "xquad",
-    "k": 10,
     "systems": [
-        {"name": "mini-m3 hybrid", "ndcg": 0.75, "recall": 1, "precision": 0.1, "mrr": 0.5},
+        {"name": "mini-m3 hybrid", "measures": {"nDCG@10": 0.75, "MRR@10": 1}, "low": 0.7},
         {"name": "minilm dense", "ndcg": {"mean": 0.5, "low": 0.4}, "map": None, "new": "x"},
     ],
     "created": "1970-01-02T00:00:00Z",
@@ -30,9 +30,9 @@ def written(tmp_path: Path, content: Any) -> Path:
 
 def test_measures_are_read_and_what_is_unknown_is_left_out(tmp_path: Path) -> None:
     quality = read_quality(written(tmp_path, RESULT))
-    assert (quality.data, quality.k, quality.created) == ("xquad", 10, 86400.0)
+    assert (quality.data, quality.created) == ("xquad", 86400.0)
     assert quality.systems == {
-        "mini-m3 hybrid": {"ndcg": 0.75, "recall": 1.0, "precision": 0.1, "mrr": 0.5},
+        "mini-m3 hybrid": {"nDCG@10": 0.75, "MRR@10": 1.0},
         "minilm dense": {"ndcg": 0.5},
     }
 
@@ -40,8 +40,14 @@ def test_measures_are_read_and_what_is_unknown_is_left_out(tmp_path: Path) -> No
 def test_a_time_without_a_zone_is_utc_and_fields_may_be_missing(tmp_path: Path) -> None:
     content = {"systems": [{"name": "a"}], "created": "1970-01-01T00:00:01"}
     quality = read_quality(written(tmp_path, content))
-    assert (quality.data, quality.k, quality.created) == ("", None, 1.0)
+    assert (quality.data, quality.created) == ("", 1.0)
     assert quality.systems == {"a": {}}
+
+
+def test_a_result_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
+    path = written(tmp_path, {"systems": [{"name": "a"}], "created": None})
+    os.utime(path, (7, 7))
+    assert read_quality(path).created == 7.0
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,11 @@ def test_a_time_without_a_zone_is_utc_and_fields_may_be_missing(tmp_path: Path) 
         ({"systems": [{"ndcg": 1}]}, 'system 0: expected an object with a "name"'),
         ({"systems": [{"name": "a", "ndcg": 1.5}]}, "'a': ndcg must be from 0 to 1, got 1.5"),
         ({"systems": [{"name": "a", "ndcg": float("nan")}]}, "must be from 0 to 1, got nan"),
+        ({"systems": [{"name": "a", "measures": [1]}]}, "'a': expected at most 20 measures"),
+        (
+            {"systems": [{"name": "a", "measures": {str(i): 1 for i in range(21)}}]},
+            "'a': expected at most 20 measures",
+        ),
         ({"systems": [{"name": str(i)} for i in range(51)]}, "51 systems, expected at most 50"),
         ({"systems": [{"name": "a"}], "created": "yesterday"}, "Invalid isoformat"),
     ],

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core.schema import TextNode
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from qdrant_client import QdrantClient
 
 from unified_embeddings import ModelEmbedder, UnifiedMultiModalRetriever
@@ -22,12 +26,13 @@ from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
-from unified_embeddings.monitoring.collectors import MachineCollector
+from unified_embeddings.monitoring.collectors import MachineCollector, histogram
 from unified_embeddings.monitoring.drift import DriftMonitor
-from unified_embeddings.monitoring.families import FAMILIES, PREFIX, SERVICE
+from unified_embeddings.monitoring.families import FAMILIES, PREFIX, SEARCH_SECONDS, SERVICE
 from unified_embeddings.monitoring.reading import Samples, read_metrics
 from unified_embeddings.monitoring.registry import Registry, watch, watch_drift
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.system.durations import BOUNDS, DurationCounter
 
 TEXTS = ["Foxes jump over dogs.", "Dogs sleep at noon.", "The sea is calm."]
 
@@ -111,6 +116,29 @@ def test_a_histogram_adds_up(bert: Path) -> None:
     assert values == sorted(values)
     assert samples[-1].labels["le"] == "+Inf"
     assert values[-1] == 3
+
+
+@given(st.lists(st.floats(0, 100)))
+def test_a_histogram_is_that_of_prometheus_own(seconds: list[float]) -> None:
+    expected, counter = CollectorRegistry(), DurationCounter()
+    oracle = Histogram(
+        "unified_embeddings_search_seconds", "S.", ("mode",), buckets=BOUNDS, registry=expected
+    )
+    oracle.labels("dense")
+    for one in seconds:
+        oracle.labels("dense").observe(one)
+        counter.note(one)
+
+    class Told(Collector):
+        def collect(self) -> Any:
+            yield histogram(SEARCH_SECONDS, [(("dense",), counter.snapshot())])
+
+    registry = Registry()
+    registry.add(Told())
+    oracles = read_metrics(generate_latest(expected).decode()).samples
+    told = {(s.name, s.labels.get("le")): s.value for s in read(registry).samples}
+    own = {(s.name, s.labels.get("le")): s.value for s in oracles if "_created" not in s.name}
+    assert told == pytest.approx(own)
 
 
 def test_searches_are_told_by_mode_and_failures_counted() -> None:
@@ -204,15 +232,15 @@ def test_a_source_that_fails_costs_its_own_metrics_alone(
     assert len(caplog.records) == 1
     assert "no metrics of evaluation: cannot read" in caplog.text
 
-    system = {"name": "mini-m3", "ndcg": 0.75, "mrr": 0.5}
-    content = {"data": "xquad", "k": 10, "systems": [system], "created": "1970-01-01T00:01:00Z"}
+    system = {"name": "mini-m3", "measures": {"nDCG@10": 0.75, "MRR@10": 0.5}}
+    content = {"data": "xquad", "systems": [system], "created": "1970-01-01T00:01:00Z"}
     file.write_text(json.dumps(content))
     metrics = read(registry)
     assert metrics.total("unified_embeddings_source_up", source="evaluation") == 1
     of_system = {"data": "xquad", "system": "mini-m3"}
     name = "unified_embeddings_quality_ratio"
-    assert metrics.total(name, measure="ndcg@10", **of_system) == 0.75
-    assert metrics.total(name, measure="mrr", **of_system) == 0.5
+    assert metrics.total(name, measure="nDCG@10", **of_system) == 0.75
+    assert metrics.total(name, measure="MRR@10", **of_system) == 0.5
     assert metrics.total("unified_embeddings_quality_timestamp_seconds") == 60
 
     store.client.delete_collection("docs")

@@ -136,7 +136,7 @@ def format_fact(name: str, value: object) -> str:
     if name.endswith("bytes") and isinstance(value, int):
         return format_bytes(value)
     if isinstance(value, float):
-        return f"{value:.0%}"
+        return f"{100 * value:.3g}%"
     return f"{value:,}"
 
 

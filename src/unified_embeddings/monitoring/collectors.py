@@ -249,12 +249,9 @@ def quality_metrics(path: Path) -> Iterator[Metric]:
     samples: list[Sample] = []
     for system, measures in quality.systems.items():
         for measure, value in measures.items():
-            at_depth = quality.k is not None and measure in ("ndcg", "recall", "precision")
-            shown = f"{measure}@{quality.k}" if at_depth else measure
-            samples.append(((quality.data, system, shown), value))
+            samples.append(((quality.data, system, measure), value))
     yield labelled(f.QUALITY, samples)
-    if quality.created is not None:
-        yield plain(f.QUALITY_TIME, quality.created)
+    yield plain(f.QUALITY_TIME, quality.created)
 
 
 def drift_metrics(monitor: DriftMonitor) -> Iterator[Metric]:

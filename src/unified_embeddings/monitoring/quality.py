@@ -14,8 +14,11 @@ from pathlib import Path
 from unified_embeddings.errors import InputError
 
 MEASURES = ("ndcg", "recall", "precision", "mrr", "map")
+"""Measures that a system may have as fields of its own, in place of "measures"."""
 MOST_SYSTEMS = 50
-"""Systems of one file at most: each is a label, and labels need a bound."""
+MOST_MEASURES = 20
+"""Systems of one file, and measures of one system, at most: each is a label, and labels need a
+bound."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +27,28 @@ class Quality:
 
     Attributes:
         data: The name of the judged data.
-        k: The depth of nDCG, recall and precision; None if the file does not say.
-        systems: System → measure → its mean over the queries, 0 to 1.
-        created: When it was made, in seconds since 1970; None if the file does not say.
+        systems: System → measure, such as "nDCG@10" → its mean over the queries, 0 to 1.
+        created: When it was made, in seconds since 1970: as the file says, or when it was written.
     """
 
     data: str
-    k: int | None
     systems: dict[str, dict[str, float]]
-    created: float | None
+    created: float
 
 
 def read_quality(path: str | os.PathLike[str]) -> Quality:
     """Read an evaluation's result.
 
-    Fields that are not known are ignored, and a measure may be missing or null. A measure may also
-    be an object with a "mean".
+    What is read is {"data": NAME, "systems": [{"name": NAME, "measures": {MEASURE: MEAN}}],
+    "created": ISO TIME}. In place of "measures" a system may have "ndcg", "recall", "precision",
+    "mrr" and "map". A measure may be null, or an object with a "mean". Everything else is ignored.
 
     Raises:
         InputError: If there is no such file, or it is no such result; it says what is missing.
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))
+        written = Path(path).stat().st_mtime
     except OSError as error:
         raise InputError(
             f"cannot read the evaluation {str(path)!r}: {error.strerror or error}. Write it with "
@@ -54,7 +57,7 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
     except ValueError as error:
         raise InputError(f"the evaluation {str(path)!r} is no JSON: {error}") from error
     try:
-        return _to_quality(content)
+        return _to_quality(content, written)
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"the evaluation {str(path)!r} is not as unified-embeddings evaluate --json writes it: "
@@ -62,7 +65,7 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
         ) from error
 
 
-def _to_quality(content: object) -> Quality:
+def _to_quality(content: object, written: float) -> Quality:
     if not isinstance(content, dict):
         raise TypeError(f"expected an object, got {type(content).__name__}")
     systems = content.get("systems")
@@ -75,31 +78,33 @@ def _to_quality(content: object) -> Quality:
         if not isinstance(system, dict) or not isinstance(system.get("name"), str):
             raise ValueError(f'system {place}: expected an object with a "name"')
         measures_by_system[system["name"]] = _to_measures(system)
-    k = content.get("k")
+    created = content.get("created")
     return Quality(
         data=str(content.get("data", "")),
-        k=k if isinstance(k, int) else None,
         systems=measures_by_system,
-        created=_to_time(content.get("created")),
+        created=_to_time(created) if isinstance(created, str) else written,
     )
 
 
 def _to_measures(system: dict[str, object]) -> dict[str, float]:
+    given = system.get("measures")
+    if given is None:
+        given = {name: system[name] for name in MEASURES if name in system}
+    if not isinstance(given, dict) or len(given) > MOST_MEASURES:
+        raise ValueError(
+            f"{system['name']!r}: expected at most {MOST_MEASURES} measures with their means"
+        )
     measures = {}
-    for name in MEASURES:
-        value = system.get(name)
-        if isinstance(value, dict):
-            value = value.get("mean")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{system['name']!r}: {name} must be from 0 to 1, got {value}")
-            measures[name] = float(value)
+    for name, value in given.items():
+        mean = value.get("mean") if isinstance(value, dict) else value
+        if isinstance(mean, int | float) and not isinstance(mean, bool):
+            if not 0 <= mean <= 1:
+                raise ValueError(f"{system['name']!r}: {name} must be from 0 to 1, got {mean}")
+            measures[str(name)] = float(mean)
     return measures
 
 
-def _to_time(created: object) -> float | None:
-    if not isinstance(created, str):
-        return None
+def _to_time(created: str) -> float:
     # Python 3.10 does not read the Z.
     time = datetime.fromisoformat(created.replace("Z", "+00:00"))
     if time.tzinfo is None:
