@@ -21,6 +21,7 @@ from unified_embeddings.cli import (
     embed,
     export_onnx,
     index,
+    make_queries,
     models,
     optimize,
     ping,
@@ -53,6 +54,7 @@ app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("tune")(tune.tune)
+app.command("make-queries")(make_queries.make_queries)
 app.command("ping")(ping.ping)
 app.command("doctor")(doctor.doctor)
 
