@@ -78,7 +78,6 @@ def tune(
             "are worth more than any number that `unified-embeddings make-queries` generates"
         )
     from unified_embeddings.evaluation.corpora import read_beir
-    from unified_embeddings.evaluation.generated_folder import is_generated
     from unified_embeddings.evaluation.tuning import require_queries
 
     corpus = read_beir(data)
@@ -87,14 +86,7 @@ def tune(
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
     report = _tune(store, config.embedder, corpus, document_field)
     choice = replace(report.choice, source=_describe_source(report, corpus))
-    obstacle = None
-    if dry_run:
-        obstacle = "--dry-run"
-    elif is_generated(data) and not accept_generated:
-        obstacle = (
-            "the queries are generated. They favour lexical matches, and a choice by them may make "
-            "answers to people's questions worse; --accept-generated records it all the same"
-        )
+    obstacle = _find_obstacle(data, dry_run=dry_run, accept_generated=accept_generated)
     written = report.is_accepted and obstacle is None
     if written:
         _write(store, choice)
@@ -108,6 +100,20 @@ def tune(
         shared.print_line("Retrievers made from now on use it. To undo: tune --reset")
     else:
         _print_refusal(report, obstacle, kept=_recorded(store))
+
+
+def _find_obstacle(data: Path, *, dry_run: bool, accept_generated: bool) -> str | None:
+    """Return why not even an accepted choice is recorded; None if it is."""
+    from unified_embeddings.evaluation.generated_folder import is_generated
+
+    if dry_run:
+        return "--dry-run"
+    if is_generated(data) and not accept_generated:
+        return (
+            "the queries are generated. They favour lexical matches, and a choice by them may make "
+            "answers to people's questions worse; --accept-generated records it all the same"
+        )
+    return None
 
 
 def _reset(collection: str, path: Path, url: str | None) -> None:
