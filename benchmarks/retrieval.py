@@ -94,7 +94,7 @@ def measure(config: UnifiedEmbeddingConfig, folder: Path) -> JudgedSet:
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory(prefix="unified-embeddings-") as work:
         store = config.vector_store("judged", path=work)
-        _index(config, store, corpus)
+        index(config, store, corpus)
         config.embedder.encode_queries(list(corpus.queries.values()))  # in large batches
         for name, options in ways.items():
             retriever = config.retriever(store, **options)
@@ -111,7 +111,8 @@ def measure(config: UnifiedEmbeddingConfig, folder: Path) -> JudgedSet:
     return JudgedSet(corpus=corpus, runs=runs, scores=scores)
 
 
-def _index(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus) -> None:
+def index(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus) -> None:
+    """Put a set's documents into a store, their ids into the metadata field `document`."""
     from llama_index.core.schema import TextNode
 
     nodes = [

@@ -124,6 +124,9 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 with_vectors=True,
             )
             return {"points": points, "next_page_offset": offset}
+        case "POST", "points/count":
+            asked = qm.CountRequest.model_validate(body)
+            return client.count(name, asked.filter, exact=bool(asked.exact))
         case "POST", "points/query":
             return _query(client, name, qm.QueryRequest.model_validate(body))
         case "POST", "points/query/batch":

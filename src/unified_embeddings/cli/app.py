@@ -23,6 +23,7 @@ from unified_embeddings.cli import (
     evaluate,
     export_onnx,
     index,
+    make_queries,
     migrate_vectors,
     models,
     optimize,
@@ -58,6 +59,7 @@ app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("tune")(tune.tune)
+app.command("make-queries")(make_queries.make_queries)
 app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
 app.command("stats")(stats.stats)

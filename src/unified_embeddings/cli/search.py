@@ -38,15 +38,15 @@ def search(
         typer.Option(
             min=1,
             help="Passages of each ranking that are fused, or reranked.",
-            show_default="the model's own",
+            show_default="the collection's or the model's own",
         ),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
             metavar="DENSE,SPARSE",
-            help="Weights of the two rankings, as in 1,0.3; 1,1 is plain RRF; auto is the "
-            "model's own.",
+            help="Weights of the two rankings, as in 1,0.3; 1,1 is plain RRF; auto is what `tune` "
+            "chose for the collection, or else the model's own.",
         ),
     ] = "auto",
     filters: Annotated[

@@ -50,6 +50,12 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Choose and report, but record nothing.")
     ] = False,
+    accept_generated: Annotated[
+        bool,
+        typer.Option(
+            "--accept-generated", help="Record a choice by generated queries (make-queries) too."
+        ),
+    ] = False,
     reset: Annotated[
         bool, typer.Option("--reset", help="Remove the choice recorded in the collection.")
     ] = False,
@@ -68,8 +74,8 @@ def tune(
         return
     if data is None:
         raise InputError(
-            "--data FOLDER is missing: judged queries in BEIR's layout. Without judgements, "
-            "`unified-embeddings make-queries` builds some from the collection itself"
+            "--data FOLDER is missing: judged queries in BEIR's layout. Twenty or more of your own "
+            "are worth more than any number that `unified-embeddings make-queries` generates"
         )
     from unified_embeddings.evaluation.corpora import read_beir
     from unified_embeddings.evaluation.tuning import require_queries
@@ -80,14 +86,34 @@ def tune(
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
     report = _tune(store, config.embedder, corpus, document_field)
     choice = replace(report.choice, source=_describe_source(report, corpus))
-    written = report.is_accepted and not dry_run
+    obstacle = _find_obstacle(data, dry_run=dry_run, accept_generated=accept_generated)
+    written = report.is_accepted and obstacle is None
     if written:
         _write(store, choice)
     if as_json:
         typer.echo(json.dumps(_to_json(report, collection, choice, written=written)))
         return
     _print_report(report, corpus)
-    _print_outcome(report, choice, collection, written=written, kept=_recorded(store))
+    name = shared.printable(collection)
+    if written:
+        shared.print_line(f"\nRecorded in {name}: {choice}")
+        shared.print_line("Retrievers made from now on use it. To undo: tune --reset")
+    else:
+        _print_refusal(report, obstacle, kept=_recorded(store))
+
+
+def _find_obstacle(data: Path, *, dry_run: bool, accept_generated: bool) -> str | None:
+    """Return why not even an accepted choice is recorded; None if it is."""
+    from unified_embeddings.evaluation.generated_folder import is_generated
+
+    if dry_run:
+        return "--dry-run"
+    if is_generated(data) and not accept_generated:
+        return (
+            "the queries are generated. They favour lexical matches, and a choice by them may make "
+            "answers to people's questions worse; --accept-generated records it all the same"
+        )
+    return None
 
 
 def _reset(collection: str, path: Path, url: str | None) -> None:
@@ -194,24 +220,14 @@ def _print_report(report: TuningReport, corpus: Corpus) -> None:
         )
 
 
-def _print_outcome(
-    report: TuningReport, choice: Fusion, collection: str, *, written: bool, kept: Fusion | None
-) -> None:
-    """Print what was recorded, or why nothing was, and how to undo it."""
-    name = shared.printable(collection)
-    if written:
-        shared.print_line(f"\nRecorded in {name}: {choice}")
-        shared.print_line("Retrievers made from now on use it. To undo: tune --reset")
-        return
+def _print_refusal(report: TuningReport, obstacle: str | None, *, kept: Fusion | None) -> None:
+    """Print why nothing was recorded, and what the collection uses then."""
+    reason = "no choice is clearly better than the model's own"
     if report.is_accepted:
-        shared.print_line(f"\nNothing is recorded (--dry-run); the choice is: {choice}")
-        return
-    if report.is_change:
-        shared.print_line(
-            f"\nNothing is recorded: held out, the choice ({choice}) is worse than the model's own"
-        )
-    else:
-        shared.print_line("\nNothing is recorded: no choice is clearly better than the model's own")
+        reason = f"{obstacle}. The choice is: {report.choice}"
+    elif report.is_change:
+        reason = f"held out, the choice ({report.choice}) is worse than the model's own"
+    shared.print_line(f"\nNothing is recorded: {reason}")
     if kept is not None:
         shared.print_line(
             f"The collection keeps its earlier choice: {kept}. To remove: tune --reset"

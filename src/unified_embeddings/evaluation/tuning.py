@@ -158,8 +158,7 @@ def require_queries(count: int) -> None:
         half_width = _NORMAL_REACH * _TYPICAL_DEVIATION / math.sqrt(count)
         reach = f": with {count}, a difference in nDCG@10 below about {half_width:.2f} is not seen"
     raise InputError(
-        f"tuning needs at least {FEWEST_QUERIES} judged queries, got {count}{reach}. Judge more, "
-        "or build queries from the collection itself: unified-embeddings make-queries"
+        f"tuning needs at least {FEWEST_QUERIES} judged queries, got {count}{reach}. Judge more"
     )
 
 

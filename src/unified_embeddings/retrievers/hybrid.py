@@ -16,15 +16,13 @@ from typing import Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, QueryType
+from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
-from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.fusion import sort_by_score
 from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
@@ -44,11 +42,11 @@ from unified_embeddings.retrievers.options import (
 )
 from unified_embeddings.retrievers.questions import QueryVectors, embed_question
 from unified_embeddings.retrievers.ranking import (
-    TOLERANCE,
     first_limit,
     next_limit,
     order_points,
 )
+from unified_embeddings.retrievers.reranking import rerank_nodes
 from unified_embeddings.retrievers.timing import (
     SearchCounters,
     SearchStats,
@@ -58,7 +56,6 @@ from unified_embeddings.retrievers.timing import (
 )
 from unified_embeddings.stores.fusion_choice import read_choice
 from unified_embeddings.stores.schema import check_adopt, check_collection
-from unified_embeddings.types import FloatArray
 from unified_embeddings.validation import require_whole_number
 
 
@@ -346,32 +343,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
         if query.colbert is None or not nodes:
             return nodes
-        return self._rerank_nodes(query.colbert, nodes)
-
-    def _rerank_nodes(
-        self, question: FloatArray, nodes: list[NodeWithScore]
-    ) -> list[NodeWithScore]:
-        """Return the best nodes by the ColBERT score of their texts.
-
-        Args:
-            question: The question's ColBERT vectors, float32 (q, d).
-            nodes: The candidates.
-        """
-        texts = [scored.node.get_content(metadata_mode=MetadataMode.EMBED) for scored in nodes]
-        documents = self._embedder.encode_documents(
-            texts, dense=False, sparse=False, colbert=True
-        ).colbert
-        assert documents is not None
-        # Equal scores keep the order of the first search.
-        scored = [
-            (place, heads.colbert_score(question, document))
-            for place, document in enumerate(documents)
-        ]
-        reranked = sort_by_score(scored, lambda place: place, absolute=TOLERANCE)
-        return [
-            NodeWithScore(node=nodes[place].node, score=score)
-            for place, score in reranked[: self._top_k]
-        ]
+        return rerank_nodes(self._embedder, query.colbert, nodes)[: self._top_k]
 
     # --- the collection -------------------------------------------------------------------------
 
