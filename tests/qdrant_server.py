@@ -96,6 +96,9 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 with_payload=wanted.with_payload or False,
                 with_vectors=wanted.with_vector or False,
             )
+        case "PUT", "points/payload":
+            change = qm.SetPayload.model_validate(body)
+            client.overwrite_payload(name, change.payload, points=change.points or [])
         case "POST", "points/count":
             return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":
@@ -103,9 +106,13 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
         case "POST", "points/delete":
             client.delete(name, TypeAdapter(qm.PointsSelector).validate_python(body))
         case "POST", "points/scroll":
-            asked = qm.ScrollRequest.model_validate(body)
+            scroll = qm.ScrollRequest.model_validate(body)
             points, offset = client.scroll(
-                name, asked.filter, limit=asked.limit, offset=asked.offset, with_vectors=True
+                name,
+                scroll.filter,
+                limit=scroll.limit or 10,
+                offset=scroll.offset,
+                with_vectors=True,
             )
             return {"points": points, "next_page_offset": offset}
         case "POST", "points/query":

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
+COLBERT_VECTOR = "text-colbert"
 PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
 """Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
 METADATA_KEY = "unified_embeddings"
@@ -65,6 +66,27 @@ def dense_vectors(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
 def sparse_vectors(info: qm.CollectionInfo) -> dict[str, qm.SparseVectorParams]:
     """Return a collection's sparse vectors by name."""
     return dict(info.config.params.sparse_vectors or {})
+
+
+def sparse_params(embedder: TextEmbedder) -> qm.SparseVectorParams:
+    """Return the parameters of an embedder's sparse vectors."""
+    return qm.SparseVectorParams(index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder))
+
+
+def colbert_params(width: int) -> qm.VectorParams:
+    """Return the parameters of ColBERT vectors: scored row by row, and without an index.
+
+    They rerank what the other vectors find, for which an index over every row would be of no use.
+
+    Args:
+        width: Numbers in a row.
+    """
+    return qm.VectorParams(
+        size=width,
+        distance=qm.Distance.COSINE,
+        multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
+        hnsw_config=qm.HnswConfigDiff(m=0),
+    )
 
 
 def check_adopt(adopt: object) -> None:
@@ -252,20 +274,16 @@ def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
 def _create_collection(
     client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
 ) -> None:
-    sparse_params = None
+    sparse_config = None
     if "sparse" in embedder.heads:
-        sparse_params = {
-            SPARSE_VECTOR: qm.SparseVectorParams(
-                index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder)
-            )
-        }
+        sparse_config = {SPARSE_VECTOR: sparse_params(embedder)}
     try:
         client.create_collection(
             name,
             vectors_config={
                 DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
-            sparse_vectors_config=sparse_params,
+            sparse_vectors_config=sparse_config,
             metadata={METADATA_KEY: _record_of(embedder)},
             **options,
         )
