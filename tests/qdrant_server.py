@@ -46,7 +46,9 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            _, _, name, *action = self.path.split("?")[0].split("/")
+            # /aliases, /collections, or /collections/NAME and what is done with it
+            room, *places = self.path.split("?")[0].split("/")[1:]
+            name, *action = places or [room]
             result = _call(client, self.command, "/".join(action), name, body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
@@ -66,6 +68,10 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
 
 def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) -> Any:
     match method, action:
+        case "GET", "" if name == "collections":
+            return client.get_collections()
+        case "GET", "" if name == "aliases":
+            return client.get_aliases()
         case "GET", "exists":
             return {"exists": client.collection_exists(name)}
         case "GET", "":

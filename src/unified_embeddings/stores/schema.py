@@ -203,8 +203,6 @@ def check_collection(
         )
     if dense is not None:
         _check_dense_vector(name, info, embedder, dense)
-    if sparse is not None:
-        _check_sparse_vector(name, info, embedder, sparse)
     if model is None and adopt is None:
         command = f"adopt {shlex.quote(name)} --model {shlex.quote(embedder.model_name)}"
         raise StoreError(
@@ -216,6 +214,8 @@ def check_collection(
             "adopt='trust' (--adopt trust) accepts it unproved. Otherwise index the documents "
             "again into a new collection",
         )
+    if sparse is not None:
+        _check_sparse_vector(name, info, embedder, sparse)
 
 
 def _is_made_by(model: RecordedModel, embedder: TextEmbedder) -> bool:
