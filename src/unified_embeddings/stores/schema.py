@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,10 +50,16 @@ class RecordedModel:
 
 def recorded_model(info: qm.CollectionInfo) -> RecordedModel | None:
     """Return the model that made a collection's vectors; None if other software made it."""
-    record = (info.config.metadata or {}).get(METADATA_KEY)
-    if record is None:
+    fingerprint = _read_record(info).get("fingerprint")
+    if not isinstance(fingerprint, str):
         return None
-    return RecordedModel(str(record.get("fingerprint")), str(record.get("model")))
+    return RecordedModel(fingerprint, str(_read_record(info).get("model")))
+
+
+def _read_record(info: qm.CollectionInfo) -> Mapping[str, object]:
+    """Return what is recorded under our key; nothing where it is not a record of ours."""
+    record = (info.config.metadata or {}).get(METADATA_KEY)
+    return record if isinstance(record, Mapping) else {}
 
 
 def dense_vectors(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
@@ -150,9 +157,7 @@ def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
         StoreError: If Qdrant fails, or is too old to keep metadata.
     """
     with store_errors(name, "recording its model"):
-        metadata = client.get_collection(name).config.metadata or {}
-        others = metadata.get(METADATA_KEY) or {}
-        record = {**others, **_record_of(embedder)}
+        record = {**_read_record(client.get_collection(name)), **_record_of(embedder)}
         client.update_collection(name, metadata={METADATA_KEY: record})
         recorded = recorded_model(client.get_collection(name))
     if recorded is None or recorded.fingerprint != embedder.fingerprint:
