@@ -108,6 +108,9 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 with_payload=wanted.with_payload or False,
                 with_vectors=wanted.with_vector or False,
             )
+        case "PUT", "points/payload":
+            change = qm.SetPayload.model_validate(body)
+            client.overwrite_payload(name, change.payload, points=change.points or [])
         case "POST", "points/count":
             return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -282,7 +282,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelEmbedder]
         xlm_roberta = checkpoints.xlm_roberta(folder / f"xlm-roberta-{seed}", seed=seed)
         embedders[f"bge-m3 {seed}"] = ModelEmbedder(str(xlm_roberta))
     embedders["bert with heads"] = ModelEmbedder(str(checkpoints.bert(folder / "heads")))
-    kinds = [
+    kinds: list[tuple[str, Literal["cls", "mean"]]] = [
         ("bert", "cls"),
         ("xlmr", "cls"),
         ("bert", "mean"),
@@ -303,7 +303,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelEmbedder]
 def test_no_pair_of_two_models_is_accepted(
     models: dict[str, ModelEmbedder], memory: Client
 ) -> None:
-    nodes = make_nodes(make_texts(20, words=20))
+    nodes = make_nodes(make_texts(20, words=10))
     for name, maker in models.items():
         fill(memory, name, maker, nodes)
     accepted = []

@@ -164,8 +164,9 @@ def foreign_forms(embedder: TextEmbedder, form: Form) -> Iterator[Form]:
             f"{form.description}, after {described}",
             prefixed,
             advice=(
-                f"this model puts {own_prefix!r} before documents; describe it by a TOML file with "
-                f"document_prefix = {_toml_text(prefix)} and give that as --model"
+                f"this model puts {repr(own_prefix) if own_prefix else 'nothing'} before "
+                f"documents; describe it by a TOML file with document_prefix = "
+                f"{_toml_text(prefix)}, and give that as --model"
             ),
         )
 
