@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from unified_embeddings.migration.payloads import LayoutName
 from unified_embeddings.migration.states import State
 
 PointId = int | str
@@ -38,7 +39,7 @@ class Counters:
 
     Attributes:
         read: Points of the source that the first pass has read.
-        embedded: Texts that were embedded.
+        embedded: Texts that were embedded here; the dual writers embed their own.
         written: Points that were written into the target.
         already_there: Points that the target had when they were read.
         repaired: Points that a sweep inserted or replaced, since the first pass missed them.
@@ -70,7 +71,10 @@ class MigrationRecord:
         fingerprint: The new model's fingerprint.
         source_model: Name of the model that made the source; None if nothing records it.
         source_fingerprint: Its fingerprint; None likewise.
-        layout: How the source's payload holds the text: "llama_index", ...
+        source_vectors: The source's vectors by name, in words, as they were when it was planned.
+        layout: How the source's payload holds the text; see `payloads`.
+        text_key: Key of the text, for a plain layout.
+        metadata_key: Key of the metadata, likewise.
         state: The present state.
         entered: All states so far with their times, the first first.
         counters: What the backfill has done.
@@ -93,7 +97,10 @@ class MigrationRecord:
     fingerprint: str
     source_model: str | None = None
     source_fingerprint: str | None = None
-    layout: str = "llama_index"
+    source_vectors: Mapping[str, str] = field(default_factory=dict)
+    layout: LayoutName = "llama_index"
+    text_key: str | None = None
+    metadata_key: str | None = None
     state: State = "planned"
     entered: tuple[Entered, ...] = ()
     counters: Counters = field(default_factory=Counters)
