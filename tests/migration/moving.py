@@ -1,14 +1,16 @@
-"""An old collection as LlamaIndex's stock store makes it, and a migration of it to a FakeEmbedder."""
+"""An old collection as LlamaIndex's stock store makes it, and its migration to a FakeEmbedder."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores.utils import metadata_dict_to_node
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
@@ -33,8 +35,6 @@ def make_node(number: int, text: str, document: str | None = None) -> TextNode:
     """Return a node with an old embedding, as an application adds it."""
     node = TextNode(id_=node_id(number), text=text, metadata={"page": number})
     if document is not None:
-        from llama_index.core.schema import NodeRelationship, RelatedNodeInfo
-
         node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)
     node.embedding = old_vector(text)
     return node
@@ -57,16 +57,19 @@ def make_old_collection(client: Client, texts: Mapping[int, str]) -> QdrantVecto
     """Store texts by number in the old collection, which gets its alias."""
     store = old_store(client)
     store.add([make_node(number, text, f"document {number % 5}") for number, text in texts.items()])
-    operation = qm.CreateAliasOperation(
-        create_alias=qm.CreateAlias(collection_name=SOURCE, alias_name=ALIAS)
-    )
-    client.update_collection_aliases([operation])
+    let_alias_name(client, SOURCE)
     return store
 
 
-def plan_by_hand(
-    client: Client, folder: Path, embedder: TextEmbedder, **changes: Any
-) -> Journal:
+def let_alias_name(client: Client, name: str) -> None:
+    """Let the alias name a collection."""
+    operation = qm.CreateAliasOperation(
+        create_alias=qm.CreateAlias(collection_name=name, alias_name=ALIAS)
+    )
+    client.update_collection_aliases([operation])
+
+
+def plan_by_hand(client: Client, folder: Path, embedder: TextEmbedder, **changes: Any) -> Journal:
     """Return the journal of a planned migration."""
     values: dict[str, Any] = {
         "alias": ALIAS,
@@ -88,8 +91,6 @@ def dual_store(client: Client, folder: Path, embedder: TextEmbedder) -> DualWrit
 
 def texts_of(client: Client, name: str) -> dict[str, str]:
     """Return id → text of all points of a collection."""
-    import json
-
     points, _ = client.scroll(name, limit=100_000)
     return {
         str(point.id): json.loads((point.payload or {})["_node_content"])["text"]
@@ -105,9 +106,6 @@ def assert_moved(client: Client, embedder: TextEmbedder | None = None) -> None:
     assert {str(point.id): point.payload for point in source} == {
         str(point.id): point.payload for point in target
     }
-    from llama_index.core.schema import MetadataMode
-    from llama_index.core.vector_stores.utils import metadata_dict_to_node
-
     texts = [
         metadata_dict_to_node(point.payload or {}).get_content(MetadataMode.EMBED)
         for point in target

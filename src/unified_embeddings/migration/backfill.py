@@ -11,11 +11,14 @@ that had been written are not embedded again.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import StoreError
 from unified_embeddings.migration.catch_up import catch_up
 from unified_embeddings.migration.embedding import (
     Batch,
@@ -103,21 +106,35 @@ def migrate_points(
     sides = Sides(client, journal.record)
     transfer = Transfer(journal, sides, accept_failed=accept_failed)
     watching.on_total(sides.source.count())
-    watching.on_points(journal.record.counters.read if not journal.record.copied else 0)
-    with (open_embedding or (lambda: in_process(embedder)))() as embedding:
-        if not journal.record.copied:
-            _FirstPass(journal, client, sides, transfer, watching, batch).run(embedding)
-        catch_up(
-            journal,
-            sides,
-            transfer,
-            embedding,
-            batch=batch,
-            on_sweep=watching.on_sweep,
-            check=watching.check,
-            check_source=lambda: check_source(client, journal.record),
-        )
+    if not journal.record.copied:
+        watching.on_points(journal.record.counters.read)
+    try:
+        with (open_embedding or partial(in_process, embedder))() as embedding:
+            if not journal.record.copied:
+                _FirstPass(journal, client, sides, transfer, watching, batch).run(embedding)
+            catch_up(
+                journal,
+                sides,
+                transfer,
+                embedding,
+                batch=batch,
+                on_sweep=watching.on_sweep,
+                check=watching.check,
+                check_source=partial(check_source, client, journal.record),
+            )
+    except StoreError as error:
+        with contextlib.suppress(StoreError):
+            _explain(client, journal, error)
+        raise
     journal.enter("backfilled", counters=transfer.counters)
+
+
+def _explain(client: Client, journal: Journal, error: StoreError) -> None:
+    """Say so in plain words if a store's error came of a source that is gone or replaced."""
+    try:
+        check_source(client, journal.record)
+    except MigrationError as reason:
+        raise reason from error
 
 
 def _prepare_target(journal: Journal, client: Client, embedder: TextEmbedder) -> None:

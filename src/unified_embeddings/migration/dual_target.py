@@ -74,9 +74,7 @@ class TargetWriter:
         """
         contents = [self._reader.read(point_id, value) for point_id, value in payloads.items()]
         texts = [content for content in contents if isinstance(content, SourceText)]
-        without = [
-            content.point_id for content in contents if isinstance(content, UnreadablePoint)
-        ]
+        without = [content.point_id for content in contents if isinstance(content, UnreadablePoint)]
         points: list[qm.PointStruct] = []
         problems: dict[PointId, str] = {}
         outcomes = self._embedding.embed([content.text for content in texts]) if texts else []
