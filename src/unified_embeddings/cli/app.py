@@ -21,6 +21,7 @@ from unified_embeddings.cli import (
     embed,
     export_onnx,
     index,
+    migrate,
     models,
     optimize,
     ping,
@@ -53,6 +54,7 @@ app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
 app.command("doctor")(doctor.doctor)
+app.add_typer(migrate.app, name="migrate")
 
 
 @app.command(
