@@ -1,6 +1,6 @@
 """Moved under fire: written to, asked, and killed with SIGKILL at random moments.
 
-pytest -s -m endurance tests/migration/test_killed.py    # 5,000 chunks to mini-m3, 20 kills; minutes
+pytest -s -m endurance tests/migration/test_killed.py    # 5,000 chunks to mini-m3, 20 kills
 """
 
 from __future__ import annotations
