@@ -153,8 +153,8 @@ def record_from_json(content: bytes) -> MigrationRecord:
             raise ValueError(f"there is no state {values['state']!r}")
         values["entered"] = tuple(Entered(**entered) for entered in values["entered"])
         values["counters"] = Counters(**values["counters"])
-        values["overrides"] = tuple(values["overrides"])
-        values["suspects"] = tuple(values["suspects"])
+        for name in ("overrides", "suspects"):
+            values[name] = tuple(values.get(name, ()))
         return MigrationRecord(**values)
     except (TypeError, KeyError) as error:
         raise ValueError(f"it is damaged: {error}") from error
