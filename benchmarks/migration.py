@@ -51,6 +51,7 @@ from unified_embeddings.migration.stored_vectors import (
 from unified_embeddings.stores.opening import open_folder
 
 _BATCH = 500
+_WORDS = 40
 _LEAST_COSINE = 0.999
 
 
@@ -180,7 +181,11 @@ def _make_old_collection(folder: Path, model: str, models: Models, chunks: int) 
 def _make_texts(count: int) -> list[str]:
     """Return texts of Python's reference, numbered so that none is there twice."""
     passages = list(read_python_reference().documents.values())
-    return [f"{passages[number % len(passages)]} ({number})" for number in range(count)]
+    texts = []
+    for number in range(count):
+        words = passages[number % len(passages)].split()[:_WORDS]
+        texts.append(f"{' '.join(words)} ({number})")
+    return texts
 
 
 def _check_answers(folder: Path, figures: Figures) -> None:
