@@ -46,7 +46,9 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            _, _, name, *action = self.path.split("?")[0].split("/")
+            # /aliases, /collections, or /collections/NAME and what is done with it
+            room, *places = self.path.split("?")[0].split("/")[1:]
+            name, *action = places or [room]
             result = _call(client, self.command, "/".join(action), name, body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
@@ -56,7 +58,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # as http.server calls them
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815  # as http.server calls them
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -66,6 +68,10 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
 
 def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) -> Any:
     match method, action:
+        case "GET", "" if name == "collections":
+            return client.get_collections()
+        case "GET", "" if name == "aliases":
+            return client.get_aliases()
         case "GET", "exists":
             return {"exists": client.collection_exists(name)}
         case "GET", "":
@@ -80,14 +86,39 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 sparse_vectors_config=asked.sparse_vectors,
                 metadata=asked.metadata,
             )
+        case "PATCH", "":
+            client.update_collection(name, metadata=body.get("metadata"))
+            return True
+        case "PUT", _ if action.startswith("vectors/"):
+            config = TypeAdapter(qm.VectorNameConfig).validate_python(body)
+            client.create_vector_name(name, action.removeprefix("vectors/"), config)
+        case "PUT", "points/vectors":
+            client.update_vectors(name, qm.UpdateVectors.model_validate(body).points)
+        case "POST", "points":
+            wanted = qm.PointRequest.model_validate(body)
+            return client.retrieve(
+                name,
+                wanted.ids,
+                with_payload=wanted.with_payload or False,
+                with_vectors=wanted.with_vector or False,
+            )
+        case "PUT", "points/payload":
+            change = qm.SetPayload.model_validate(body)
+            client.overwrite_payload(name, change.payload, points=change.points or [])
+        case "POST", "points/count":
+            return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":
             client.upsert(name, qm.PointsList.model_validate(body).points)
         case "POST", "points/delete":
             client.delete(name, TypeAdapter(qm.PointsSelector).validate_python(body))
         case "POST", "points/scroll":
-            asked = qm.ScrollRequest.model_validate(body)
+            scroll = qm.ScrollRequest.model_validate(body)
             points, offset = client.scroll(
-                name, asked.filter, limit=asked.limit, offset=asked.offset, with_vectors=True
+                name,
+                scroll.filter,
+                limit=scroll.limit or 10,
+                offset=scroll.offset,
+                with_vectors=True,
             )
             return {"points": points, "next_page_offset": offset}
         case "POST", "points/query":
