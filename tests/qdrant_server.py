@@ -111,8 +111,6 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
         case "PUT", "points/payload":
             change = qm.SetPayload.model_validate(body)
             client.overwrite_payload(name, change.payload, points=change.points or [])
-        case "POST", "points/count":
-            return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":
             client.upsert(name, qm.PointsList.model_validate(body).points)
         case "POST", "points/delete":

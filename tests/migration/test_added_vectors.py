@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign import fill, make_nodes, make_texts
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from foreign import fill, make_nodes, make_texts
 from qdrant_server import running_server
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError

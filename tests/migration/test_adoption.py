@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from foreign import fill, make_nodes, make_texts
 from llama_index.core.schema import MetadataMode, TextNode
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 import checkpoints
+from foreign import fill, make_nodes, make_texts
 from qdrant_server import running_server
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder

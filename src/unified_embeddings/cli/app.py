@@ -26,6 +26,7 @@ from unified_embeddings.cli import (
     index,
     make_queries,
     migrate_vectors,
+    migrate,
     models,
     optimize,
     ping,
@@ -67,6 +68,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("stats")(stats.stats)
 app.command("doctor")(doctor.doctor)
 app.command("migrate-vectors", cls=migrate_vectors.HyphenCommand)(migrate_vectors.migrate_vectors)
+app.add_typer(migrate.app, name="migrate")
 
 
 @app.command(
