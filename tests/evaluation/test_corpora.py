@@ -52,6 +52,11 @@ class TestCorpora:
             ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "contains no judgements"),
             ("qrels/test.tsv", "q\td\ts\nq1\td1\tmuch", "test.tsv, line 2 .*whole number"),
             ("qrels/test.tsv", "q1 d1 1\nq1 d1 1", "test.tsv, line 2 .*tabs"),
+            (
+                "qrels/test.tsv",
+                "q1\td1\t1\nq1\td2\t1\nq1\td1\t0",
+                "line 3 judges document 'd1' for 'q1' again",
+            ),
             ("qrels/test.tsv", "q9\td1\t1", "line 1 judges the query 'q9'"),
         ],
     )

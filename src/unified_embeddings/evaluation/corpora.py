@@ -62,7 +62,8 @@ def read_beir(folder: Path) -> Corpus:
     that `test.tsv` does not judge are left out.
 
     Raises:
-        InputError: If a file is missing, empty or malformed. The message gives file and line.
+        InputError: If a file is missing, empty or malformed, or judges a document twice for one
+            query. The message gives file and line.
     """
     documents = {}
     for document_id, row in _read_texts(folder / "corpus.jsonl").items():
@@ -161,7 +162,10 @@ def _read_judgements(path: Path, queries: dict[str, str]) -> Qrels:
             raise InputError(
                 f"{place} judges the query {query_id!r}, which is not in queries.jsonl"
             )
-        qrels.setdefault(query_id, {})[document_id] = grade
+        grades = qrels.setdefault(query_id, {})
+        if document_id in grades:
+            raise InputError(f"{place} judges document {document_id!r} for {query_id!r} again")
+        grades[document_id] = grade
     if not qrels:
         raise InputError(f"{path} contains no judgements; expected one line per judgement")
     return qrels
