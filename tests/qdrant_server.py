@@ -46,8 +46,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            _, _, name, *action = self.path.split("?")[0].split("/")
-            result = _call(client, self.command, "/".join(action), name, body)
+            result = _answer(client, self.command, self.path.split("?")[0], body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
             self.send_response(200)
@@ -62,6 +61,19 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _answer(client: QdrantClient, method: str, path: str, body: Any) -> Any:
+    match method, path:
+        case "GET", "/aliases":
+            return client.get_aliases()
+        case "GET", "/collections":
+            return client.get_collections()
+        case "POST", "/collections/aliases":
+            changes = qm.ChangeAliasesOperation.model_validate(body)
+            return client.update_collection_aliases(changes.actions)
+    _, _, name, *action = path.split("/")
+    return _call(client, method, "/".join(action), name, body)
 
 
 def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) -> Any:
@@ -85,11 +97,17 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
         case "POST", "points/delete":
             client.delete(name, TypeAdapter(qm.PointsSelector).validate_python(body))
         case "POST", "points/scroll":
-            asked = qm.ScrollRequest.model_validate(body)
+            wanted = qm.ScrollRequest.model_validate(body)
             points, offset = client.scroll(
-                name, asked.filter, limit=asked.limit, offset=asked.offset, with_vectors=True
+                name,
+                wanted.filter,
+                limit=wanted.limit or 10,
+                offset=wanted.offset,
+                with_vectors=True,
             )
             return {"points": points, "next_page_offset": offset}
+        case "POST", "points/count":
+            return client.count(name)
         case "POST", "points/query":
             return _query(client, name, qm.QueryRequest.model_validate(body))
         case "POST", "points/query/batch":
