@@ -86,6 +86,7 @@ HOMES = {
     "ray": {"bulk.ray_pool", "serving.ray_serve"},
     "rich": {"system.progress", "cli"},
     "safetensors": {"models.weights"},
+    "scipy": {"evaluation"},
     "sentence_transformers": {"engines.sentence"},
     "sqlite3": {"bulk.planning", "cache", "stores.opening", "stores.errors"},
     "tokenizers": {

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.significance import (
+    TYPICAL_DEVIATION,
     bootstrap_interval,
     compare_scores,
+    half_width,
     randomisation_test,
+    t_test,
 )
 
 few_differences = st.lists(
@@ -137,3 +140,85 @@ class TestCompareScores:
         with pytest.raises(InputError, match="finite") as caught:
             compare_scores({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": bad})
         assert caught.value.index == 1
+
+
+several_differences = st.lists(
+    st.integers(-8, 8).map(lambda eighths: eighths / 8), min_size=2, max_size=30
+)
+
+
+class TestTTest:
+    def test_by_hand(self) -> None:
+        # Mean 2, deviation 1, error 1/√3: t = 2√3 with two degrees of freedom, for which
+        # p = 1 - t/√(2 + t²). The interval's t is √(2·0.95²/(1 - 0.95²)) = 4.3027.
+        result = t_test([1, 2, 3])
+        assert result.p_value == pytest.approx(1 - math.sqrt(12 / 14))
+        reach = math.sqrt(2 * 0.95**2 / (1 - 0.95**2)) / math.sqrt(3)
+        assert (result.low, result.high) == pytest.approx((2 - reach, 2 + reach))
+
+    @given(several_differences)
+    def test_equal_to_scipys(self, differences: list[float]) -> None:
+        from scipy.stats import ttest_rel
+
+        if len(set(differences)) == 1:  # undefined there
+            return
+        expected = ttest_rel(differences, [0] * len(differences))
+        interval = expected.confidence_interval(0.95)
+        result = t_test(differences)
+        assert result.p_value == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-12)
+        assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+
+    def test_equal_differences_have_no_deviation(self) -> None:
+        assert t_test([0, 0]).p_value == 1
+        # The mean of ten tenths is not exactly a tenth.
+        same = t_test([0.1] * 10)
+        assert (same.p_value, same.low, same.high) == pytest.approx((0, 0.1, 0.1))
+
+    def test_a_single_query_has_no_deviation(self) -> None:
+        with pytest.raises(InputError, match="at least two queries"):
+            t_test([0.5])
+        single = compare_scores({"q": 0.5}, {"q": 0.75})
+        assert (single.t_test, single.half_width) == (None, None)
+
+    def test_it_agrees_with_the_randomisation_test_for_many_queries(self) -> None:
+        differences = np.random.default_rng(5).normal(0.02, 0.15, 300).tolist()
+        assert t_test(differences).p_value == pytest.approx(
+            randomisation_test(differences), abs=0.01
+        )
+
+
+class TestHalfWidth:
+    def test_of_differences_it_is_half_the_interval(self) -> None:
+        differences = [0.5, -0.25, 0.25, 0.75]
+        result = t_test(differences)
+        assert half_width(differences) == pytest.approx((result.high - result.low) / 2)
+        compared = compare_scores(
+            dict.fromkeys("abcd", 0.0), dict(zip("abcd", differences, strict=True))
+        )
+        assert compared.t_test == result
+        assert compared.half_width == half_width(differences)
+
+    def test_of_a_number_of_queries(self) -> None:
+        # t's 97.5% quantile: 12.706 with one degree of freedom, nearly 1.96 with many.
+        assert half_width(2) == pytest.approx(12.7062 * TYPICAL_DEVIATION / math.sqrt(2), rel=1e-5)
+        assert half_width(10**6) == pytest.approx(1.95996 * TYPICAL_DEVIATION / 1000, rel=1e-5)
+
+    def test_four_times_the_queries_halve_it(self) -> None:
+        assert half_width(4000) / half_width(1000) == pytest.approx(0.5, rel=1e-3)
+
+    def test_a_difference_of_that_size_is_found_about_half_of_the_time(self) -> None:
+        generator = np.random.default_rng(3)
+        found = 0
+        for _ in range(400):
+            differences = generator.normal(half_width(40), TYPICAL_DEVIATION, 40)
+            found += t_test(differences.tolist()).p_value < 0.05
+        assert found / 400 == pytest.approx(0.5, abs=0.08)
+
+    @pytest.mark.parametrize("scores", [1, 0, [0.5], [], [0.5, math.nan]])
+    def test_too_little_is_refused(self, scores: list[float] | int) -> None:
+        with pytest.raises(InputError):
+            half_width(scores)
+
+    def test_a_confidence_of_nonsense_is_refused(self) -> None:
+        with pytest.raises(InputError, match="confidence"):
+            half_width(50, confidence=95)

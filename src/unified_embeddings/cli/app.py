@@ -19,6 +19,7 @@ from unified_embeddings.cli import (
     demo,
     doctor,
     embed,
+    evaluate,
     export_onnx,
     index,
     models,
@@ -52,6 +53,7 @@ app.command("models")(models.models)
 app.command("export-onnx")(export_onnx.export_onnx)
 app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
+app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 
 

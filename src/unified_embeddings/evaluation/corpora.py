@@ -55,11 +55,15 @@ class _TitledText:
     text: str
 
 
-def read_beir(folder: Path) -> Corpus:
+def read_beir(folder: Path, *, qrels: Qrels | None = None) -> Corpus:
     """Read `corpus.jsonl`, `queries.jsonl` and `qrels/test.tsv` in BEIR's layout.
 
     A document's text is its title, a line break and its text, as in BEIR's own models. Queries
     that `test.tsv` does not judge are left out.
+
+    Args:
+        folder: The folder.
+        qrels: Judgements from elsewhere, in place of `test.tsv`.
 
     Raises:
         InputError: If a file is missing, empty or malformed, or judges a document twice for one
@@ -71,7 +75,14 @@ def read_beir(folder: Path) -> Corpus:
     queries = {}
     for query_id, row in _read_texts(folder / "queries.jsonl").items():
         queries[query_id] = row.text
-    qrels = _read_judgements(folder / "qrels" / "test.tsv", queries)
+    if qrels is None:
+        qrels = _read_judgements(folder / "qrels" / "test.tsv", queries)
+    for query_id in qrels:
+        if query_id not in queries:
+            raise InputError(
+                f"the judged query {query_id!r} is not in {folder / 'queries.jsonl'}; take the "
+                "judgements that belong to these queries"
+            )
     judged_queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
     return Corpus(
         name=folder.name or str(folder),  # The name of "." is empty.

@@ -1,11 +1,13 @@
 """Tell a better ranking from a luckier one: how sure is the difference of two paired means?
 
-What lives here: the paired randomisation test, and the bootstrap interval of a mean difference.
-What does not: the scores that are compared (`rankings`).
+What lives here: the paired randomisation test, the paired t-test, the bootstrap interval of a mean,
+and how small a difference so many queries can show at all. What does not: the scores that are
+compared (`rankings`, `metrics`).
 
-The same queries are answered by two systems, so that each query gives one difference. Both methods
-draw from these differences and assume nothing about their distribution, which for nDCG is far from
-normal: many are exactly 0.
+The same queries are answered by two systems, so that each query gives one difference. The
+randomisation test and the bootstrap draw from these differences and assume nothing about their
+distribution, which for nDCG is far from normal: many are exactly 0. The t-test assumes that the
+mean is normally distributed, which it nearly is for more than a few dozen queries.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.validation import require_whole_number
 
 _ROUNDS = 10_000
 """Random draws of each method: p-values near 0.05 are then exact to about 0.004."""
@@ -27,7 +30,32 @@ _ROUNDS_PER_BLOCK = 500
 _ROUNDING = 1e-12
 """Means that differ by less are the same mean, summed in another order."""
 
+_CONFIDENCE = 0.95
+"""Share of the cases in which an interval holds the true mean, unless another is given."""
+
+TYPICAL_DEVIATION = 0.2
+"""Standard deviation of a query's difference of nDCG@10 between two systems, before it is measured.
+
+Measured with mini-m3's dense, sparse and fused rankings and BM25, in pairs, on MED, CACM and
+XQuAD-R English: from 0.10 to 0.33, the median of 18 pairs is 0.19.
+"""
+
 _Differences = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A paired t-test (Student's) of a mean difference.
+
+    Attributes:
+        p_value: Two-sided.
+        low: Lower end of the mean's 95% interval.
+        high: Upper end of the interval.
+    """
+
+    p_value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,9 @@ class PairedDifference:
         p_value: Two-sided p of the paired randomisation test: how often chance alone would give a
             mean at least this far from 0.
         queries: Number of queries.
+        t_test: The paired t-test of the same mean; None for a single query.
+        half_width: Half the width of the mean's 95% interval, by the t-test: a mean nearer to 0
+            cannot be told from 0 with these queries. None for a single query.
     """
 
     mean: float
@@ -48,6 +79,8 @@ class PairedDifference:
     high: float
     p_value: float
     queries: int
+    t_test: TTest | None = None
+    half_width: float | None = None
 
 
 def compare_scores(
@@ -79,12 +112,17 @@ def compare_scores(
         )
     differences = [candidate[query_id] - reference[query_id] for query_id in reference]
     low, high = bootstrap_interval(differences, seed=seed)
+    outcome, width = None, None
+    if len(differences) > 1:
+        outcome, width = t_test(differences), half_width(differences)
     return PairedDifference(
         mean=math.fsum(differences) / len(differences),
         low=low,
         high=high,
         p_value=randomisation_test(differences, seed=seed),
         queries=len(differences),
+        t_test=outcome,
+        half_width=width,
     )
 
 
@@ -126,10 +164,74 @@ def randomisation_test(
     return (1 + extreme) / (1 + rounds)
 
 
+def t_test(differences: Sequence[float], *, confidence: float = _CONFIDENCE) -> TTest:
+    """Return the paired t-test of the mean.
+
+    Differences that are all the same have no deviation: p is 1 if they are 0, else 0, and the
+    interval is the mean alone.
+
+    Args:
+        differences: Candidate - reference for each query, at least two.
+        confidence: Share of the cases in which the interval holds the true mean, between 0 and 1.
+
+    Raises:
+        InputError: If there are fewer than two differences, one is not finite, or `confidence` is
+            out of range.
+    """
+    from scipy.special import stdtr  # Here, since it takes 0.1 s and most callers test nothing.
+
+    values = _require_several(differences)
+    reach = half_width(differences, confidence=confidence)
+    mean = math.fsum(values) / len(values)
+    error = _standard_error(values)
+    p_value = 1.0
+    if error:
+        p_value = 2 * float(stdtr(len(values) - 1, -abs(mean) / error))
+    elif mean:
+        p_value = 0.0
+    return TTest(p_value=p_value, low=mean - reach, high=mean + reach)
+
+
+def half_width(scores: Sequence[float] | int, *, confidence: float = _CONFIDENCE) -> float:
+    """Return half the width of the interval of a mean difference, if need be beforehand.
+
+    A difference that is smaller cannot be told from none with so many queries.
+
+    Args:
+        scores: What is known. Measured: each query's difference between two systems. Beforehand:
+            each query's score by the one system that there is; the differences to another are then
+            taken to deviate as much as these, which they do if both systems' scores correlate by
+            0.5. Similar systems correlate more, and the width is then smaller. Or the number of
+            queries alone, which takes TYPICAL_DEVIATION.
+        confidence: Share of the cases in which the interval holds the true mean, between 0 and 1.
+
+    Raises:
+        InputError: If there are fewer than two queries, a score is not finite, or `confidence` is
+            out of range.
+
+    Example:
+        >>> from unified_embeddings.evaluation.significance import half_width
+        >>> round(half_width(50), 3)    # 2.01 · 0.2 / √50
+        0.057
+    """
+    from scipy.special import stdtrit
+
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
+    if isinstance(scores, int):
+        count = require_whole_number("the number of queries", scores, least=2)
+        error = TYPICAL_DEVIATION / math.sqrt(count)
+    else:
+        values = _require_several(scores)
+        count = len(values)
+        error = _standard_error(values)
+    return float(stdtrit(count - 1, (1 + confidence) / 2)) * error
+
+
 def bootstrap_interval(
     differences: Sequence[float],
     *,
-    confidence: float = 0.95,
+    confidence: float = _CONFIDENCE,
     rounds: int = _ROUNDS,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -161,6 +263,21 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
     return float(low), float(high)
+
+
+def _standard_error(values: _Differences) -> float:
+    """Return the standard error of the mean of at least two values; rounding alone counts as 0."""
+    spread = float(values.std(ddof=1))
+    if spread <= _ROUNDING * max(1.0, float(np.abs(values).max())):
+        return 0.0
+    return spread / math.sqrt(len(values))
+
+
+def _require_several(differences: Sequence[float]) -> _Differences:
+    values = _require_differences(differences)
+    if len(values) < 2:
+        raise InputError("expected at least two queries; a single one has no deviation")
+    return values
 
 
 def _require_differences(differences: Sequence[float]) -> _Differences:

@@ -123,6 +123,20 @@ def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> None:
     _publish(path, lines)
 
 
+def check_ids(ids: Iterable[str], what: str) -> None:
+    """Refuse ids that a TREC file cannot hold, before anything is computed for them.
+
+    Args:
+        ids: The ids.
+        what: What they name, such as "the document id", for the message.
+
+    Raises:
+        InputError: If one is empty or holds white space or control characters.
+    """
+    for text in ids:
+        _require_word(text, what)
+
+
 def _parse_grade(text: str, place: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
         raise InputError(f"{place} should end with a grade, a whole number; got {text!r:.80}")

@@ -21,7 +21,7 @@ from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.stores.copy_checks import read_aliases
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client, make_thread_safe, open_folder
+from unified_embeddings.stores.opening import Client, open_folder
 from unified_embeddings.stores.schema import dense_vectors, sparse_vectors
 from unified_embeddings.types import Options
 

@@ -1,0 +1,257 @@
+"""Running the systems that `evaluate` compares, so that each answers as its users are answered.
+
+What lives here: opening what a system needs, and asking it. What does not: the notation of systems
+(`evaluation.systems`), and rating what they find (`evaluation.reports`).
+
+A model embeds the judged documents into a temporary embedded store, which all systems of one model
+share. Every system, but a finished run, is then asked through UnifiedHybridRetriever: nothing of
+fusion or reranking is done a second time, in another way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.corpora import Corpus
+from unified_embeddings.evaluation.rankings import Run, sort_by_score
+from unified_embeddings.evaluation.systems import (
+    CollectionSystem,
+    Mode,
+    ModelSystem,
+    RunSystem,
+    Search,
+    System,
+)
+from unified_embeddings.evaluation.trec import read_run
+from unified_embeddings.system.progress import progress_bar
+from unified_embeddings.types import HeadName, Options
+
+if TYPE_CHECKING:
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+    from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+
+_FIELD = "document"
+"""Field of the payload that names the document, in a temporary store."""
+_DOCUMENTS_PER_BATCH = 256
+
+
+class Asked(Protocol):
+    """A system that is ready to be asked."""
+
+    def ask(self) -> Run:
+        """Return what it finds for the judged queries."""
+        ...
+
+
+@contextmanager
+def open_systems(
+    systems: Sequence[System], corpus: Corpus, *, depth: int
+) -> Iterator[dict[str, Asked]]:
+    """Open systems: files are read, models looked up and collections opened, before any is asked.
+
+    Args:
+        systems: What to open; their names differ.
+        corpus: The judged set.
+        depth: How many results to ask of each system for a query.
+
+    Yields:
+        The systems by name, in the same order. They can be asked within the context.
+
+    Raises:
+        InputError: If a file or a folder cannot be read, or a model does not give the vectors that
+            a system needs.
+        StoreError: If a collection does not exist or cannot be read.
+        FingerprintMismatchError: If a collection was made with another model.
+        ModelLoadError: If there is no such model.
+
+    Example:
+        >>> from unified_embeddings.evaluation.corpora import Corpus
+        >>> from unified_embeddings.evaluation.systems import parse_systems
+        >>> corpus = Corpus("tiny", {"d1": "Foxes jump."}, {"q1": "a fox"}, {"q1": {"d1": 1}})
+        >>> with open_systems(parse_systems(["mini-m3:dense"]), corpus, depth=20) as opened:
+        ...     list(opened["mini-m3:dense"].ask()["q1"])
+        ['d1']
+    """
+    models: dict[tuple[str | None, str | None], _SharedModel] = {}
+    with ExitStack() as stack:
+        opened: dict[str, Asked] = {}
+        for system in systems:
+            if isinstance(system, RunSystem):
+                opened[system.name] = _FinishedRun(read_run(system.file), depth)
+                continue
+            key = system.model, system.sparse_model
+            if key not in models:
+                models[key] = _SharedModel(*key, corpus, stack)
+            models[key].note_need(system.search)
+            if isinstance(system, ModelSystem):
+                opened[system.name] = _ModelOnTheSpot(system, models[key], depth)
+            else:
+                opened[system.name] = _LiveCollection(system, models[key], depth)
+        yield opened
+
+
+class _SharedModel:
+    """What the systems of one model share: its weights, the documents, the queries' vectors."""
+
+    def __init__(
+        self, model: str | None, sparse_model: str | None, corpus: Corpus, stack: ExitStack
+    ) -> None:
+        self.config = shared.open_config(model, sparse_model)
+        self.corpus = corpus
+        self._stack = stack
+        self._needed_heads: set[HeadName] = set()
+        self._store: FingerprintedStore | None = None
+        self._queries_are_embedded = False
+
+    def note_need(self, search: Search) -> None:
+        """Note which vectors a system needs; refuse, without loading, a model that lacks them.
+
+        Raises:
+            InputError: If the model gives no such vectors, or a query is blank.
+        """
+        from unified_embeddings.retrievers.options import check_heads
+
+        mode = search.mode or _default_mode(self.config)
+        check_heads(self.config.embedder, mode, "colbert" if search.rerank else None)
+        for query_id, text in self.corpus.queries.items():
+            if not text.strip():
+                raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+        if mode != "sparse":
+            self._needed_heads.add("dense")
+        if mode != "dense":
+            self._needed_heads.add("sparse")
+        if search.rerank:
+            self._needed_heads.add("colbert")
+
+    def retriever(
+        self, store: FingerprintedStore, search: Search, depth: int
+    ) -> UnifiedHybridRetriever:
+        options: Options = {**search.options(), "similarity_top_k": depth}
+        return self.config.retriever(store, **options)
+
+    def embed_queries(self) -> None:
+        """Embed all queries in large batches, once; retrievers then find them in the cache."""
+        if not self._queries_are_embedded:
+            texts = list(self.corpus.queries.values())
+            self.config.embedder.encode(texts, role="query", heads=sorted(self._needed_heads))
+        self._queries_are_embedded = True
+
+    def embed_documents(self) -> FingerprintedStore:
+        """Return a temporary store that holds the documents, one point each; made once."""
+        if self._store is None:
+            self._store = self._make_store()
+        return self._store
+
+    def _make_store(self) -> FingerprintedStore:
+        from llama_index.core.schema import TextNode
+
+        temporary = tempfile.TemporaryDirectory(prefix="unified-embeddings-")
+        store = self.config.vector_store("judged", path=self._stack.enter_context(temporary))
+        self._stack.callback(store.client.close)
+        documents = list(self.corpus.documents.items())
+        title = f"Embedding {self.corpus.name} with {self.config.model_choice}"
+        with progress_bar(title, len(documents), shown=shared.is_terminal()) as advance:
+            for start in range(0, len(documents), _DOCUMENTS_PER_BATCH):
+                batch = documents[start : start + _DOCUMENTS_PER_BATCH]
+                nodes = [
+                    TextNode(
+                        id_=str(uuid.uuid5(uuid.NAMESPACE_URL, document_id)),
+                        text=text,
+                        metadata={_FIELD: document_id},
+                        excluded_embed_metadata_keys=[_FIELD],
+                    )
+                    for document_id, text in batch
+                ]
+                store.add(self.config.text_model(nodes))
+                advance(len(batch))
+        return store
+
+
+class _FinishedRun:
+    """A run from elsewhere, cut as deep as the others are asked."""
+
+    def __init__(self, run: Run, depth: int) -> None:
+        self._run = run
+        self._depth = depth
+
+    def ask(self) -> Run:
+        cut: Run = {}
+        for query_id, scores in self._run.items():
+            best_ids = sort_by_score(scores)[: self._depth]
+            cut[query_id] = {document_id: scores[document_id] for document_id in best_ids}
+        return cut
+
+
+class _ModelOnTheSpot:
+    """A model that embeds the documents when the first of its systems is asked."""
+
+    def __init__(self, system: ModelSystem, model: _SharedModel, depth: int) -> None:
+        self._system = system
+        self._model = model
+        self._depth = depth
+
+    def ask(self) -> Run:
+        from unified_embeddings.retrievers.runs import collect_run
+
+        store = self._model.embed_documents()
+        retriever = self._model.retriever(store, self._system.search, self._depth)
+        self._model.embed_queries()
+        queries = self._model.corpus.queries
+        with _asking(self._system, queries) as advance:
+            return collect_run(retriever, queries, document_field=_FIELD, on_query=advance)
+
+
+class _LiveCollection:
+    """An existing collection, which is only read."""
+
+    def __init__(self, system: CollectionSystem, model: _SharedModel, depth: int) -> None:
+        self._system = system
+        self._model = model
+        store = shared.open_store(
+            model.config,
+            system.collection,
+            system.path or Path(),
+            system.url,
+            create=False,
+            adopt=system.adopt,
+        )
+        self._retriever = model.retriever(store, system.search, depth)
+
+    def ask(self) -> Run:
+        from unified_embeddings.retrievers.runs import collect_run, find_document_field
+
+        self._model.embed_queries()
+        corpus = self._model.corpus
+        field = self._system.document_field
+        if field is None:
+            judged_ids = {name for grades in (corpus.qrels or {}).values() for name in grades}
+            field = find_document_field(self._retriever, corpus.queries, judged_ids)
+        with _asking(self._system, corpus.queries) as advance:
+            run = collect_run(
+                self._retriever, corpus.queries, document_field=field, on_query=advance
+            )
+        if not any(run.values()):
+            raise InputError(
+                f"system {self._system.name!r} found no point with the field {field!r}; name the "
+                "field of the payload that holds the judged documents' ids, with field="
+            )
+        return run
+
+
+@contextmanager
+def _asking(system: System, queries: dict[str, str]) -> Iterator[Callable[[int], None]]:
+    title = f"Asking {shared.one_line(system.name, 40)}"
+    with progress_bar(title, len(queries), shown=shared.is_terminal()) as advance:
+        yield advance
+
+
+def _default_mode(config: UnifiedEmbeddingConfig) -> Mode:
+    return "hybrid" if "sparse" in config.embedder.heads else "dense"
