@@ -116,7 +116,7 @@ def assert_moved(client: Client, embedder: TextEmbedder | None = None) -> None:
     for point, dense, sparse in zip(target, expected.dense, expected.sparse, strict=True):
         vectors = point.vector
         assert isinstance(vectors, dict)
-        assert np.allclose(vectors["text-dense"], dense, atol=1e-5)
+        assert np.allclose(np.array(vectors["text-dense"]), dense, atol=1e-5)
         stored = vectors["text-sparse-new"]
         assert isinstance(stored, qm.SparseVector)
         assert dict(zip(stored.indices, stored.values, strict=True)) == dict(

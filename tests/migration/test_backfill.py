@@ -30,7 +30,7 @@ from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.migration.backfill import Watching, migrate_points
 from unified_embeddings.migration.dual_store import DualWritingStore
 from unified_embeddings.migration.errors import MigrationError
-from unified_embeddings.migration.journal import Journal, read_events
+from unified_embeddings.migration.journal import Journal, read_events, read_record
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.types import Embeddings, Text
@@ -144,6 +144,9 @@ def test_a_node_that_is_deleted_while_it_is_embedded_stays_deleted(
     meddle(client, tmp_path / "journal", lambda writer: writer.delete_nodes([node_id(3)]))
     assert node_id(3) not in texts_of(client, TARGET)
     assert_moved(client)
+    # The backfill itself has seen to it, not a later comparison.
+    counters = read_record(tmp_path / "journal").counters
+    assert (counters.removed, counters.repaired, counters.sweeps) == (1, 0, 1)
 
 
 def test_a_document_that_is_deleted_while_it_is_embedded_stays_deleted(
@@ -175,6 +178,22 @@ def test_a_node_that_is_deleted_and_added_again_meanwhile_is_there(
 
     meddle(client, tmp_path / "journal", act)
     assert texts_of(client, TARGET)[node_id(3)] == "Back again."
+    assert_moved(client)
+
+
+def test_a_node_that_is_changed_while_a_sweep_mends_it_ends_with_its_last_text(
+    client: Client, tmp_path: Path
+) -> None:
+    store = make_old_collection(client, TEXTS)
+    folder = tmp_path / "journal"
+    writer: list[DualWritingStore] = []
+    with plan_by_hand(client, folder, FakeEmbedder(model_name="new")) as journal:
+        migrate_points(journal, client, FakeEmbedder(model_name="new"))
+        writer.append(dual_store(client, folder, FakeEmbedder(model_name="new")))
+        store.add([make_node(3, "Written to the old side only.")])
+        embedder = Meddling(lambda: writer[0].add([make_node(3, "Written to both sides.")]))
+        migrate_points(journal, client, embedder)
+    assert texts_of(client, TARGET)[node_id(3)] == "Written to both sides."
     assert_moved(client)
 
 
@@ -376,7 +395,7 @@ def test_a_full_disk_stops_it_in_words_and_it_goes_on_afterwards(
     client: Client, tmp_path: Path, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_old_collection(client, TEXTS)
-    written = type(client).upsert
+    written: Any = type(client).upsert
     calls = []
 
     def fail(self: Client, *args: Any, **options: Any) -> object:

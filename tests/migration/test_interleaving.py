@@ -43,31 +43,41 @@ CALLS = {"scroll", "retrieve", "upsert", "delete"}
 operations = st.lists(
     st.tuples(st.sampled_from(["add", "delete"]), st.integers(0, POINTS + 2)), max_size=12
 )
-pauses = st.lists(st.integers(0, 4), max_size=30)
-"""How many calls of the migration pass before each step of the writer."""
+schedules = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4)), max_size=12)
+"""(calls of the migration that pass first, steps of the writer that then come at once) ..."""
+targets = st.dictionaries(
+    st.integers(0, POINTS + 4), st.sampled_from(["missing", "outdated"]), max_size=4
+)
+"""In which points the new collection differs at the beginning; those beyond POINTS are extra."""
 
 
 class Interleaved:
     """A client that takes a writer's next steps before calls of the migration."""
 
-    def __init__(self, client: QdrantClient, steps: list[Callable[[], None]], waits: list[int]):
+    def __init__(
+        self,
+        client: QdrantClient,
+        steps: list[Callable[[], None]],
+        schedule: Sequence[tuple[int, int]],
+    ) -> None:
         self.inner = client
         self.steps = steps
-        self.waits = waits
-        self._wait = waits.pop(0) if waits else 0
+        self._at_calls = [0] * sum(wait + 1 for wait, _ in schedule)
+        call = -1
+        for wait, number in schedule:
+            call += wait + 1
+            self._at_calls[call] = number
 
     def __getattr__(self, name: str) -> Any:
         if name in CALLS:
-            self._pass()
+            self._take_steps()
         return getattr(self.inner, name)
 
-    def _pass(self) -> None:
-        while self.steps and self._wait == 0:
-            self.steps.pop(0)()
-            self._wait = self.waits.pop(0) if self.waits else 0
-            if self._wait == 0 and not self.waits:
-                return  # Without further pauses one step is taken at each call.
-        self._wait = max(0, self._wait - 1)
+    def _take_steps(self) -> None:
+        number = self._at_calls.pop(0) if self._at_calls else 1
+        for step in self.steps[:number]:
+            step()
+        del self.steps[:number]
 
     def finish(self) -> None:
         while self.steps:
@@ -83,6 +93,14 @@ class Writer:
         self._target = TargetWriter(client, journal.record, FakeEmbedder(model_name="new"))
         self.expected = dict(texts)
         self._version = 0
+
+    def damage_target(self, number: int, difference: str) -> None:
+        """Let the new collection lack a point, or hold another text for it."""
+        if difference == "missing":
+            self._target.collection.remove([node_id(number)])
+            return
+        node = make_node(number, "Outdated.")
+        self._target.write(self._target.prepare(stored_payloads(self._store, [node])))
 
     def _add(self, node: TextNode) -> None:
         self._store.add([node])
@@ -110,14 +128,24 @@ def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unified_embeddings.migration.sides._PAUSES", (0, 0, 0))
 
 
-@given(operations=operations, waits=pauses, batch=st.sampled_from([1, 3, 5, 100]))
+@given(
+    operations=operations,
+    schedule=schedules,
+    target=targets,
+    batch=st.sampled_from([1, 3, 100]),
+    is_copied=st.booleans(),
+)
 @settings(
-    max_examples=60,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_both_sides_end_equal(
-    operations: Sequence[Operation], waits: list[int], batch: int
+    operations: Sequence[Operation],
+    schedule: Sequence[tuple[int, int]],
+    target: dict[int, str],
+    batch: int,
+    is_copied: bool,
 ) -> None:
     client = QdrantClient(":memory:")
     texts = {number: f"Note {number}." for number in range(POINTS)}
@@ -127,13 +155,13 @@ def test_both_sides_end_equal(
         tempfile.TemporaryDirectory() as folder,
         plan_by_hand(client, Path(folder), embedder) as journal,
     ):
-        # The target is there before the writer writes to it.
         migrate_points(journal, client, embedder, batch=100)
-        client.delete(TARGET, qm.FilterSelector(filter=qm.Filter()))
-        journal.update(copied=False, offset=None)
+        journal.update(copied=is_copied)
         writer = Writer(client, journal, texts)
+        for number, difference in target.items():
+            writer.damage_target(number, difference)
         steps = [step for operation in operations for step in writer.steps_of(operation)]
-        between = Interleaved(client, steps, list(waits))
+        between = Interleaved(client, steps, schedule)
         migrate_points(journal, between, embedder, batch=batch)  # type: ignore[arg-type]
         between.finish()
     assert texts_of(client, TARGET) == {
@@ -158,7 +186,7 @@ def test_a_point_lost_between_two_steps_of_the_backfill_is_found_again(tmp_path:
         events: list[str] = []
 
         class Between(Interleaved):
-            def _pass(self) -> None:
+            def _take_steps(self) -> None:
                 pass
 
             def upsert(self, *args: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from unified_embeddings.errors import InputError, MissingExtraError
 from unified_embeddings.evaluation.reports import Contrast, Evaluation
 from unified_embeddings.system.files import make_folder, replace_file
 
-_BASELINE_COLOUR, _SYSTEM_COLOUR = "#2b6cb0", "#a0aec0"
+_BASELINE_COLOUR, _SYSTEM_COLOUR = "#2b6cb0", "#4a5568"
 _GAIN_COLOUR, _LOSS_COLOUR = "#2f855a", "#c53030"
 _NAME_WIDTH = 28
 """Characters of a system's name in one line of a label."""
@@ -79,18 +79,24 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 
 def _draw_means(axes: Any, evaluation: Evaluation) -> None:
-    """Draw a bar for each system."""
+    """Draw a point with its interval for each system."""
     systems = evaluation.systems
-    values = [system.ndcg for system in systems]
-    below = [max(0.0, system.ndcg - system.low) for system in systems]
-    above = [max(0.0, system.high - system.ndcg) for system in systems]
-    places = range(len(systems))
-    colours = [_BASELINE_COLOUR] + [_SYSTEM_COLOUR] * (len(systems) - 1)
-    axes.barh(places, values, xerr=(below, above), capsize=3, color=colours)
-    axes.set_yticks(places, [_label(system.name) for system in systems], fontsize=8)
-    for place, value in zip(places, values, strict=True):
-        axes.text(0.01 * axes.get_xlim()[1], place, f"{value:.4f}", va="center", fontsize=8)
-    axes.invert_yaxis()  # the baseline comes first, so it belongs at the top
+    for place, system in enumerate(systems):
+        spread = ([max(0.0, system.ndcg - system.low)], [max(0.0, system.high - system.ndcg)])
+        colour = _BASELINE_COLOUR if system.name == evaluation.baseline else _SYSTEM_COLOUR
+        axes.errorbar([system.ndcg], [place], xerr=spread, fmt="o", capsize=4, color=colour)
+        axes.annotate(
+            f"{system.ndcg:.4f}",
+            (system.ndcg, place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.axvline(systems[0].ndcg, color=_BASELINE_COLOUR, linewidth=0.6, linestyle=":")
+    axes.set_yticks(range(len(systems)), [_label(system.name) for system in systems], fontsize=8)
+    # The baseline comes first, so it belongs at the top.
+    axes.set_ylim(len(systems) - 0.4, -0.6)
     axes.set_title(f"nDCG@{evaluation.k}, 95% intervals", fontsize=10)
 
 

@@ -162,6 +162,8 @@ def parse_system(text: str) -> System:
         ('mini-m3', 'hybrid', True, (1.0, 0.3))
     """
     first, *rest = [part.strip() for part in text.split(",")]
+    if not first:
+        raise InputError(f"system {text!r} names no model; expected {_EXAMPLES}")
     # A model's name may hold no "=", which begins the other two kinds.
     head = "" if "=" in first else first
     options = _read_options([*rest] if head else [first, *rest], text)
@@ -170,7 +172,7 @@ def parse_system(text: str) -> System:
     if "run" in options:
         _refuse_unknown(options, _RUN_KEYS, text)
         file = _require_value(options, "run", text)
-        return RunSystem(name=options.get("name") or text.strip(), file=Path(file))
+        return RunSystem(name=options.get("name") or Path(file).stem, file=Path(file))
     return _to_collection_system(text, options)
 
 
@@ -208,9 +210,10 @@ def _to_collection_system(text: str, options: Mapping[str, str]) -> CollectionSy
     adopt = options.get("adopt")
     if adopt not in (None, "trust"):
         raise InputError(f"system {text!r}: adopt must be trust, not {adopt!r}")
+    collection = _require_value(options, "collection", text)
     return CollectionSystem(
-        name=options.get("name") or text.strip(),
-        collection=_require_value(options, "collection", text),
+        name=options.get("name") or _name_collection(collection, options),
+        collection=collection,
         path=Path(place) if places == ["path"] else None,
         url=place if places == ["url"] else None,
         model=options.get("model"),
@@ -221,6 +224,17 @@ def _to_collection_system(text: str, options: Mapping[str, str]) -> CollectionSy
         document_field=options.get("field"),
         adopt=cast("Literal['trust'] | None", adopt),
     )
+
+
+def _name_collection(collection: str, options: Mapping[str, str]) -> str:
+    """Return a name in the notation of a model, with the collection in its place."""
+    name = collection
+    if "mode" in options or "rerank" in options:
+        name += f":{options.get('mode', '')}"
+    if "rerank" in options:
+        name += f"+{options['rerank']}"
+    given = [f",{key}={options[key]}" for key in _SEARCH_KEYS if key in options]
+    return name + "".join(given)
 
 
 def _read_search(options: Mapping[str, str], text: str, *, mode: str, rerank: str | None) -> Search:
