@@ -24,7 +24,7 @@ RECORD = MigrationRecord(
     model_name="mini-m3",
     fingerprint="f",
     state="verified",
-    verify={"clean": True},
+    verify={"is_clean": True},
 )
 FAST, SLOW = Latency(0.01, 0.01, 0.02, 100), Latency(0.3, 0.3, 0.5, 100)
 TRAFFIC = TransitionReport(
@@ -109,10 +109,11 @@ def test_without_evidence_the_gate_is_closed_and_says_how_to_get_some() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"verify": None}, "was not verified; run `migrate verify`"),
-        ({"state": "backfilled"}, "after the last verification"),
-        ({"verify": {"clean": False, "problems": ["3 missing"]}}, "found problems: 3 missing"),
-        ({"verify": {"clean": "yes"}}, "found problems"),
+        ({"verify": None}, "the migration is 'verified'; run `migrate start` and `migrate verify`"),
+        ({"state": "backfilled"}, "the migration is 'backfilled'"),
+        ({"state": "rolled_back"}, "the migration is 'rolled_back'"),
+        ({"verify": {"is_clean": False, "problems": ["3 missing"]}}, "problems: 3 missing."),
+        ({"verify": {"is_clean": "yes"}}, "found problems"),
     ],
 )
 def test_an_unverified_migration_stays_where_it_is(changes: dict[str, Any], words: str) -> None:
@@ -120,6 +121,12 @@ def test_an_unverified_migration_stays_where_it_is(changes: dict[str, Any], word
     assert [check.name for check in report.failed_checks] == ["verified"]
     assert words in report.describe()
     assert report.describe().startswith("the gate is closed")
+
+
+def test_writes_that_the_new_side_lacks_close_the_gate() -> None:
+    report = judge(RECORD, quality=quality(0.1, 0.2), unrepaired=3)
+    assert [check.name for check in report.failed_checks] == ["verified"]
+    assert "3 writes have reached the source only" in report.describe()
 
 
 def test_the_report_is_json() -> None:

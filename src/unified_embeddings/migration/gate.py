@@ -22,11 +22,17 @@ from dataclasses import dataclass
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.significance import PairedDifference
 from unified_embeddings.migration.record import MigrationRecord
+from unified_embeddings.migration.states import State
 from unified_embeddings.retrievers.transition_report import TransitionReport
 
 GOAL = 0.05
 """The gain in nDCG@10 that the move is made for, as a share of the old one. Reported, no condition:
 whoever moves for another reason, such as licence or cost, need not gain anything."""
+
+
+_VERIFIED: frozenset[State] = frozenset({"verified", "shadow", "canary", "cut_over"})
+"""States in which nothing was copied since the last verification. After a rollback it is repeated:
+what was written meanwhile has to be there."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,7 @@ def judge(
     *,
     quality: Quality | None = None,
     traffic: TransitionReport | None = None,
+    unrepaired: int = 0,
     options: GateOptions | None = None,
 ) -> GateReport:
     """Apply the rule to the evidence; judgements count more than traffic.
@@ -151,10 +158,11 @@ def judge(
         record: The migration's record, with its last verification.
         quality: Both sides against judgements.
         traffic: Both sides asked the same questions; used without `quality`.
+        unrepaired: Writes that reached the source only; `journal.read_unrepaired` tells.
         options: The limits; None takes the defaults.
     """
     limits = options or GateOptions()
-    verified = _check_verified(record)
+    verified = _check_verified(record, unrepaired)
     if quality is not None:
         return GateReport(
             checks=(verified, _check_quality(quality, limits)),
@@ -178,25 +186,26 @@ def judge(
     return GateReport(checks=checks, traffic=traffic)
 
 
-def _check_verified(record: MigrationRecord) -> GateCheck:
+def _check_verified(record: MigrationRecord, unrepaired: int) -> GateCheck:
     verify: Mapping[str, object] = record.verify or {}
-    is_later = record.state not in ("planned", "backfilling", "backfilled")
-    if is_later and verify.get("clean") is True:
-        return GateCheck("verified", passed=True, reason="the last verification was clean")
-    reason = f"the migration is {record.state!r} and was not verified; run `migrate verify`"
-    if verify and verify.get("clean") is not True:
+    if record.state not in _VERIFIED or not verify:
+        reason = f"the migration is {record.state!r}; run `migrate start` and `migrate verify`"
+    elif verify.get("is_clean") is not True:
         problems = verify.get("problems")
-        found = ""
+        found = "unknown"
         if isinstance(problems, list) and problems:
-            found = f": {'; '.join(str(problem) for problem in problems[:3])}"
+            found = "; ".join(str(problem) for problem in problems)
         reason = (
-            f"the last verification found problems{found}. Run `migrate start` and `migrate verify`"
+            f"the last verification found problems: {found or 'unknown'}. Run `migrate start` and "
+            "`migrate verify`"
         )
-    elif verify:
+    elif unrepaired:
         reason = (
-            f"the migration is {record.state!r}: something was copied after the last verification; "
-            "run `migrate verify` again"
+            f"{unrepaired} writes have reached the source only; run `migrate start` and `migrate "
+            "verify`"
         )
+    else:
+        return GateCheck("verified", passed=True, reason="the last verification was clean")
     return GateCheck("verified", passed=False, reason=reason)
 
 
