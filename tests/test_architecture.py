@@ -64,6 +64,7 @@ HOMES = {
         "cli",
     },
     "matplotlib": {"cli.precision_report", "evaluation.plots"},
+    "mteb": {"evaluation.mteb"},
     "onnx": {"export.graph_writer"},
     "onnxruntime": {"engines.onnx_packed", "engines.onnx_session"},
     "portalocker": {"system.files"},

@@ -22,6 +22,7 @@ from unified_embeddings.cli import (
     evaluate,
     export_onnx,
     index,
+    migrate,
     models,
     optimize,
     ping,
@@ -55,6 +56,7 @@ app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
+app.add_typer(migrate.app, name="migrate")
 
 
 @app.command(

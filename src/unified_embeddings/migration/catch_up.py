@@ -54,6 +54,7 @@ def catch_up(
     """
     sweeper = _Sweeper(journal, sides, transfer, embedding, batch, check, check_source)
     for number in range(1, MOST_SWEEPS + 1):
+        journal.note("sweeping", number=number)
         mended = sweeper.sweep()
         transfer.count(sweeps=1)
         journal.update(counters=transfer.counters)

@@ -42,6 +42,7 @@ from unified_embeddings.migration.record import (
     Entered,
     MigrationRecord,
     PointId,
+    Side,
     record_from_json,
     record_to_json,
 )
@@ -112,14 +113,7 @@ class Journal:
         """
         lock = _lock(folder, create=True)
         try:
-            if (folder / _RECORD_FILE).exists():
-                former = read_record(folder)
-                if former.state not in ("planned", "retired"):
-                    raise JournalError(
-                        f"{folder} holds a migration of {former.alias!r} that is "
-                        f"{former.state!r}: go on with it (`migrate start`), or give another "
-                        "--journal"
-                    )
+            require_free(folder)
             journal = cls(folder, record, lock)
             journal._failed = {}
             with _writing(folder):
@@ -225,9 +219,21 @@ class Journal:
         self.record = record
 
 
-def holds_migration(folder: Path) -> bool:
-    """Tell whether a folder holds a migration's record."""
-    return (folder / _RECORD_FILE).is_file()
+def require_free(folder: Path) -> None:
+    """Refuse a folder with a migration that has begun and is not over.
+
+    Raises:
+        JournalError: If it holds one.
+    """
+    if not (folder / _RECORD_FILE).exists():
+        return
+    former = read_record(folder)
+    if former.state not in ("planned", "retired"):
+        raise JournalError(
+            f"{folder} holds a migration of {former.alias!r} to {former.target!r} that is "
+            f"{former.state!r}: go on with it (`migrate status` says how), or give another "
+            "--journal"
+        )
 
 
 def read_record(folder: Path) -> MigrationRecord:
@@ -277,6 +283,27 @@ def read_failed(folder: Path) -> dict[PointId, str]:
         JournalError: If it cannot be read.
     """
     return _read_failed(folder)
+
+
+def read_unrepaired(folder: Path, side: Side = "target") -> int:
+    """Return how many writes a side lacks, since they reached the other side only.
+
+    A dual-writing store records these as the event "dirty". A comparison of both sides mends the
+    target; it is the events "sweeping" and "swept". Nothing mends the source.
+
+    Raises:
+        JournalError: If it cannot be read.
+    """
+    unrepaired = since_sweep_began = 0
+    for event in read_events(folder):
+        if event.event == "dirty" and event.facts.get("side") == side:
+            unrepaired += 1
+            since_sweep_began += 1
+        elif event.event == "sweeping":
+            since_sweep_began = 0
+        elif event.event == "swept" and side == "target":
+            unrepaired = since_sweep_began
+    return unrepaired
 
 
 def append_event(folder: Path, event: str, **facts: object) -> None:

@@ -17,7 +17,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.estimate import Estimate, estimate_migration, sample_payloads
-from unified_embeddings.migration.journal import Journal
+from unified_embeddings.migration.journal import Journal, require_free
 from unified_embeddings.migration.opening import (
     Names,
     choose_names,
@@ -93,6 +93,7 @@ def plan_migration(
         JournalError: If the folder holds a migration that has begun.
     """
     make_thread_safe(client)
+    require_free(folder)
     names = choose_names(client, source, alias)
     with store_errors(names.source, "reading the source"):
         info = client.get_collection(names.source)
