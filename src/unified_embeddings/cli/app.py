@@ -23,6 +23,7 @@ from unified_embeddings.cli import (
     export_onnx,
     index,
     migrate,
+    migrate_traffic,
     models,
     optimize,
     ping,
@@ -56,6 +57,11 @@ app.command("quantize")(quantize.quantize)
 app.command("ping")(ping.ping)
 app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
+migrate.app.command("shadow")(migrate_traffic.shadow)
+migrate.app.command("canary")(migrate_traffic.canary)
+migrate.app.command("cutover")(migrate_traffic.cutover)
+migrate.app.command("rollback")(migrate_traffic.rollback)
+migrate.app.command("retire")(migrate_traffic.retire)
 app.add_typer(migrate.app, name="migrate")
 
 
