@@ -156,13 +156,16 @@ def cutover(
         except GateClosedError as error:
             if as_json:
                 typer.echo(json.dumps(_gate_values(report, None), ensure_ascii=False))
-            raise UnifiedEmbeddingsError(str(error)) from None
+            else:
+                _print_gate(report)
+            raise UnifiedEmbeddingsError(
+                "nothing was switched. Mend what failed, or override it with --force, which the "
+                "journal records"
+            ) from error
     if as_json:
         typer.echo(json.dumps(_gate_values(report, done), ensure_ascii=False))
         return
-    if report.checks:
-        for line in report.describe().splitlines():
-            shared.print_line(shared.printable(line))
+    _print_gate(report)
     _print_switch(done, opened.record)
 
 
@@ -321,6 +324,13 @@ def _describe_latency(latency: Latency | None) -> str:
     if latency is None:
         return "no answer"
     return f"half of the answers within {latency.p50:.3f} s, 95% within {latency.p95:.3f} s"
+
+
+def _print_gate(report: GateReport) -> None:
+    """Print what the gate says, unless it had nothing to decide."""
+    if report.checks:
+        for line in report.describe().splitlines():
+            shared.print_line(shared.printable(line))
 
 
 def _print_switch(done: Switch, record: MigrationRecord) -> None:

@@ -39,9 +39,10 @@ class GateClosedError(MigrationError):
 
     def __init__(self, report: GateReport) -> None:
         self.report = report
+        failed = "; ".join(f"{check.name}: {check.reason}" for check in report.failed_checks)
         super().__init__(
-            f"{report.describe()}\nnothing was switched. Mend what failed, or override it with "
-            "--force, which the journal records"
+            f"the gate is closed ({failed}). Nothing was switched. Mend what failed, or override "
+            "it with --force, which the journal records"
         )
 
 
