@@ -46,7 +46,10 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length) or "null")
-            result = _answer(client, self.command, self.path.split("?")[0], body)
+            # /aliases, /collections, or /collections/NAME and what is done with it
+            room, *places = self.path.split("?")[0].split("/")[1:]
+            name, *action = places or [room]
+            result = _call(client, self.command, "/".join(action), name, body)
             reply = {"result": _to_json(result), "status": "ok", "time": 0}
             answer = json.dumps(reply).encode()
             self.send_response(200)
@@ -55,7 +58,7 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # as http.server calls them
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815  # as http.server calls them
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -63,21 +66,15 @@ def _handler_over(client: QdrantClient) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _answer(client: QdrantClient, method: str, path: str, body: Any) -> Any:
-    match method, path:
-        case "GET", "/aliases":
-            return client.get_aliases()
-        case "GET", "/collections":
-            return client.get_collections()
-        case "POST", "/collections/aliases":
-            changes = qm.ChangeAliasesOperation.model_validate(body)
-            return client.update_collection_aliases(changes.actions)
-    _, _, name, *action = path.split("/")
-    return _call(client, method, "/".join(action), name, body)
-
-
 def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) -> Any:
     match method, action:
+        case "GET", "" if name == "collections":
+            return client.get_collections()
+        case "GET", "" if name == "aliases":
+            return client.get_aliases()
+        case "POST", "" if name == "aliases":
+            changes = qm.ChangeAliasesOperation.model_validate(body)
+            return client.update_collection_aliases(changes.actions)
         case "GET", "exists":
             return {"exists": client.collection_exists(name)}
         case "GET", "":
@@ -92,22 +89,41 @@ def _call(client: QdrantClient, method: str, action: str, name: str, body: Any) 
                 sparse_vectors_config=asked.sparse_vectors,
                 metadata=asked.metadata,
             )
+        case "PATCH", "":
+            client.update_collection(name, metadata=body.get("metadata"))
+            return True
+        case "PUT", _ if action.startswith("vectors/"):
+            config = TypeAdapter(qm.VectorNameConfig).validate_python(body)
+            client.create_vector_name(name, action.removeprefix("vectors/"), config)
+        case "PUT", "points/vectors":
+            client.update_vectors(name, qm.UpdateVectors.model_validate(body).points)
+        case "POST", "points":
+            wanted = qm.PointRequest.model_validate(body)
+            return client.retrieve(
+                name,
+                wanted.ids,
+                with_payload=wanted.with_payload or False,
+                with_vectors=wanted.with_vector or False,
+            )
+        case "PUT", "points/payload":
+            change = qm.SetPayload.model_validate(body)
+            client.overwrite_payload(name, change.payload, points=change.points or [])
+        case "POST", "points/count":
+            return client.count(name, qm.CountRequest.model_validate(body).filter)
         case "PUT", "points":
             client.upsert(name, qm.PointsList.model_validate(body).points)
         case "POST", "points/delete":
             client.delete(name, TypeAdapter(qm.PointsSelector).validate_python(body))
         case "POST", "points/scroll":
-            wanted = qm.ScrollRequest.model_validate(body)
+            scroll = qm.ScrollRequest.model_validate(body)
             points, offset = client.scroll(
                 name,
-                wanted.filter,
-                limit=wanted.limit or 10,
-                offset=wanted.offset,
+                scroll.filter,
+                limit=scroll.limit or 10,
+                offset=scroll.offset,
                 with_vectors=True,
             )
             return {"points": points, "next_page_offset": offset}
-        case "POST", "points/count":
-            return client.count(name)
         case "POST", "points/query":
             return _query(client, name, qm.QueryRequest.model_validate(body))
         case "POST", "points/query/batch":

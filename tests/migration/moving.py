@@ -98,22 +98,24 @@ def texts_of(client: Client, name: str) -> dict[str, str]:
     }
 
 
-def assert_moved(client: Client, embedder: TextEmbedder | None = None) -> None:
+def assert_moved(
+    client: Client, embedder: TextEmbedder | None = None, *, target: str = TARGET
+) -> None:
     """Assert that both sides hold the same points, the target with the new model's vectors."""
     embedder = embedder or FakeEmbedder(model_name="new")
     source, _ = client.scroll(SOURCE, limit=100_000)
-    target, _ = client.scroll(TARGET, limit=100_000, with_vectors=True)
+    moved, _ = client.scroll(target, limit=100_000, with_vectors=True)
     assert {str(point.id): point.payload for point in source} == {
-        str(point.id): point.payload for point in target
+        str(point.id): point.payload for point in moved
     }
     texts = [
         metadata_dict_to_node(point.payload or {}).get_content(MetadataMode.EMBED)
-        for point in target
+        for point in moved
     ]
     expected = embedder.encode_documents(texts, sparse=True)
     assert expected.dense is not None
     assert expected.sparse is not None
-    for point, dense, sparse in zip(target, expected.dense, expected.sparse, strict=True):
+    for point, dense, sparse in zip(moved, expected.dense, expected.sparse, strict=True):
         vectors = point.vector
         assert isinstance(vectors, dict)
         assert np.allclose(np.array(vectors["text-dense"]), dense, atol=1e-5)

@@ -18,8 +18,8 @@ from conftest import XQUAD
 from unified_embeddings import EdgeQdrantClient, UnifiedEmbeddingConfig
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.evaluation.corpora import Corpus, read_beir
+from unified_embeddings.migration.comparison import DEPTH, compare_traffic, measure_quality
 from unified_embeddings.migration.cutover import GateClosedError, cut_over, roll_back
-from unified_embeddings.migration.evidence import DEPTH, compare_traffic, measure_quality
 from unified_embeddings.migration.gate import judge
 from unified_embeddings.migration.journal import Journal
 from unified_embeddings.migration.record import MigrationRecord

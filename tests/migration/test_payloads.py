@@ -48,7 +48,9 @@ def llama_payload(**changes: Any) -> dict[str, Any]:
     return node_to_metadata_dict(TextNode(**(fields | changes)))
 
 
-def read(reader: PayloadReader, payload: dict[str, Any] | None, point_id: int | str = POINT_ID):
+def read(
+    reader: PayloadReader, payload: dict[str, Any] | None, point_id: int | str = POINT_ID
+) -> SourceText:
     source = reader.read(point_id, payload)
     assert isinstance(source, SourceText), source
     return source

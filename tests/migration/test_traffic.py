@@ -16,8 +16,8 @@ from unified_embeddings.cli.migrate_traffic import read_questions
 from unified_embeddings.errors import FingerprintMismatchError, InputError, UnifiedEmbeddingsError
 from unified_embeddings.evaluation.corpora import Corpus
 from unified_embeddings.migration import traffic
+from unified_embeddings.migration.comparison import compare_traffic, measure_quality
 from unified_embeddings.migration.cutover import cut_over, roll_back
-from unified_embeddings.migration.evidence import compare_traffic, measure_quality
 from unified_embeddings.migration.gate import GateReport
 from unified_embeddings.migration.journal import Journal, JournalError
 from unified_embeddings.migration.record import MigrationRecord

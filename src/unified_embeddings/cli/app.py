@@ -14,6 +14,8 @@ import typer
 
 from unified_embeddings._version import __version__
 from unified_embeddings.cli import (
+    add_vectors,
+    adopt,
     check,
     copying,
     demo,
@@ -49,6 +51,8 @@ app.command("search")(search.search)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
 app.command("copy")(copying.copy)
+app.command("adopt")(adopt.adopt)
+app.command("add-vectors")(add_vectors.add_vectors)
 app.command("optimize")(optimize.optimize)
 app.command("check")(check.check)
 app.command("models")(models.models)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,7 @@ from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.migration.embedding import OpenEmbedding
     from unified_embeddings.migration.journal import Journal
     from unified_embeddings.migration.payloads import LayoutName
     from unified_embeddings.migration.record import MigrationRecord
@@ -128,6 +130,9 @@ def start(
     batch: Annotated[
         int, typer.Option(min=1, help="Points that are read, embedded and recorded together.")
     ] = 128,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that embed; 0 embeds in this one.")
+    ] = 0,
     accept_failed: AcceptFailed = False,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -141,6 +146,7 @@ def start(
     from unified_embeddings.system.signals import hold_interrupts
 
     with open_migration(alias, journal, api_key) as migration:
+        open_embedding = _embedding_of(migration, workers)
         shown = shared.is_terminal() and not as_json
         try:
             with (
@@ -152,6 +158,7 @@ def start(
                     migration.client,
                     migration.config.embedder,
                     batch=batch,
+                    open_embedding=open_embedding,
                     accept_failed=accept_failed,
                     watching=Watching(
                         on_total=set_total, on_points=advance, check=interrupts.check
@@ -307,6 +314,16 @@ def open_collections(
         except StoreError as error:
             raise _explained(error, journal.record) from error
         yield journal, client
+
+
+def _embedding_of(migration: OpenMigration, workers: int) -> OpenEmbedding | None:
+    """Return what opens worker processes; None embeds in this one."""
+    if workers == 0:
+        return None
+    from unified_embeddings.migration.worker_embedding import in_workers
+
+    record = migration.journal.record
+    return partial(in_workers, migration.config.embedder, record.model, workers)
 
 
 def _explained(error: StoreError, record: MigrationRecord) -> StoreError:

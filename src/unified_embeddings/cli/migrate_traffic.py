@@ -65,7 +65,7 @@ def shadow(
 
     Nobody else's answers change. The comparison goes into the journal, for the gate.
     """
-    from unified_embeddings.migration.evidence import compare_traffic
+    from unified_embeddings.migration.comparison import compare_traffic
     from unified_embeddings.migration.traffic import (
         enter_shadow,
         record_report,
@@ -247,7 +247,7 @@ def _open_sides(
     record: MigrationRecord, client: Client, old_model: str | None, old_sparse_model: str | None
 ) -> SidesToAsk:
     """Open both collections, the old one with the model given, or else with the one it records."""
-    from unified_embeddings.migration.evidence import DEPTH
+    from unified_embeddings.migration.comparison import DEPTH
     from unified_embeddings.migration.opening import open_model
     from unified_embeddings.migration.traffic import open_sides
 
@@ -275,8 +275,8 @@ def _ask_gate(
     Where the alias was switched already, nothing is left to decide, and the report is empty.
     """
     from unified_embeddings.evaluation.corpora import read_beir
+    from unified_embeddings.migration.comparison import measure_quality
     from unified_embeddings.migration.cutover import is_switched
-    from unified_embeddings.migration.evidence import measure_quality
     from unified_embeddings.migration.gate import GateReport, judge
     from unified_embeddings.migration.journal import read_unrepaired
     from unified_embeddings.migration.states import require_transition

@@ -105,6 +105,7 @@ def migrate_points(
     _prepare_target(journal, client, embedder)
     sides = Sides(client, journal.record)
     transfer = Transfer(journal, sides, accept_failed=accept_failed)
+    _remove_suspects(journal, sides)
     watching.on_total(sides.source.count())
     if not journal.record.copied:
         watching.on_points(journal.record.counters.read)
@@ -161,6 +162,15 @@ def _prepare_target(journal: Journal, client: Client, embedder: TextEmbedder) ->
         for field, index in payload_indexes(source, local=False).items():
             if field not in existing:
                 client.create_payload_index(record.target, field, field_schema=index)
+
+
+def _remove_suspects(journal: Journal, sides: Sides) -> None:
+    """Remove the points whose vectors a verification found wrong; a sweep inserts them again."""
+    suspects = journal.record.suspects
+    if suspects:
+        sides.target.remove(suspects)
+        journal.update(suspects=())
+        journal.note("removed_suspects", count=len(suspects))
 
 
 @dataclass

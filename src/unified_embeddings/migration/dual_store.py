@@ -243,7 +243,8 @@ class DualWritingStore(QdrantVectorStore):
             if not self._writes(record, other):
                 return
             _, problem = _attempt(writes[other])
-        if problem is not None:
+        # Until the backfill has made the target there is nothing that could lack the write.
+        if problem is not None and (other == "source" or self._target_exists()):
             self._note_dirty(other, operation, ids, problem, facts)
 
     @staticmethod
@@ -252,6 +253,12 @@ class DualWritingStore(QdrantVectorStore):
         if side == "target":
             return record.state != "planned"
         return record.state != "retired"
+
+    def _target_exists(self) -> bool:
+        exists, _ = _attempt(
+            partial(self._writer.collection.client.collection_exists, self._writer.collection.name)
+        )
+        return exists is not False
 
     def _note_dirty(
         self,

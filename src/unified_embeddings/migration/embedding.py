@@ -27,7 +27,7 @@ from unified_embeddings.migration.payloads import SourceText
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import FloatArray, HeadName, SparseVector
 
-_HOPELESS = 8
+HOPELESS = 8
 """Texts in a row that fail alone before the fault counts as not theirs."""
 _NOT_THE_TEXTS = (ServiceError, OverloadedError, ModelLoadError)
 
@@ -127,7 +127,7 @@ class InProcessEmbedding:
             MigrationError: As in `run`.
             UnifiedEmbeddingsError: As in `run`.
         """
-        results = isolate_failures(self._compute, texts, hopeless=_HOPELESS, is_fatal=_is_fatal)
+        results = isolate_failures(self._compute, texts, hopeless=HOPELESS, is_fatal=_is_fatal)
         _refuse_hopeless(results)
         return [_to_outcome(result) for result in results]
 
@@ -168,7 +168,7 @@ def _refuse_hopeless(results: Sequence[TextVectors | Exception | None]) -> None:
             in_a_row += 1
         else:
             in_a_row = 0
-        if in_a_row >= _HOPELESS:
+        if in_a_row >= HOPELESS:
             assert isinstance(result, Exception)
             raise MigrationError(
                 f"the new model failed on {in_a_row} texts in a row, so that the fault is not "

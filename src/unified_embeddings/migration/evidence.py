@@ -1,108 +1,160 @@
-"""What the gate decides on: both sides asked judged queries, or questions from traffic.
+"""Whether the vectors that a collection holds are those that a model gives for the same texts.
 
-What lives here: asking both sides. What does not: the rule (`gate`), asking during operation
-(`retrievers.transition`).
+What lives here: the comparison of two sets of vectors of a few texts, as numbers, and the rule that
+decides by them. What does not: which texts are compared, and embedding them (`adoption`).
+
+Cosine alone does not decide. The vectors of some models all point in nearly one direction, so that
+any two of them are alike. So a text's vector must also be its own: nearer to the stored vector of
+this text than to those of the other texts, and near to it still when what all vectors have in
+common is taken away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from llama_index.core.base.base_retriever import BaseRetriever
+import numpy as np
+from numpy.typing import NDArray
 
-from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.corpora import Corpus
-from unified_embeddings.evaluation.metrics import QueryScores, mean
-from unified_embeddings.evaluation.rankings import ndcg_by_query
-from unified_embeddings.evaluation.significance import compare_scores
-from unified_embeddings.migration.gate import Quality
-from unified_embeddings.retrievers.runs import collect_run, find_document_field
-from unified_embeddings.retrievers.transition import TransitionRetriever
-from unified_embeddings.retrievers.transition_report import TransitionReport
+from unified_embeddings.types import HeadName
 
-DEPTH = 20
-"""Nodes that a side should return: ten documents, even if some are found by two chunks."""
+_Matrix = NDArray[np.float64]
 
-_QUEUED = 1_000
-"""Questions asked before their comparisons are waited for."""
+LEAST_PROBES = 10
+"""Fewer texts prove nothing."""
+_QUARTILE = 0.25
+"""The least alike quarter of the texts may have changed since they were embedded."""
+_LEAST_OWN_SHARE = 0.75
+"""Texts whose own stored vector must be the nearest of all."""
 
 
-def measure_quality(
-    old: BaseRetriever,
-    new: BaseRetriever,
-    corpus: Corpus,
-    *,
-    on_query: Callable[[int], None] | None = None,
-) -> Quality:
-    """Rate both sides against judgements.
+@dataclass(frozen=True)
+class Threshold:
+    """What the vectors of one head have to reach.
+
+    Attributes:
+        cosine: Least cosine of a text's stored vector with its new one, at the lower quartile.
+        centred: The same after the mean vector of each side is taken away.
+    """
+
+    cosine: float
+    centred: float
+
+
+THRESHOLDS: dict[HeadName, Threshold] = {
+    "dense": Threshold(cosine=0.97, centred=0.9),
+    "sparse": Threshold(cosine=0.97, centred=0.95),
+}
+"""The same model in int8 or bf16 stays above 0.978; other models stay below 0.96.
+
+Unless their vectors are all alike, where the second number decides.
+"""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How the stored vectors of some texts compare with a model's vectors of the same texts.
+
+    Attributes:
+        head: Which vectors.
+        probes: Number of texts.
+        cosine: Cosine of a text's stored vector with its new one: the lower quartile.
+        median: The median of the same.
+        others: Median cosine of a text's new vector with the stored vectors of other texts.
+        centred: Lower quartile of the cosine after each side's mean was taken away.
+        own_share: Share of the texts whose own stored vector is the nearest, and the other way.
+    """
+
+    head: HeadName
+    probes: int
+    cosine: float
+    median: float
+    others: float
+    centred: float
+    own_share: float
+
+    @property
+    def problem(self) -> str:
+        """Why these are not the model's vectors; empty if they are."""
+        threshold = THRESHOLDS[self.head]
+        if self.probes < LEAST_PROBES:
+            return f"only {self.probes} texts could be compared, {LEAST_PROBES} are needed"
+        measured = (
+            f"cosine {self.cosine:.3f} for three quarters of {self.probes} texts, median "
+            f"{self.median:.3f}"
+        )
+        if self.cosine < threshold.cosine:
+            return f"{measured}; {threshold.cosine} is needed"
+        if self.centred < threshold.centred or self.own_share < _LEAST_OWN_SHARE:
+            return (
+                f"{measured}, but these vectors are all alike (median cosine with other texts "
+                f"{self.others:.3f}): without what they have in common the cosine is "
+                f"{self.centred:.3f}, where {threshold.centred} is needed, and for "
+                f"{self.own_share:.0%} of the texts the nearest vector is its own"
+            )
+        return ""
+
+
+def compare_dense(stored: _Matrix, embedded: _Matrix) -> Evidence:
+    """Compare dense vectors.
 
     Args:
-        old: The old side, returning `DEPTH` nodes.
-        new: The new side, likewise.
-        corpus: Queries and judgements; the documents are those in the index.
-        on_query: Called with 1 for each query of each side.
-
-    Raises:
-        InputError: If the corpus has no judgements, or no field of a side's payload names the
-            judged documents.
-        UnifiedEmbeddingsError: If a side fails.
+        stored: What the collection holds for n texts, (n, d).
+        embedded: What the model gives for the same texts, (n, d).
     """
-    qrels = corpus.qrels
-    if qrels is None:
-        raise InputError(f"{corpus.name} has no judgements, so no side can be rated")
-    judged_ids = {document_id for grades in qrels.values() for document_id in grades}
-    scores: list[QueryScores] = []
-    for side in (old, new):
-        field = find_document_field(side, corpus.queries, judged_ids)
-        run = collect_run(side, corpus.queries, document_field=field, on_query=on_query)
-        scores.append(ndcg_by_query(run, qrels))
-    old_scores, new_scores = scores
-    return Quality(
-        data=corpus.name,
-        old_ndcg=mean(old_scores),
-        new_ndcg=mean(new_scores),
-        difference=compare_scores(old_scores, new_scores),
+    return _compare("dense", stored, embedded)
+
+
+def compare_sparse(
+    stored: Sequence[Mapping[int, float]], embedded: Sequence[Mapping[int, float]]
+) -> Evidence:
+    """Compare sparse vectors, by the weights that they give to the same vocabulary ids.
+
+    Args:
+        stored: What the collection holds for n texts: vocabulary id → weight.
+        embedded: What the model gives for the same texts.
+    """
+    vocabulary = sorted({token for vector in (*stored, *embedded) for token in vector})
+    columns = {token: column for column, token in enumerate(vocabulary)}
+    return _compare("sparse", _to_matrix(stored, columns), _to_matrix(embedded, columns))
+
+
+def _to_matrix(vectors: Sequence[Mapping[int, float]], columns: dict[int, int]) -> _Matrix:
+    matrix = np.zeros((len(vectors), max(1, len(columns))))
+    for row, vector in enumerate(vectors):
+        for token, weight in vector.items():
+            matrix[row, columns[token]] = weight
+    return matrix
+
+
+def _compare(head: HeadName, stored: _Matrix, embedded: _Matrix) -> Evidence:
+    count = len(stored)
+    if not count:
+        return Evidence(
+            head, probes=0, cosine=0.0, median=0.0, others=0.0, centred=0.0, own_share=0.0
+        )
+    stored, embedded = _normalised(stored), _normalised(embedded)
+    cosines = embedded @ stored.T
+    own = cosines.diagonal()
+    centred = _normalised(embedded - embedded.mean(axis=0)) @ (
+        _normalised(stored - stored.mean(axis=0)).T
+    )
+    own_centred = centred.diagonal()
+    is_nearest = (own_centred >= centred.max(axis=0)) & (own_centred >= centred.max(axis=1))
+    others = cosines[~np.eye(count, dtype=bool)]
+    return Evidence(
+        head=head,
+        probes=count,
+        cosine=float(np.quantile(own, _QUARTILE)),
+        median=float(np.median(own)),
+        others=float(np.median(others)) if count > 1 else 0.0,
+        centred=float(np.quantile(own_centred, _QUARTILE)),
+        own_share=float(is_nearest.mean()),
     )
 
 
-def compare_traffic(
-    old: BaseRetriever,
-    new: BaseRetriever,
-    questions: Sequence[str],
-    *,
-    on_query: Callable[[int], None] | None = None,
-) -> TransitionReport:
-    """Ask both sides the same questions and compare their answers.
-
-    One question is asked at a time, and the sides take turns, so that the latencies are those of a
-    machine that does nothing else.
-
-    Args:
-        old: The old side.
-        new: The new side.
-        questions: At least one.
-        on_query: Called with 1 for each question.
-
-    Raises:
-        InputError: If there are no questions.
-        UnifiedEmbeddingsError: If the old side fails; failures of the new one are counted.
-    """
-    if not questions:
-        raise InputError("expected at least one question to ask both sides, got none")
-    retriever = TransitionRetriever(old, new, share=0, shadow=True, threads=1, waiting=1)
-    # The first question loads the models, whose time is not an answer's.
-    for side in (old, new):
-        _warm_up(side, questions[0])
-    for question in questions:
-        retriever.retrieve(question)
-        retriever.flush()
-        if on_query is not None:
-            on_query(1)
-    return retriever.report()
-
-
-def _warm_up(side: BaseRetriever, question: str) -> None:
-    try:
-        side.retrieve(question)
-    except Exception:  # it is counted, or raised, when it happens again
-        return
+def _normalised(vectors: _Matrix) -> _Matrix:
+    """Return rows of length 1; rows of zeros stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)

@@ -1,7 +1,7 @@
 """May the new index take over? The evidence, the rule, and the reasons in words.
 
-What lives here: the rule over evidence that was gathered. What does not: gathering it (`evidence`),
-and the switch (`cutover`).
+What lives here: the rule over evidence that was gathered. What does not: gathering it
+(`comparison`), and the switch (`cutover`).
 
 The rule: the last verification was clean, and the new side is not worse.
 

@@ -80,6 +80,8 @@ class MigrationRecord:
         counters: What the backfill has done.
         offset: Where the first pass goes on; None at its beginning or end.
         copied: Whether the first pass has come to its end.
+        suspects: Points of the target whose vectors a verification found wrong; the next run of the
+            backfill makes them anew.
         accept_failed: Whether points without vectors were accepted.
         estimate: What the plan said, as plain values.
         verify: What the last verification found, as plain values.
@@ -106,6 +108,7 @@ class MigrationRecord:
     counters: Counters = field(default_factory=Counters)
     offset: PointId | None = None
     copied: bool = False
+    suspects: tuple[PointId, ...] = ()
     accept_failed: bool = False
     estimate: Mapping[str, object] | None = None
     verify: Mapping[str, object] | None = None
@@ -150,7 +153,8 @@ def record_from_json(content: bytes) -> MigrationRecord:
             raise ValueError(f"there is no state {values['state']!r}")
         values["entered"] = tuple(Entered(**entered) for entered in values["entered"])
         values["counters"] = Counters(**values["counters"])
-        values["overrides"] = tuple(values["overrides"])
+        for name in ("overrides", "suspects"):
+            values[name] = tuple(values.get(name, ()))
         return MigrationRecord(**values)
     except (TypeError, KeyError) as error:
         raise ValueError(f"it is damaged: {error}") from error

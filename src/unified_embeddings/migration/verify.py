@@ -46,6 +46,8 @@ _SAMPLE = 64
 """Points whose texts are embedded again."""
 _EXAMPLES = 5
 _NORM_TOLERANCE = 1e-2
+_MOST_SUSPECTS = 10_000
+"""Points that are made anew at once; of more, deleting the target is quicker."""
 _LEAST_COSINE = 0.99
 """Of the same text embedded twice by one model, in batches of other sizes and in any precision; two
 models, or two texts, are far below."""
@@ -152,7 +154,11 @@ def verify_migration(
             on_points(points)
         verifier.check_sample()
     report = verifier.report()
-    changes = {"verify": _to_plain(report), "accept_failed": report.accepted_failed}
+    changes: dict[str, object] = {
+        "verify": _to_plain(report),
+        "accept_failed": report.accepted_failed,
+        "suspects": tuple(verifier.suspects),
+    }
     if report.is_clean and record.state in ("backfilled", "rolled_back"):
         journal.enter("verified", **changes)
     else:
@@ -206,6 +212,7 @@ class _Verifier:
         self._cosines: list[float] = []
         self._sparse_cosines: list[float] = []
         self._failed: list[PointId] = []
+        self.suspects: list[PointId] = []
         self.findings: list[Finding] = []
 
     def count(self) -> int:
@@ -281,18 +288,18 @@ class _Verifier:
         vectors = named_vectors(point)
         dense = dense_of(vectors)
         if dense.shape != (self._embedder.dimension,):
-            self._fault("have no dense vector of the model's dimension", [point_id])
+            self._suspect("have no dense vector of the model's dimension", point_id)
             return
         if not np.isfinite(dense).all():
-            self._fault("have a dense vector with numbers that are not finite", [point_id])
+            self._suspect("have a dense vector with numbers that are not finite", point_id)
             return
         if abs(float(np.linalg.norm(dense)) - 1.0) > _NORM_TOLERANCE:
-            self._fault("have a dense vector whose length is not 1", [point_id])
+            self._suspect("have a dense vector whose length is not 1", point_id)
             return
         if "sparse" in self._embedder.heads:
             weights = weights_of(vectors)
             if not all(np.isfinite(weight) and weight > 0 for weight in weights.values()):
-                self._fault("have a sparse vector with weights that are not positive", [point_id])
+                self._suspect("have a sparse vector with weights that are not positive", point_id)
                 return
             if not weights:
                 self._textless_sparse.offer(point)
@@ -324,14 +331,14 @@ class _Verifier:
         cosine = dense_cosine(dense_of(vectors), expected.dense)
         self._cosines.append(cosine)
         if cosine < _LEAST_COSINE:
-            self._fault("have a dense vector that is not the model's for their text", [point_id])
+            self._suspect("have a dense vector that is not the model's for their text", point_id)
         if expected.sparse is None:
             return
         weights = weights_of(vectors)
         sparse = sparse_cosine(weights, dict(expected.sparse))
         self._sparse_cosines.append(sparse)
         if sparse < _LEAST_COSINE:
-            self._fault("have a sparse vector that is not the model's for their text", [point_id])
+            self._suspect("have a sparse vector that is not the model's for their text", point_id)
 
     def report(self) -> VerifyReport:
         """Return what was found."""
@@ -365,6 +372,12 @@ class _Verifier:
 
     def _find(self, problem: str, count: int = 0, examples: tuple[PointId, ...] = ()) -> None:
         self.findings.append(Finding(problem, count, examples))
+
+    def _suspect(self, problem: str, point_id: PointId) -> None:
+        """Note a point whose vectors are wrong, to be made anew."""
+        self._fault(problem, [point_id])
+        if len(self.suspects) < _MOST_SUSPECTS:
+            self.suspects.append(point_id)
 
     def _fault(self, problem: str, point_ids: Sequence[PointId]) -> None:
         if point_ids:

@@ -8,6 +8,8 @@ that knows the names, the payload indexes and where the model is recorded.
 from __future__ import annotations
 
 import logging
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
+COLBERT_VECTOR = "text-colbert"
 PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
 """Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
 METADATA_KEY = "unified_embeddings"
@@ -47,10 +50,16 @@ class RecordedModel:
 
 def recorded_model(info: qm.CollectionInfo) -> RecordedModel | None:
     """Return the model that made a collection's vectors; None if other software made it."""
-    record = (info.config.metadata or {}).get(METADATA_KEY)
-    if record is None:
+    fingerprint = _read_record(info).get("fingerprint")
+    if not isinstance(fingerprint, str):
         return None
-    return RecordedModel(str(record.get("fingerprint")), str(record.get("model")))
+    return RecordedModel(fingerprint, str(_read_record(info).get("model")))
+
+
+def _read_record(info: qm.CollectionInfo) -> Mapping[str, object]:
+    """Return what is recorded under our key; nothing where it is not a record of ours."""
+    record = (info.config.metadata or {}).get(METADATA_KEY)
+    return record if isinstance(record, Mapping) else {}
 
 
 def dense_vectors(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
@@ -64,6 +73,27 @@ def dense_vectors(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
 def sparse_vectors(info: qm.CollectionInfo) -> dict[str, qm.SparseVectorParams]:
     """Return a collection's sparse vectors by name."""
     return dict(info.config.params.sparse_vectors or {})
+
+
+def sparse_params(embedder: TextEmbedder) -> qm.SparseVectorParams:
+    """Return the parameters of an embedder's sparse vectors."""
+    return qm.SparseVectorParams(index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder))
+
+
+def colbert_params(width: int) -> qm.VectorParams:
+    """Return the parameters of ColBERT vectors: scored row by row, and without an index.
+
+    They rerank what the other vectors find, for which an index over every row would be of no use.
+
+    Args:
+        width: Numbers in a row.
+    """
+    return qm.VectorParams(
+        size=width,
+        distance=qm.Distance.COSINE,
+        multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
+        hnsw_config=qm.HnswConfigDiff(m=0),
+    )
 
 
 def check_adopt(adopt: object) -> None:
@@ -110,8 +140,33 @@ def ensure_collection(
     check_collection(name, info, embedder, sparse=sparse, adopt=adopt)
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
-        with store_errors(name, "recording the model's new fingerprint"):
-            client.update_collection(name, metadata={METADATA_KEY: _record_of(embedder)})
+        record_model(client, name, embedder)
+
+
+def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
+    """Record that an embedder's model made a collection's vectors.
+
+    Qdrant changes the metadata at once or not at all, and keeps what else is in it.
+
+    Args:
+        client: Sync client.
+        name: The collection's name.
+        embedder: The embedder of that model.
+
+    Raises:
+        StoreError: If Qdrant fails, or is too old to keep metadata.
+    """
+    with store_errors(name, "recording its model"):
+        record = {**_read_record(client.get_collection(name)), **_record_of(embedder)}
+        client.update_collection(name, metadata={METADATA_KEY: record})
+        recorded = recorded_model(client.get_collection(name))
+    if recorded is None or recorded.fingerprint != embedder.fingerprint:
+        raise StoreError(
+            name,
+            "recording its model",
+            "the server does not keep a collection's metadata; upgrade it to Qdrant 1.16 or later, "
+            "or open the collection with adopt='trust' (--adopt trust) each time",
+        )
 
 
 def check_collection(
@@ -153,17 +208,19 @@ def check_collection(
         )
     if dense is not None:
         _check_dense_vector(name, info, embedder, dense)
-    if sparse is not None:
-        _check_sparse_vector(name, info, embedder, sparse)
     if model is None and adopt is None:
+        command = f"adopt {shlex.quote(name)} --model {shlex.quote(embedder.model_name)}"
         raise StoreError(
             name,
             "checking",
             "it does not record which model made it: its dimension fits "
-            f"{embedder.model_name!r}, but so do other models'. If you know that this model made "
-            "it, give adopt='trust' (--adopt trust); otherwise index the documents again into a "
-            "new collection",
+            f"{embedder.model_name!r}, but so do other models'. To prove that this model made it, "
+            f"and to record it, run: unified-embeddings {command}. If you know that it did, "
+            "adopt='trust' (--adopt trust) accepts it unproved. Otherwise index the documents "
+            "again into a new collection",
         )
+    if sparse is not None:
+        _check_sparse_vector(name, info, embedder, sparse)
 
 
 def _is_made_by(model: RecordedModel, embedder: TextEmbedder) -> bool:
@@ -197,8 +254,8 @@ def _check_sparse_vector(
         raise StoreError(
             name,
             "checking",
-            f"it has no sparse vector named {vector_name!r}; search it with mode='dense', or "
-            "index the documents again into a collection made by .vector_store()",
+            f"it has no sparse vector named {vector_name!r}; search it with mode='dense', or add "
+            f"the vectors: unified-embeddings add-vectors {shlex.quote(name)} --sparse",
         )
     expected = _sparse_modifier(embedder) or qm.Modifier.NONE
     modifier = params.modifier or qm.Modifier.NONE
@@ -222,20 +279,16 @@ def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
 def _create_collection(
     client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
 ) -> None:
-    sparse_params = None
+    sparse_config = None
     if "sparse" in embedder.heads:
-        sparse_params = {
-            SPARSE_VECTOR: qm.SparseVectorParams(
-                index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder)
-            )
-        }
+        sparse_config = {SPARSE_VECTOR: sparse_params(embedder)}
     try:
         client.create_collection(
             name,
             vectors_config={
                 DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
-            sparse_vectors_config=sparse_params,
+            sparse_vectors_config=sparse_config,
             metadata={METADATA_KEY: _record_of(embedder)},
             **options,
         )

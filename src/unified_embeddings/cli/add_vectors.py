@@ -1,0 +1,108 @@
+"""`unified-embeddings add-vectors`: give a collection's points the vectors of further heads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from unified_embeddings.cli import existing, shared
+from unified_embeddings.errors import InputError
+from unified_embeddings.types import HeadName
+
+if TYPE_CHECKING:
+    from unified_embeddings.migration.added_vectors import AddedVectorsReport
+
+
+def add_vectors(
+    collection: existing.CollectionName,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Add sparse vectors (text-sparse-new).")
+    ] = False,
+    colbert: Annotated[
+        bool, typer.Option("--colbert", help="Add ColBERT vectors (text-colbert).")
+    ] = False,
+    path: shared.StorePath = shared.DEFAULT_PATH,
+    url: shared.StoreUrl = None,
+    api_key: existing.ApiKey = None,
+    model: shared.Model = None,
+    sparse_model: shared.SparseModel = None,
+    model_url: shared.ModelUrl = None,
+    layout: existing.LayoutOption = None,
+    text_key: existing.TextKey = None,
+    metadata_key: existing.MetadataKey = None,
+    copy_to: Annotated[
+        str | None,
+        typer.Option(
+            "--copy-to", help="Fill a second collection of this name; the first stays as it is."
+        ),
+    ] = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Add sparse or ColBERT vectors to a collection; the vectors that it has stay as they are.
+
+    It must record its model (see `adopt`). Servers before Qdrant 1.18 cannot add vectors: there, a
+    second collection gets copies of all points, and an alias that you give as the name is switched
+    to it. To resume after an interruption, run the same command again.
+    """
+    heads: list[HeadName] = []
+    if sparse:
+        heads.append("sparse")
+    if colbert:
+        heads.append("colbert")
+    if not heads:
+        raise InputError("name the vectors to add: --sparse, --colbert or both")
+    client, name = existing.open_existing(collection, path, url, api_key)
+    config = shared.open_config(model, sparse_model, model_url)
+
+    from unified_embeddings.migration.added_vectors import add_vectors as add
+    from unified_embeddings.migration.heads import Watching
+    from unified_embeddings.system.progress import open_ended_progress_bar
+    from unified_embeddings.system.signals import hold_interrupts
+
+    title = f"Adding vectors to {escape(shared.printable(name))}"
+    try:
+        with (
+            hold_interrupts() as interrupts,
+            open_ended_progress_bar(title, shown=shared.is_terminal()) as (start, advance),
+        ):
+            report = add(
+                client,
+                name,
+                config.embedder,
+                heads,
+                layout=existing.read_layout(layout, text_key, metadata_key),
+                copy_to=copy_to,
+                alias="" if collection == name else collection,
+                watching=Watching(start, advance, interrupts.check),
+            )
+    except KeyboardInterrupt:
+        shared.print_error("interrupted; run the same command again to resume")
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(asdict(report), ensure_ascii=False))
+        return
+    for line in _describe(report):
+        shared.print_line(shared.printable(line))
+
+
+def _describe(report: AddedVectorsReport) -> list[str]:
+    """Return what came of it, line by line."""
+    heads = " and ".join(report.heads)
+    lines = [
+        f"{report.target}: {heads} vectors added to {report.added} of {report.total} points, "
+        f"{report.seconds:.1f} s"
+    ]
+    for problem, count in report.problems.items():
+        lines.append(f"without them: {count}, as {problem}")
+    if report.is_in_place:
+        return lines
+    if report.alias:
+        lines.append(f"the alias {report.alias} names {report.target} now")
+    else:
+        lines.append(f"open {report.target} from now on")
+    lines.append(f"{report.collection} is as it was; delete it once you no longer need it")
+    return lines

@@ -1,0 +1,98 @@
+"""Opening a collection that exists already, whoever made it, for the commands that change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from unified_embeddings.cli import shared
+
+if TYPE_CHECKING:
+    from unified_embeddings.migration.probes import Layout
+    from unified_embeddings.stores.opening import Client
+
+TIMEOUT = 120
+"""Seconds that a server may take for one request; storing 16 MB of vectors takes a while."""
+
+CollectionName = Annotated[str, typer.Argument(help="The collection's name, or an alias of it.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="API key of the server.")
+]
+LayoutOption = Annotated[
+    Literal["llama_index", "langchain", "haystack", "plain", "mixed"] | None,
+    typer.Option(
+        "--layout", help="How the payloads are laid out.", show_default="seen from a sample"
+    ),
+]
+TextKey = Annotated[
+    str | None,
+    typer.Option("--text-key", help="Key of the payload that holds the text, in a plain layout."),
+]
+MetadataKey = Annotated[
+    str | None,
+    typer.Option("--metadata-key", help="Key that holds the metadata, in a plain layout."),
+]
+
+
+def open_existing(
+    collection: str, path: Path, url: str | None, api_key: str | None
+) -> tuple[Client, str]:
+    """Return a client of an existing collection, and its name where an alias is given.
+
+    Args:
+        collection: Name of the collection, or an alias.
+        path: Folder of the store, the embedded one's or qdrant-client's; ignored if `url` is given.
+        url: Address of a server.
+        api_key: The server's.
+
+    Raises:
+        MissingCollectionError: If there is none of that name. The message lists those that exist.
+        StoreError: If the place cannot be opened.
+    """
+    from unified_embeddings.stores.copy_checks import read_aliases
+    from unified_embeddings.stores.errors import store_errors
+
+    client = _open_place(collection, path, url, api_key)
+    with store_errors(collection, f"connecting to {url}" if url else "opening"):
+        names = sorted(info.name for info in client.get_collections().collections)
+        if collection in names:
+            return client, collection
+        aliases = read_aliases(client)
+    if collection in aliases:
+        shared.print_note(f"{collection!r} is an alias of {aliases[collection]!r}")
+        return client, aliases[collection]
+    existing = ", ".join(map(repr, [*names, *sorted(aliases)])) or "none"
+    raise shared.MissingCollectionError(
+        collection, "opening", f"it does not exist; existing collections and aliases: {existing}"
+    )
+
+
+def _open_place(collection: str, path: Path, url: str | None, api_key: str | None) -> Client:
+    from qdrant_client import QdrantClient
+
+    from unified_embeddings.stores.edge.catalog import is_local_mode_folder
+    from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
+
+    if url:
+        return QdrantClient(url=url, api_key=api_key, timeout=TIMEOUT, check_compatibility=False)
+    folder = path.expanduser()
+    if not folder.is_dir():
+        raise shared.MissingCollectionError(
+            collection, "opening", f"folder {folder} does not exist; give --path or --url"
+        )
+    if is_local_mode_folder(folder):
+        return open_local_mode_folder(folder)
+    return open_folder(folder)
+
+
+def read_layout(
+    layout: Literal["llama_index", "langchain", "haystack", "plain", "mixed"] | None,
+    text_key: str | None,
+    metadata_key: str | None,
+) -> Layout:
+    """Return the options that say how payloads are laid out as one value."""
+    from unified_embeddings.migration.probes import Layout
+
+    return Layout(layout, text_key=text_key, metadata_key=metadata_key)

@@ -1,0 +1,341 @@
+"""Adding heads to a collection that holds dense vectors, which stay as they are.
+
+What lives here: vectors added in place, point by point. What does not: a server that is too old for
+that, where a second collection is filled (`parallel_vectors`), and the vectors (`heads`).
+
+Which points lack a vector is asked of the collection itself. So an interrupted run is resumed by
+the next one, whatever stopped it, and points that others add meanwhile are seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdrant_client import models as qm
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import StoreError
+from unified_embeddings.migration.heads import (
+    NAMES,
+    UNWATCHED,
+    VectorParams,
+    Vectors,
+    Watching,
+    check_heads,
+    describe_heads,
+    encode_heads,
+    find_lacking,
+    split_by_size,
+)
+from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_alias
+from unified_embeddings.migration.payloads import (
+    Payload,
+    PayloadReader,
+    UnreadablePoint,
+    choose_reader,
+)
+from unified_embeddings.migration.probes import DETECTED, Layout
+from unified_embeddings.stores.copy_points import PointId, plain_id
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
+from unified_embeddings.stores.sampling import sample_ids
+from unified_embeddings.types import HeadName
+
+_POINTS_PER_PAGE = 64
+_SAMPLE = 200
+"""Points whose payloads show the layout."""
+_PASSES = 5
+"""Each sees what was added during the one before."""
+_ATTEMPTS = 3
+"""How often a point is embedded whose text changes meanwhile."""
+_UNKNOWN_ROUTE = (404, 405)
+"""What servers before Qdrant 1.18 answer to the request for a new vector name."""
+
+
+@dataclass(frozen=True)
+class AddedVectorsReport:
+    """What came of adding heads to a collection.
+
+    Attributes:
+        collection: The collection's name.
+        target: The collection that has the heads now: the same, or the new one.
+        heads: The heads that were asked for.
+        added: Points that got vectors in this run.
+        total: Points of the target.
+        problems: Why points have no vectors → how many.
+        alias: The alias that names the target now; "" if none was switched.
+        seconds: Duration.
+    """
+
+    collection: str
+    target: str
+    heads: tuple[HeadName, ...]
+    added: int
+    total: int
+    problems: dict[str, int]
+    alias: str
+    seconds: float
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the collection itself got the vectors."""
+        return self.target == self.collection
+
+
+def add_vectors(
+    client: Client,
+    name: str,
+    embedder: TextEmbedder,
+    heads: Sequence[HeadName],
+    *,
+    layout: Layout = DETECTED,
+    copy_to: str | None = None,
+    alias: str = "",
+    watching: Watching = UNWATCHED,
+) -> AddedVectorsReport:
+    """Add the vectors of heads to each point of a collection, which keeps the vectors it has.
+
+    They are added in place where the store can do it: the embedded store, qdrant-client's local
+    mode, and servers of Qdrant 1.18 or later. Elsewhere, and if `copy_to` is given, a second
+    collection gets copies of all points, with the new vectors. The first one stays.
+
+    To resume an interrupted run, make the same call again.
+
+    Args:
+        client: Client of the collection's place.
+        name: The collection's name, not an alias.
+        embedder: Embedder of the model that made the collection.
+        heads: "sparse", "colbert" or both.
+        layout: How its payloads are laid out; seen from a sample unless named.
+        copy_to: Name of a second collection to fill instead; where the store cannot add vectors in
+            place, one is named after the heads.
+        alias: An alias of the collection by which it is reached. If a second collection is filled,
+            the alias names that one once it is complete.
+        watching: What is told meanwhile.
+
+    Raises:
+        FingerprintMismatchError: If another model made the collection.
+        InputError: If the model does not give these heads, or the layout cannot be seen.
+        StoreError: If the collection does not record its model, has other vectors of these names,
+            or Qdrant fails.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from qdrant_client import QdrantClient
+        >>> from unified_embeddings import UnifiedTextEmbedding
+        >>> from unified_embeddings.embedders.fake import FakeEmbedder
+        >>> from unified_embeddings.llama.vector_store import build_vector_store
+        >>> from unified_embeddings.migration.added_vectors import add_vectors
+        >>> client, embedder = QdrantClient(":memory:"), FakeEmbedder()
+        >>> store = build_vector_store(embedder, "docs", client=client)
+        >>> nodes = [TextNode(text="Foxes jump."), TextNode(text="The sea is calm.")]
+        >>> ids = store.add(UnifiedTextEmbedding(embedder)(nodes))
+        >>> add_vectors(client, "docs", embedder, ["colbert"]).added
+        2
+    """
+    started = time.monotonic()
+    make_thread_safe(client)
+    with store_errors(name, "reading its settings"):
+        info = client.get_collection(name)
+    check_heads(name, info, embedder, heads)
+    params = describe_heads(embedder, heads)
+    reader = _open_reader(client, name, layout)
+    target, alias_switched = name, ""
+    lacking = [] if copy_to else find_lacking(name, info, params)
+    if copy_to or not _create_names(client, name, {key: params[key] for key in lacking}):
+        target = copy_to or "-".join((name, *heads))
+        added, problems = copy_with_heads(
+            client, name, target, info, embedder, params, reader, watching
+        )
+        if alias:
+            switch_alias(client, alias, name, target)
+            alias_switched = alias
+    else:
+        filler = _Filler(client, name, embedder, heads, reader)
+        added, problems = filler.fill(watching)
+    with store_errors(target, "counting its points"):
+        total = client.count(target, exact=True).count
+    return AddedVectorsReport(
+        collection=name,
+        target=target,
+        heads=tuple(heads),
+        added=added,
+        total=total,
+        problems=problems,
+        alias=alias_switched,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _open_reader(client: Client, name: str, layout: Layout) -> PayloadReader:
+    with store_errors(name, "reading payloads"):
+        point_ids = sample_ids(client, name, _SAMPLE)
+        records = client.retrieve(name, point_ids, with_payload=True, with_vectors=False)
+    return choose_reader(
+        [record.payload or {} for record in records],
+        layout=layout.name,
+        text_key=layout.text_key,
+        metadata_key=layout.metadata_key,
+    )
+
+
+def _create_names(client: Client, name: str, params: Mapping[str, VectorParams]) -> bool:
+    """Create vector names in a collection; return whether the store can do that.
+
+    Raises:
+        StoreError: If it fails.
+    """
+    for vector, wanted in params.items():
+        config: qm.DenseVectorNameConfig | qm.SparseVectorNameConfig
+        if isinstance(wanted, qm.SparseVectorParams):
+            config = qm.SparseVectorNameConfig(
+                sparse=qm.SparseVectorConfig(modifier=wanted.modifier)
+            )
+        else:
+            config = qm.DenseVectorNameConfig(
+                dense=qm.DenseVectorConfig(
+                    size=wanted.size,
+                    distance=wanted.distance,
+                    multivector_config=wanted.multivector_config,
+                )
+            )
+        with store_errors(name, f"adding the vector {vector!r}"):
+            try:
+                client.create_vector_name(name, vector, config)
+            except UnexpectedResponse as error:
+                if error.status_code not in _UNKNOWN_ROUTE:
+                    raise
+                return False
+            if isinstance(wanted, qm.VectorParams) and not is_in_process(client):
+                # A new name cannot be given these settings, only an existing one.
+                diff = qm.VectorParamsDiff(hnsw_config=wanted.hnsw_config)
+                client.update_collection(name, vectors_config={vector: diff})
+    return True
+
+
+class _Filler:
+    """Gives each point of a collection the vectors that it lacks."""
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        embedder: TextEmbedder,
+        heads: Sequence[HeadName],
+        reader: PayloadReader,
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._embedder = embedder
+        self._heads = heads
+        self._reader = reader
+        self._lacking = qm.Filter(
+            should=[
+                qm.Filter(must_not=[qm.HasVectorCondition(has_vector=NAMES[head])])
+                for head in heads
+            ]
+        )
+        self._added: set[PointId] = set()
+        self._problems: dict[PointId, str] = {}
+
+    def fill(self, watching: Watching) -> tuple[int, dict[str, int]]:
+        """Return how many points got vectors, and why others did not → how many."""
+        with store_errors(self._name, "counting the points that lack the vectors"):
+            total = self._client.count(self._name, count_filter=self._lacking, exact=True).count
+        watching.on_total(total)
+        for _ in range(_PASSES):
+            before = len(self._added)
+            self._pass_through(watching)
+            if len(self._added) == before:
+                break
+        return len(self._added), dict(Counter(self._problems.values()))
+
+    def _pass_through(self, watching: Watching) -> None:
+        offset: Any = None
+        while True:
+            watching.check()
+            with store_errors(self._name, "reading the points that lack the vectors"):
+                records, offset = self._client.scroll(
+                    self._name,
+                    scroll_filter=self._lacking,
+                    limit=_POINTS_PER_PAGE,
+                    offset=offset,
+                    with_payload=True,
+                    with_vectors=False,
+                )
+            payloads = {plain_id(record.id): record.payload or {} for record in records}
+            new_ids = [key for key in payloads if key not in self._problems]
+            self._write_page({key: payloads[key] for key in new_ids})
+            watching.on_points(len(new_ids))
+            if offset is None:
+                return
+
+    def _write_page(self, payloads: Mapping[PointId, Payload]) -> None:
+        """Write the vectors of points, again for those whose text changed before they arrived."""
+        pending = payloads
+        for _ in range(_ATTEMPTS):
+            if not pending:
+                return
+            self._write(pending)
+            with store_errors(self._name, "reading payloads again"):
+                records = self._client.retrieve(
+                    self._name, list(pending), with_payload=True, with_vectors=False
+                )
+            latest = {plain_id(record.id): record.payload or {} for record in records}
+            pending = {
+                key: payload for key, payload in latest.items() if payload != pending.get(key)
+            }
+
+    def _write(self, payloads: Mapping[PointId, Payload]) -> None:
+        sources = []
+        for point_id, payload in payloads.items():
+            source = self._reader.read(point_id, payload)
+            if isinstance(source, UnreadablePoint):
+                self._problems[point_id] = source.problem
+            else:
+                sources.append(source)
+        if not sources:
+            return
+        vectors, problems = encode_heads(self._embedder, sources, self._heads)
+        items: list[tuple[PointId, Vectors]] = []
+        for source, own_vectors, problem in zip(sources, vectors, problems, strict=True):
+            if problem:
+                self._problems[source.point_id] = problem
+            if own_vectors:
+                items.append((source.point_id, own_vectors))
+        for request in split_by_size(items):
+            self._send(request)
+
+    def _send(self, request: Sequence[tuple[PointId, Vectors]]) -> None:
+        points = [
+            # Not validated again: it takes longer than all else where there are ColBERT vectors.
+            qm.PointVectors.model_construct(id=point_id, vector=vectors)
+            for point_id, vectors in request
+        ]
+        try:
+            with store_errors(self._name, "writing vectors"):
+                self._client.update_vectors(self._name, points)
+        except (StoreError, LookupError):
+            # A point that was deleted meanwhile is an error, though the others were written.
+            if not self._drops_deleted(request):
+                raise
+        self._added.update(point_id for point_id, _ in request)
+
+    def _drops_deleted(self, request: Sequence[tuple[PointId, Vectors]]) -> bool:
+        """Tell whether points of a request have gone, and write the others again."""
+        with store_errors(self._name, "looking for points"):
+            records = self._client.retrieve(
+                self._name, [key for key, _ in request], with_payload=False, with_vectors=False
+            )
+        existing = {plain_id(record.id) for record in records}
+        remaining = [(key, vectors) for key, vectors in request if key in existing]
+        if len(remaining) == len(request):
+            return False
+        if remaining:
+            self._send(remaining)
+        return True

@@ -1,0 +1,216 @@
+"""A second collection with the points of a first one and the vectors of further heads.
+
+What lives here: copying the points with vectors added, and letting an alias name the copy. What
+does not: adding vectors in place (`added_vectors`). Nothing is deleted here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from qdrant_client import models as qm
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.migration.heads import (
+    NAMES,
+    VectorParams,
+    Vectors,
+    Watching,
+    check_heads,
+    encode_heads,
+    find_lacking,
+    split_by_size,
+)
+from unified_embeddings.migration.payloads import PayloadReader, SourceText, UnreadablePoint
+from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.copy_points import (
+    PointId,
+    PointReader,
+    check_arrived,
+    find_existing,
+    plain_id,
+)
+from unified_embeddings.stores.copying import creation_options, payload_indexes
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client, is_local_mode
+from unified_embeddings.stores.schema import dense_vectors
+from unified_embeddings.types import HeadName
+
+_POINTS_PER_REQUEST = 64
+_REQUEST_BYTES = 8 * 2**20
+"""As JSON and before vectors are added: what is sent is split once more."""
+
+
+def copy_with_heads(
+    client: Client,
+    name: str,
+    target: str,
+    info: qm.CollectionInfo,
+    embedder: TextEmbedder,
+    params: Mapping[str, VectorParams],
+    reader: PayloadReader,
+    watching: Watching,
+) -> tuple[int, dict[str, int]]:
+    """Copy a collection's points and add the vectors of heads to them.
+
+    Points that the target has already are skipped, so the same call resumes an interrupted one.
+
+    Args:
+        client: Client of the place of both collections.
+        name: The collection to copy; it is not changed.
+        target: The collection to fill; created if it does not exist.
+        info: What Qdrant reports about the first.
+        embedder: The embedder of its model.
+        params: The vectors to add, by their names.
+        reader: Reads the points' texts.
+        watching: What is told meanwhile.
+
+    Returns:
+        How many points were copied, and why some have no new vectors → how many.
+
+    Raises:
+        InputError: If the target is the collection itself.
+        StoreError: If the target exists and does not fit, or Qdrant fails.
+    """
+    heads = [head for head, vector in NAMES.items() if vector in params]
+    _prepare_target(client, name, target, info, embedder, params, heads)
+    points_reader = PointReader(
+        client, name, info, max_points=_POINTS_PER_REQUEST, max_bytes=_REQUEST_BYTES
+    )
+    watching.on_total(points_reader.count())
+    copied = 0
+    problems: Counter[str] = Counter()
+    for page_ids in points_reader.id_pages():
+        existing = find_existing(client, target, page_ids)
+        watching.on_points(len(existing))
+        missing_ids = [point_id for point_id in page_ids if point_id not in existing]
+        for points in points_reader.requests(missing_ids):
+            watching.check()
+            problems.update(_send(client, target, embedder, heads, reader, points))
+            copied += len(points)
+            watching.on_points(len(points))
+    return copied, dict(problems)
+
+
+def _prepare_target(
+    client: Client,
+    name: str,
+    target: str,
+    info: qm.CollectionInfo,
+    embedder: TextEmbedder,
+    params: Mapping[str, VectorParams],
+    heads: Sequence[HeadName],
+) -> None:
+    """Create the target unless it exists, and check that it can take the points."""
+    if target == name:
+        raise InputError(f"collection {name!r} cannot be copied onto itself; name another")
+    local = is_local_mode(client)
+    with store_errors(target, "creating the collection"):
+        taken_by = read_aliases(client).get(target)
+        if taken_by is not None:
+            raise StoreError(target, "creating", f"it is an alias of {taken_by!r}; name another")
+        if not client.collection_exists(target):
+            options = creation_options(info, local=local)
+            dense, sparse = dict(dense_vectors(info)), dict(options["sparse_vectors_config"] or {})
+            for vector, wanted in params.items():
+                if isinstance(wanted, qm.SparseVectorParams):
+                    sparse[vector] = wanted
+                else:
+                    dense[vector] = wanted
+            options |= {"vectors_config": dense, "sparse_vectors_config": sparse or None}
+            client.create_collection(target, **options)
+        target_info = client.get_collection(target)
+    check_heads(target, target_info, embedder, heads)
+    wanted_vectors = {**dense_vectors(info), **params}
+    lacking = find_lacking(target, target_info, wanted_vectors)
+    if lacking:
+        raise StoreError(
+            target,
+            "adding vectors",
+            f"it exists and lacks the vectors {', '.join(map(repr, lacking))}; name another "
+            "collection (--copy-to)",
+        )
+    with store_errors(target, "indexing the payload"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # local mode warns that an index has no effect there
+        for field, index in payload_indexes(info, local=local).items():
+            if field not in target_info.payload_schema:
+                client.create_payload_index(target, field, field_schema=index)
+
+
+def _send(
+    client: Client,
+    target: str,
+    embedder: TextEmbedder,
+    heads: Sequence[HeadName],
+    reader: PayloadReader,
+    points: Sequence[qm.PointStruct],
+) -> list[str]:
+    """Write points with the vectors of heads, and return what is wrong with some of them."""
+    readable: dict[PointId, SourceText] = {}
+    problems = []
+    for point in points:
+        source = reader.read(plain_id(point.id), point.payload)
+        if isinstance(source, UnreadablePoint):
+            problems.append(source.problem)
+        else:
+            readable[source.point_id] = source
+    added: dict[PointId, Vectors] = {}
+    if readable:
+        vectors, own_problems = encode_heads(embedder, list(readable.values()), heads)
+        added = dict(zip(readable, vectors, strict=True))
+        problems += [problem for problem in own_problems if problem]
+    items = [(point, added.get(plain_id(point.id), {})) for point in points]
+    for request in split_by_size(items):
+        complete = [
+            qm.PointStruct.model_construct(
+                id=point.id,
+                payload=point.payload,
+                vector={**_named(point), **new_vectors},
+            )
+            for point, new_vectors in request
+        ]
+        with store_errors(target, "writing points"):
+            client.upsert(target, complete)
+    check_arrived(client, target, [plain_id(point.id) for point in points])
+    return problems
+
+
+def _named(point: qm.PointStruct) -> dict[str, object]:
+    """Return a point's vectors by name, the unnamed one under ""."""
+    if isinstance(point.vector, dict):
+        return dict(point.vector)
+    return {"": point.vector} if point.vector else {}
+
+
+def switch_alias(client: Client, alias: str, name: str, target: str) -> None:
+    """Let an alias name the copy, at once for all who use it.
+
+    Raises:
+        StoreError: If the copy is not complete, the alias names something else by now, or Qdrant
+            fails.
+    """
+    with store_errors(target, f"switching the alias {alias!r}"):
+        owner = read_aliases(client).get(alias)
+        if owner not in (name, target):
+            raise StoreError(
+                target, f"switching the alias {alias!r}", f"it names {owner!r} by now, not {name!r}"
+            )
+        counts = [client.count(each, exact=True).count for each in (name, target)]
+        if counts[0] != counts[1]:
+            raise StoreError(
+                target,
+                f"switching the alias {alias!r}",
+                f"{name!r} has {counts[0]} points and {target!r} has {counts[1]}: points were "
+                "added or deleted meanwhile. Run the same command again while nobody writes",
+            )
+        client.update_collection_aliases(
+            [
+                qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias)),
+                qm.CreateAliasOperation(
+                    create_alias=qm.CreateAlias(collection_name=target, alias_name=alias)
+                ),
+            ]
+        )
