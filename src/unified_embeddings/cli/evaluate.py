@@ -36,11 +36,11 @@ def evaluate(
         typer.Option(
             "--system",
             "-s",
-            help="What to evaluate; repeatable. A model, as in mini-m3, mini-m3:dense, "
-            "mini-m3:hybrid+colbert or mini-m3:hybrid,k=60,weights=1/0.3 (also candidates=, "
-            "sparse=MODEL, name=); a live collection, as in "
-            "path=STORE,collection=docs,model=mini-m3,mode=hybrid (or url=; also rerank=colbert, "
-            "field=, adopt=trust); or run=FILE, a TREC run.",
+            help="What to evaluate; repeatable. A model: mini-m3, mini-m3:dense, "
+            "mini-m3:hybrid+colbert, or with options mini-m3:hybrid,k=60,weights=1/0.3 (also "
+            "candidates=, sparse=MODEL, name=). A live collection: "
+            "path=STORE,collection=NAME (or url=ADDRESS; also model=, mode=, rerank=colbert, "
+            "field=, adopt=trust and those above). A TREC run: run=FILE.",
         ),
     ],
     baseline: Annotated[

@@ -127,26 +127,31 @@ def _sentences(evaluation: Evaluation) -> Iterator[str]:
     """Yield what the figures mean."""
     for contrast in evaluation.contrasts:
         yield _verdict(contrast, evaluation)
-    queries = evaluation.queries
-    if evaluation.resolution is None:
-        yield "A single judged query cannot tell a better system from a luckier one."
-    elif evaluation.contrasts:
-        yield (
-            f"With your {queries} queries, a difference below {evaluation.resolution:.3f} cannot "
-            "be seen."
-        )
-    else:
-        yield (
-            f"With your {queries} queries, a difference to another system below about "
-            f"{evaluation.resolution:.3f} could not be seen; between similar systems, one of half "
-            "that size may be."
-        )
+    yield _describe_resolution(evaluation)
     for system in evaluation.systems:
         if system.unanswered:
             yield (
                 f"{system.name} found nothing for {system.unanswered} of the queries, which count "
                 "0."
             )
+
+
+def _describe_resolution(evaluation: Evaluation) -> str:
+    """Return how small a difference the judged queries can show."""
+    queries, resolution = evaluation.queries, evaluation.resolution
+    if resolution is None:
+        return "A single judged query cannot tell a better system from a luckier one."
+    if not evaluation.contrasts:
+        return (
+            f"With your {queries} queries, a difference to another system below about "
+            f"{resolution:.3f} could not be seen; between similar systems, one of half that size "
+            "may be."
+        )
+    widths = [contrast.difference.half_width or 0.0 for contrast in evaluation.contrasts]
+    smallest = f"{min(widths):.3f}"
+    if smallest != f"{resolution:.3f}":
+        smallest = f"{smallest} to {resolution:.3f}, depending on the system,"
+    return f"With your {queries} queries, a difference below {smallest} cannot be seen."
 
 
 def _verdict(contrast: Contrast, evaluation: Evaluation) -> str:
