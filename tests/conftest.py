@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from running_service import RunningService
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.stores.opening import Client
 
 settings.register_profile("without a clock", deadline=None)  # the machine may be busy
 settings.load_profile("without a clock")
@@ -68,6 +69,24 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import checkpoints
 
     return checkpoints.bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(params=["memory", "embedded", "server"])
+def any_client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    """A client of each kind of store, without collections."""
+    from qdrant_client import QdrantClient
+
+    from qdrant_server import running_server
+    from unified_embeddings.stores.edge.client import EdgeQdrantClient
+
+    if request.param == "memory":
+        yield QdrantClient(":memory:")
+    elif request.param == "embedded":
+        with EdgeQdrantClient(tmp_path / "store") as client:
+            yield client
+    else:
+        with running_server() as (url, _):
+            yield QdrantClient(url=url, check_compatibility=False)
 
 
 PASSAGES = {

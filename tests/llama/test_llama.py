@@ -545,7 +545,9 @@ class TestWhereTheStoreLies:
                 asked.append((self.command, self.path.split("?")[0], body))
                 made = any(method == "PUT" for method, _, _ in asked)
                 result: Any = info
-                if "/exists" in self.path:
+                if self.path == "/aliases":
+                    result = {"aliases": []}
+                elif "/exists" in self.path:
                     result = {"exists": made}
                 elif "/index" in self.path:
                     result = {"operation_id": 0, "status": "completed"}

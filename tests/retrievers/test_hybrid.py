@@ -665,7 +665,7 @@ class TestCost:
         calls.clear()
         for _ in range(3):
             await answer(retriever, QUERY, is_async=is_async)
-        assert calls == {"get_collection": 1, "query_batch_points": 3}
+        assert calls == {"get_aliases": 1, "get_collection": 1, "query_batch_points": 3}
 
     @pytest.mark.parametrize(
         "options",

@@ -25,8 +25,9 @@ from unified_embeddings.cli import (
     export_onnx,
     index,
     make_queries,
-    migrate_vectors,
     migrate,
+    migrate_traffic,
+    migrate_vectors,
     models,
     optimize,
     ping,
@@ -68,6 +69,11 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("stats")(stats.stats)
 app.command("doctor")(doctor.doctor)
 app.command("migrate-vectors", cls=migrate_vectors.HyphenCommand)(migrate_vectors.migrate_vectors)
+migrate.app.command("shadow")(migrate_traffic.shadow)
+migrate.app.command("canary")(migrate_traffic.canary)
+migrate.app.command("cutover")(migrate_traffic.cutover)
+migrate.app.command("rollback")(migrate_traffic.rollback)
+migrate.app.command("retire")(migrate_traffic.retire)
 app.add_typer(migrate.app, name="migrate")
 
 

@@ -289,15 +289,31 @@ def open_migration(alias: str, journals: Path, api_key: str | None) -> Iterator[
         StoreError: If the place cannot be opened.
         FingerprintMismatchError: If the model there now is not the one that was planned.
     """
+    from unified_embeddings.migration.opening import open_model
+
+    with open_collections(alias, journals, api_key) as (journal, client):
+        yield OpenMigration(journal, client, open_model(journal.record))
+
+
+@contextlib.contextmanager
+def open_collections(
+    alias: str, journals: Path, api_key: str | None
+) -> Iterator[tuple[Journal, Client]]:
+    """Open a migration's journal and place, for a step that needs no model.
+
+    Raises:
+        JournalError: If there is no such migration, or somebody works on it.
+        StoreError: If the place cannot be opened.
+    """
     from unified_embeddings.migration.journal import Journal
-    from unified_embeddings.migration.opening import open_model, open_place
+    from unified_embeddings.migration.opening import open_place
 
     with Journal.open(journal_folder(journals, alias)) as journal:
         try:
             client = open_place(journal.record.place, api_key=api_key)
         except StoreError as error:
             raise _explained(error, journal.record) from error
-        yield OpenMigration(journal, client, open_model(journal.record))
+        yield journal, client
 
 
 def _embedding_of(migration: OpenMigration, workers: int) -> OpenEmbedding | None:

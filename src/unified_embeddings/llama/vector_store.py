@@ -36,6 +36,7 @@ from unified_embeddings.llama.store_options import (
     resolve_folder,
     select_options,
 )
+from unified_embeddings.stores.aliases import resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import (
     Client,
@@ -67,11 +68,12 @@ def build_vector_store(
     """Return a QdrantVectorStore for an embedder's vectors.
 
     The collection is created if it does not exist. Exactly one of `url`, `path` and `client` says
-    where it is.
+    where it is. An alias is resolved once: the store keeps to the collection that it named then,
+    whose model was checked, and does not follow when the alias is switched to another one.
 
     Args:
         embedder: The embedder whose dense and sparse vectors the store holds.
-        collection: The collection's name.
+        collection: The collection's name, or an alias.
         url: A server's address.
         path: A folder to run Qdrant's core over, in this process (see `EdgeQdrantClient`). The
             folder is shared within the process and locked against others.
@@ -107,6 +109,8 @@ def build_vector_store(
         reopen = partial(build_vector_store, embedder, collection, **place, **options)
         client = _open_client(collection, url, folder, api_key, given)
     make_thread_safe(client)
+    with _discarding_unused(client, new_folders):
+        collection = resolve_name(client, collection)
     settings = select_options(given, CollectionOptions)
     make_collection = partial(
         ensure_collection, client, collection, embedder, adopt=adopt, **settings

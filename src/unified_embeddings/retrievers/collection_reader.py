@@ -16,6 +16,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.stores.aliases import aresolve_name, resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
 
@@ -30,6 +31,10 @@ class CollectionReader:
     Coroutines use the store's async client. If it has none, they run the sync call in a worker
     thread, so that neither blocks the event loop. Errors of a client are raised as StoreErrors.
 
+    If the store was opened by an alias, looking the collection up resolves it, and from then on the
+    collection is read by its own name. What was looked up is what is searched, even if the alias is
+    switched to a collection of another model.
+
     Args:
         store: Has a sync client, an async one, or both. A sync one in local mode is made
             thread-safe.
@@ -37,6 +42,7 @@ class CollectionReader:
 
     def __init__(self, store: QdrantVectorStore) -> None:
         self._store = store
+        self._resolved_name: str | None = None
         if self._client is not None:
             make_thread_safe(self._client)
 
@@ -64,8 +70,8 @@ class CollectionReader:
 
     @property
     def collection(self) -> str:
-        """The collection's name."""
-        return str(self._store.collection_name)
+        """The collection's own name once it was looked up; before, what the store calls it."""
+        return self._resolved_name or str(self._store.collection_name)
 
     @property
     def has_sync_client(self) -> bool:
@@ -86,15 +92,21 @@ class CollectionReader:
             StoreError: If the collection does not exist, or Qdrant fails.
         """
         client = self._require_client(_LOOK_UP)
-        with store_errors(self.collection, _LOOK_UP):
-            return client.get_collection(self.collection)
+        name = resolve_name(client, self.collection)
+        with store_errors(name, _LOOK_UP):
+            info = client.get_collection(name)
+        self._resolved_name = name
+        return info
 
     async def alook_up(self) -> qm.CollectionInfo:
         """Like `look_up`, but without blocking the event loop."""
         if self._aclient is None:
             return await asyncio.to_thread(self.look_up)
-        with store_errors(self.collection, _LOOK_UP):
-            return await self._aclient.get_collection(self.collection)
+        name = await aresolve_name(self._aclient, self.collection)
+        with store_errors(name, _LOOK_UP):
+            info = await self._aclient.get_collection(name)
+        self._resolved_name = name
+        return info
 
     def search(self, requests: Sequence[qm.QueryRequest]) -> list[list[qm.ScoredPoint]]:
         """Send the requests in one round trip and return the points found by each, best first.
