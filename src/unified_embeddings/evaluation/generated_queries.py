@@ -95,11 +95,11 @@ def generate_queries(
 
     Example:
         >>> from unified_embeddings.evaluation.generated_queries import Passage, generate_queries
-        >>> passage = Passage("1", "Red foxes jump over dogs. The dogs then sleep again.", "d1")
-        >>> for query in generate_queries([passage], 2):
+        >>> text = "Red foxes jump over dogs. The dogs sleep on. Nobody else was there."
+        >>> for query in generate_queries([Passage("1", text, "d1")], 9):
         ...     print(query.kind, "|", query.text)
         first-sentence | Red foxes jump over dogs.
-        inverse-cloze | The dogs then sleep again.
+        inverse-cloze | The dogs sleep on.
     """
     require_whole_number("the number of queries", count)
     ordered = sorted(passages, key=lambda passage: passage.passage_id)
