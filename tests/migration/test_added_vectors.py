@@ -121,6 +121,36 @@ def test_colbert_is_scored_row_by_row(client: Client, embedder: FakeEmbedder) ->
     assert found[0].score == pytest.approx(float((query @ own.T).max(axis=1).sum()), rel=1e-4)
 
 
+def test_a_server_builds_no_index_over_colbert_vectors(embedder: FakeEmbedder) -> None:
+    with running_server() as (url, _):
+        client = QdrantClient(url=url, check_compatibility=False)
+        make(client, embedder)
+        sent: list[Any] = []
+        original = client.update_collection
+
+        def note(name: str, **options: Any) -> bool:
+            sent.append((name, options))
+            return original(name, **options)
+
+        client.update_collection = note  # type: ignore[method-assign, assignment]
+        add_vectors(client, "docs", embedder, ["sparse", "colbert"])
+    diff = qm.VectorParamsDiff(hnsw_config=qm.HnswConfigDiff(m=0))
+    assert sent == [("docs", {"vectors_config": {COLBERT_VECTOR: diff}})]
+
+
+def test_a_text_too_long_for_a_multi_vector_gets_the_other_vectors() -> None:
+    client, wide = QdrantClient(":memory:"), FakeEmbedder(4096)
+    nodes = make_nodes([*make_texts(19), *make_texts(1, words=300)])
+    fill(client, "docs", wide, nodes)
+    adopt_collection(client, "docs", wide)
+    report = add_vectors(client, "docs", wide, ["sparse", "colbert"])
+    assert report.problems == {
+        "its ColBERT vector has more numbers than Qdrant holds, 1,048,576; split the text": 1
+    }
+    (record,) = client.retrieve("docs", [19], with_vectors=True)
+    assert set(record.vector or {}) == {DENSE_VECTOR, SPARSE_VECTOR}
+
+
 def test_an_interrupted_run_is_resumed(client: Client, embedder: FakeEmbedder) -> None:
     make(client, embedder)
     before = read(client)

@@ -44,6 +44,7 @@ from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
 from unified_embeddings.stores.sampling import sample_ids
+from unified_embeddings.stores.schema import dense_vectors
 from unified_embeddings.types import HeadName
 
 _POINTS_PER_PAGE = 64
@@ -156,6 +157,7 @@ def add_vectors(
             switch_alias(client, alias, name, target)
             alias_switched = alias
     else:
+        _leave_unindexed(client, name, params)
         filler = _Filler(client, name, embedder, heads, reader)
         added, problems = filler.fill(watching)
     with store_errors(target, "counting its points"):
@@ -211,11 +213,25 @@ def _create_names(client: Client, name: str, params: Mapping[str, VectorParams])
                 if error.status_code not in _UNKNOWN_ROUTE:
                     raise
                 return False
-            if isinstance(wanted, qm.VectorParams) and not is_in_process(client):
-                # A new name cannot be given these settings, only an existing one.
+    return True
+
+
+def _leave_unindexed(client: Client, name: str, params: Mapping[str, VectorParams]) -> None:
+    """Let a server build no index over multi-vectors; the others build none unasked.
+
+    A new name cannot be given this setting, only an existing one. So it is looked at in each run,
+    in case an earlier one ended in between.
+    """
+    if is_in_process(client):
+        return
+    with store_errors(name, "switching off an index that nothing would use"):
+        existing = dense_vectors(client.get_collection(name))
+        for vector, wanted in params.items():
+            if not isinstance(wanted, qm.VectorParams) or vector not in existing:
+                continue
+            if existing[vector].hnsw_config != wanted.hnsw_config:
                 diff = qm.VectorParamsDiff(hnsw_config=wanted.hnsw_config)
                 client.update_collection(name, vectors_config={vector: diff})
-    return True
 
 
 class _Filler:
