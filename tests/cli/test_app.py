@@ -463,6 +463,17 @@ class TestMissingThings:
             assert "'other'" in ended.err
             assert "existing collections: 'documents'" in ended.err
 
+    def test_an_alias_finds_what_its_collection_does(self, search: Run, work: Path) -> None:
+        from qdrant_client import models as qm
+
+        from unified_embeddings.stores.opening import open_folder
+
+        alias = qm.CreateAlias(collection_name="documents", alias_name="notes")
+        with contextlib.closing(open_folder(work / "qdrant_data")) as client:
+            client.update_collection_aliases([qm.CreateAliasOperation(create_alias=alias)])
+        by_alias = search("the quick brown fox", "--json", "--collection", "notes")
+        assert by_alias.out == search("the quick brown fox", "--json").out
+
     def test_a_server(self, search: Run) -> None:
         ended = search("fox", "--url", "http://127.0.0.1:9")
         assert (ended.code, ended.out) == (1, "")

@@ -101,11 +101,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         return
     with running_server() as (url, client):
         fill(client)
-        # The fake server does not list collections.
-        original = shared.require_collection
-        shared.require_collection = lambda *_: QdrantClient(url=url, check_compatibility=False)
         yield "--url", url
-        shared.require_collection = original
 
 
 def read(place: tuple[str, str]) -> Fusion | None:

@@ -48,7 +48,7 @@ def make_queries(
     from unified_embeddings.evaluation.generated_folder import WARNING, write_generated
     from unified_embeddings.evaluation.generated_queries import QUERY_KINDS, generate_queries
 
-    client = shared.require_collection(collection, path, url)
+    client, collection = shared.require_collection(collection, path, url)
     passages = _read(client, collection, document_field or POINT_ID)
     queries = generate_queries(passages, count, seed=seed)
     facts = {"collection": collection, "seed": seed, "document_field": document_field or POINT_ID}

@@ -24,7 +24,7 @@ def optimize(
     """
     from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
-    client = shared.require_collection(collection, path, None)
+    client, collection = shared.require_collection(collection, path, None)
     assert isinstance(client, EdgeQdrantClient)  # every folder is opened with this client
     name = shared.printable(collection)
     progress: contextlib.AbstractContextManager[object] = contextlib.nullcontext()

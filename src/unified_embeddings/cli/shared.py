@@ -122,8 +122,9 @@ def open_store(
     """
     # `client` stays referenced while the store opens. The embedded client of a folder is shared
     # through a weak reference: without an owner it would be closed, and the folder read twice.
-    client = None if create else require_collection(collection, path, url)
-    if client is not None:
+    client = None
+    if not create:
+        client, collection = require_collection(collection, path, url)
         _note_other_model(client, collection, config)
     options: Options = {**settings, "adopt": adopt}
     if url:
@@ -157,12 +158,15 @@ def _note_other_model(client: Client, collection: str, config: UnifiedEmbeddingC
     )
 
 
-def require_collection(collection: str, path: Path, url: str | None) -> Client:
-    """Open the place of an existing collection and return its client.
+def require_collection(collection: str, path: Path, url: str | None) -> tuple[Client, str]:
+    """Open the place of an existing collection; return its client and the collection's own name.
+
+    The collection may be given by an alias.
 
     Raises:
         MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
+    from unified_embeddings.stores.aliases import resolve_name
     from unified_embeddings.stores.errors import store_errors
 
     hint = "index some files first: unified-embeddings index PATH"
@@ -172,14 +176,15 @@ def require_collection(collection: str, path: Path, url: str | None) -> Client:
     action = f"connecting to {url}" if url else "opening"
     with store_errors(collection, action):
         collection_names = sorted(info.name for info in client.get_collections().collections)
-    if collection not in collection_names:
+        own_name = resolve_name(client, collection)
+    if own_name not in collection_names:
         existing = ", ".join(map(repr, collection_names)) or "none"
         raise MissingCollectionError(
             collection,
             "opening",
             f"it does not exist; existing collections: {existing}. {hint}",
         )
-    return client
+    return client, own_name
 
 
 def open_place(path: Path, url: str | None) -> Client:

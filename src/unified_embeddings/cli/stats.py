@@ -78,7 +78,7 @@ def _measure(collection: str | None, path: Path, url: str | None) -> list[Collec
     from unified_embeddings.stores.measuring import measure_collection
 
     if collection is not None:
-        client = shared.require_collection(collection, path, url)
+        client, collection = shared.require_collection(collection, path, url)
         return [measure_collection(client, collection)]
     client = shared.open_place(path, url)
     with store_errors(url or str(path), "opening"):

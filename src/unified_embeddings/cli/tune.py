@@ -120,7 +120,7 @@ def _reset(collection: str, path: Path, url: str | None) -> None:
     from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.fusion_choice import FUSION_KEY, write_choice
 
-    client = shared.require_collection(collection, path, url)
+    client, collection = shared.require_collection(collection, path, url)
     with store_errors(collection, "reading the collection's settings"):
         metadata = client.get_collection(collection).config.metadata or {}
     name = shared.printable(collection)
