@@ -38,6 +38,7 @@ from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.migration.backfill import migrate_points
 from unified_embeddings.migration.dual_store import DualWritingStore
+from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import (
     Journal,
     JournalError,
@@ -277,6 +278,13 @@ def test_after_cut_over_the_new_side_answers_and_its_errors_count(
     journal.enter("rolled_back")
     assert node_id(70) in texts_of(client, SOURCE)
     assert store.query(query).ids is not None
+    # What reached the new side only would be lost there too: that takes a decision.
+    with pytest.raises(MigrationError, match=r"1 writes since the switch.*--discard-target-writes"):
+        migrate_points(journal, client, embedder)
+    assert node_id(71) in texts_of(client, TARGET)
+    migrate_points(journal, client, embedder, discard_target_writes=True)
+    assert_moved(client, embedder)
+    assert read_unrepaired(journal.folder, "source") == 0
 
 
 def test_callers_may_bring_the_new_models_vectors_after_cut_over(
