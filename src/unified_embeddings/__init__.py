@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from unified_embeddings.models.spec import ModelSpec
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
+    from unified_embeddings.retrievers.transition import TransitionRetriever
     from unified_embeddings.stores.edge.client import EdgeQdrantClient
     from unified_embeddings.system.memory import MemoryReport, ModelMemory
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
@@ -77,6 +78,7 @@ _HOMES = {
     "models.spec": ("ModelSpec",),
     "retrievers.hybrid": ("UnifiedHybridRetriever",),
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
+    "retrievers.transition": ("TransitionRetriever",),
     "stores.edge.client": ("EdgeQdrantClient",),
     "system.memory": ("MemoryReport", "ModelMemory"),
     "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
@@ -108,6 +110,7 @@ __all__ = [
     "SparseVector",
     "StoreError",
     "TextEmbedder",
+    "TransitionRetriever",
     "UnifiedEmbeddingConfig",
     "UnifiedEmbeddingsError",
     "UnifiedHuggingFaceEmbedding",

@@ -21,7 +21,8 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.retrievers.background import BackgroundQueue, TimedCalls
-from unified_embeddings.retrievers.transition import TenantQuery, TransitionRetriever
+from unified_embeddings.retrievers.shares import TenantQuery
+from unified_embeddings.retrievers.transition import TransitionRetriever
 from unified_embeddings.retrievers.transition_report import TransitionReport
 
 QUESTIONS = [f"question {number}" for number in range(400)]

@@ -27,6 +27,7 @@ from unified_embeddings.migration.payloads import PayloadReader
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import require_transition
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
+from unified_embeddings.retrievers.shares import require_share
 from unified_embeddings.retrievers.transition import TransitionRetriever
 from unified_embeddings.retrievers.transition_report import TransitionReport
 from unified_embeddings.stores.opening import Client
@@ -190,8 +191,7 @@ def set_share(journal: Journal, share: float) -> None:
         MigrationStateError: If the migration's state does not allow a canary.
         JournalError: If it cannot be written.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share must be a number from 0 (none) to 1 (all), got {share!r}")
+    share = require_share(share)
     journal.enter("canary", traffic={**journal.record.traffic, "share": share})
     journal.note("share", share=share)
 

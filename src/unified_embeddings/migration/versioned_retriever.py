@@ -32,6 +32,7 @@ from unified_embeddings.stores.aliases import resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.schema import sparse_vectors
+from unified_embeddings.validation import is_weight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -122,6 +123,8 @@ class VersionedRetriever(BaseRetriever):
                 "embedders must be a list, the old model's embedder and the new one's; for one "
                 "embedder write [embedder]"
             )
+        if not is_weight(check_seconds):
+            raise InputError(f"check_seconds must be a number >= 0, got {check_seconds!r}")
         self._client = make_thread_safe(client)
         self._name = name
         self._known = dict(known or {})

@@ -1,8 +1,8 @@
 """From an old index to a new one, question by question: shadow, canary, fallback.
 
 What lives here: which of two retrievers answers a question, asking the other one for comparison,
-and falling back. What does not: counting (`transition_report`), threads (`background`), the switch
-itself and whether it may be made (`migration`).
+and falling back. What does not: whose a question is (`shares`), counting (`transition_report`),
+threads (`background`), the switch itself and whether it may be made (`migration`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from unified_embeddings.errors import InputError, OverloadedError
 from unified_embeddings.retrievers.background import BackgroundQueue, TimedCalls
 from unified_embeddings.retrievers.options import check_callbacks
+from unified_embeddings.retrievers.shares import place_of, require_share, to_bundle
 from unified_embeddings.retrievers.transition_report import (
     Failure,
     Side,
@@ -33,25 +33,6 @@ from unified_embeddings.validation import require_whole_number
 
 _CALLS_AT_ONCE = 32
 """Timed calls to the new side that may be under way: as many as a busy server has threads."""
-
-
-@dataclass
-class TenantQuery(QueryBundle):
-    """A question with the tenant (customer, user, session) who asks it.
-
-    With it the share of a TransitionRetriever is one of tenants: each sees one of the two indexes
-    only, whatever it asks. What makes a new bundle of it, such as HyDE, loses the tenant.
-
-    Attributes:
-        tenant: Any text that stays the same; None chooses by the question's text.
-
-    Example:
-        >>> from unified_embeddings.retrievers.transition import TenantQuery
-        >>> TenantQuery("Which foxes jump?", tenant="acme").tenant
-        'acme'
-    """
-
-    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,13 +158,13 @@ class TransitionRetriever(BaseRetriever):
             InputError: If it is not a number from 0 to 1.
         """
         if callable(self._share):
-            return _require_share(self._share())
+            return require_share(self._share())
         return self._share
 
     @share.setter
     def share(self, share: float | Callable[[], float]) -> None:
         """Set the share, or a function that returns it."""
-        self._share = share if callable(share) else _require_share(share)
+        self._share = share if callable(share) else require_share(share)
 
     def __deepcopy__(self, memo: dict[int, object]) -> TransitionRetriever:
         """Return a copy over the same sides, which counts with this one."""
@@ -196,19 +177,19 @@ class TransitionRetriever(BaseRetriever):
 
         Args:
             str_or_query_bundle: The question.
-            tenant: Who asks; see `TenantQuery`.
+            tenant: Who asks; see `shares.TenantQuery`.
 
         Raises:
             InputError: If the question is not a text.
             Exception: Whatever the old side raises.
         """
-        return super().retrieve(_to_bundle(str_or_query_bundle, tenant))
+        return super().retrieve(to_bundle(str_or_query_bundle, tenant))
 
     async def aretrieve(
         self, str_or_query_bundle: QueryType, *, tenant: str | None = None
     ) -> list[NodeWithScore]:
         """Like `retrieve`, but without blocking the event loop."""
-        return await super().aretrieve(_to_bundle(str_or_query_bundle, tenant))
+        return await super().aretrieve(to_bundle(str_or_query_bundle, tenant))
 
     def report(self) -> TransitionReport:
         """Return what was counted and compared so far."""
@@ -270,7 +251,7 @@ class TransitionRetriever(BaseRetriever):
         return answer.nodes
 
     def _is_for_new(self, bundle: QueryBundle) -> bool:
-        return _place(_key_of(bundle)) < self.share
+        return place_of(bundle) < self.share
 
     def _ask_in_time(self, bundle: QueryBundle) -> _Answer:
         """Ask the new side, for as long as it may take."""
@@ -364,46 +345,5 @@ def _other(side: Side) -> Side:
     return "new" if side == "old" else "old"
 
 
-def _place(key: str) -> float:
-    """Return a key's place between 0 and 1, 1 excluded; the same in every process.
-
-    Python's own `hash` of a text differs from process to process. 53 bits are what a float holds
-    exactly, so that no place is rounded up to 1.
-    """
-    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-def _key_of(bundle: QueryBundle) -> str:
-    """Return what decides who answers: the tenant, or else the question's text."""
-    tenant = bundle.tenant if isinstance(bundle, TenantQuery) else None
-    return bundle.query_str if tenant is None else tenant
-
-
-def _to_bundle(query: QueryType, tenant: str | None) -> QueryBundle:
-    if isinstance(query, str):
-        query = QueryBundle(query)
-    if not isinstance(query, QueryBundle) or not isinstance(query.query_str, str):
-        raise InputError(f"a query must be one str or QueryBundle, got {type(query).__name__}")
-    if tenant is None:
-        return query
-    if not isinstance(tenant, str):
-        raise InputError(f"a tenant must be a str, got {type(tenant).__name__}")
-    return TenantQuery(
-        query_str=query.query_str,
-        image_path=query.image_path,
-        custom_embedding_strs=query.custom_embedding_strs,
-        embedding=query.embedding,
-        tenant=tenant,
-    )
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require_share(share: object) -> float:
-    # A comparison with NaN is false, so it is refused too.
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
-        raise InputError(f"share must be a number from 0 (none) to 1 (all), got {share!r}")
-    return float(share)
