@@ -132,9 +132,15 @@ def test_the_commands_named_exist() -> None:
     from unified_embeddings.cli.app import app
 
     known = {command.name for command in app.registered_commands}
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        steps = group.typer_instance.registered_commands
+        known |= {f"{group.name} {step.name}" for step in steps}
     named = set(
         re.findall(
-            r"^unified-embeddings ([\w-]+)", README.read_text("utf-8") + EMBEDDED, re.MULTILINE
+            r"^unified-embeddings (migrate [\w-]+|[\w-]+)",
+            README.read_text("utf-8") + EMBEDDED,
+            re.MULTILINE,
         )
     )
     assert named
