@@ -27,6 +27,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.migration.backfill import Watching, migrate_points
 from unified_embeddings.migration.dual_store import DualWritingStore
 from unified_embeddings.migration.errors import MigrationError
@@ -412,3 +413,41 @@ def test_a_full_disk_stops_it_in_words_and_it_goes_on_afterwards(
         assert journal.record.counters.written == 20
         migrate_points(journal, client, embedder, batch=10)
     assert_moved(client, embedder)
+
+
+NESTED = {"page": 3, "score": 0.1, "tags": ["a", "b"], "inner": {"x": None}, "whole": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("layout", "payload"),
+    [
+        ("langchain", {"page_content": "Foxes jump.", "metadata": NESTED}),
+        ("haystack", {"id": "d1", "content": "Foxes jump.", "meta": NESTED, "score": None}),
+        ("mixed", {"page_content": "Foxes jump.", "metadata": NESTED}),
+    ],
+)
+def test_other_layouts_are_moved_under_their_ids_and_compare_equal_afterwards(
+    client: Client,
+    tmp_path: Path,
+    embedder: FakeEmbedder,
+    layout: str,
+    payload: dict[str, object],
+) -> None:
+    client.create_collection(
+        SOURCE, vectors_config=qm.VectorParams(size=2, distance=qm.Distance.COSINE)
+    )
+    let_alias_name(client, SOURCE)
+    client.upsert(
+        SOURCE,
+        [qm.PointStruct(id=number, vector=[1.0, 0.0], payload=payload) for number in range(20)],
+    )
+    with plan_by_hand(client, tmp_path / "journal", embedder, layout=layout) as journal:
+        migrate_points(journal, client, embedder, batch=7)
+        assert journal.record.counters.sweeps == 1
+        migrate_points(journal, client, embedder)
+        assert journal.record.counters.written == 20
+    points, _ = client.scroll(TARGET, limit=100)
+    assert [point.id for point in points] == list(range(20))
+    (node,) = build_vector_store(embedder, TARGET, client=client).get_nodes(["7"])
+    assert node.get_content() == "Foxes jump."
+    assert node.metadata.items() >= NESTED.items()

@@ -26,6 +26,7 @@ from unified_embeddings.cli.migrate_report import (
     print_started,
     print_status,
     print_verified,
+    started_values,
 )
 from unified_embeddings.errors import InputError, StoreError
 
@@ -134,6 +135,13 @@ def start(
         int, typer.Option(min=0, help="Processes that embed; 0 embeds in this one.")
     ] = 0,
     accept_failed: AcceptFailed = False,
+    discard_target_writes: Annotated[
+        bool,
+        typer.Option(
+            "--discard-target-writes",
+            help="After a rollback: go on though writes reached the new side only.",
+        ),
+    ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Copy all points, embedded by the new model, then what has changed meanwhile.
@@ -160,8 +168,12 @@ def start(
                     batch=batch,
                     open_embedding=open_embedding,
                     accept_failed=accept_failed,
+                    discard_target_writes=discard_target_writes,
                     watching=Watching(
-                        on_total=set_total, on_points=advance, check=interrupts.check
+                        on_total=set_total,
+                        on_points=advance,
+                        on_sweep=_print_sweep,
+                        check=interrupts.check,
                     ),
                 )
         except KeyboardInterrupt:
@@ -173,11 +185,7 @@ def start(
         record = migration.journal.record
         failed = dict(migration.journal.failed)
     if as_json:
-        values = dataclasses.asdict(record.counters) | {
-            "state": record.state,
-            "failed": [{"id": point_id, "problem": failed[point_id]} for point_id in failed],
-        }
-        typer.echo(json.dumps(values, ensure_ascii=False))
+        typer.echo(json.dumps(started_values(record, failed), ensure_ascii=False))
         return
     print_started(record, failed)
 
@@ -314,6 +322,12 @@ def open_collections(
         except StoreError as error:
             raise _explained(error, journal.record) from error
         yield journal, client
+
+
+def _print_sweep(number: int, mended: int) -> None:
+    """Tell of a comparison that found something; the last one finds nothing."""
+    if mended:
+        shared.print_note(f"comparison {number} of both sides: {mended:,} points mended")
 
 
 def _embedding_of(migration: OpenMigration, workers: int) -> OpenEmbedding | None:

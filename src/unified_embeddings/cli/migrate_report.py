@@ -127,6 +127,14 @@ def _storage(estimate: Estimate) -> str:
     return text
 
 
+def started_values(record: MigrationRecord, failed: Mapping[PointId, str]) -> dict[str, object]:
+    """Return what a backfill has done as plain values."""
+    return dataclasses.asdict(record.counters) | {
+        "state": record.state,
+        "failed": [{"id": point_id, "problem": problem} for point_id, problem in failed.items()],
+    }
+
+
 def print_started(record: MigrationRecord, failed: Mapping[PointId, str]) -> None:
     """Print what a backfill has done, and what comes next."""
     counters = record.counters

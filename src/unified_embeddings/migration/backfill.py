@@ -27,7 +27,7 @@ from unified_embeddings.migration.embedding import (
     in_process,
 )
 from unified_embeddings.migration.errors import MigrationError
-from unified_embeddings.migration.journal import Journal
+from unified_embeddings.migration.journal import Journal, read_unrepaired
 from unified_embeddings.migration.opening import check_alias_owner, check_model, check_source
 from unified_embeddings.migration.payloads import SourceText
 from unified_embeddings.migration.record import PointId
@@ -72,6 +72,7 @@ def migrate_points(
     batch: int = DEFAULT_BATCH,
     open_embedding: OpenEmbedding | None = None,
     accept_failed: bool = False,
+    discard_target_writes: bool = False,
     watching: Watching | None = None,
 ) -> None:
     """Copy every point of the source into the target, and what changes meanwhile.
@@ -88,6 +89,8 @@ def migrate_points(
         batch: Points that are read, embedded and recorded together.
         open_embedding: Opens what embeds; None is the embedder in this process.
         accept_failed: Whether to go on though many more points have no text than the plan saw.
+        discard_target_writes: Whether to go on after a rollback though writes since the switch have
+            reached the target only: the source is the truth, so the target loses them.
         watching: What to tell the caller.
 
     Raises:
@@ -102,6 +105,7 @@ def migrate_points(
     make_thread_safe(client)
     check_model(journal.record, embedder)
     check_alias_owner(client, journal.record)
+    _check_target_writes(journal, discard=discard_target_writes)
     _prepare_target(journal, client, embedder)
     sides = Sides(client, journal.record)
     transfer = Transfer(journal, sides, accept_failed=accept_failed)
@@ -136,6 +140,22 @@ def _explain(client: Client, journal: Journal, error: StoreError) -> None:
         check_source(client, journal.record)
     except MigrationError as reason:
         raise reason from error
+
+
+def _check_target_writes(journal: Journal, *, discard: bool) -> None:
+    """Refuse to make the target like a source that lacks writes."""
+    lacking = read_unrepaired(journal.folder, "source")
+    if not lacking:
+        return
+    if discard:
+        journal.note("discarded", side="source", writes=lacking)
+        return
+    raise MigrationError(
+        f"{lacking} writes since the switch have reached {journal.record.target!r} only; copying "
+        f"{journal.record.source!r} now would remove them there too. They are the events 'dirty' "
+        "with the side 'source' in the journal's events.jsonl. Write them again, or decide to do "
+        "without them, and then give --discard-target-writes"
+    )
 
 
 def _prepare_target(journal: Journal, client: Client, embedder: TextEmbedder) -> None:

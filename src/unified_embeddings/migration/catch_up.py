@@ -55,7 +55,7 @@ def catch_up(
     sweeper = _Sweeper(journal, sides, transfer, embedding, batch, check, check_source)
     for number in range(1, MOST_SWEEPS + 1):
         journal.note("sweeping", number=number)
-        mended = sweeper.sweep()
+        mended = sweeper.sweep(is_patient=number > 1)
         transfer.count(sweeps=1)
         journal.update(counters=transfer.counters)
         journal.note("swept", number=number, mended=len(mended))
@@ -91,19 +91,23 @@ class _Sweeper:
         self._check_source = check_source
         self._tried: dict[PointId, Content] = {}
 
-    def sweep(self) -> list[PointId]:
-        """Compare all points once; return the ids of those that were mended."""
+    def sweep(self, *, is_patient: bool) -> list[PointId]:
+        """Compare all points once; return the ids of those that were mended.
+
+        The first sweep may have much to mend, and waits for no writer: a point that is mended for
+        nothing only costs a further sweep.
+        """
         mended: list[PointId] = []
         for page in self._sides.source.pages(self._batch):
             self._check()
             self._check_source()
-            differences = self._sides.compare_source_page(page)
+            differences = self._sides.compare_source_page(page, is_patient=is_patient)
             mended += self._mend(differences.missing, insert_only=True)
             mended += self._mend(differences.changed, insert_only=False)
         for page in self._sides.target.pages(self._batch):
             self._check()
             self._check_source()
-            extra = self._sides.compare_target_page(page)
+            extra = self._sides.compare_target_page(page, is_patient=is_patient)
             if extra:
                 self._transfer.remove(extra)
                 mended += extra

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -33,6 +33,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.migration.brought_vectors import BroughtVectors
 from unified_embeddings.migration.dual_target import TargetWriter, stored_payloads
 from unified_embeddings.migration.journal import JournalError, append_event, read_record
 from unified_embeddings.migration.opening import check_model, open_model
@@ -86,9 +87,7 @@ class DualWritingStore(QdrantVectorStore):
     _target: FingerprintedStore | None = PrivateAttr()
     _writer: TargetWriter = PrivateAttr()
     _folder: Path = PrivateAttr()
-    _embedder: TextEmbedder = PrivateAttr()
-    _brings: Side = PrivateAttr()
-    _source_model: BaseEmbedding | None = PrivateAttr()
+    _brought: BroughtVectors = PrivateAttr()
     _lock: threading.RLock = PrivateAttr()
     _failures: dict[Side, int] = PrivateAttr()
 
@@ -102,7 +101,11 @@ class DualWritingStore(QdrantVectorStore):
         source_model: BaseEmbedding | None = None,
     ) -> None:
         record = read_record(Path(folder))
-        _check_arguments(source, record, brings, source_model)
+        _check_source(source, record)
+        if embedder is None:
+            embedder = open_model(record).embedder
+        check_model(record, embedder)
+        brought = BroughtVectors(brings, embedder, source_model)
         client = cast("Client", source.client)
         make_thread_safe(client)
         # The alias names another collection one day; the source is always the source.
@@ -116,16 +119,11 @@ class DualWritingStore(QdrantVectorStore):
             sparse_vector_name=source.sparse_vector_name,
         )
         self.enable_hybrid = source.enable_hybrid
-        if embedder is None:
-            embedder = open_model(record).embedder
-        check_model(record, embedder)
         self._source = source
         self._target = None
         self._writer = TargetWriter(client, record, embedder)
         self._folder = Path(folder)
-        self._embedder = embedder
-        self._brings = brings
-        self._source_model = source_model
+        self._brought = brought
         self._lock = threading.RLock()
         self._failures = {"source": 0, "target": 0}
 
@@ -161,7 +159,7 @@ class DualWritingStore(QdrantVectorStore):
 
         def to_source() -> None:
             self._source.add(
-                self._with_source_embeddings(added), shard_identifier=shard_identifier, **kwargs
+                self._brought.nodes_for_source(added), shard_identifier=shard_identifier, **kwargs
             )
 
         def to_target() -> None:
@@ -293,17 +291,6 @@ class DualWritingStore(QdrantVectorStore):
         except JournalError as error:
             _LOG.warning("The journal does not know of it: %s", error)
 
-    def _with_source_embeddings(self, nodes: list[BaseNode]) -> list[BaseNode]:
-        if self._brings == "source" or not nodes:
-            return nodes
-        assert self._source_model is not None
-        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        embeddings = self._source_model.get_text_embedding_batch(texts)
-        return [
-            node.model_copy(update={"embedding": embedding})
-            for node, embedding in zip(nodes, embeddings, strict=True)
-        ]
-
     # --- reading --------------------------------------------------------------------------------
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -314,30 +301,11 @@ class DualWritingStore(QdrantVectorStore):
         """
         side = self._read_record().serving
         store = self._store_of(side)
-        return store.query(self._for_side(query, side), **kwargs)
+        return store.query(self._brought.query_for(query, side), **kwargs)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
         return await asyncio.to_thread(self.query, query, **kwargs)
-
-    def _for_side(self, query: VectorStoreQuery, side: Side) -> VectorStoreQuery:
-        if side == self._brings or query.query_embedding is None:
-            return query
-        if not query.query_str:
-            raise InputError(
-                f"the {side} answers now, and the query brings a vector of the other model and no "
-                "text to embed: give query_str, as LlamaIndex's retrievers do"
-            )
-        if side == "target":
-            dense = self._embedder.encode_query(query.query_str).dense
-            assert dense is not None
-            embedding: list[float] = dense[0].tolist()
-        else:
-            assert self._source_model is not None
-            embedding = self._source_model.get_query_embedding(query.query_str)
-        changed = VectorStoreQuery(**vars(query))
-        changed.query_embedding = embedding
-        return changed
 
     def get_nodes(
         self,
@@ -357,7 +325,7 @@ class DualWritingStore(QdrantVectorStore):
         with self._lock:
             if self._target is None:
                 self._target = build_vector_store(
-                    self._embedder,
+                    self._brought.embedder,
                     self._writer.collection.name,
                     client=self._writer.collection.client,
                 )
@@ -405,25 +373,13 @@ class DualWritingStore(QdrantVectorStore):
         await asyncio.to_thread(self.clear)
 
 
-def _check_arguments(
-    source: QdrantVectorStore,
-    record: MigrationRecord,
-    brings: Side,
-    source_model: BaseEmbedding | None,
-) -> None:
+def _check_source(source: QdrantVectorStore, record: MigrationRecord) -> None:
     if source.client is None:
         raise InputError("the old store has no sync client; make it with client= as well")
     if source.collection_name not in (record.alias, record.source):
         raise InputError(
             f"the store is over {source.collection_name!r}, but the migration moves "
             f"{record.source!r} (alias {record.alias!r})"
-        )
-    if brings not in ("source", "target"):
-        raise InputError(f"brings must be 'source' or 'target', got {brings!r:.80}")
-    if brings == "target" and source_model is None:
-        raise InputError(
-            "callers bring the new model's embeddings: give source_model, the old one, so that the "
-            "old collection stays right for a rollback"
         )
 
 

@@ -289,7 +289,8 @@ def read_unrepaired(folder: Path, side: Side = "target") -> int:
     """Return how many writes a side lacks, since they reached the other side only.
 
     A dual-writing store records these as the event "dirty". A comparison of both sides mends the
-    target; it is the events "sweeping" and "swept". Nothing mends the source.
+    target; it is the events "sweeping" and "swept". Nothing mends the source, but somebody may
+    decide to go on without: the event "discarded".
 
     Raises:
         JournalError: If it cannot be read.
@@ -303,6 +304,8 @@ def read_unrepaired(folder: Path, side: Side = "target") -> int:
             since_sweep_began = 0
         elif event.event == "swept" and side == "target":
             unrepaired = since_sweep_began
+        elif event.event == "discarded" and event.facts.get("side") == side:
+            unrepaired = 0
     return unrepaired
 
 

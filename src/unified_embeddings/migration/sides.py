@@ -202,27 +202,29 @@ class Sides:
         """Return what the source's points hold, and what the target is to hold for them."""
         return [self._reader.read(point_id, payload) for point_id, payload in points.items()]
 
-    def compare_source_page(self, page: Page) -> Differences:
+    def compare_source_page(self, page: Page, *, is_patient: bool = True) -> Differences:
         """Return how the target differs from a page of the source.
 
-        A difference counts once it has been there for half a second: a writer may be between its
-        two sides.
+        Args:
+            page: The source's.
+            is_patient: Whether a difference counts only once it has been there for half a second: a
+                writer may be between its two sides.
 
         Raises:
             StoreError: If a side cannot be read.
         """
         differences = self._compare(page.points)
-        for pause in _PAUSES:
+        for pause in _PAUSES if is_patient else ():
             if not len(differences):
                 break
             time.sleep(pause)
             differences = self._compare(self.source.payloads_of(differences.ids))
         return differences
 
-    def compare_target_page(self, page: Page) -> list[PointId]:
+    def compare_target_page(self, page: Page, *, is_patient: bool = True) -> list[PointId]:
         """Return the ids of a page of the target that the source does not have."""
         extra = self._without_source(page.points)
-        for pause in _PAUSES:
+        for pause in _PAUSES if is_patient else ():
             if not extra:
                 break
             time.sleep(pause)
