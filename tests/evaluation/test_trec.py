@@ -45,7 +45,9 @@ def test_judgements_by_hand(tmp_path: Path) -> None:
 @given(
     run=st.dictionaries(
         WORDS,
-        st.dictionaries(WORDS, st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1),
+        st.dictionaries(
+            WORDS, st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1
+        ),
         min_size=1,
     )
 )

@@ -10,8 +10,6 @@ fusion or reranking is done a second time, in another way.
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
     from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-
-_FIELD = "document"
-"""Field of the payload that names the document, in a temporary store."""
-_DOCUMENTS_PER_BATCH = 256
 
 
 class Asked(Protocol):
@@ -146,33 +140,16 @@ class _SharedModel:
 
     def embed_documents(self) -> FingerprintedStore:
         """Return a temporary store that holds the documents, one point each; made once."""
+        from unified_embeddings.retrievers.judged_store import open_judged_store
+
         if self._store is None:
-            self._store = self._make_store()
+            documents = self.corpus.documents
+            title = f"Embedding {self.corpus.name} with {self.config.model_choice}"
+            with progress_bar(title, len(documents), shown=shared.is_terminal()) as advance:
+                self._store = self._stack.enter_context(
+                    open_judged_store(self.config.embedder, documents, on_documents=advance)
+                )
         return self._store
-
-    def _make_store(self) -> FingerprintedStore:
-        from llama_index.core.schema import TextNode
-
-        temporary = tempfile.TemporaryDirectory(prefix="unified-embeddings-")
-        store = self.config.vector_store("judged", path=self._stack.enter_context(temporary))
-        self._stack.callback(store.client.close)
-        documents = list(self.corpus.documents.items())
-        title = f"Embedding {self.corpus.name} with {self.config.model_choice}"
-        with progress_bar(title, len(documents), shown=shared.is_terminal()) as advance:
-            for start in range(0, len(documents), _DOCUMENTS_PER_BATCH):
-                batch = documents[start : start + _DOCUMENTS_PER_BATCH]
-                nodes = [
-                    TextNode(
-                        id_=str(uuid.uuid5(uuid.NAMESPACE_URL, document_id)),
-                        text=text,
-                        metadata={_FIELD: document_id},
-                        excluded_embed_metadata_keys=[_FIELD],
-                    )
-                    for document_id, text in batch
-                ]
-                store.add(self.config.text_model(nodes))
-                advance(len(batch))
-        return store
 
 
 class _FinishedRun:
@@ -199,6 +176,7 @@ class _ModelOnTheSpot:
         self._depth = depth
 
     def ask(self) -> Run:
+        from unified_embeddings.retrievers.judged_store import DOCUMENT_FIELD
         from unified_embeddings.retrievers.runs import collect_run
 
         store = self._model.embed_documents()
@@ -206,7 +184,7 @@ class _ModelOnTheSpot:
         self._model.embed_queries()
         queries = self._model.corpus.queries
         with _asking(self._system, queries) as advance:
-            return collect_run(retriever, queries, document_field=_FIELD, on_query=advance)
+            return collect_run(retriever, queries, document_field=DOCUMENT_FIELD, on_query=advance)
 
 
 class _LiveCollection:

@@ -54,7 +54,7 @@ class MtebEncoder:
                 f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no dense "
                 "ones, which mteb compares; choose a model that does"
             )
-        _require_mteb()
+        require_mteb()
         self._embedder = embedder
 
     def encode(
@@ -100,24 +100,53 @@ class MtebEncoder:
     @property
     def mteb_model_meta(self) -> ModelMeta:
         """Return what mteb's results say of the model; its revision names the weights."""
-        _require_mteb()
-        from mteb.models import ModelMeta
+        return describe_model(self._embedder)
 
-        name = self._embedder.model_name
-        # A folder's name may hold slashes anywhere, a hub id holds one.
-        if name.count("/") != 1 or name.startswith(("/", ".")):
-            name = f"{_ORGANISATION}/{name.replace('/', '_').strip('._') or 'model'}"
-        meta: ModelMeta = ModelMeta.create_empty(
-            {
-                "name": name,
-                "revision": self._embedder.revision,
-                "embed_dim": self._embedder.dimension,
-                "max_tokens": self._embedder.max_length,
-                "similarity_fn_name": "cosine",
-                "framework": ["PyTorch"],
-            }
-        )
-        return meta
+
+def describe_model(embedder: TextEmbedder, search: Mapping[str, object] | None = None) -> ModelMeta:
+    """Return what mteb's results say of a model.
+
+    Args:
+        embedder: The model.
+        search: How it searches, where it does that by itself; a part of the name that mteb files
+            its results under.
+
+    Raises:
+        MissingExtraError: If mteb is not installed.
+    """
+    require_mteb()
+    from mteb.models import ModelMeta
+
+    name = embedder.model_name
+    # A folder's name may hold slashes anywhere, a hub id holds one.
+    if name.count("/") != 1 or name.startswith(("/", ".")):
+        name = f"{_ORGANISATION}/{name.replace('/', '_').strip('._') or 'model'}"
+    fields: dict[str, object] = {
+        "name": name,
+        "revision": embedder.revision,
+        "embed_dim": embedder.dimension,
+        "max_tokens": embedder.max_length,
+        "framework": ["PyTorch"],
+    }
+    if search is None:
+        fields["similarity_fn_name"] = "cosine"
+    else:
+        fields["model_type"] = ["hybrid"]
+        fields["experiment_kwargs"] = {key: str(value) for key, value in search.items()}
+    meta: ModelMeta = ModelMeta.create_empty(fields)
+    return meta
+
+
+def require_mteb() -> None:
+    """Check that mteb is installed.
+
+    Raises:
+        MissingExtraError: If it is not.
+    """
+    try:
+        import mteb  # noqa: F401 — only to see whether it is installed
+    except ImportError as error:
+        raise MissingExtraError("mteb", extra="mteb") from error
 
 
 def make_task(
@@ -136,7 +165,7 @@ def make_task(
     """
     if corpus.qrels is None:
         raise InputError(f"{corpus.name} has no relevance judgements, which mteb needs")
-    _require_mteb()
+    require_mteb()
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 
@@ -176,10 +205,3 @@ def _to_unit_rows(vectors: Any) -> FloatArray:
     lengths[lengths == 0] = 1
     unit: FloatArray = rows / lengths
     return unit
-
-
-def _require_mteb() -> None:
-    try:
-        import mteb  # noqa: F401 — only to see whether it is installed
-    except ImportError as error:
-        raise MissingExtraError("mteb", extra="mteb") from error
