@@ -28,7 +28,12 @@ from unified_embeddings.migration.cutover import (
 )
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateCheck, GateReport
-from unified_embeddings.migration.journal import Journal, read_events, read_record
+from unified_embeddings.migration.journal import (
+    Journal,
+    append_event,
+    read_events,
+    read_record,
+)
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import MigrationStateError, State
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
@@ -267,6 +272,16 @@ def test_a_rollback_without_the_old_collection_changes_nothing(
     with pytest.raises(MigrationError, match="does not exist any more"):
         roll_back(journal, client)
     assert owner(client) == "docs-2"
+
+
+def test_a_rollback_counts_the_writes_that_the_old_side_lacks(
+    client: Client, journal: Journal
+) -> None:
+    append_event(journal.folder, "dirty", side="target", ids=["0"])
+    cut_over(journal, client, OPEN)
+    append_event(journal.folder, "dirty", side="source", ids=["1"])
+    append_event(journal.folder, "dirty", side="source", ids=["2"])
+    assert roll_back(journal, client).lacking == 2
 
 
 # --- crashes ------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from qdrant_client import QdrantClient
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
+from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.migration.backfill import migrate_points
 from unified_embeddings.migration.dual_store import DualWritingStore
 from unified_embeddings.migration.errors import MigrationError
@@ -49,7 +50,7 @@ from unified_embeddings.migration.journal import (
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.migration.verify import verify_migration
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
-from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.opening import Client, make_thread_safe
 
 TEXTS = {number: f"Note {number} says that foxes jump {number * 7}." for number in range(20)}
 
@@ -330,6 +331,30 @@ def test_once_retired_only_the_new_side_is_written(
     store.delete_nodes([node_id(3)])
     assert store.failures == 0
     assert len(texts_of(client, TARGET)) == 20
+
+
+def test_a_collection_of_ours_is_moved_to_another_of_our_models(
+    client: Client, tmp_path: Path, embedder: FakeEmbedder
+) -> None:
+    old = FakeEmbedder(dimension=8, model_name="old")
+    make_thread_safe(client)
+    source = build_vector_store(old, SOURCE, client=client)
+    source.add([make_node(number, text) for number, text in TEXTS.items()])
+    let_alias_name(client, SOURCE)
+    with plan_by_hand(client, tmp_path / "journal", embedder) as journal:
+        store = DualWritingStore(
+            build_vector_store(old, ALIAS, client=client), journal.folder, embedder=embedder
+        )
+        migrate_points(journal, client, embedder)
+        node = make_node(3, "Changed.")
+        node.metadata |= {"doc_id": "the node's own", "when": None}
+        store.add([node])
+        store.delete_nodes([node_id(5)])
+        assert store.failures == 0
+        migrate_points(journal, client, embedder)
+        assert journal.record.counters.repaired == 0  # both sides were equal already
+        assert verify_migration(journal, client, embedder).problems == ()
+    assert len(texts_of(client, TARGET)) == 19
 
 
 def test_what_does_not_fit_is_refused(

@@ -342,6 +342,11 @@ def _print_switch(done: Switch, record: MigrationRecord) -> None:
     shared.print_line(shared.printable(f"{done.alias} {words[done.outcome]} {done.collection}"))
     if done.overridden:
         shared.print_note(f"overridden, and recorded: {', '.join(done.overridden)}")
+    if done.lacking:
+        shared.print_note(
+            f"{done.lacking} writes since the cut-over failed on this side, which lacks them; the "
+            'events "dirty" in the journal name the points'
+        )
     print_next(record)
 
 
@@ -351,6 +356,7 @@ def _switch_values(done: Switch) -> dict[str, object]:
         "collection": done.collection,
         "outcome": done.outcome,
         "overridden": list(done.overridden),
+        "lacking": done.lacking,
     }
 
 

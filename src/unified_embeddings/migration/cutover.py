@@ -20,7 +20,7 @@ from qdrant_client import models as qm
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateReport
-from unified_embeddings.migration.journal import Journal
+from unified_embeddings.migration.journal import Journal, read_unrepaired
 from unified_embeddings.migration.opening import check_alias_owner
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import MigrationStateError, require_transition
@@ -56,12 +56,15 @@ class Switch:
         outcome: "switched"; "completed", if an earlier run had switched it and not recorded so; or
             "unchanged", if nothing was left to do.
         overridden: The gate's conditions that were overridden.
+        lacking: Writes since the cut-over that the old collection lacks, as their dual write
+            failed; known after a rollback.
     """
 
     alias: str
     collection: str
     outcome: Literal["switched", "completed", "unchanged"]
     overridden: tuple[str, ...] = ()
+    lacking: int = 0
 
 
 def is_switched(client: Client, record: MigrationRecord) -> bool:
@@ -128,6 +131,10 @@ def cut_over(
 def roll_back(journal: Journal, client: Client) -> Switch:
     """Let the alias name the old collection again.
 
+    It answers as before, with what the dual-writing store has written since. Writes that failed
+    there are no reason to stay with a new side that somebody wants to leave; they are counted in
+    `Switch.lacking`, and the journal's events "dirty" name the points.
+
     Raises:
         MigrationStateError: If there was no cut-over, or the old collection was retired.
         MigrationError: If the alias is another collection's, or the old collection is gone.
@@ -135,12 +142,13 @@ def roll_back(journal: Journal, client: Client) -> Switch:
     """
     record = journal.record
     owner = _owner(client, record)
+    lacking = read_unrepaired(journal.folder, "source")
     if owner == record.target and record.state not in ("cut_over", "retired"):
         # A cut-over was interrupted between the switch and the journal.
         journal.enter("cut_over")
         record = journal.record
     if record.state == "rolled_back":
-        return Switch(record.alias, record.source, "unchanged")
+        return Switch(record.alias, record.source, "unchanged", lacking=lacking)
     if record.state == "retired":
         raise MigrationStateError(
             f"the migration is 'retired': the old collection {record.source!r} was deleted and "
@@ -149,17 +157,17 @@ def roll_back(journal: Journal, client: Client) -> Switch:
     require_transition(record.state, "rolled_back")
     if owner == record.source:
         journal.enter("rolled_back")
-        return Switch(record.alias, record.source, "completed")
+        return Switch(record.alias, record.source, "completed", lacking=lacking)
     with store_errors(record.source, "looking it up"):
         if not client.collection_exists(record.source):
             raise MigrationError(
                 f"the old collection {record.source!r} does not exist any more, so the alias "
                 f"{record.alias!r} stays where it is"
             )
-    journal.note("rolling_back", alias=record.alias, to=record.source)
+    journal.note("rolling_back", alias=record.alias, to=record.source, lacking=lacking)
     switch_alias(client, record.alias, owner=record.target, to=record.source)
     journal.enter("rolled_back")
-    return Switch(record.alias, record.source, "switched")
+    return Switch(record.alias, record.source, "switched", lacking=lacking)
 
 
 def retire(journal: Journal, client: Client, *, confirmed: bool) -> bool:
