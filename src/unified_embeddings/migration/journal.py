@@ -31,7 +31,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -325,7 +325,7 @@ def _entering(record: MigrationRecord, state: State) -> MigrationRecord:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _read_failed(folder: Path) -> dict[PointId, str]:
