@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.schema import MetadataMode
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -31,7 +32,7 @@ from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import COLBERT_VECTOR, DENSE_VECTOR, SPARSE_VECTOR
 
 NODES = make_nodes(make_texts(150))
-TEXTS = {int(node.node_id): node.get_content(metadata_mode="embed") for node in NODES}  # type: ignore[arg-type]
+TEXTS = {int(node.node_id): node.get_content(metadata_mode=MetadataMode.EMBED) for node in NODES}
 
 
 @pytest.fixture(params=["memory", "embedded", "server"])
@@ -240,7 +241,7 @@ def test_a_text_that_changes_meanwhile_gets_the_vectors_of_the_new_text(
     assert isinstance(record.vector, dict)
     sparse = record.vector[SPARSE_VECTOR]
     assert isinstance(sparse, qm.SparseVector)
-    text = new.get_content(metadata_mode="embed")  # type: ignore[arg-type]
+    text = new.get_content(metadata_mode=MetadataMode.EMBED)
     (expected,) = embedder.encode_documents([text]).sparse or []
     assert set(sparse.indices) == set(expected)
     lacking = qm.Filter(must_not=[qm.HasVectorCondition(has_vector=SPARSE_VECTOR)])
@@ -333,14 +334,34 @@ def test_an_alias_stays_where_the_copy_is_not_complete(embedder: FakeEmbedder) -
     assert owners == {"live": "docs", "elsewhere": "other"}
 
 
-def test_unnamed_dense_vectors_are_copied_too(embedder: FakeEmbedder) -> None:
+def test_a_copy_is_a_collection_of_ours(embedder: FakeEmbedder) -> None:
     client = QdrantClient(":memory:")
-    make(client, embedder, dense_name="")
-    before = read(client)[3].vector
-    add_vectors(client, "docs", embedder, ["sparse"], copy_to="new")
-    after = read(client, "new")[3].vector
-    assert isinstance(after, dict)
-    assert after[""] == before
+    payloads = [{"page_content": node.text, "metadata": {"page": 3}} for node in NODES]
+    make(client, embedder, dense_name="", mode=MetadataMode.NONE, payloads=payloads)
+    with pytest.raises(StoreError, match=r"an unnamed one.*add-vectors docs --copy-to NEW"):
+        build_vector_store(embedder, "docs", client=client)
+    before = read(client)
+    report = add_vectors(client, "docs", embedder, ["sparse"], copy_to="new")
+    assert report.added == 150
+    after = read(client, "new")
+    for key, record in after.items():
+        assert isinstance(record.vector, dict)
+        assert record.vector[DENSE_VECTOR] == before[key].vector
+    store = build_vector_store(embedder, "new", client=client)
+    (found,) = UnifiedHybridRetriever(store, embedder, similarity_top_k=1).retrieve(NODES[9].text)
+    assert (found.node.node_id, found.text) == ("9", NODES[9].text)
+    assert found.node.metadata == {"page": 3}
+    assert read(client) == before
+
+
+def test_a_copy_without_further_heads() -> None:
+    client, dense_only = QdrantClient(":memory:"), FakeEmbedder(16, heads=("dense",))
+    make(client, dense_only, dense_name="")
+    report = add_vectors(client, "docs", dense_only, [], copy_to="new")
+    assert (report.added, report.heads) == (150, ())
+    store = build_vector_store(dense_only, "new", client=client)
+    retriever = UnifiedHybridRetriever(store, dense_only, similarity_top_k=1, mode="dense")
+    assert retriever.retrieve(TEXTS[9])[0].node.node_id == "9"
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -362,7 +383,7 @@ def test_heads_that_the_model_does_not_give(embedder: FakeEmbedder) -> None:
     dense_only = FakeEmbedder(16, heads=("dense",))
     with pytest.raises(InputError, match="gives dense vectors, no sparse ones"):
         add_vectors(client, "docs", dense_only, ["sparse"])
-    with pytest.raises(InputError, match="expected heads of sparse and colbert, got none"):
+    with pytest.raises(InputError, match="expected heads to add: sparse, colbert or both"):
         add_vectors(client, "docs", embedder, [])
     with pytest.raises(InputError, match="got dense"):
         add_vectors(client, "docs", embedder, ["dense"])

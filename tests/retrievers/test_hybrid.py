@@ -866,8 +866,9 @@ class TestCollections:
         self, embedder: TextEmbedder, client: QdrantClient, mode: Any
     ) -> None:
         make_collection(client, "dense-only", dense={"text-dense": 32}, sparse=[])
-        with pytest.raises(StoreError, match=r"dense-only.*mode=.dense"):
-            UnifiedHybridRetriever(stock_store(embedder, "dense-only", client), embedder, mode=mode)
+        store = stock_store(embedder, "dense-only", client)
+        with pytest.raises(StoreError, match=r"dense-only.*mode=.dense.*add-vectors dense-only"):
+            UnifiedHybridRetriever(store, embedder, mode=mode, adopt="trust")
 
     def test_dense_mode_needs_no_sparse_vectors_and_reads_unnamed_ones(
         self, embedder: TextEmbedder, client: QdrantClient

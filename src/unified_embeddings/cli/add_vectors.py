@@ -53,7 +53,7 @@ def add_vectors(
         heads.append("sparse")
     if colbert:
         heads.append("colbert")
-    if not heads:
+    if not heads and copy_to is None:
         raise InputError("name the vectors to add: --sparse, --colbert or both")
     client, name = existing.open_existing(collection, path, url, api_key)
     config = shared.open_config(model, sparse_model, model_url)
@@ -91,10 +91,9 @@ def add_vectors(
 
 def _describe(report: AddedVectorsReport) -> list[str]:
     """Return what came of it, line by line."""
-    heads = " and ".join(report.heads)
+    what = f"{' and '.join(report.heads)} vectors added to" if report.heads else "copied"
     lines = [
-        f"{report.target}: {heads} vectors added to {report.added} of {report.total} points, "
-        f"{report.seconds:.1f} s"
+        f"{report.target}: {what} {report.added} of {report.total} points, {report.seconds:.1f} s"
     ]
     for problem, count in report.problems.items():
         lines.append(f"without them: {count}, as {problem}")

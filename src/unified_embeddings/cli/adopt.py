@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,6 +93,11 @@ def _describe(report: AdoptionReport) -> list[str]:
     }
     if report.outcome in outcomes:
         lines.append(outcomes[report.outcome])
+    if report.is_accepted and report.layout not in (None, "llama_index"):
+        lines.append(
+            f"its payloads are not LlamaIndex's ({report.layout}), so that retrievers find no text "
+            f"in them; add-vectors {shlex.quote(name)} --copy-to NEW writes such payloads"
+        )
     return lines
 
 

@@ -23,7 +23,10 @@ ApiKey = Annotated[
 LayoutOption = Annotated[
     Literal["llama_index", "langchain", "haystack", "plain", "mixed"] | None,
     typer.Option(
-        "--layout", help="How the payloads are laid out.", show_default="seen from a sample"
+        "--layout",
+        metavar="LAYOUT",
+        help="How the payloads are laid out: llama_index, langchain, haystack, plain or mixed.",
+        show_default="seen from a sample",
     ),
 ]
 TextKey = Annotated[

@@ -19,7 +19,7 @@ from qdrant_client import models as qm
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import StoreError
+from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.migration.heads import (
     NAMES,
     UNWATCHED,
@@ -103,7 +103,8 @@ def add_vectors(
 
     They are added in place where the store can do it: the embedded store, qdrant-client's local
     mode, and servers of Qdrant 1.18 or later. Elsewhere, and if `copy_to` is given, a second
-    collection gets copies of all points, with the new vectors. The first one stays.
+    collection gets copies of all points, with the new vectors and with payloads as LlamaIndex has
+    them. The first one stays.
 
     To resume an interrupted run, make the same call again.
 
@@ -111,7 +112,7 @@ def add_vectors(
         client: Client of the collection's place.
         name: The collection's name, not an alias.
         embedder: Embedder of the model that made the collection.
-        heads: "sparse", "colbert" or both.
+        heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`.
         layout: How its payloads are laid out; seen from a sample unless named.
         copy_to: Name of a second collection to fill instead; where the store cannot add vectors in
             place, one is named after the heads.
@@ -143,6 +144,8 @@ def add_vectors(
     make_thread_safe(client)
     with store_errors(name, "reading its settings"):
         info = client.get_collection(name)
+    if not heads and copy_to is None:
+        raise InputError("expected heads to add: sparse, colbert or both")
     check_heads(name, info, embedder, heads)
     params = describe_heads(embedder, heads)
     reader = _open_reader(client, name, layout)

@@ -30,6 +30,7 @@ from unified_embeddings.migration.forms import (
     foreign_forms,
     usual_forms,
 )
+from unified_embeddings.migration.payloads import LayoutName
 from unified_embeddings.migration.probes import DETECTED, Layout, Probe, Probes, collect_probes
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
@@ -69,6 +70,7 @@ class AdoptionReport:
         form: In which form the texts were embedded, in words; empty if unknown.
         dense: How the dense vectors compare; None if they were not compared.
         sparse: How the sparse vectors compare; None if they were not compared.
+        layout: How its payloads are laid out; None if they were not read.
         points: How many points were looked at.
         problems: Why some of them could not be compared → how many.
         seconds: Duration.
@@ -81,6 +83,7 @@ class AdoptionReport:
     form: str
     dense: Evidence | None
     sparse: Evidence | None
+    layout: LayoutName | None
     points: int
     problems: dict[str, int]
     seconds: float
@@ -150,7 +153,7 @@ def adopt_collection(
     dense, sparse = names.get("dense"), names.get("sparse")
     check_collection(name, info, embedder, dense=dense, sparse=sparse, adopt="trust")
     outcome: Outcome = "recorded"
-    probes = Probes([], points=0, problems={})
+    probes: Probes | None = None
     test: FormTest | None = None
     reason = ""
     if recorded_model(info) is not None:
@@ -174,8 +177,9 @@ def adopt_collection(
         form="" if test is None else test.form.description,
         dense=None if test is None else test.dense,
         sparse=None if test is None else test.sparse,
-        points=probes.points,
-        problems=probes.problems,
+        layout=None if probes is None else probes.layout,
+        points=0 if probes is None else probes.points,
+        problems={} if probes is None else probes.problems,
         seconds=round(time.monotonic() - started, 3),
     )
 

@@ -60,12 +60,12 @@ def check_heads(
 
     Raises:
         FingerprintMismatchError: If it records another model.
-        InputError: If no heads are given, or the model does not give them.
+        InputError: If a head cannot be added, or the model does not give it.
         StoreError: If it records no model.
     """
     unknown = [head for head in heads if head not in NAMES]
-    if not heads or unknown:
-        raise InputError(f"expected heads of sparse and colbert, got {', '.join(heads) or 'none'}")
+    if unknown:
+        raise InputError(f"expected heads of sparse and colbert, got {', '.join(heads)}")
     missing = [head for head in heads if head not in embedder.heads]
     if missing:
         raise InputError(

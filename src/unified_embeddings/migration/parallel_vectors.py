@@ -2,6 +2,9 @@
 
 What lives here: copying the points with vectors added, and letting an alias name the copy. What
 does not: adding vectors in place (`added_vectors`). Nothing is deleted here.
+
+The copy is laid out as a collection of ours: an unnamed dense vector gets the usual name, and a
+payload of other software becomes LlamaIndex's, with all metadata. The numbers stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +27,12 @@ from unified_embeddings.migration.heads import (
     find_lacking,
     split_by_size,
 )
-from unified_embeddings.migration.payloads import PayloadReader, SourceText, UnreadablePoint
+from unified_embeddings.migration.payloads import (
+    Payload,
+    PayloadReader,
+    SourceText,
+    UnreadablePoint,
+)
 from unified_embeddings.stores.copy_checks import read_aliases
 from unified_embeddings.stores.copy_points import (
     PointId,
@@ -36,7 +44,7 @@ from unified_embeddings.stores.copy_points import (
 from unified_embeddings.stores.copying import creation_options, payload_indexes
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
-from unified_embeddings.stores.schema import dense_vectors
+from unified_embeddings.stores.schema import DENSE_VECTOR, dense_vectors
 from unified_embeddings.types import HeadName
 
 _POINTS_PER_REQUEST = 64
@@ -114,7 +122,7 @@ def _prepare_target(
             raise StoreError(target, "creating", f"it is an alias of {taken_by!r}; name another")
         if not client.collection_exists(target):
             options = creation_options(info, local=local)
-            dense, sparse = dict(dense_vectors(info)), dict(options["sparse_vectors_config"] or {})
+            dense, sparse = _named_params(info), dict(options["sparse_vectors_config"] or {})
             for vector, wanted in params.items():
                 if isinstance(wanted, qm.SparseVectorParams):
                     sparse[vector] = wanted
@@ -124,7 +132,7 @@ def _prepare_target(
             client.create_collection(target, **options)
         target_info = client.get_collection(target)
     check_heads(target, target_info, embedder, heads)
-    wanted_vectors = {**dense_vectors(info), **params}
+    wanted_vectors: dict[str, VectorParams] = {**_named_params(info), **params}
     lacking = find_lacking(target, target_info, wanted_vectors)
     if lacking:
         raise StoreError(
@@ -138,6 +146,11 @@ def _prepare_target(
         for field, index in payload_indexes(info, local=local).items():
             if field not in target_info.payload_schema:
                 client.create_payload_index(target, field, field_schema=index)
+
+
+def _named_params(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
+    """Return the dense vectors of the copy: those of the collection, each with a name."""
+    return {vector or DENSE_VECTOR: params for vector, params in dense_vectors(info).items()}
 
 
 def _send(
@@ -158,7 +171,7 @@ def _send(
         else:
             readable[source.point_id] = source
     added: dict[PointId, Vectors] = {}
-    if readable:
+    if readable and heads:
         vectors, own_problems = encode_heads(embedder, list(readable.values()), heads)
         added = dict(zip(readable, vectors, strict=True))
         problems += [problem for problem in own_problems if problem]
@@ -167,7 +180,7 @@ def _send(
         complete = [
             qm.PointStruct.model_construct(
                 id=point.id,
-                payload=point.payload,
+                payload=_payload_of(point, readable),
                 vector={**_named(point), **new_vectors},
             )
             for point, new_vectors in request
@@ -179,10 +192,16 @@ def _send(
 
 
 def _named(point: qm.PointStruct) -> dict[str, object]:
-    """Return a point's vectors by name, the unnamed one under ""."""
+    """Return a point's vectors, each with a name."""
     if isinstance(point.vector, dict):
-        return dict(point.vector)
-    return {"": point.vector} if point.vector else {}
+        return {name or DENSE_VECTOR: vector for name, vector in point.vector.items()}
+    return {DENSE_VECTOR: point.vector} if point.vector else {}
+
+
+def _payload_of(point: qm.PointStruct, readable: Mapping[PointId, SourceText]) -> Payload | None:
+    """Return LlamaIndex's payload for a point; its own where there is no text."""
+    source = readable.get(plain_id(point.id))
+    return point.payload if source is None else source.payload
 
 
 def switch_alias(client: Client, alias: str, name: str, target: str) -> None:

@@ -78,11 +78,13 @@ class Probes:
 
     Attributes:
         usable: Up to `PROBES` points with distinct texts, spread over the collection.
+        layout: How their payloads are laid out.
         points: How many points were looked at.
         problems: Why others are of no use → how many.
     """
 
     usable: list[Probe]
+    layout: LayoutName
     points: int
     problems: dict[str, int]
 
@@ -129,7 +131,12 @@ def collect_probes(
             sources[source.bare_text.strip()] = source
     candidates = _prefer_short(list(sources.values()), 2 * PROBES)
     probes = _read_vectors(client, name, candidates, dense, sparse, problems)
-    return Probes(_spread(probes, PROBES), points=len(payloads), problems=dict(problems))
+    return Probes(
+        usable=_spread(probes, PROBES),
+        layout=reader.layout,
+        points=len(payloads),
+        problems=dict(problems),
+    )
 
 
 def _read_payloads(

@@ -235,7 +235,14 @@ def _check_dense_vector(
 ) -> None:
     params = dense_vectors(info).get(vector_name)
     if params is None:
-        raise StoreError(name, "checking", f"it has no dense vector named {vector_name!r}")
+        problem = f"it has no dense vector named {vector_name!r}"
+        if "" in dense_vectors(info):
+            command = f"add-vectors {shlex.quote(name)} --copy-to NEW"
+            problem += (
+                ", but an unnamed one, which a retriever over LlamaIndex's own store reads. To "
+                f"copy it into a collection with names: unified-embeddings {command}"
+            )
+        raise StoreError(name, "checking", problem)
     if params.size != embedder.dimension:
         raise StoreError(
             name,
