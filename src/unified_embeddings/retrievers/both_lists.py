@@ -70,8 +70,7 @@ def search_both_lists(
             first_lists[query_id] = searcher.search(text)
             on_query(1)
         document_field = _find_document_field(first_lists.values(), judged_ids)
-    if document_field != POINT_ID:
-        searcher.payload = [document_field.split(".")[0]]
+    searcher.payload = _needed_payload(document_field)
     searched = {
         query_id: _name_documents(lists, document_field) for query_id, lists in first_lists.items()
     }
@@ -114,6 +113,14 @@ class _ListSearcher(UnifiedHybridRetriever):
         for request in requests:
             request.with_payload = self.payload
         return requests
+
+
+def _needed_payload(document_field: str) -> bool | list[str]:
+    """Return which fields of the payload tell a point's document; True for all."""
+    if document_field == POINT_ID:
+        return False
+    # Qdrant would take a dot for a step into an object, and some keys hold dots of their own.
+    return True if "." in document_field else [document_field]
 
 
 def _find_document_field(
