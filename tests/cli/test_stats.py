@@ -18,6 +18,7 @@ from unified_embeddings.cli import app as cli
 from unified_embeddings.cli.service_stats import summarise
 from unified_embeddings.cli.stats import format_bytes
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.monitoring.reading import read_metrics
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.monitoring.dashboard import build_dashboard
@@ -196,3 +197,10 @@ def test_the_dashboard_is_printed_as_json(run: Run) -> None:
 )
 def test_bytes_in_decimal_units(count: int, shown: str) -> None:
     assert format_bytes(count) == shown
+
+
+def test_what_a_worker_cannot_measure_is_not_known() -> None:
+    metrics = read_metrics(
+        "unified_embeddings_ready 1\nunified_embeddings_process_resident_bytes NaN"
+    )
+    assert summarise(metrics)["process_resident_bytes"] is None

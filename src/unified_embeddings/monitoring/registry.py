@@ -194,7 +194,8 @@ def watch(
         drift: Made by `watch_drift`, or fed by the application.
 
     Raises:
-        InputError: If the source is neither a config nor an embedder.
+        InputError: If the source is neither a config nor an embedder, or two collections have the
+            same name.
 
     Example:
         >>> from qdrant_client import QdrantClient
@@ -228,6 +229,11 @@ def watch(
     sources: dict[str, Callable[[], Iterable[Metric]]] = {}
     for one in _to_tuple(store):
         name = str(one.collection_name)
+        if f"collection {name}" in sources:
+            raise InputError(
+                f"two stores hold a collection {name!r}, whose metrics would have the same labels; "
+                "watch each with a registry of its own"
+            )
         sources[f"collection {name}"] = partial(collection_metrics, one.client, name)
     if evaluation is not None:
         sources["evaluation"] = partial(quality_metrics, Path(evaluation))
