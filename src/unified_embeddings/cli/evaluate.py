@@ -100,7 +100,8 @@ def evaluate(
     chosen_depth = _choose_depth(k, depth)
     _check_baseline(baseline, systems)
     corpus = _read_corpus(data, qrels)
-    _check_outputs(corpus, run, plot)
+    figures_file = None if json is None or json == _STDOUT else Path(json)
+    _check_outputs(corpus, run, plot, figures_file)
     with open_systems(systems, corpus, depth=chosen_depth) as opened:
         runs = {name: asked.ask() for name, asked in opened.items()}
     evaluation = evaluate_runs(
@@ -111,8 +112,8 @@ def evaluate(
         typer.echo(evaluation_report.to_json(evaluation))
     else:
         evaluation_report.print_evaluation(evaluation)
-    if json is not None and json != _STDOUT:
-        evaluation_report.write_json(evaluation, Path(json))
+    if figures_file is not None:
+        evaluation_report.write_json(evaluation, figures_file)
     if plot is not None:
         draw_evaluation(evaluation, plot)
     if run is not None:
@@ -149,11 +150,14 @@ def _read_corpus(data: Path, qrels: Path | None) -> Corpus:
     return read_beir(data, qrels=read_qrels(qrels))
 
 
-def _check_outputs(corpus: Corpus, run: Path | None, plot: Path | None) -> None:
+def _check_outputs(
+    corpus: Corpus, run: Path | None, plot: Path | None, figures_file: Path | None
+) -> None:
     """Refuse what could not be written, before anything is computed.
 
     Raises:
-        InputError: If a folder cannot be made, or an id cannot stand in a TREC file.
+        InputError: If a folder cannot be made or written to, a file is a folder, or an id cannot
+            stand in a TREC file.
         MissingExtraError: If the plot cannot be drawn.
     """
     from unified_embeddings.evaluation.plots import require_matplotlib
@@ -161,9 +165,30 @@ def _check_outputs(corpus: Corpus, run: Path | None, plot: Path | None) -> None:
 
     if plot is not None:
         require_matplotlib()
+    for option, file in (("--plot", plot), ("--json", figures_file)):
+        if file is not None:
+            _require_writable(option, file)
     if run is not None:
         check_ids(corpus.documents, "the document id")
         write_qrels(run / _QRELS_FILE, corpus.qrels or {})
+
+
+def _require_writable(option: str, file: Path) -> None:
+    """Check that a file can be written, without touching one that is there.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    from unified_embeddings.system.files import make_folder, scratch_folder
+
+    if file.is_dir():
+        raise InputError(f"{option} {file} is a folder; name a file in it")
+    try:
+        make_folder(file.parent)
+        with scratch_folder(file.parent):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {file} cannot be written: {error}; name another file") from None
 
 
 def _write_runs(folder: Path, runs: dict[str, Run], corpus: Corpus) -> None:

@@ -79,7 +79,7 @@ def open_systems(
         opened: dict[str, Asked] = {}
         for system in systems:
             if isinstance(system, RunSystem):
-                opened[system.name] = _FinishedRun(read_run(system.file), depth)
+                opened[system.name] = _FinishedRun(_read_run(system, corpus), depth)
                 continue
             key = system.model, system.sparse_model
             if key not in models:
@@ -90,6 +90,23 @@ def open_systems(
             else:
                 opened[system.name] = _LiveCollection(system, models[key], depth)
         yield opened
+
+
+def _read_run(system: RunSystem, corpus: Corpus) -> Run:
+    """Read a run of the judged queries, perhaps among others.
+
+    Raises:
+        InputError: If the file cannot be read, or has none of them, as a run of other data would.
+    """
+    run = read_run(system.file)
+    judged = corpus.qrels or {}
+    if not run.keys() & judged.keys():
+        raise InputError(
+            f"system {system.name!r}: {system.file} answers none of the judged queries, such as "
+            f"{next(iter(judged), 'none')!r}, but others, such as {next(iter(run))!r}; name a run "
+            "of this data"
+        )
+    return run
 
 
 class _SharedModel:
