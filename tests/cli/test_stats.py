@@ -18,7 +18,6 @@ from unified_embeddings.cli import app as cli
 from unified_embeddings.cli.service_stats import summarise
 from unified_embeddings.cli.stats import format_bytes
 from unified_embeddings.embedders.fake import FakeEmbedder
-from unified_embeddings.monitoring.reading import read_metrics
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.monitoring.dashboard import build_dashboard
@@ -204,3 +203,9 @@ def test_what_a_worker_cannot_measure_is_not_known() -> None:
         "unified_embeddings_ready 1\nunified_embeddings_process_resident_bytes NaN"
     )
     assert summarise(metrics)["process_resident_bytes"] is None
+
+
+def test_the_dashboard_is_of_no_service(run: Run) -> None:
+    code, out, err = run("stats", "--dashboard", "http://127.0.0.1:8000")
+    assert (code, out) == (1, "")
+    assert "--dashboard is the same for every service and store; give none" in err
