@@ -167,8 +167,8 @@ def randomisation_test(
 def t_test(differences: Sequence[float], *, confidence: float = _CONFIDENCE) -> TTest:
     """Return the paired t-test of the mean.
 
-    Differences that are all the same have no deviation: p is 1 if they are 0, give or take rounding,
-    else 0, and the interval is the mean alone.
+    Differences that are all the same, give or take rounding, have no deviation: p is 1 if they are
+    0, else 0, and the interval is the mean alone.
 
     Args:
         differences: Candidate - reference for each query, at least two.
