@@ -178,7 +178,7 @@ def test_a_server_and_a_folder_give_the_same(
     data: Path, store: Path, served: str, run: Run
 ) -> None:
     code, out, err = run(
-        data, "--json", "-",
+        data, "--json",
         "-s", f"path={store},collection=docs,model=mini-m3,name=folder",
         "-s", f"url={served},collection=docs,model=mini-m3,field=source,name=server",
     )  # fmt: skip
@@ -218,7 +218,7 @@ def test_tables_files_and_plot(data: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     code, out, err = run(
         data, "--system", "mini-m3:dense", "--system", "mini-m3:hybrid", "--worst", 2,
-        "--run", "runs", "--json", "report/figures.json", "--plot", "report/plot.png",
+        "--run", "runs", "--output", "report/figures.json", "--plot", "report/plot.png",
     )  # fmt: skip
     assert (code, err) == (0, "")
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())
@@ -278,7 +278,7 @@ def test_judgements_of_trecs_format_replace_the_folders(
     data: Path, run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.qrels").write_text("q4 0 dog 1\n")
-    code, out, err = run(data, "-s", "mini-m3", "--qrels", "mine.qrels", "--json", "-")
+    code, out, err = run(data, "-s", "mini-m3", "--qrels", "mine.qrels", "--json")
     assert (code, err) == (0, "")
     figures = json.loads(out)
     assert figures["queries"] == 1
@@ -312,9 +312,9 @@ def test_names_may_hold_markup(data: Path, run: Run, tmp_path: Path) -> None:
         (["-s", "mini-m3", "-s", "path=none,collection=docs"], "folder none does not exist"),
         (["-s", "e5-small-v2:hybrid"], "gives dense vectors, no sparse ones"),
         (["-s", "mini-m3", "--qrels", "none"], "none does not exist; name a file in TREC's"),
-        (["-s", "mini-m3", "--json", "."], "--json . is a folder; name a file in it"),
+        (["-s", "mini-m3", "--output", "."], "--output . is a folder; name a file in it"),
         (["-s", "mini-m3", "--plot", "."], "--plot . is a folder; name a file in it"),
-        (["-s", "mini-m3", "--json", "/dev/null/x"], "--json /dev/null/x cannot be written"),
+        (["-s", "mini-m3", "--output", "/dev/null/x"], "--output /dev/null/x cannot be written"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_embedded(
@@ -386,7 +386,7 @@ def test_figures_are_shown_even_if_a_file_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("unified_embeddings.cli.evaluation_report.replace_file", fail)
-    code, out, err = run(data, "-s", "mini-m3", "--json", "figures.json")
+    code, out, err = run(data, "-s", "mini-m3", "--output", "figures.json")
     assert code == 1
     assert "nDCG@10" in out
     assert "figures.json cannot be written: [Errno 28] No space left on device" in err
@@ -406,7 +406,7 @@ def test_json_on_standard_output_is_ascii_whatever_the_texts(run: Run, tmp_path:
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "\\ud800 \u65e5"}', "utf-8")
     (folder / "qrels" / "test.tsv").write_text("q1\td1\t1")
     (tmp_path / "bad.run").write_text("q1 Q0 d2 1 0.9 bad\n")
-    code, out, _ = run(folder, "-s", "run=bad.run", "--json", "-")
+    code, out, _ = run(folder, "-s", "run=bad.run", "--json")
     assert (code, out.isascii()) == (0, True)
     assert json.loads(out)["weak_queries"][0]["text"] == "\ud800 \u65e5"
 

@@ -78,5 +78,5 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: Any, message: str
 
 
 def test_a_missing_file_says_how_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No such file.*evaluate --json FILE"):
+    with pytest.raises(InputError, match=r"No such file.*evaluate --output FILE"):
         read_quality(tmp_path / "none.json")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _LEAST_DEPTH = 20
 
 Asking for more would rerank or fuse more, and so measure something else than users get.
 """
-_STDOUT = "-"
 _QRELS_FILE = "qrels.txt"
 
 
@@ -75,15 +75,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="File to write all figures to; - prints them instead of tables."
-        ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="JSON file to write all figures to."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="File to draw the comparison into.")
     ] = None,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Compare ways to search on judged queries: models, modes, fusions, live collections.
 
@@ -100,20 +99,19 @@ def evaluate(
     chosen_depth = _choose_depth(k, depth)
     _check_baseline(baseline, systems)
     corpus = _read_corpus(data, qrels)
-    figures_file = None if json is None or json == _STDOUT else Path(json)
-    _check_outputs(corpus, run, plot, figures_file)
+    _check_outputs(corpus, run, plot, output)
     with open_systems(systems, corpus, depth=chosen_depth) as opened:
         runs = {name: asked.ask() for name, asked in opened.items()}
     evaluation = evaluate_runs(
         corpus, runs, baseline=baseline, k=k, depth=chosen_depth, weak_queries=worst
     )
     # The figures come first: a file that cannot be written must not cost them.
-    if json == _STDOUT:
+    if as_json:
         typer.echo(evaluation_report.to_json(evaluation))
     else:
         evaluation_report.print_evaluation(evaluation)
-    if figures_file is not None:
-        evaluation_report.write_json(evaluation, figures_file)
+    if output is not None:
+        evaluation_report.write_json(evaluation, output)
     if plot is not None:
         draw_evaluation(evaluation, plot)
     if run is not None:
@@ -151,7 +149,7 @@ def _read_corpus(data: Path, qrels: Path | None) -> Corpus:
 
 
 def _check_outputs(
-    corpus: Corpus, run: Path | None, plot: Path | None, figures_file: Path | None
+    corpus: Corpus, run: Path | None, plot: Path | None, output: Path | None
 ) -> None:
     """Refuse what could not be written, before anything is computed.
 
@@ -165,7 +163,7 @@ def _check_outputs(
 
     if plot is not None:
         require_matplotlib()
-    for option, file in (("--plot", plot), ("--json", figures_file)):
+    for option, file in (("--plot", plot), ("--output", output)):
         if file is not None:
             _require_writable(option, file)
     if run is not None:

@@ -1,4 +1,4 @@
-"""The result of the last evaluation, from the file that `unified-embeddings evaluate --json` wrote.
+"""The result of the last evaluation, from the file that `evaluate --output` wrote.
 
 What lives here: reading the file. What does not: evaluating (`evaluation`).
 """
@@ -57,7 +57,7 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
     except OSError as error:
         raise InputError(
             f"cannot read the evaluation {str(path)!r}: {error.strerror or error}. Write it with "
-            "unified-embeddings evaluate --json FILE"
+            "unified-embeddings evaluate --output FILE"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"the evaluation {str(path)!r} is no JSON: {error}") from error
@@ -65,8 +65,8 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
         return _to_quality(content, written)
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"the evaluation {str(path)!r} is not as unified-embeddings evaluate --json writes it: "
-            f"{error}"
+            f"the evaluation {str(path)!r} is not as unified-embeddings evaluate --output "
+            f"writes it: {error}"
         ) from error
 
 

@@ -189,8 +189,8 @@ def watch(
         source: A UnifiedEmbeddingConfig, or an embedder.
         retriever: One or several whose searches are told, added up by mode.
         store: One or several whose collections are told.
-        evaluation: The file that `unified-embeddings evaluate --json FILE` writes; it is read anew
-            at every scrape, and may not be there yet.
+        evaluation: The file that `unified-embeddings evaluate --output FILE` writes; it is read
+            anew at every scrape, and may not be there yet.
         drift: Made by `watch_drift`, or fed by the application.
 
     Raises:
