@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.corpora import Corpus
+from unified_embeddings.evaluation.corpora import Corpus, require_questions
 from unified_embeddings.evaluation.rankings import Run, sort_by_score
 from unified_embeddings.evaluation.systems import (
     CollectionSystem,
@@ -132,9 +132,7 @@ class _SharedModel:
 
         mode = search.mode or _default_mode(self.config)
         check_heads(self.config.embedder, mode, "colbert" if search.rerank else None)
-        for query_id, text in self.corpus.queries.items():
-            if not text.strip():
-                raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+        require_questions(self.corpus.queries)
         if mode != "sparse":
             self._needed_heads.add("dense")
         if mode != "dense":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -118,6 +118,17 @@ def read_python_reference() -> Corpus:
         documents={str(number): passage for number, passage in enumerate(passages)},
         queries={str(number): all_queries[number] for number in query_numbers},
     )
+
+
+def require_questions(queries: Mapping[str, str]) -> None:
+    """Refuse questions that nobody can be asked.
+
+    Raises:
+        InputError: If one is blank; it is named.
+    """
+    for query_id, text in queries.items():
+        if not text.strip():
+            raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
 
 
 def spread_positions(size: int, count: int) -> list[int]:

@@ -13,6 +13,8 @@ from unified_embeddings.errors import InputError
 
 POINT_ID = "point id"
 """Stands for the point's own id, in place of a field's name."""
+SAMPLED_QUERIES = 50
+"""Questions whose answers show which field names the judged documents."""
 
 _USUAL_FIELDS = ("_id", "doc_id", "ref_doc_id", "document_id", "id", "paper_id")
 """Fields that win a tie, in this order: LlamaIndex stores a document's id under three names."""
