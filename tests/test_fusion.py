@@ -273,6 +273,13 @@ class TestDbsfByHand:
     def test_an_item_counts_where_it_comes_first(self) -> None:
         assert dbsf([[("a", 3.0), ("b", 1.0), ("a", 0.0)]]) == dbsf([[("a", 3.0), ("b", 1.0)]])
 
+    @pytest.mark.parametrize("size", [5e-324, 1e-200, 1.0, 1e200, 1e308])
+    def test_scores_of_any_size(self, size: float) -> None:
+        # Mean 0, sample deviation √2 · size: the scores are 0.5 ± 1 / (6 √2).
+        offset = 1 / (6 * math.sqrt(2))
+        fused = dbsf([[("a", size), ("b", -size)]])
+        assert dict(fused) == pytest.approx({"a": 0.5 + offset, "b": 0.5 - offset})
+
     def test_nothing_to_fuse(self) -> None:
         assert dbsf([]) == []
         assert dbsf([[], []]) == []

@@ -110,6 +110,9 @@ def _normalise(scores: Sequence[float]) -> list[float]:
         raise InputError(f"scores must be finite numbers, got {list(scores)}")
     if not scores or max(scores) == min(scores):
         return [0.5] * len(scores)
+    # A power of two changes no digit, and squares of the largest and smallest floats stay floats.
+    exponent = math.frexp(max(map(abs, scores)))[1]
+    scores = [math.ldexp(score, -exponent) for score in scores]
     mean = math.fsum(scores) / len(scores)
     variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
     reach = 3 * math.sqrt(variance)
@@ -132,8 +135,8 @@ def _weighted(
         weights = [1.0] * len(rankings)
     if len(weights) != len(rankings):
         raise InputError(f"{len(rankings)} rankings need as many weights, got {len(weights)}")
-    if any(not weight >= 0 for weight in weights):
-        raise InputError(f"weights must be >= 0, got {list(weights)}")
+    if any(not 0 <= weight < math.inf for weight in weights):
+        raise InputError(f"weights must be >= 0 and finite, got {list(weights)}")
     for ranking, weight in zip(rankings, weights, strict=True):
         if weight > 0:
             yield ranking, weight

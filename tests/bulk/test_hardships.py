@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,22 @@ class TestHardLuck:
         monkeypatch.undo()
         assert not list(tmp_path.glob(".unified-*"))
         assert run(rows_of(25), tmp_path).resumed == 25
+
+    def test_a_disk_that_is_full_for_the_ids_and_texts_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect = sqlite3.connect
+
+        def connect_to_a_page(*arguments: Any) -> sqlite3.Connection:
+            database = connect(*arguments)
+            database.execute("PRAGMA max_page_count = 1")
+            return database
+
+        monkeypatch.setattr(sqlite3, "connect", connect_to_a_page)
+        with pytest.raises(UnifiedEmbeddingsError, match=r"is full.*Make room"):
+            run(rows_of(25), tmp_path)
+        monkeypatch.undo()
+        assert run(rows_of(25), tmp_path).failed == 0
 
     def test_what_a_killed_run_has_left_is_removed(self, tmp_path: Path) -> None:
         rows = rows_of(25)

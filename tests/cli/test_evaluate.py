@@ -178,7 +178,7 @@ def test_a_server_and_a_folder_give_the_same(
     data: Path, store: Path, served: str, run: Run
 ) -> None:
     code, out, err = run(
-        data, "--json", "-",
+        data, "--json",
         "-s", f"path={store},collection=docs,model=mini-m3,name=folder",
         "-s", f"url={served},collection=docs,model=mini-m3,field=source,name=server",
     )  # fmt: skip
@@ -218,7 +218,7 @@ def test_tables_files_and_plot(data: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     code, out, err = run(
         data, "--system", "mini-m3:dense", "--system", "mini-m3:hybrid", "--worst", 2,
-        "--run", "runs", "--json", "report/figures.json", "--plot", "report/plot.png",
+        "--run", "runs", "--output", "report/figures.json", "--plot", "report/plot.png",
     )  # fmt: skip
     assert (code, err) == (0, "")
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())
@@ -278,7 +278,7 @@ def test_judgements_of_trecs_format_replace_the_folders(
     data: Path, run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.qrels").write_text("q4 0 dog 1\n")
-    code, out, err = run(data, "-s", "mini-m3", "--qrels", "mine.qrels", "--json", "-")
+    code, out, err = run(data, "-s", "mini-m3", "--qrels", "mine.qrels", "--json")
     assert (code, err) == (0, "")
     figures = json.loads(out)
     assert figures["queries"] == 1
@@ -308,10 +308,13 @@ def test_names_may_hold_markup(data: Path, run: Run, tmp_path: Path) -> None:
         (["-s", "mini-m3", "-s", "mini-m3"], "two systems are called 'mini-m3'"),
         (["-s", "mini-m3", "--baseline", "other"], "--baseline 'other' is none of the systems"),
         (["-s", "mini-m3", "--depth", "5"], "--depth 5 asks for fewer results than the 10"),
-        (["-s", "mini-m3", "-s", "run=none.run"], "none.run cannot be read"),
+        (["-s", "mini-m3", "-s", "run=none.run"], "none.run does not exist"),
         (["-s", "mini-m3", "-s", "path=none,collection=docs"], "folder none does not exist"),
         (["-s", "e5-small-v2:hybrid"], "gives dense vectors, no sparse ones"),
-        (["-s", "mini-m3", "--qrels", "none"], "none cannot be read"),
+        (["-s", "mini-m3", "--qrels", "none"], "none does not exist; name a file in TREC's"),
+        (["-s", "mini-m3", "--output", "."], "--output . is a folder; name a file in it"),
+        (["-s", "mini-m3", "--plot", "."], "--plot . is a folder; name a file in it"),
+        (["-s", "mini-m3", "--output", "/dev/null/x"], "--output /dev/null/x cannot be written"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_embedded(
@@ -377,10 +380,41 @@ def test_a_blank_query_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_figures_are_shown_even_if_a_file_cannot_be_written(
-    data: Path, run: Run, tmp_path: Path
+    data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("")
-    code, out, err = run(data, "-s", "mini-m3", "--json", "file/figures.json")
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unified_embeddings.cli.evaluation_report.replace_file", fail)
+    code, out, err = run(data, "-s", "mini-m3", "--output", "figures.json")
     assert code == 1
     assert "nDCG@10" in out
-    assert "cannot be written" in err
+    assert "figures.json cannot be written: [Errno 28] No space left on device" in err
+
+
+def test_a_run_of_other_queries_is_refused(data: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.run").write_text("zz Q0 fox 1 0.9 other\n")
+    code, out, err = run(data, "-s", "run=other.run")
+    assert (code, out) == (1, "")
+    assert "answers none of the judged queries, such as 'q1', but others, such as 'zz'" in err
+
+
+def test_json_on_standard_output_is_ascii_whatever_the_texts(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "x"}')
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "\\ud800 \u65e5"}', "utf-8")
+    (folder / "qrels" / "test.tsv").write_text("q1\td1\t1")
+    (tmp_path / "bad.run").write_text("q1 Q0 d2 1 0.9 bad\n")
+    code, out, _ = run(folder, "-s", "run=bad.run", "--json")
+    assert (code, out.isascii()) == (0, True)
+    assert json.loads(out)["weak_queries"][0]["text"] == "\ud800 \u65e5"
+
+
+def test_too_few_queries_are_called_too_few(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.qrels").write_text("q1 0 fox 1\nq2 0 ship 1\n")
+    (tmp_path / "half.run").write_text("q1 Q0 fox 1 0.9 half\n")
+    (tmp_path / "other.run").write_text("q2 Q0 ship 1 0.9 other\n")
+    code, out, _ = run(data, "-s", "run=half.run", "-s", "run=other.run", "--qrels", "two.qrels")
+    assert code == 0
+    assert "2 judged queries are too few: no difference can be told from chance." in out

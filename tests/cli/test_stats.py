@@ -196,3 +196,16 @@ def test_the_dashboard_is_printed_as_json(run: Run) -> None:
 )
 def test_bytes_in_decimal_units(count: int, shown: str) -> None:
     assert format_bytes(count) == shown
+
+
+def test_what_a_worker_cannot_measure_is_not_known() -> None:
+    metrics = read_metrics(
+        "unified_embeddings_ready 1\nunified_embeddings_process_resident_bytes NaN"
+    )
+    assert summarise(metrics)["process_resident_bytes"] is None
+
+
+def test_the_dashboard_is_of_no_service(run: Run) -> None:
+    code, out, err = run("stats", "--dashboard", "http://127.0.0.1:8000")
+    assert (code, out) == (1, "")
+    assert "--dashboard is the same for every service and store; give none" in err

@@ -6,6 +6,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.retrievers import both_lists
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import read_choice, write_choice
@@ -270,3 +272,20 @@ class TestRefusals:
         code, _, err = tune("docs", "--data", data, *place)
         assert code == 1
         assert "no sparse ones" in err
+
+
+def test_the_lists_are_searched_as_deep_as_the_models_own_fusion_reaches(
+    place: tuple[str, str], data: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = replace(EMBEDDER.fusion, candidates=150)
+    monkeypatch.setattr(DenseNoise, "fusion", property(lambda _: deep))
+    depths = []
+    search = both_lists.search_both_lists
+
+    def remember(*arguments: Any, depth: int, **options: Any) -> Any:
+        depths.append(depth)
+        return search(*arguments, depth=depth, **options)
+
+    monkeypatch.setattr(both_lists, "search_both_lists", remember)
+    assert tune("docs", "--data", data, *place, "--dry-run")[0] == 0
+    assert depths == [150]

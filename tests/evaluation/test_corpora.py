@@ -58,6 +58,8 @@ class TestCorpora:
                 "line 3 judges document 'd1' for 'q1' again",
             ),
             ("qrels/test.tsv", "q9\td1\t1", "line 1 judges the query 'q9'"),
+            ("qrels/test.tsv", f"q\td\ts\nq1\td1\t{10**400}", "line 2 .*whole number"),
+            ("qrels/test.tsv", "q\td\ts\nq1\td1\t1_0", "line 2 .*whole number"),
         ],
     )
     def test_what_is_wrong_is_said(
@@ -68,6 +70,14 @@ class TestCorpora:
             (beir / name).write_text(content)
         with pytest.raises(InputError, match=problem):
             read_beir(beir)
+
+    def test_files_as_windows_writes_them(self, beir: Path) -> None:
+        expected = read_beir(beir)
+        (beir / "qrels" / "test.tsv").write_text("q1\td1\t2\n")  # without column names
+        for file in (beir / "corpus.jsonl", beir / "queries.jsonl", beir / "qrels" / "test.tsv"):
+            content = file.read_bytes().replace(b"\n", b"\r\n")
+            file.write_bytes(b"\xef\xbb\xbf" + content)
+        assert read_beir(beir) == expected
 
     def test_bytes_that_are_no_text(self, beir: Path) -> None:
         (beir / "corpus.jsonl").write_bytes(b"\xff\xfe")

@@ -40,3 +40,19 @@ def test_fields_within_fields_are_read() -> None:
     assert read_document_id(1, payload, "meta.deep.id") == "x"
     for field in ("meta.missing", "meta._id.more", "flag", "none", "meta"):
         assert read_document_id(1, payload, field) is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [
+        ({"meta.source": "d1"}, "meta.source"),
+        ({"meta": {"a.b": "d1"}}, "meta.a.b"),
+        ({"meta": {"source": "d1"}, "meta.x": 1}, "meta.source"),
+    ],
+)
+def test_a_field_that_is_found_is_read_even_if_its_key_holds_dots(
+    payload: dict[str, object], field: str
+) -> None:
+    assert choose_document_field([(1, payload)], {"d1"}) == field
+    assert read_document_id(1, payload, field) == "d1"
+    assert read_document_id(1, payload, f"{field}.more") is None

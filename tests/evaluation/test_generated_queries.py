@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation import near_duplicates
 from unified_embeddings.evaluation.corpora import read_beir
 from unified_embeddings.evaluation.generated_folder import is_generated, write_generated
 from unified_embeddings.evaluation.generated_queries import (
@@ -251,3 +252,25 @@ class TestFolder:
         with pytest.raises(InputError, match="--document-field"):
             write_generated(tmp_path / "made", [Passage("1", "x", document)], [query], {})
         assert not (tmp_path / "made").exists()
+
+
+def test_a_common_header_neither_hides_duplicates_nor_makes_all_pairs_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(3)
+    header = "This page is the property of nobody in particular and may be copied by all of us. "
+    words = [f"word{number}" for number in range(500)]
+    texts = [header + " ".join(draw.choices(words, k=40)) for _ in range(300)]
+    comparisons = 0
+    estimate = near_duplicates._estimate_share
+
+    def count(*sketches: list[int]) -> float:
+        nonlocal comparisons
+        comparisons += 1
+        return estimate(*sketches)
+
+    monkeypatch.setattr(near_duplicates, "_estimate_share", count)
+    monkeypatch.setattr(near_duplicates, "_CROWD", 10)
+    assert group_near_duplicates([*texts, *texts]) == [*range(300)] * 2
+    # Comparing all that share one of their four smallest hashes would be 82,797.
+    assert comparisons < 600 * 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,18 @@ class TestEncoder:
         assert hub.mteb_model_meta.name == "BAAI/bge-m3"
         folder = MtebEncoder(FakeEmbedder(model_name="/models/mine"))
         assert folder.mteb_model_meta.name == "unified-embeddings/models_mine"
+
+    @pytest.mark.parametrize(
+        ("engines", "frameworks"),
+        [([], ["API"]), (["onnx"], ["ONNX"]), (["torch", "flag", "onnx"], ["ONNX", "PyTorch"])],
+    )
+    def test_the_framework_is_that_of_the_engine(
+        self, engines: list[str], frameworks: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        models = [SimpleNamespace(runtime=SimpleNamespace(engine=engine)) for engine in engines]
+        monkeypatch.setattr(FakeEmbedder, "models", tuple(models))
+        meta = MtebEncoder(FakeEmbedder(model_name="fake")).mteb_model_meta
+        assert meta.framework == frameworks
 
     def test_batches_are_embedded_in_their_order_and_role(
         self, monkeypatch: pytest.MonkeyPatch

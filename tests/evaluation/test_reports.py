@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,12 @@ def test_a_single_query_has_no_resolution() -> None:
     json.dumps(asdict(evaluation), allow_nan=False)
 
 
+def test_scores_that_are_all_alike_do_not_promise_to_show_any_difference() -> None:
+    perfect = {query_id: dict.fromkeys(grades, 1.0) for query_id, grades in CORPUS.qrels.items()}
+    for runs in ({"perfect": perfect}, {"old": OLD, "same": OLD}):
+        assert evaluate_runs(CORPUS, runs).resolution == half_width(4)
+
+
 def test_everything_is_json() -> None:
     evaluation = evaluate_runs(CORPUS, {"old": OLD, "new": NEW, "same": OLD})
     values = json.loads(json.dumps(asdict(evaluation), allow_nan=False))
@@ -101,6 +107,24 @@ def test_what_cannot_be_compared_is_refused() -> None:
         evaluate_runs(CORPUS, {"old": OLD, "new": NEW}, baseline="best")
     with pytest.raises(InputError, match="judgements"):
         evaluate_runs(Corpus("none", {"a": "x"}, {"q": "x"}), {"old": OLD})
+
+
+def test_drawing_leaves_the_applications_own_plots_alone(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"backend": "svg"}):
+        draw_evaluation(evaluate_runs(CORPUS, {"\u65e5\u672c": OLD}), tmp_path / "plot.png")
+        assert matplotlib.rcParams["backend"] == "svg"
+    assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
+
+
+def test_more_systems_than_a_picture_can_show_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    evaluation = evaluate_runs(CORPUS, {"old": OLD, "new": NEW})
+    many = replace(evaluation, contrasts=evaluation.contrasts * 101)
+    with pytest.raises(InputError, match="at most 100 systems beside the baseline, got 101"):
+        draw_evaluation(many, tmp_path / "plot.png")
 
 
 def test_the_picture_is_a_picture_whatever_the_names(tmp_path: Path) -> None:

@@ -174,6 +174,13 @@ class TestTTest:
         same = t_test([0.1] * 10)
         assert (same.p_value, same.low, same.high) == pytest.approx((0, 0.1, 0.1))
 
+    def test_rounding_is_no_difference(self) -> None:
+        # 0.1 + 0.2 is not exactly 0.3.
+        compared = compare_scores({"a": 0.3, "b": 0.2}, {"a": 0.1 + 0.2, "b": 0.2})
+        assert compared.mean > 0
+        assert compared.t_test is not None
+        assert (compared.p_value, compared.t_test.p_value) == (1, 1)
+
     def test_a_single_query_has_no_deviation(self) -> None:
         with pytest.raises(InputError, match="at least two queries"):
             t_test([0.5])
@@ -202,6 +209,9 @@ class TestHalfWidth:
         # t's 97.5% quantile: 12.706 with one degree of freedom, nearly 1.96 with many.
         assert half_width(2) == pytest.approx(12.7062 * TYPICAL_DEVIATION / math.sqrt(2), rel=1e-5)
         assert half_width(10**6) == pytest.approx(1.95996 * TYPICAL_DEVIATION / 1000, rel=1e-5)
+
+    def test_another_deviation_than_the_usual_one(self) -> None:
+        assert half_width(9, deviation=0.12) == pytest.approx(2.306 * 0.12 / 3, rel=1e-4)
 
     def test_four_times_the_queries_halve_it(self) -> None:
         assert half_width(4000) / half_width(1000) == pytest.approx(0.5, rel=1e-3)

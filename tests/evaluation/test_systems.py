@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.fusion_choices import list_choices
 from unified_embeddings.evaluation.systems import (
     CollectionSystem,
     ModelSystem,
@@ -15,6 +17,8 @@ from unified_embeddings.evaluation.systems import (
     parse_system,
     parse_systems,
 )
+from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.retrievers.options import choose_fusion
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,41 @@ def test_several_systems_have_different_names() -> None:
         parse_systems(["run=a/bm25.run", "run=b/bm25.run"])
     with pytest.raises(InputError, match="at least one system"):
         parse_systems([])
+
+
+def test_whatever_tune_can_choose_can_be_evaluated() -> None:
+    choices = list_choices(Fusion(weights=(1.0, 0.5)))
+    for choice in choices:
+        notation = f"mini-m3,weights={choice.weights[0]}/{choice.weights[1]}"
+        notation += f",candidates={choice.candidates}"
+        notation += ",fusion=dbsf" if choice.method == "dbsf" else f",k={choice.k}"
+        system = parse_system(notation)
+        options = system.search.options()
+        fused = choose_fusion(
+            Fusion(weights=(1.0, 0.7)),
+            candidates=options.get("candidates", "auto"),
+            rrf_k=options.get("rrf_k", "auto"),
+            weights=options.get("weights", "auto"),
+            fusion=options.get("fusion", "auto"),
+        )
+        assert replace(fused, source="") == replace(choice, source="")
+
+
+def test_the_models_own_fusion_of_a_collection() -> None:
+    system = parse_system("path=store,collection=docs,fusion=model,candidates=30")
+    assert system.name == "docs,candidates=30,fusion=model"
+    assert system.search.options() == {"fusion": "model", "candidates": 30}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("mini-m3,fusion=rrf", "fusion must be dbsf, model, not 'rrf'"),
+        ("mini-m3,fusion=dbsf,k=3", "fusion=dbsf has no k to be given"),
+        ("mini-m3,fusion=model,k=3,weights=1/1", "fusion=model has no k, weights to be given"),
+        ("mini-m3:dense,fusion=dbsf", "fusion is about fusing two rankings"),
+    ],
+)
+def test_fusions_that_contradict_themselves_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse_system(text)

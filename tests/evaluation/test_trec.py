@@ -112,7 +112,7 @@ def test_malformed_judgements_are_refused_with_their_line(
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read as text"):
+    with pytest.raises(InputError, match="none does not exist; name a file in TREC's format"):
         read_run(tmp_path / "none")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as text"):

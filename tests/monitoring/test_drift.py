@@ -113,3 +113,13 @@ def test_threads_lose_nothing() -> None:
         thread.join()
     report = monitor.report()
     assert (report.queries, report.cosine, report.weak_share) == (4000, 0.5, 0.5)
+
+
+def test_numbers_that_are_not_finite_are_refused_and_leave_no_trace() -> None:
+    monitor = DriftMonitor(np.array([1.0, 0.0]), reference=1)
+    for score in (math.nan, math.inf):
+        with pytest.raises(InputError, match="best_score must be a finite cosine, got"):
+            monitor.observe(np.array([1, 0], dtype=np.float32), score)
+    assert (monitor.report().queries, monitor.report().threshold) == (0, None)
+    with pytest.raises(InputError, match="not finite; embed their texts anew"):
+        centre_of(np.array([[math.nan, 1.0]], dtype=np.float32))

@@ -66,6 +66,10 @@ def test_a_result_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
         ),
         ({"systems": [{"name": str(i)} for i in range(51)]}, "51 systems, expected at most 50"),
         ({"systems": [{"name": "a"}], "created": "yesterday"}, "Invalid isoformat"),
+        ({"systems": [{"name": "\ud800"}]}, "holds half a character"),
+        ({"systems": [{"name": "a", "measures": {"\ud800": 1}}]}, "holds half a character"),
+        ({"systems": [{"name": "a"}], "data": "x" * 501}, "is longer than 500 characters"),
+        ("[" * 100_000, "is no JSON"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -74,5 +78,5 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: Any, message: str
 
 
 def test_a_missing_file_says_how_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No such file.*evaluate --json FILE"):
+    with pytest.raises(InputError, match=r"No such file.*evaluate --output FILE"):
         read_quality(tmp_path / "none.json")

@@ -59,3 +59,7 @@ def test_a_quantile_is_interpolated_as_prometheus_does() -> None:
 def test_a_line_that_is_no_sample_is_named(line: str) -> None:
     with pytest.raises(InputError, match="not in Prometheus's text format: "):
         read_metrics(f"a 1\n{line}\n")
+
+
+def test_what_is_no_histogram_has_no_quantile() -> None:
+    assert read_metrics("seconds_bucket 3").quantile("seconds", 0.5) is None

@@ -408,3 +408,17 @@ def test_a_monitor_of_ones_own_is_told() -> None:
     assert metrics.total("unified_embeddings_drift_centre_cosine") == 0
     assert metrics.total("unified_embeddings_drift_weak_queries_ratio") == 1
     assert metrics.total("unified_embeddings_drift_weak_threshold") == 0.5
+
+
+def test_two_collections_of_one_name_are_refused() -> None:
+    stores = [filled_store(QdrantClient(":memory:")) for _ in range(2)]
+    with pytest.raises(InputError, match="two stores hold a collection 'docs'"):
+        watch(FakeEmbedder(), store=stores)
+
+
+def test_an_evaluation_that_cannot_be_told_costs_its_own_metrics_alone(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"systems": [{"name": "\ud800", "ndcg": 0.5}]}))
+    metrics = read(watch(FakeEmbedder(), evaluation=path))
+    assert metrics.total("unified_embeddings_source_up", source="evaluation") == 0
+    assert metrics.total("unified_embeddings_texts_total") == 0

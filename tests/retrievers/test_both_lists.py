@@ -15,6 +15,7 @@ from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.documents import POINT_ID
 from unified_embeddings.evaluation.fusion_choices import fuse_documents, list_choices
+from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.both_lists import search_both_lists
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -122,3 +123,15 @@ def test_each_question_is_one_round_trip(
     )
     search_both_lists(store, EMBEDDER, QUERIES, {"paper 1"}, depth=100)
     assert calls == [2] * len(QUERIES)
+
+
+def test_keys_may_hold_dots_of_their_own() -> None:
+    store = build_vector_store(EMBEDDER, "dotted", client=QdrantClient(":memory:"))
+    nodes = [TextNode(text=TEXTS[i], metadata={"a.b": f"d{i}"}) for i in range(60)]
+    store.add(UnifiedTextEmbedding(EMBEDDER)(nodes))
+    queries = {f"q{i}": TEXTS[i] for i in range(52)}  # More than the field is found by.
+    for field in (None, "a.b"):
+        searched = search_both_lists(
+            store, EMBEDDER, queries, {"d1"}, depth=10, document_field=field
+        )
+        assert all(len(query.document_of) >= 10 for query in searched.values())

@@ -133,3 +133,10 @@ class TestSearch:
             MtebSearch(FakeEmbedder(), similarity_top_k=5)
         with pytest.raises(InputError, match="depth"):
             MtebSearch(FakeEmbedder(), depth=0)
+
+
+@needs_mteb
+def test_the_kind_of_model_is_the_mode() -> None:
+    embedder = FakeEmbedder(model_name="fake")
+    assert MtebSearch(embedder, mode="sparse").mteb_model_meta.model_type == ["sparse"]
+    assert MtebSearch(embedder).mteb_model_meta.model_type == ["hybrid"]

@@ -56,10 +56,8 @@ class FirstOccurrences:
     def __init__(self, folder: Path, normal_form: Callable[[str], str]) -> None:
         self._normal_form = normal_form
         self._exit = contextlib.ExitStack()
-        self._database = self._exit.enter_context(_scratch_database(folder))
-        self._database.execute(
-            "CREATE TABLE texts (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID"
-        )
+        columns = "texts (digest BLOB PRIMARY KEY, row INTEGER)"
+        self._database = self._exit.enter_context(_scratch_database(folder, columns))
         self.repeated = 0
 
     def __enter__(self) -> FirstOccurrences:
@@ -123,10 +121,8 @@ class UniqueIds:
         self._id_field = id_field
         self._final_id = final_id
         self._exit = contextlib.ExitStack()
-        self._database = self._exit.enter_context(_scratch_database(folder))
-        self._database.execute(
-            "CREATE TABLE ids (id BLOB PRIMARY KEY, row INTEGER, place TEXT) WITHOUT ROWID"
-        )
+        columns = "ids (id BLOB PRIMARY KEY, row INTEGER, place TEXT)"
+        self._database = self._exit.enter_context(_scratch_database(folder, columns))
 
     def __enter__(self) -> UniqueIds:
         return self
@@ -169,17 +165,26 @@ class UniqueIds:
 
 
 @contextlib.contextmanager
-def _scratch_database(folder: Path) -> Iterator[sqlite3.Connection]:
+def _scratch_database(folder: Path, columns: str) -> Iterator[sqlite3.Connection]:
     """Open a database that each run makes anew, so that it needs no protection from a crash.
 
     What a killed process leaves behind is removed by the next one.
+
+    Args:
+        folder: Where the temporary file goes.
+        columns: Its table and the table's columns.
+
+    Raises:
+        OSError: If the disk is full.
     """
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(folder))
         database = sqlite3.connect(str(scratch / "rows.db"))
         stack.callback(database.close)
-        database.execute("PRAGMA journal_mode = OFF")
-        database.execute("PRAGMA synchronous = OFF")
+        with _disk_errors():
+            database.execute("PRAGMA journal_mode = OFF")
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute(f"CREATE TABLE {columns} WITHOUT ROWID")
         yield database
 
 

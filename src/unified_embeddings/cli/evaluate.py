@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _LEAST_DEPTH = 20
 
 Asking for more would rerank or fuse more, and so measure something else than users get.
 """
-_STDOUT = "-"
 _QRELS_FILE = "qrels.txt"
 
 
@@ -38,7 +38,7 @@ def evaluate(
             "-s",
             help="What to evaluate; repeatable. A model: mini-m3, mini-m3:dense, "
             "mini-m3:hybrid+colbert, or with options mini-m3:hybrid,k=60,weights=1/0.3 (also "
-            "candidates=, sparse=MODEL, name=). A live collection: "
+            "fusion=dbsf, candidates=, sparse=MODEL, name=). A live collection: "
             "path=STORE,collection=NAME (or url=ADDRESS; also model=, mode=, rerank=colbert, "
             "field=, adopt=trust and those above). A TREC run: run=FILE.",
         ),
@@ -75,15 +75,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    json: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="File to write all figures to; - prints them instead of tables."
-        ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="JSON file to write all figures to."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="File to draw the comparison into.")
     ] = None,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Compare ways to search on judged queries: models, modes, fusions, live collections.
 
@@ -100,19 +99,19 @@ def evaluate(
     chosen_depth = _choose_depth(k, depth)
     _check_baseline(baseline, systems)
     corpus = _read_corpus(data, qrels)
-    _check_outputs(corpus, run, plot)
+    _check_outputs(corpus, run, plot, output)
     with open_systems(systems, corpus, depth=chosen_depth) as opened:
         runs = {name: asked.ask() for name, asked in opened.items()}
     evaluation = evaluate_runs(
         corpus, runs, baseline=baseline, k=k, depth=chosen_depth, weak_queries=worst
     )
     # The figures come first: a file that cannot be written must not cost them.
-    if json == _STDOUT:
+    if as_json:
         typer.echo(evaluation_report.to_json(evaluation))
     else:
         evaluation_report.print_evaluation(evaluation)
-    if json is not None and json != _STDOUT:
-        evaluation_report.write_json(evaluation, Path(json))
+    if output is not None:
+        evaluation_report.write_json(evaluation, output)
     if plot is not None:
         draw_evaluation(evaluation, plot)
     if run is not None:
@@ -149,11 +148,14 @@ def _read_corpus(data: Path, qrels: Path | None) -> Corpus:
     return read_beir(data, qrels=read_qrels(qrels))
 
 
-def _check_outputs(corpus: Corpus, run: Path | None, plot: Path | None) -> None:
+def _check_outputs(
+    corpus: Corpus, run: Path | None, plot: Path | None, output: Path | None
+) -> None:
     """Refuse what could not be written, before anything is computed.
 
     Raises:
-        InputError: If a folder cannot be made, or an id cannot stand in a TREC file.
+        InputError: If a folder cannot be made or written to, a file is a folder, or an id cannot
+            stand in a TREC file.
         MissingExtraError: If the plot cannot be drawn.
     """
     from unified_embeddings.evaluation.plots import require_matplotlib
@@ -161,9 +163,30 @@ def _check_outputs(corpus: Corpus, run: Path | None, plot: Path | None) -> None:
 
     if plot is not None:
         require_matplotlib()
+    for option, file in (("--plot", plot), ("--output", output)):
+        if file is not None:
+            _require_writable(option, file)
     if run is not None:
         check_ids(corpus.documents, "the document id")
         write_qrels(run / _QRELS_FILE, corpus.qrels or {})
+
+
+def _require_writable(option: str, file: Path) -> None:
+    """Check that a file can be written, without touching one that is there.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    from unified_embeddings.system.files import make_folder, scratch_folder
+
+    if file.is_dir():
+        raise InputError(f"{option} {file} is a folder; name a file in it")
+    try:
+        make_folder(file.parent)
+        with scratch_folder(file.parent):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {file} cannot be written: {error}; name another file") from None
 
 
 def _write_runs(folder: Path, runs: dict[str, Run], corpus: Corpus) -> None:

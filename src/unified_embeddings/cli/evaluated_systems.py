@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.corpora import Corpus
+from unified_embeddings.evaluation.corpora import Corpus, require_questions
 from unified_embeddings.evaluation.rankings import Run, sort_by_score
 from unified_embeddings.evaluation.systems import (
     CollectionSystem,
@@ -79,7 +79,7 @@ def open_systems(
         opened: dict[str, Asked] = {}
         for system in systems:
             if isinstance(system, RunSystem):
-                opened[system.name] = _FinishedRun(read_run(system.file), depth)
+                opened[system.name] = _FinishedRun(_read_run(system, corpus), depth)
                 continue
             key = system.model, system.sparse_model
             if key not in models:
@@ -90,6 +90,23 @@ def open_systems(
             else:
                 opened[system.name] = _LiveCollection(system, models[key], depth)
         yield opened
+
+
+def _read_run(system: RunSystem, corpus: Corpus) -> Run:
+    """Read a run of the judged queries, perhaps among others.
+
+    Raises:
+        InputError: If the file cannot be read, or has none of them, as a run of other data would.
+    """
+    run = read_run(system.file)
+    judged = corpus.qrels or {}
+    if not run.keys() & judged.keys():
+        raise InputError(
+            f"system {system.name!r}: {system.file} answers none of the judged queries, such as "
+            f"{next(iter(judged), 'none')!r}, but others, such as {next(iter(run))!r}; name a run "
+            "of this data"
+        )
+    return run
 
 
 class _SharedModel:
@@ -115,9 +132,7 @@ class _SharedModel:
 
         mode = search.mode or _default_mode(self.config)
         check_heads(self.config.embedder, mode, "colbert" if search.rerank else None)
-        for query_id, text in self.corpus.queries.items():
-            if not text.strip():
-                raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+        require_questions(self.corpus.queries)
         if mode != "sparse":
             self._needed_heads.add("dense")
         if mode != "dense":

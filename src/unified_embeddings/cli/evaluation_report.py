@@ -29,8 +29,8 @@ _QUERY_WIDTH = 60
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """Return an evaluation as one line of JSON."""
-    return json.dumps(asdict(evaluation), ensure_ascii=False)
+    """Return an evaluation as one line of JSON, in ASCII, which any terminal or pipe takes."""
+    return json.dumps(asdict(evaluation))
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
@@ -141,17 +141,24 @@ def _describe_resolution(evaluation: Evaluation) -> str:
     queries, resolution = evaluation.queries, evaluation.resolution
     if resolution is None:
         return "A single judged query cannot tell a better system from a luckier one."
+    if resolution >= 1:
+        return f"{queries} judged queries are too few: no difference can be told from chance."
     if not evaluation.contrasts:
         return (
             f"With your {queries} queries, a difference to another system below about "
             f"{resolution:.3f} could not be seen; between similar systems, one of half that size "
             "may be."
         )
-    widths = [contrast.difference.half_width or 0.0 for contrast in evaluation.contrasts]
+    # A system that answers every query as the baseline does has no width.
+    widths = [width for width in map(_width, evaluation.contrasts) if width] or [resolution]
     smallest = f"{min(widths):.3f}"
     if smallest != f"{resolution:.3f}":
         smallest = f"{smallest} to {resolution:.3f}, depending on the system,"
     return f"With your {queries} queries, a difference below {smallest} cannot be seen."
+
+
+def _width(contrast: Contrast) -> float:
+    return contrast.difference.half_width or 0.0
 
 
 def _verdict(contrast: Contrast, evaluation: Evaluation) -> str:

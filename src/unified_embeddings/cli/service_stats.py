@@ -6,6 +6,7 @@ not: printing them (`stats`).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from unified_embeddings.cli import shared
@@ -102,7 +103,9 @@ def summarise(metrics: Samples) -> Facts:
 
 def _whole(metrics: Samples, family: Family) -> int | None:
     total = metrics.total(family.exposed)
-    return None if total is None else int(total)
+    if total is None or not math.isfinite(total):
+        return None  # A process that cannot measure something may tell NaN.
+    return int(total)
 
 
 def _share(part: int | None, whole: int | None) -> float | None:

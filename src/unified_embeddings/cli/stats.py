@@ -49,6 +49,8 @@ def stats(
     A service is asked for its metrics. An embedded store (--path) must not be open elsewhere.
     """
     if dashboard:
+        if service is not None or collection is not None or url is not None:
+            raise InputError("--dashboard is the same for every service and store; give none")
         from unified_embeddings.monitoring.dashboard import build_dashboard
 
         typer.echo(json.dumps(build_dashboard(), indent=2))

@@ -153,7 +153,8 @@ def _tune(
             embedder,
             corpus.queries,
             judged_ids,
-            depth=DEEPEST,
+            # A model's own fusion may reach deeper than any other choice.
+            depth=max(DEEPEST, embedder.fusion.candidates),
             document_field=document_field,
             on_query=advance,
         )

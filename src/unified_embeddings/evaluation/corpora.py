@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.judged_lines import parse_grade, read_lines
 
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Query id → document id → relevance grade. Documents without a grade are not relevant.
@@ -21,6 +22,7 @@ Qrels: TypeAlias = dict[str, dict[str, int]]
 "Qrels" is TREC's word for relevance judgements.
 """
 
+_LAYOUT = "a folder in BEIR's layout contains corpus.jsonl, queries.jsonl and qrels/test.tsv"
 _PASSAGE_COUNT = 120
 _PASSAGE_LENGTHS = (120, 400, 1200)
 """Characters of the passages of the Python reference, in turn: short, medium and long texts."""
@@ -118,6 +120,17 @@ def read_python_reference() -> Corpus:
     )
 
 
+def require_questions(queries: Mapping[str, str]) -> None:
+    """Refuse questions that nobody can be asked.
+
+    Raises:
+        InputError: If one is blank; it is named.
+    """
+    for query_id, text in queries.items():
+        if not text.strip():
+            raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+
+
 def spread_positions(size: int, count: int) -> list[int]:
     """Return at most `count` positions spread evenly over `size` items, ascending and distinct."""
     count = min(size, count)
@@ -136,7 +149,7 @@ def _split(text: str, lengths: Iterator[int]) -> Iterator[str]:
 def _read_texts(path: Path) -> dict[str, _TitledText]:
     """Return the texts of a JSON-lines file by their `_id`."""
     texts: dict[str, _TitledText] = {}
-    for place, line in _read_lines(path):
+    for place, line in read_lines(path, if_missing=_LAYOUT):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -158,15 +171,15 @@ def _read_texts(path: Path) -> dict[str, _TitledText]:
 
 def _read_judgements(path: Path, queries: dict[str, str]) -> Qrels:
     qrels: Qrels = {}
-    for line_index, (place, line) in enumerate(_read_lines(path)):
+    for line_index, (place, line) in enumerate(read_lines(path, if_missing=_LAYOUT)):
         cells = line.split("\t")
-        grade = _parse_integer(cells[-1])
+        grade = parse_grade(cells[-1].strip())
         if line_index == 0 and grade is None:
             continue  # The first line holds the column names.
         if len(cells) != 3 or grade is None:
             raise InputError(
                 f"{place} should be a query id, a document id and a whole number, separated by "
-                f"tabs; got {line!r}"
+                f"tabs; got {line!r:.200}"
             )
         query_id, document_id, _ = cells
         if query_id not in queries:
@@ -180,27 +193,3 @@ def _read_judgements(path: Path, queries: dict[str, str]) -> Qrels:
     if not qrels:
         raise InputError(f"{path} contains no judgements; expected one line per judgement")
     return qrels
-
-
-def _parse_integer(cell: str) -> int | None:
-    try:
-        return int(cell)
-    except ValueError:
-        return None
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line that is not blank, after a description of its place for messages."""
-    try:
-        content = path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} does not exist; a folder in BEIR's layout contains corpus.jsonl, "
-            "queries.jsonl and qrels/test.tsv"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from error
-    # Not splitlines(), which would also split at separators inside a JSON string, such as U+2028.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.rstrip("\r")

@@ -13,6 +13,8 @@ from unified_embeddings.errors import InputError
 
 POINT_ID = "point id"
 """Stands for the point's own id, in place of a field's name."""
+SAMPLED_QUERIES = 50
+"""Questions whose answers show which field names the judged documents."""
 
 _USUAL_FIELDS = ("_id", "doc_id", "ref_doc_id", "document_id", "id", "paper_id")
 """Fields that win a tie, in this order: LlamaIndex stores a document's id under three names."""
@@ -28,11 +30,7 @@ def read_document_id(point_id: object, payload: Mapping[str, object], field: str
     """
     if field == POINT_ID:
         return str(point_id)
-    value: object = payload
-    for key in field.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
+    value = _look_up(payload, field)
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     return None
@@ -69,6 +67,19 @@ def choose_document_field(
             f"{example!r}; name the field that does, or index the documents with their ids"
         )
     return min(found_ids, key=lambda field: (-len(found_ids[field]), _preference(field), field))
+
+
+def _look_up(payload: Mapping[str, object], field: str) -> object:
+    """Return a field's value; a key may hold dots of its own, and then wins over one within."""
+    if field in payload:
+        return payload[field]
+    for dot, character in enumerate(field):
+        inner = payload.get(field[:dot]) if character == "." else None
+        if isinstance(inner, Mapping):
+            value = _look_up(inner, field[dot + 1 :])
+            if value is not None:
+                return value
+    return None
 
 
 def _list_values(point_id: object, payload: Mapping[str, object]) -> Iterable[tuple[str, str]]:

@@ -14,14 +14,13 @@ from typing import Any, TypeAlias
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.corpora import Qrels
+from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.rankings import TOP_DOCUMENTS, ndcg_by_query
 from unified_embeddings.fusion import dbsf, rrf
 from unified_embeddings.models.fusion import Fusion
 
 ScoredPoints: TypeAlias = Sequence[tuple[Hashable, float]]
 """(point, score), best first; the highest score is the best."""
-QueryScores: TypeAlias = dict[str, float]
-"""Query id → nDCG@10."""
 
 DEEPEST = 100
 """Depth to which the two lists are searched: the most that a choice fuses."""

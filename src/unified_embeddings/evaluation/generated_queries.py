@@ -2,7 +2,7 @@
 
 What lives here: titles, first sentences, phrases of rare words, and sentences taken out of a
 passage (inverse cloze), each judged relevant to the passage that it comes from. What does not:
-reading the passages (`llama.passages`), and writing the queries down (`beir_folder`).
+reading the passages (`llama.passages`), and writing the queries down (`generated_folder`).
 
 Such queries repeat words of the passage that answers them, which people's questions do not. So they
 favour lexical matches. The sentence of an inverse-cloze query would have to be missing from the

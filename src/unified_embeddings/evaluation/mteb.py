@@ -126,15 +126,23 @@ def describe_model(embedder: TextEmbedder, search: Mapping[str, object] | None =
         "revision": embedder.revision,
         "embed_dim": embedder.dimension,
         "max_tokens": embedder.max_length,
-        "framework": ["PyTorch"],
+        "framework": _find_frameworks(embedder),
     }
     if search is None:
         fields["similarity_fn_name"] = "cosine"
     else:
-        fields["model_type"] = ["hybrid"]
+        fields["model_type"] = [str(search.get("mode", "hybrid"))]
         fields["experiment_kwargs"] = {key: str(value) for key, value in search.items()}
     meta: ModelMeta = ModelMeta.create_empty(fields)
     return meta
+
+
+def _find_frameworks(embedder: TextEmbedder) -> list[str]:
+    """Return what runs a model's passes, in mteb's words."""
+    engines = {model.runtime.engine for model in embedder.models}
+    if not engines:  # It is behind an address.
+        return ["API"]
+    return sorted({"ONNX" if engine == "onnx" else "PyTorch" for engine in engines})
 
 
 def require_mteb() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -19,6 +19,9 @@ _SKETCH = 32
 """Hashes of a sketch: a share of 0.8 is then estimated to about 0.07."""
 _KEYS = 4
 """Smallest hashes of which two texts must share one: of two that are 0.8 alike, 99.8% do."""
+_CROWD = 200
+"""Texts that share a hash, as a common header gives it, from which on it tells nothing. The next
+smallest one takes its place, so that the work stays in proportion to the texts."""
 
 
 def split_words(text: str) -> list[str]:
@@ -50,13 +53,28 @@ def group_near_duplicates(
     for position, text in enumerate(texts):
         sketch = _sketch(text, run_length)
         sketches.append(sketch)
-        candidates = sorted({i for key in sketch[:_KEYS] for i in first_by_key.get(key, ())})
+        keys = _choose_keys(sketch, first_by_key)
+        candidates = sorted({i for key in keys for i in first_by_key.get(key, ())})
         alike = [i for i in candidates if _estimate_share(sketches[i], sketch) >= share]
         groups.append(alike[0] if alike else position)
         if not alike:  # only the first of a group is compared with later texts
-            for key in sketch[:_KEYS]:
-                first_by_key.setdefault(key, []).append(position)
+            for key in keys:
+                sharing = first_by_key.setdefault(key, [])
+                if len(sharing) < _CROWD:
+                    sharing.append(position)
     return groups
+
+
+def _choose_keys(sketch: Sequence[int], first_by_key: Mapping[int, Sequence[int]]) -> list[int]:
+    """Return a text's smallest hashes, as many as hold four that are not crowded."""
+    keys: list[int] = []
+    telling = 0
+    for key in sketch:
+        keys.append(key)
+        telling += len(first_by_key.get(key, ())) < _CROWD
+        if telling == _KEYS:
+            break
+    return keys
 
 
 def _sketch(text: str, run_length: int) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from unified_embeddings.system.files import make_folder, replace_file
 
 _BASELINE_COLOUR, _SYSTEM_COLOUR = "#2b6cb0", "#4a5568"
 _GAIN_COLOUR, _LOSS_COLOUR = "#2f855a", "#c53030"
+MOST_CONTRASTS = 100
+"""Panels of differences; with more the picture would be wider than a PNG's writer takes."""
 _NAME_WIDTH = 28
 """Characters of a system's name in one line of a label."""
 
@@ -45,20 +48,21 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
-        InputError: If the file cannot be written.
+        InputError: If the file cannot be written, or there are too many systems.
     """
     require_matplotlib()
-    import matplotlib
+    # Not pyplot, whose backend belongs to the application: a notebook would show nothing any more.
+    from matplotlib.figure import Figure
 
-    # A backend that draws into a file and needs no display.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    if len(evaluation.contrasts) > MOST_CONTRASTS:
+        raise InputError(
+            f"a plot shows at most {MOST_CONTRASTS} systems beside the baseline, got "
+            f"{len(evaluation.contrasts)}; evaluate fewer at once, or leave the plot out"
+        )
     panels = 1 + len(evaluation.contrasts)
     height = max(3.2, 1.6 + 0.6 * len(evaluation.systems))
-    figure, axes_table = pyplot.subplots(
-        1, panels, figsize=(6 + 4.5 * (panels - 1), height), squeeze=False
-    )
+    figure = Figure(figsize=(6 + 4.5 * (panels - 1), height))
+    axes_table = figure.subplots(1, panels, squeeze=False)
     _draw_means(axes_table[0][0], evaluation)
     for axes, contrast in zip(axes_table[0][1:], evaluation.contrasts, strict=True):
         _draw_differences(axes, contrast, evaluation)
@@ -67,10 +71,12 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
         f"{evaluation.queries} judged queries",
         fontsize=10,
     )
-    figure.tight_layout()
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    pyplot.close(figure)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; a warning for each is no help.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing", category=UserWarning)
+        figure.tight_layout()
+        figure.savefig(picture, format="png", dpi=120)
     try:
         make_folder(path.parent)
         replace_file(path, picture.getvalue())

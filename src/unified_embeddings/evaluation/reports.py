@@ -106,7 +106,8 @@ class Evaluation:
         baseline: The system that the others are compared with.
         resolution: Half the width of the 95% interval of a difference: what is smaller cannot be
             seen with these queries. The largest of the contrasts' own; with a single system, an
-            estimate from its scores. None for a single query.
+            estimate from its scores. Where these do not deviate at all, an estimate from the
+            number of queries. None for a single query.
         systems: Each system, the baseline first.
         contrasts: Each other system against the baseline.
         weak_queries: The largest losses of each other system; those that a single system answers
@@ -207,10 +208,12 @@ def _contrast(system: SystemResult, baseline: SystemResult) -> Contrast:
 def _find_resolution(baseline: SystemResult, contrasts: list[Contrast]) -> float | None:
     if len(baseline.query_scores) < 2:
         return None
-    if not contrasts:
-        return half_width(list(baseline.query_scores.values()))
-    widths = [contrast.difference.half_width for contrast in contrasts]
-    return max(width for width in widths if width is not None)
+    if contrasts:
+        widths = [contrast.difference.half_width or 0.0 for contrast in contrasts]
+    else:
+        widths = [half_width(list(baseline.query_scores.values()))]
+    # Scores that are all alike tell nothing of how much another system's would deviate.
+    return max(widths) or half_width(len(baseline.query_scores))
 
 
 def _find_weak_queries(

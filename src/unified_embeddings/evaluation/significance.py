@@ -167,8 +167,8 @@ def randomisation_test(
 def t_test(differences: Sequence[float], *, confidence: float = _CONFIDENCE) -> TTest:
     """Return the paired t-test of the mean.
 
-    Differences that are all the same have no deviation: p is 1 if they are 0, else 0, and the
-    interval is the mean alone.
+    Differences that are all the same, give or take rounding, have no deviation: p is 1 if they are
+    0, else 0, and the interval is the mean alone.
 
     Args:
         differences: Candidate - reference for each query, at least two.
@@ -187,12 +187,17 @@ def t_test(differences: Sequence[float], *, confidence: float = _CONFIDENCE) -> 
     p_value = 1.0
     if error:
         p_value = 2 * float(stdtr(len(values) - 1, -abs(mean) / error))
-    elif mean:
+    elif abs(mean) > _ROUNDING:
         p_value = 0.0
     return TTest(p_value=p_value, low=mean - reach, high=mean + reach)
 
 
-def half_width(scores: Sequence[float] | int, *, confidence: float = _CONFIDENCE) -> float:
+def half_width(
+    scores: Sequence[float] | int,
+    *,
+    confidence: float = _CONFIDENCE,
+    deviation: float = TYPICAL_DEVIATION,
+) -> float:
     """Return half the width of the interval of a mean difference, if need be beforehand.
 
     A difference that is smaller cannot be told from none with so many queries.
@@ -202,8 +207,9 @@ def half_width(scores: Sequence[float] | int, *, confidence: float = _CONFIDENCE
             each query's score by the one system that there is; the differences to another are then
             taken to deviate as much as these, which they do if both systems' scores correlate by
             0.5. Similar systems correlate more, and the width is then smaller. Or the number of
-            queries alone, which takes TYPICAL_DEVIATION.
+            queries alone, which takes `deviation`.
         confidence: Share of the cases in which the interval holds the true mean, between 0 and 1.
+        deviation: Standard deviation of a query's difference, where only their number is known.
 
     Raises:
         InputError: If there are fewer than two queries, a score is not finite, or `confidence` is
@@ -220,7 +226,7 @@ def half_width(scores: Sequence[float] | int, *, confidence: float = _CONFIDENCE
         raise InputError(f"confidence must be between 0 and 1, got {confidence}")
     if isinstance(scores, int):
         count = require_whole_number("the number of queries", scores, least=2)
-        error = TYPICAL_DEVIATION / math.sqrt(count)
+        error = deviation / math.sqrt(count)
     else:
         values = _require_several(scores)
         count = len(values)

@@ -5,7 +5,8 @@ does not: running them (`cli.evaluated_systems`).
 
     mini-m3                              a model, searched as it is by default
     mini-m3:hybrid+colbert               the mode, and reranking
-    mini-m3:hybrid,k=60,weights=1/0.3    the fusion
+    mini-m3:hybrid,k=60,weights=1/0.3    the fusion: by reciprocal rank
+    mini-m3,fusion=dbsf,weights=0.6/0.4  the fusion: by score
     path=qdrant_data,collection=docs,model=mini-m3,mode=dense
     url=http://localhost:6333,collection=docs,model=bge-m3
     run=bm25.run                         a TREC run
@@ -21,14 +22,18 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, cast, get_args
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.validation import require_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
+FusionName = Literal["dbsf", "model"]
+"""By score, or as the model fuses whatever was chosen for the collection."""
+_FUSION_NAMES: tuple[str, ...] = get_args(FusionName)
 _MODES: tuple[str, ...] = get_args(Mode)
 _RERANK = "colbert"
 _WAY = re.compile(r"(?P<mode>\w*)(?P<rerank>\+\w*)?")
 """What may follow a model's name after a colon."""
-_SEARCH_KEYS = ("k", "weights", "candidates")
+_SEARCH_KEYS = ("k", "weights", "candidates", "fusion")
 _MODEL_KEYS = ("name", "sparse", *_SEARCH_KEYS)
 _COLLECTION_KEYS = (
     *("name", "path", "url", "collection", "model", "sparse", "mode", "rerank", "field", "adopt"),
@@ -50,6 +55,8 @@ class Search:
         k: RRF's damping.
         weights: Weights of the dense and the sparse ranking.
         candidates: Depth of each ranking that is fused, or reranked.
+        fusion: "dbsf" fuses by score, with the weights 1 and 1 unless given. "model" takes the
+            model's own fusion, whatever was chosen for a collection.
     """
 
     mode: Mode | None = None
@@ -57,6 +64,7 @@ class Search:
     k: int | None = None
     weights: tuple[float, float] | None = None
     candidates: int | None = None
+    fusion: FusionName | None = None
 
     def options(self) -> dict[str, object]:
         """Return those of UnifiedHybridRetriever's options that are not left to the model."""
@@ -66,7 +74,13 @@ class Search:
             "rrf_k": self.k,
             "weights": self.weights,
             "candidates": self.candidates,
+            "fusion": self.fusion,
         }
+        if self.fusion == "dbsf":
+            options["fusion"] = Fusion(
+                weights=self.weights or (1.0, 1.0), source="given by the caller", method="dbsf"
+            )
+            options["weights"] = None
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -251,12 +265,13 @@ def _read_search(options: Mapping[str, str], text: str, *, mode: str, rerank: st
     if rerank is not None and rerank != _RERANK:
         raise InputError(f"system {text!r}: only {_RERANK} can rerank, not {rerank!r}")
     if mode in ("dense", "sparse"):
-        fused = sorted({"k", "weights"} & options.keys())
+        fused = sorted({"k", "weights", "fusion"} & options.keys())
         if fused:
             raise InputError(
                 f"system {text!r}: {_join(fused)} is about fusing two rankings; the mode {mode} "
                 "has one"
             )
+    fusion = _read_fusion(options, text)
     return Search(
         mode=cast("Mode | None", mode or None),
         rerank=rerank is not None,
@@ -265,7 +280,25 @@ def _read_search(options: Mapping[str, str], text: str, *, mode: str, rerank: st
         candidates=_convert(
             options, "candidates", text, lambda value: _to_number("candidates", value, least=1)
         ),
+        fusion=fusion,
     )
+
+
+def _read_fusion(options: Mapping[str, str], text: str) -> FusionName | None:
+    """Return by what rankings are fused, if that is said; refuse options that contradict it."""
+    name = options.get("fusion")
+    if name is None:
+        return None
+    if name not in _FUSION_NAMES:
+        raise InputError(
+            f"system {text!r}: fusion must be {_join(_FUSION_NAMES)}, not {name!r}; k and weights "
+            "alone fuse by reciprocal rank"
+        )
+    needless = {"k", "weights"} if name == "model" else {"k"}
+    given = sorted(needless & options.keys())
+    if given:
+        raise InputError(f"system {text!r}: fusion={name} has no {_join(given)} to be given")
+    return cast("FusionName", name)
 
 
 def _read_options(parts: Iterable[str], text: str) -> dict[str, str]:

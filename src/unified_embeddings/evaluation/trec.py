@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.corpora import Qrels
+from unified_embeddings.evaluation.judged_lines import parse_grade, read_lines
 from unified_embeddings.evaluation.rankings import Run, sort_by_score
 from unified_embeddings.system.files import make_folder, replace_file
 
 _RUN_LINE = "query Q0 document rank score tag"
 _QRELS_LINE = "query 0 document grade"
+_OTHER_FILE = "name a file in TREC's format"
 _CONTROL = ("Cc", "Cs")
 """Unicode's categories of control characters and of halves of characters."""
 _BYTE_ORDER_MARK = "\ufeff"
@@ -38,7 +39,7 @@ def read_run(path: Path) -> Run:
             document twice. The message gives file and line.
     """
     run: Run = {}
-    for place, line in _read_lines(path):
+    for place, line in read_lines(path, if_missing=_OTHER_FILE):
         cells = line.split()
         if len(cells) != 6:
             raise InputError(f"{place} should be {_RUN_LINE!r}, six words; got {line!r:.200}")
@@ -88,12 +89,16 @@ def read_qrels(path: Path) -> Qrels:
             judged twice for one query. The message gives file and line.
     """
     qrels: Qrels = {}
-    for place, line in _read_lines(path):
+    for place, line in read_lines(path, if_missing=_OTHER_FILE):
         cells = line.split()
         if len(cells) != 4:
             raise InputError(f"{place} should be {_QRELS_LINE!r}, four words; got {line!r:.200}")
         query_id, _, document_id, grade_text = cells
-        grade = _parse_grade(grade_text, place)
+        grade = parse_grade(grade_text)
+        if grade is None:
+            raise InputError(
+                f"{place} should end with a grade, a whole number; got {grade_text!r:.80}"
+            )
         grades = qrels.setdefault(query_id, {})
         if document_id in grades:
             raise InputError(f"{place} judges document {document_id!r} for {query_id!r} again")
@@ -137,12 +142,6 @@ def check_ids(ids: Iterable[str], what: str) -> None:
         _require_word(text, what)
 
 
-def _parse_grade(text: str, place: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
-        raise InputError(f"{place} should end with a grade, a whole number; got {text!r:.80}")
-    return int(text)
-
-
 def _parse_score(text: str, place: str) -> float:
     score = math.nan
     # Python would also read 1_000.
@@ -170,15 +169,3 @@ def _publish(path: Path, lines: Iterable[str]) -> None:
         replace_file(path, "".join(lines).encode())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be written: {error}; name another file") from error
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line that is not blank, after a description of its place for messages."""
-    try:
-        # A byte order mark would become part of the first query's id.
-        content = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from error
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.strip()

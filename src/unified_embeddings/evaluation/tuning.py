@@ -18,12 +18,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.fusion_choices import (
-    DENSE_ALONE,
-    SPARSE_ALONE,
-    QueryScores,
+from unified_embeddings.evaluation.fusion_choices import DENSE_ALONE, SPARSE_ALONE
+from unified_embeddings.evaluation.metrics import QueryScores
+from unified_embeddings.evaluation.significance import (
+    PairedDifference,
+    compare_scores,
+    half_width,
 )
-from unified_embeddings.evaluation.significance import PairedDifference, compare_scores
 from unified_embeddings.models.fusion import Fusion
 
 FEWEST_QUERIES = 10
@@ -38,8 +39,6 @@ standard errors above it.
 """
 _TYPICAL_DEVIATION = 0.12
 """Of a query's difference in nDCG@10 between two fusions: 0.06 to 0.15 on the data at hand."""
-_NORMAL_REACH = 1.96
-"""Standard errors on each side of a mean within which the true one is, in 95% of the cases."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,6 @@ class TuningReport:
     def is_accepted(self) -> bool:
         """Whether there is a change, and held out it is not worse than the default."""
         return self.is_change and self.against_default.mean >= 0
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval of the difference to the default."""
-        return (self.against_default.high - self.against_default.low) / 2
 
 
 def tune_fusion(scores: Mapping[Fusion, QueryScores], default: Fusion) -> TuningReport:
@@ -155,8 +149,8 @@ def require_queries(count: int) -> None:
         return
     reach = ""
     if count > 1:
-        half_width = _NORMAL_REACH * _TYPICAL_DEVIATION / math.sqrt(count)
-        reach = f": with {count}, a difference in nDCG@10 below about {half_width:.2f} is not seen"
+        smallest = half_width(count, deviation=_TYPICAL_DEVIATION)
+        reach = f": with {count}, a difference in nDCG@10 below about {smallest:.2f} is not seen"
     raise InputError(
         f"tuning needs at least {FEWEST_QUERIES} judged queries, got {count}{reach}. Judge more"
     )

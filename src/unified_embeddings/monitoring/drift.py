@@ -7,6 +7,7 @@ queries.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -100,8 +101,14 @@ class DriftMonitor:
             best_score: The cosine of the nearest point; None where nothing was found.
 
         Raises:
-            InputError: If the vector has another dimension than the centre.
+            InputError: If the vector has another dimension than the centre, or a number is not
+                finite.
         """
+        if best_score is not None and not math.isfinite(best_score):
+            raise InputError(
+                f"best_score must be a finite cosine, got {best_score}; give None where nothing "
+                "was found"
+            )
         query = np.asarray(
             require_vector(vector, len(self._direction), subject="the query"), dtype=np.float64
         )
@@ -151,7 +158,7 @@ def centre_of(vectors: FloatArray) -> FloatArray:
             from a collection are enough: the error of the mean falls with their square root.
 
     Raises:
-        InputError: If there are none, or they point in all directions alike.
+        InputError: If there are none, one is not finite, or they point in all directions alike.
     """
     rows = np.asarray(vectors, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
@@ -159,6 +166,8 @@ def centre_of(vectors: FloatArray) -> FloatArray:
             f"a centre needs at least one vector, got an array of shape {rows.shape}; index some "
             "texts first"
         )
+    if not np.isfinite(rows).all():
+        raise InputError("the vectors hold numbers that are not finite; embed their texts anew")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     mean = (rows / np.where(lengths == 0, 1, lengths)).mean(axis=0)
     length = float(np.linalg.norm(mean))

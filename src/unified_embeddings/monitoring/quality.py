@@ -1,10 +1,11 @@
-"""The result of the last evaluation, from the file that `unified-embeddings evaluate --json` wrote.
+"""The result of the last evaluation, from the file that `evaluate --output` wrote.
 
 What lives here: reading the file. What does not: evaluating (`evaluation`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ MOST_SYSTEMS = 50
 MOST_MEASURES = 20
 """Systems of one file, and measures of one system, at most: each is a label, and labels need a
 bound."""
+
+
+_LONGEST_LABEL = 500
+"""Characters of a name: each sample repeats it at each scrape."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,16 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
     except OSError as error:
         raise InputError(
             f"cannot read the evaluation {str(path)!r}: {error.strerror or error}. Write it with "
-            "unified-embeddings evaluate --json FILE"
+            "unified-embeddings evaluate --output FILE"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the evaluation {str(path)!r} is no JSON: {error}") from error
     try:
         return _to_quality(content, written)
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"the evaluation {str(path)!r} is not as unified-embeddings evaluate --json writes it: "
-            f"{error}"
+            f"the evaluation {str(path)!r} is not as unified-embeddings evaluate --output "
+            f"writes it: {error}"
         ) from error
 
 
@@ -78,12 +83,25 @@ def _to_quality(content: object, written: float) -> Quality:
         if not isinstance(system, dict) or not isinstance(system.get("name"), str):
             raise ValueError(f'system {place}: expected an object with a "name"')
         measures_by_system[system["name"]] = _to_measures(system)
+    data = str(content.get("data", ""))
+    for label in (data, *measures_by_system, *itertools.chain(*measures_by_system.values())):
+        _require_label(label)
     created = content.get("created")
     return Quality(
-        data=str(content.get("data", "")),
+        data=data,
         systems=measures_by_system,
         created=_to_time(created) if isinstance(created, str) else written,
     )
+
+
+def _require_label(text: str) -> None:
+    """Refuse what cannot be told to Prometheus: one bad label would cost all other metrics."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r:.80} holds half a character") from None
+    if len(text) > _LONGEST_LABEL:
+        raise ValueError(f"{text!r:.80} is longer than {_LONGEST_LABEL} characters")
 
 
 def _to_measures(system: dict[str, object]) -> dict[str, float]:

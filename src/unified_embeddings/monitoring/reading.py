@@ -81,11 +81,13 @@ class Samples:
             **labels: Those that the samples must have.
 
         Returns:
-            The quantile; None without observations.
+            The quantile; None without observations, or if it is no histogram.
         """
         totals: dict[float, float] = {}
         for sample in self.find(f"{name}_bucket", **labels):
-            bound = float(sample.labels["le"].replace("Inf", "inf"))
+            bound = _to_bound(sample.labels.get("le", ""))
+            if bound is None:
+                return None  # Another program's metric of the same name.
             totals[bound] = totals.get(bound, 0.0) + sample.value
         bounds = sorted(totals)
         if not bounds or totals[bounds[-1]] == 0:
@@ -101,6 +103,13 @@ class Samples:
                 return lower_bound + (bound - lower_bound) * position
             lower_bound, lower_total = bound, totals[bound]
         return lower_bound
+
+
+def _to_bound(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def read_metrics(text: str) -> Samples:

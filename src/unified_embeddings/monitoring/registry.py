@@ -189,12 +189,13 @@ def watch(
         source: A UnifiedEmbeddingConfig, or an embedder.
         retriever: One or several whose searches are told, added up by mode.
         store: One or several whose collections are told.
-        evaluation: The file that `unified-embeddings evaluate --json FILE` writes; it is read anew
-            at every scrape, and may not be there yet.
+        evaluation: The file that `unified-embeddings evaluate --output FILE` writes; it is read
+            anew at every scrape, and may not be there yet.
         drift: Made by `watch_drift`, or fed by the application.
 
     Raises:
-        InputError: If the source is neither a config nor an embedder.
+        InputError: If the source is neither a config nor an embedder, or two collections have the
+            same name.
 
     Example:
         >>> from qdrant_client import QdrantClient
@@ -228,6 +229,11 @@ def watch(
     sources: dict[str, Callable[[], Iterable[Metric]]] = {}
     for one in _to_tuple(store):
         name = str(one.collection_name)
+        if f"collection {name}" in sources:
+            raise InputError(
+                f"two stores hold a collection {name!r}, whose metrics would have the same labels; "
+                "watch each with a registry of its own"
+            )
         sources[f"collection {name}"] = partial(collection_metrics, one.client, name)
     if evaluation is not None:
         sources["evaluation"] = partial(quality_metrics, Path(evaluation))

@@ -15,9 +15,10 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.corpora import require_questions
 from unified_embeddings.evaluation.documents import (
     POINT_ID,
+    SAMPLED_QUERIES,
     choose_document_field,
     read_document_id,
 )
@@ -26,9 +27,6 @@ from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.fusing import Ranking, scored_ids
 from unified_embeddings.retrievers.hybrid import Branch, UnifiedHybridRetriever
 from unified_embeddings.retrievers.ranking import order_points
-
-_SAMPLED_QUERIES = 50
-"""Questions whose answers show which field names the judged documents."""
 
 
 def search_both_lists(
@@ -58,20 +56,17 @@ def search_both_lists(
         FingerprintMismatchError: If the collection was made with another model.
         StoreError: If Qdrant fails, or the collection lacks dense or sparse vectors.
     """
-    for query_id, text in queries.items():
-        if not text.strip():
-            raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+    require_questions(queries)
     searcher = _ListSearcher(store, embedder, depth=depth)
     embedder.encode_queries(list(queries.values()))  # in batches; they are in the cache then
     pending = iter(queries.items())
     first_lists: dict[str, tuple[Ranking, Ranking]] = {}
     if document_field is None:
-        for query_id, text in itertools.islice(pending, _SAMPLED_QUERIES):
+        for query_id, text in itertools.islice(pending, SAMPLED_QUERIES):
             first_lists[query_id] = searcher.search(text)
             on_query(1)
         document_field = _find_document_field(first_lists.values(), judged_ids)
-    if document_field != POINT_ID:
-        searcher.payload = [document_field.split(".")[0]]
+    searcher.payload = _needed_payload(document_field)
     searched = {
         query_id: _name_documents(lists, document_field) for query_id, lists in first_lists.items()
     }
@@ -114,6 +109,14 @@ class _ListSearcher(UnifiedHybridRetriever):
         for request in requests:
             request.with_payload = self.payload
         return requests
+
+
+def _needed_payload(document_field: str) -> bool | list[str]:
+    """Return which fields of the payload tell a point's document; True for all."""
+    if document_field == POINT_ID:
+        return False
+    # Qdrant would take a dot for a step into an object, and some keys hold dots of their own.
+    return True if "." in document_field else [document_field]
 
 
 def _find_document_field(

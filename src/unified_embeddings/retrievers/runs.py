@@ -14,17 +14,16 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import BaseNode, NodeWithScore
 
-from unified_embeddings.errors import InputError
+from unified_embeddings.evaluation.corpora import require_questions
 from unified_embeddings.evaluation.documents import (
     POINT_ID,
+    SAMPLED_QUERIES,
     choose_document_field,
     read_document_id,
 )
 from unified_embeddings.evaluation.rankings import Run
 from unified_embeddings.validation import require_whole_number
 
-_SAMPLED_QUERIES = 50
-"""Questions whose answers show which field names the judged documents."""
 _SOURCE_FIELDS = ("doc_id", "ref_doc_id", "document_id")
 """The fields in which LlamaIndex stores the name of the document that a node was cut from."""
 
@@ -103,15 +102,14 @@ def find_document_field(
         UnifiedEmbeddingsError: If the retriever fails.
     """
     points: dict[str, Mapping[str, object]] = {}
-    for query_id, text in itertools.islice(queries.items(), _SAMPLED_QUERIES):
+    for query_id, text in itertools.islice(queries.items(), SAMPLED_QUERIES):
         for scored in _ask(retriever, query_id, text):
             points[scored.node.node_id] = _rebuild_payload(scored.node)
     return choose_document_field(points.items(), judged_ids)
 
 
 def _ask(retriever: BaseRetriever, query_id: str, text: str) -> list[NodeWithScore]:
-    if not text.strip():
-        raise InputError(f"the query {query_id!r} is blank; remove it and its judgements")
+    require_questions({query_id: text})
     return retriever.retrieve(text)
 
 
