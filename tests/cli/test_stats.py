@@ -16,7 +16,7 @@ from qdrant_server import running_server
 from running_service import RunningService
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli.service_stats import summarise
-from unified_embeddings.cli.stats import format_bytes
+from unified_embeddings.cli.shared import format_bytes
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store

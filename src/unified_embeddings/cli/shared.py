@@ -261,11 +261,16 @@ def require_text(query: str) -> str:
     return query
 
 
-def format_bytes(size: int) -> str:
-    """Return a number of bytes in words, in steps of a thousand."""
-    if size >= 1e8:
-        return f"{size / 1e9:,.2f} GB"
-    return f"{size / 1e6:.1f} MB"
+def format_bytes(count: int) -> str:
+    """Return a number of bytes with a decimal unit: "1.2 GB"."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    if size < 999.5:
+        return f"{size:.3g} GB"
+    return f"{size:,.0f} GB"
 
 
 def is_terminal() -> bool:

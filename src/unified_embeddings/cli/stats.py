@@ -17,8 +17,6 @@ from unified_embeddings.errors import InputError
 if TYPE_CHECKING:
     from unified_embeddings.stores.measuring import CollectionSize
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
-
 
 def stats(
     service: Annotated[
@@ -108,7 +106,7 @@ def _print_table(sizes: list[CollectionSize]) -> None:
             size.collection,
             f"{size.points:,}",
             f"{size.indexed_vectors:,}",
-            "-" if size.bytes is None else format_bytes(size.bytes),
+            "-" if size.bytes is None else shared.format_bytes(size.bytes),
             " + ".join(vectors),
             size.model or "not recorded",
         )
@@ -136,17 +134,7 @@ def format_fact(name: str, value: object) -> str:
     if "seconds" in name and isinstance(value, float):
         return f"{1000 * value:.3g} ms"
     if name.endswith("bytes") and isinstance(value, int):
-        return format_bytes(value)
+        return shared.format_bytes(value)
     if isinstance(value, float):
         return f"{100 * value:.3g}%"
     return f"{value:,}"
-
-
-def format_bytes(count: int) -> str:
-    """Return a number of bytes with a decimal unit: "1.2 GB"."""
-    size = float(count)
-    for unit in _UNITS[:-1]:
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} {_UNITS[-1]}"
