@@ -7,8 +7,8 @@ vectors. `cached` puts a cache in front of one model, `paired` joins two.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -191,7 +191,9 @@ class TextEmbedder(Closeable):
             dense="dense" in heads, sparse="sparse" in heads, colbert="colbert" in heads
         )
         require_texts([text for text in texts if not isinstance(text, tuple)])
-        return self._encode_watched(texts, role, chosen, show_progress=False)
+        with self._watched(texts, role, chosen) as call:
+            call.embeddings = embeddings = self._encode(texts, role, chosen, show_progress=False)
+        return embeddings
 
     def close(self) -> None:
         """Release the models' memory. The cache stays. Calls that need the model then fail."""
@@ -227,7 +229,12 @@ class TextEmbedder(Closeable):
             MissingExtraError: If a library that the model needs is not installed.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode_watched(require_texts(texts), "document", heads, show_progress)
+        checked = require_texts(texts)
+        with self._watched(checked, "document", heads) as call:
+            call.embeddings = embeddings = self._encode(
+                checked, "document", heads, show_progress=show_progress
+            )
+        return embeddings
 
     def encode_queries(
         self,
@@ -244,7 +251,12 @@ class TextEmbedder(Closeable):
         that a query repeats has the sum of its weights in the sparse vector.
         """
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode_watched(require_texts(texts), "query", heads, show_progress)
+        checked = require_texts(texts)
+        with self._watched(checked, "query", heads) as call:
+            call.embeddings = embeddings = self._encode(
+                checked, "query", heads, show_progress=show_progress
+            )
+        return embeddings
 
     def encode_query(
         self,
@@ -265,7 +277,12 @@ class TextEmbedder(Closeable):
         if not isinstance(text, str):
             raise InputError(f"a query must be one str, got {type(text).__name__}")
         heads = self._choose_heads(dense=dense, sparse=sparse, colbert=colbert)
-        return self._encode_watched(require_texts([text]), "query", heads, show_progress=False)
+        checked = require_texts([text])
+        with self._watched(checked, "query", heads) as call:
+            call.embeddings = embeddings = self._encode(
+                checked, "query", heads, show_progress=False
+            )
+        return embeddings
 
     # --- the same for coroutines ----------------------------------------------------------------
 
@@ -333,19 +350,21 @@ class TextEmbedder(Closeable):
             self._watchers = Watchers()
         return self._watchers.add(watcher)
 
-    def _encode_watched(
-        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
-    ) -> Embeddings:
-        if not self._watchers:
-            return self._encode(texts, role, heads, show_progress)
+    @contextmanager
+    def _watched(
+        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]
+    ) -> Iterator[EncodeCall]:
+        """Let those who watch see a call; what is done inside adds no frame to a traceback."""
         call = EncodeCall(model=self.model_name, texts=texts, role=role, heads=heads)
+        if not self._watchers:
+            yield call
+            return
         with self._watchers.around(call):
             token = CURRENT_CALL.set(call)
             try:
-                call.embeddings = self._encode(texts, role, heads, show_progress)
+                yield call
             finally:
                 CURRENT_CALL.reset(token)
-        return call.embeddings
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"
