@@ -325,7 +325,7 @@ def test_an_alias_stays_where_the_copy_is_not_complete(embedder: FakeEmbedder) -
             fill(client, "other", embedder, NODES[:20])
         operation = qm.CreateAlias(collection_name=owner, alias_name=alias)
         client.update_collection_aliases([qm.CreateAliasOperation(create_alias=operation)])
-    with pytest.raises(StoreError, match=r"'elsewhere'.*names 'other' by now, not 'docs'"):
+    with pytest.raises(StoreError, match=r"'elsewhere'.*should name 'docs', but it names 'other'"):
         add_vectors(client, "docs", embedder, ["sparse"], copy_to="new", alias="elsewhere")
     client.delete("docs", [0])  # the copy has it still
     with pytest.raises(StoreError, match="has 149 points and 'new' has 150"):

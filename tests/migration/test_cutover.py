@@ -24,7 +24,6 @@ from unified_embeddings.migration.cutover import (
     is_switched,
     retire,
     roll_back,
-    switch_alias,
 )
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateCheck, GateReport
@@ -37,7 +36,7 @@ from unified_embeddings.migration.journal import (
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import MigrationStateError, State
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.opening import Client, make_thread_safe
 
 OPEN = GateReport(checks=(GateCheck("verified", passed=True, reason="clean"),))

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from qdrant_client import models as qm
-
-from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.errors import FingerprintMismatchError
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateReport
 from unified_embeddings.migration.journal import Journal, read_unrepaired
 from unified_embeddings.migration.opening import check_alias_owner
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import MigrationStateError, require_transition
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import recorded_model
@@ -211,27 +209,6 @@ def retire(journal: Journal, client: Client, *, confirmed: bool) -> bool:
         client.delete_collection(record.source)
     journal.enter("retired")
     return True
-
-
-def switch_alias(client: Client, alias: str, *, owner: str, to: str) -> None:
-    """Take an alias from one collection and give it to another, in one atomic request.
-
-    Raises:
-        StoreError: If the alias is not `owner`'s, or the store fails; then it is where it was.
-    """
-    with store_errors(alias, "reading the aliases"):
-        found = read_aliases(client).get(alias)
-    if found == to:
-        return
-    if found != owner:
-        names = "it does not exist" if found is None else f"it names {found!r}"
-        raise StoreError(alias, "switching the alias", f"it should name {owner!r}, but {names}")
-    operations: list[qm.AliasOperations] = [
-        qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias)),
-        qm.CreateAliasOperation(create_alias=qm.CreateAlias(collection_name=to, alias_name=alias)),
-    ]
-    with store_errors(alias, f"switching the alias to {to!r}"):
-        client.update_collection_aliases(operations)
 
 
 def _owner(client: Client, record: MigrationRecord) -> str:

@@ -33,7 +33,7 @@ from unified_embeddings.migration.payloads import (
     SourceText,
     UnreadablePoint,
 )
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.copy_points import (
     PointId,
     PointReader,
@@ -204,32 +204,21 @@ def _payload_of(point: qm.PointStruct, readable: Mapping[PointId, SourceText]) -
     return point.payload if source is None else source.payload
 
 
-def switch_alias(client: Client, alias: str, name: str, target: str) -> None:
+def switch_to_copy(client: Client, alias: str, name: str, target: str) -> None:
     """Let an alias name the copy, at once for all who use it.
 
     Raises:
         StoreError: If the copy is not complete, the alias names something else by now, or Qdrant
             fails.
     """
-    with store_errors(target, f"switching the alias {alias!r}"):
-        owner = read_aliases(client).get(alias)
-        if owner not in (name, target):
-            raise StoreError(
-                target, f"switching the alias {alias!r}", f"it names {owner!r} by now, not {name!r}"
-            )
+    operation = f"switching the alias {alias!r}"
+    with store_errors(target, operation):
         counts = [client.count(each, exact=True).count for each in (name, target)]
-        if counts[0] != counts[1]:
-            raise StoreError(
-                target,
-                f"switching the alias {alias!r}",
-                f"{name!r} has {counts[0]} points and {target!r} has {counts[1]}: points were "
-                "added or deleted meanwhile. Run the same command again while nobody writes",
-            )
-        client.update_collection_aliases(
-            [
-                qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias)),
-                qm.CreateAliasOperation(
-                    create_alias=qm.CreateAlias(collection_name=target, alias_name=alias)
-                ),
-            ]
+    if counts[0] != counts[1]:
+        raise StoreError(
+            target,
+            operation,
+            f"{name!r} has {counts[0]} points and {target!r} has {counts[1]}: points were "
+            "added or deleted meanwhile. Run the same command again while nobody writes",
         )
+    switch_alias(client, alias, owner=name, to=target)
