@@ -19,6 +19,7 @@ from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import (
     Journal,
     append_event,
+    read_again,
     read_events,
     read_record,
 )
@@ -143,8 +144,8 @@ class JournalShare:
     """The share of the questions that the new side answers, as a migration's journal says.
 
     It is 0 until the canary and after a rollback, the canary's share during it, and 1 after the
-    cut-over. The journal is read at most once a second. If it cannot be read, the last share is
-    kept.
+    cut-over. The journal is read at most once a second. If it cannot be read, or holds another
+    migration by now, the last share is kept.
 
     Args:
         folder: The migration's journal.
@@ -156,7 +157,8 @@ class JournalShare:
     def __init__(self, folder: Path | str) -> None:
         self._folder = Path(folder)
         self._lock = threading.Lock()
-        self._share = share_of(read_record(self._folder))
+        self._record = read_record(self._folder)
+        self._share = share_of(self._record)
         self._read = time.monotonic()
 
     def __call__(self) -> float:
@@ -166,7 +168,7 @@ class JournalShare:
             if now - self._read >= _READ_SECONDS:
                 self._read = now
                 try:
-                    self._share = share_of(read_record(self._folder))
+                    self._share = share_of(read_again(self._folder, self._record))
                 except UnifiedEmbeddingsError:
                     # Answering goes on as before: a shared disk may be away for a while.
                     return self._share
