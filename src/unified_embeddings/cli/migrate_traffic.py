@@ -272,7 +272,7 @@ def _open_sides(
     """Open both collections, the old one with the model given, or else with the one it records."""
     from unified_embeddings.migration.comparison import DEPTH
     from unified_embeddings.migration.opening import open_model
-    from unified_embeddings.migration.traffic import open_sides
+    from unified_embeddings.migration.traffic import open_sides, prove_source
 
     model = old_model or record.source_model
     if model is None:
@@ -281,6 +281,7 @@ def _open_sides(
             "with --old-model, or prove and record it with `unified-embeddings adopt`"
         )
     old = shared.open_config(model, old_sparse_model)
+    prove_source(record, client, old.embedder)
     new = open_model(record)
     return open_sides(record, client, old.embedder, new.embedder, similarity_top_k=DEPTH)
 
