@@ -157,7 +157,7 @@ def add_vectors(
             client, name, target, info, embedder, params, reader, watching
         )
         if alias:
-            switch_to_copy(client, alias, name, target)
+            switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
         _leave_unindexed(client, name, params)
