@@ -22,6 +22,7 @@ from foreign import fill, make_nodes, make_texts
 from qdrant_server import running_server
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
+from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.migration.added_vectors import add_vectors
 from unified_embeddings.migration.adoption import adopt_collection
@@ -325,13 +326,24 @@ def test_an_alias_stays_where_the_copy_is_not_complete(embedder: FakeEmbedder) -
             fill(client, "other", embedder, NODES[:20])
         operation = qm.CreateAlias(collection_name=owner, alias_name=alias)
         client.update_collection_aliases([qm.CreateAliasOperation(create_alias=operation)])
-    with pytest.raises(StoreError, match=r"'elsewhere'.*names 'other' by now, not 'docs'"):
+    with pytest.raises(StoreError, match=r"'elsewhere'.*should name 'docs', but it names 'other'"):
         add_vectors(client, "docs", embedder, ["sparse"], copy_to="new", alias="elsewhere")
     client.delete("docs", [0])  # the copy has it still
     with pytest.raises(StoreError, match="has 149 points and 'new' has 150"):
         add_vectors(client, "docs", embedder, ["sparse"], copy_to="new", alias="live")
+    client.delete("new", [0])
+    changed = NODES[1].model_copy(update={"text": "Changed after it was copied."})
+    (payload,) = build_payloads([changed])
+    client.overwrite_payload("docs", payload, [1])
+    expected = "1 are missing or have another payload, such as 1: .*Delete"
+    with pytest.raises(StoreError, match=expected):
+        add_vectors(client, "docs", embedder, ["sparse"], copy_to="new", alias="live")
     owners = {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
     assert owners == {"live": "docs", "elsewhere": "other"}
+    client.delete_collection("new")
+    add_vectors(client, "docs", embedder, ["sparse"], copy_to="new", alias="live")
+    (record,) = client.retrieve("new", [1])
+    assert record.payload == payload
 
 
 def test_a_copy_is_a_collection_of_ours(embedder: FakeEmbedder) -> None:

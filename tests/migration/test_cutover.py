@@ -18,16 +18,16 @@ from two_models import NEW, OLD, QUESTIONS, TEXTS, fill, point
 from qdrant_server import running_server
 from unified_embeddings.errors import FingerprintMismatchError, StoreError
 from unified_embeddings.migration import journal as journal_module
+from unified_embeddings.migration.backfill import migrate_points
 from unified_embeddings.migration.cutover import (
     GateClosedError,
     cut_over,
     is_switched,
     retire,
     roll_back,
-    switch_alias,
 )
 from unified_embeddings.migration.errors import MigrationError
-from unified_embeddings.migration.gate import GateCheck, GateReport
+from unified_embeddings.migration.gate import GateCheck, GateReport, judge
 from unified_embeddings.migration.journal import (
     Journal,
     append_event,
@@ -36,8 +36,9 @@ from unified_embeddings.migration.journal import (
 )
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import MigrationStateError, State
+from unified_embeddings.migration.traffic import enter_shadow
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.opening import Client, make_thread_safe
 
 OPEN = GateReport(checks=(GateCheck("verified", passed=True, reason="clean"),))
@@ -152,7 +153,7 @@ def test_what_a_server_is_asked_is_what_qdrant_documents(journal: Journal) -> No
         inner.openapi_client.client._client.event_hooks["request"].append(record)
         cut_over(journal, client, OPEN)
         roll_back(journal, client)
-    switches = [request for request in sent if request[0] == "POST"]
+    switches = [request for request in sent if request[1] == "/collections/aliases"]
     assert switches == [
         (
             "POST",
@@ -166,7 +167,7 @@ def test_what_a_server_is_asked_is_what_qdrant_documents(journal: Journal) -> No
         )
         for name in ("docs-2", "docs-1")
     ]
-    assert {method for method, _, _ in sent} == {"GET", "POST"}
+    assert {method for method, _, _ in sent} == {"GET", "POST"}  # nothing else is changed
 
 
 def test_no_reader_sees_the_alias_missing(client: Client) -> None:
@@ -281,7 +282,87 @@ def test_a_rollback_counts_the_writes_that_the_old_side_lacks(
     cut_over(journal, client, OPEN)
     append_event(journal.folder, "dirty", side="source", ids=["1"])
     append_event(journal.folder, "dirty", side="source", ids=["2"])
-    assert roll_back(journal, client).lacking == 2
+    with pytest.raises(MigrationError, match=r"2 writes.*--accept-lacking"):
+        roll_back(journal, client)
+    assert owner(client) == "docs-2"
+    assert journal.record.state == "cut_over"
+    assert roll_back(journal, client, accept_lacking=True).lacking == 2
+    assert owner(client) == "docs-1"
+
+
+def test_writes_that_the_new_side_lacks_are_told_and_not_deleted(
+    client: Client, journal: Journal
+) -> None:
+    append_event(journal.folder, "dirty", side="target", ids=["0"])
+    assert cut_over(journal, client, OPEN).lacking == 1
+    with pytest.raises(MigrationError, match=r"1 writes.*'docs-1' only.*--discard-source-writes"):
+        retire(journal, client, confirmed=True)
+    assert client.count("docs-1").count == len(TEXTS)
+    assert retire(journal, client, confirmed=True, discard_source_writes=True)
+
+
+def test_what_a_killed_writer_left_on_one_side_closes_the_gate(
+    client: Client, journal: Journal
+) -> None:
+    """Nothing notes it; the sides are compared right before the switch."""
+    fill(client, "docs-1", OLD, [*TEXTS, "Added to the old side only."])
+    with pytest.raises(GateClosedError, match=r"equal: 1 points differ.*000000000006"):
+        cut_over(journal, client, OPEN)
+    fill(client, "docs-2", NEW, [*TEXTS, "Added to the old side only.", "And to the new one."])
+    with pytest.raises(GateClosedError, match=r"equal: 1 points differ.*000000000007"):
+        cut_over(journal, client, OPEN)
+    fill(
+        client,
+        "docs-1",
+        OLD,
+        ["Changed.", *TEXTS[1:], "Added to the old side only.", "And to the new one."],
+    )
+    with pytest.raises(GateClosedError, match=r"equal: 1 points differ.*000000000000"):
+        cut_over(journal, client, OPEN)
+    assert owner(client) == "docs-1"
+    switch = cut_over(journal, client, OPEN, force=True)
+    assert switch.overridden == ("equal",)
+
+
+def test_points_that_could_not_be_embedded_do_not_close_the_gate(
+    client: Client, journal: Journal
+) -> None:
+    fill(client, "docs-1", OLD, [*TEXTS, "Poison."])
+    journal.note_failed({"00000000-0000-4000-8000-000000000006": "too long"})
+    assert cut_over(journal, client, OPEN).outcome == "switched"
+
+
+def test_a_rollback_takes_back_what_was_verified(client: Client, journal: Journal) -> None:
+    """Or shadow after a rollback would lead to a cut-over without a look at what was written."""
+    journal.update(verify={"is_clean": True})
+    cut_over(journal, client, OPEN)
+    roll_back(journal, client)
+    enter_shadow(journal)
+    (verified, *_) = judge(journal.record).checks
+    assert not verified.passed
+    assert "migrate verify" in verified.reason
+
+
+def test_an_alias_switched_by_hand_before_its_time_can_be_taken_back(
+    client: Client, journal: Journal
+) -> None:
+    journal.enter("backfilling")
+    point(client, "docs", "docs-2")
+    with pytest.raises(MigrationError, match=r"names 'docs-2' already.*migrate rollback"):
+        migrate_points(journal, client, NEW)
+    assert roll_back(journal, client).outcome == "switched"
+    assert owner(client) == "docs-1"
+    assert journal.record.state == "backfilling"
+
+
+def test_a_copy_begun_after_an_interrupted_cut_over_removes_nothing(
+    client: Client, journal: Journal
+) -> None:
+    point(client, "docs", "docs-2")  # and killed before the journal knew
+    fill(client, "docs-2", NEW, [*TEXTS, "Written by the alias."])
+    with pytest.raises(MigrationError, match="migrate cutover"):
+        migrate_points(journal, client, NEW)
+    assert client.count("docs-2").count == len(TEXTS) + 1
 
 
 # --- crashes ------------------------------------------------------------------------------------

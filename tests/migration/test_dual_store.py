@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,11 +44,14 @@ from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import (
     Journal,
     JournalError,
+    append_event,
     read_events,
     read_record,
     read_unrepaired,
 )
 from unified_embeddings.migration.sides import Collection
+from unified_embeddings.migration.states import MigrationStateError
+from unified_embeddings.migration.traffic import JournalShare
 from unified_embeddings.migration.verify import verify_migration
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client, make_thread_safe
@@ -375,3 +379,54 @@ def test_what_does_not_fit_is_refused(
             brings="both",  # type: ignore[arg-type]
         )
     assert read_record(journal.folder).state == "backfilled"
+
+
+def test_a_store_of_a_former_migration_writes_nothing_for_the_next_one(
+    client: Client, journal: Journal, store: DualWritingStore, embedder: FakeEmbedder
+) -> None:
+    """It would make the old collection anew, and write there what nobody reads."""
+    cut_over(journal, client, embedder)
+    share = JournalShare(journal.folder)
+    journal.enter("retired")
+    client.delete_collection(SOURCE)
+    journal.close()
+    record = dataclasses.replace(
+        journal.record, source=TARGET, target="docs-third", state="planned", entered=()
+    )
+    with Journal.create(journal.folder, record):
+        for write in (
+            lambda: store.add([make_node(70, "New.")]),
+            lambda: store.delete_nodes([node_id(3)]),
+        ):
+            with pytest.raises(JournalError, match=r"another migration.*Open it anew"):
+                write()
+        share._read -= 10
+        assert share() == 1  # as it was: the new side of the former one still answers
+    assert not client.collection_exists(SOURCE)
+    assert len(texts_of(client, TARGET)) == 20
+
+
+def test_what_only_the_new_side_has_after_a_rollback_is_not_removed_untold(
+    client: Client, journal: Journal, store: DualWritingStore, embedder: FakeEmbedder
+) -> None:
+    """A writer that is killed after its write to the side that serves leaves no note."""
+    cut_over(journal, client, embedder)
+    store.add([make_node(70, "New.")])
+    client.delete(SOURCE, points_selector=[node_id(70)])
+    let_alias_name(client, SOURCE)
+    journal.enter("rolled_back")
+    with pytest.raises(MigrationError, match=f"{node_id(70)}.*--discard-target-writes"):
+        migrate_points(journal, client, embedder)
+    assert node_id(70) in texts_of(client, TARGET)
+    migrate_points(journal, client, embedder, discard_target_writes=True)
+    assert_moved(client, embedder)
+
+
+def test_a_step_that_is_not_allowed_discards_nothing(
+    client: Client, journal: Journal, embedder: FakeEmbedder
+) -> None:
+    cut_over(journal, client, embedder)
+    append_event(journal.folder, "dirty", side="source", ids=[node_id(3)])
+    with pytest.raises(MigrationStateError, match="'cut_over'"):
+        migrate_points(journal, client, embedder, discard_target_writes=True)
+    assert read_unrepaired(journal.folder, "source") == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.significance import PairedDifference
+from unified_embeddings.evaluation.significance import PairedDifference, compare_scores
 from unified_embeddings.migration.gate import GateOptions, Quality, judge
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.retrievers.transition_report import Latency, TransitionReport
@@ -142,3 +142,20 @@ def test_limits_can_be_set_and_are_checked() -> None:
     assert not judge(RECORD, quality=quality(-0.01, 0.03), options=strict).passed
     with pytest.raises(InputError, match="min_overlap"):
         GateOptions(min_overlap=-1)
+
+
+def test_an_interval_of_a_few_queries_opens_nothing() -> None:
+    """Three queries that both sides answer alike have an interval of no width."""
+    scores = {f"q{number}": 1.0 for number in range(3)}
+    difference = compare_scores(scores, scores)
+    assert (difference.low, difference.high) == (0, 0)
+    few = Quality(data="ours", old_ndcg=1, new_ndcg=1, difference=difference)
+    check = judge(RECORD, quality=few).failed_checks[0]
+    assert re.search("3 queries; 30 are needed", check.reason)
+    assert judge(RECORD, quality=few, options=GateOptions(min_judged=3)).passed
+
+
+def test_two_sides_that_find_nothing_open_nothing() -> None:
+    scores = {f"q{number}": 0.0 for number in range(50)}
+    nothing = Quality("ours", old_ndcg=0, new_ndcg=0, difference=compare_scores(scores, scores))
+    assert "finds nothing" in judge(RECORD, quality=nothing).failed_checks[0].reason

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from unified_embeddings.migration import journal as journal_module
 from unified_embeddings.migration.journal import (
     Journal,
     JournalError,
@@ -16,6 +19,7 @@ from unified_embeddings.migration.journal import (
     read_events,
     read_failed,
     read_record,
+    read_unrepaired,
 )
 from unified_embeddings.migration.record import (
     Counters,
@@ -24,6 +28,8 @@ from unified_embeddings.migration.record import (
     record_to_json,
 )
 from unified_embeddings.migration.states import MigrationStateError
+from unified_embeddings.migration.traffic import latest_report, record_report
+from unified_embeddings.retrievers.transition_report import TransitionReport
 from unified_embeddings.system import files
 
 
@@ -174,3 +180,65 @@ def test_every_field_is_plain_json() -> None:
     record = make_record(estimate={"seconds": 3.5}, source_model=None)
     assert record_from_json(record_to_json(record)) == record
     assert json.loads(record_to_json(record))["format"] == 1
+
+
+def test_what_a_former_migration_noted_is_not_the_next_ones(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, make_record()) as journal:
+        for state in ("backfilling", "backfilled", "verified", "cut_over"):
+            journal.enter(state)
+        journal.note("dirty", side="source", ids=["1"])
+        journal.note("dirty", side="target", ids=["2"])
+        record_report(tmp_path, TransitionReport(depth=10, share=0, queries=1, compared=1))
+        assert latest_report(tmp_path) is not None
+        journal.enter("retired")
+    with Journal.create(tmp_path, make_record(source="docs-2", target="docs-3")):
+        assert latest_report(tmp_path) is None
+        assert read_unrepaired(tmp_path, "source") == read_unrepaired(tmp_path, "target") == 0
+        assert [event.event for event in read_events(tmp_path)] == ["planned"]
+    content = (tmp_path / "events.jsonl").read_text()
+    assert content.count('"dirty"') == 2  # the history is kept
+
+
+def test_a_plan_that_is_interrupted_leaves_the_former_migration_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal.create(tmp_path, make_record()):
+        pass
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal_module.Journal, "_write", fail)
+    with pytest.raises(OSError, match="No space"):
+        Journal.create(tmp_path, make_record(target="docs-3"))
+    monkeypatch.undo()
+    assert read_record(tmp_path).target == "docs-2"
+    with Journal.create(tmp_path, make_record(target="docs-3")) as journal:
+        assert journal.record.target == "docs-3"
+
+
+def test_a_disk_that_takes_half_a_line_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A raw write returns how much it wrote, without an error."""
+
+    class Half(io.FileIO):
+        def write(self, content: Any) -> int:
+            if len(content) < 8:
+                raise OSError(28, "No space left on device")
+            return super().write(content[: len(content) // 2])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, **_: Half(path, mode.replace("b", "")))
+    with pytest.raises(JournalError, match="No space left"):
+        append_event(tmp_path, "dirty", side="target")
+    monkeypatch.undo()
+    append_event(tmp_path, "swept")
+    assert [event.event for event in read_events(tmp_path)] == ["swept"]
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+    """A file name of other bytes arrives as half a character, as does an alias typed so."""
+    with Journal.create(tmp_path, make_record(alias="docs-\udcff")) as journal:
+        journal.note("dirty", side="target", ids=["caf\udce9.txt", "a\u2028b"])
+    assert read_record(tmp_path).alias == "docs-\udcff"
+    assert read_events(tmp_path)[-1].facts["ids"] == ["caf\udce9.txt", "a\u2028b"]

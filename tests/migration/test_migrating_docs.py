@@ -89,7 +89,7 @@ def test_status_and_verify_answer_as_json(work: Path) -> None:
     assert status["state"] == "verified"
     assert status["serving"] == "notes"
     assert (status["failed"], status["unrepaired_writes"]) == (0, 0)
-    assert status["next"].startswith("run `migrate cutover docs`")
+    assert status["next"].startswith("run `migrate cutover docs --data JUDGED`")
     report = json.loads(shell("unified-embeddings migrate verify docs --json", work).stdout)
     assert report["is_clean"] is True
     assert report["embedded_again"] == 20

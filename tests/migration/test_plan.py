@@ -27,7 +27,7 @@ from unified_embeddings.migration.backfill import migrate_points
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import Journal, JournalError, read_record
 from unified_embeddings.migration.plan import Plan, plan_migration
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.system.files import NoSpaceError
 
 TEXTS = {number: f"one two three {number}" for number in range(40)}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.schema import TextNode
+from qdrant_client import models as qm
 from two_models import NEW, OLD, QUESTIONS, fill, point
 from typer.testing import CliRunner
 
@@ -15,9 +17,11 @@ from unified_embeddings.cli.app import app
 from unified_embeddings.cli.migrate_traffic import read_questions
 from unified_embeddings.errors import FingerprintMismatchError, InputError, UnifiedEmbeddingsError
 from unified_embeddings.evaluation.corpora import Corpus
+from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.migration import traffic
 from unified_embeddings.migration.comparison import compare_traffic, measure_quality
 from unified_embeddings.migration.cutover import cut_over, roll_back
+from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateReport
 from unified_embeddings.migration.journal import Journal, JournalError
 from unified_embeddings.migration.record import MigrationRecord
@@ -28,12 +32,14 @@ from unified_embeddings.migration.traffic import (
     latest_report,
     open_sides,
     open_transition,
+    prove_source,
     record_report,
     set_share,
 )
 from unified_embeddings.retrievers.transition_report import TransitionReport
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client, open_folder
+from unified_embeddings.stores.schema import recorded_model
 
 TO_VERIFIED: list[State] = ["backfilling", "backfilled", "verified"]
 
@@ -258,3 +264,24 @@ def test_an_alias_of_a_third_collection_is_left_alone_by_command(
         point(client, "docs", "docs-3")
     for step in ("cutover", "rollback"):
         assert "'docs' names collection 'docs-3'" in str(run(step).exception)
+
+
+def test_a_model_named_for_an_unrecorded_source_is_not_taken_at_its_word(
+    any_client: Client, journal: Journal
+) -> None:
+    """Both models have the same dimension; nothing but the vectors can tell."""
+    params = qm.VectorParams(size=OLD.dimension, distance=qm.Distance.COSINE)
+    any_client.create_collection("docs-1", {"text-dense": params})
+    nodes = [TextNode(text=question) for question in QUESTIONS]
+    vectors = OLD.encode_documents(QUESTIONS).dense
+    assert vectors is not None
+    rows = zip(vectors, build_payloads(nodes), strict=True)
+    points = [
+        qm.PointStruct(id=number, vector={"text-dense": vector.tolist()}, payload=payload)
+        for number, (vector, payload) in enumerate(rows)
+    ]
+    any_client.upsert("docs-1", points)
+    prove_source(journal.record, any_client, OLD)
+    with pytest.raises(MigrationError, match=r"'docs-1'.*not proved to be 'new'.*cosine"):
+        prove_source(journal.record, any_client, NEW)
+    assert recorded_model(any_client.get_collection("docs-1")) is None

@@ -16,7 +16,7 @@ import checkpoints
 from docs_page import read_page, run_command, run_example
 from unified_embeddings import EdgeQdrantClient, UnifiedEmbeddingConfig
 from unified_embeddings.migration.journal import read_record
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases
 
 PAGE = read_page("transition.md").text
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

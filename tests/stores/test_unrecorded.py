@@ -125,3 +125,25 @@ def test_by_the_service_and_the_commands(
     reading = open_folder("qdrant_data")
     assert reading.count("theirs").count == 20
     assert recorded_model(reading.get_collection("theirs")) is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "software"),
+    [
+        ({"page_content": "Foxes jump.", "metadata": {"page": 3}}, "LangChain"),
+        ({"id": "1", "content": "Foxes jump.", "meta": {}}, "Haystack"),
+    ],
+)
+def test_a_retriever_over_other_softwares_payloads_says_whose_they_are(
+    payload: dict[str, Any], software: str
+) -> None:
+    client, embedder = QdrantClient(":memory:"), FakeEmbedder()
+    store = build_vector_store(embedder, "my docs", client=client)
+    vector = embedder.encode_query("foxes").dense
+    assert vector is not None
+    vectors = {"text-dense": vector[0].tolist()}
+    client.upsert("my docs", [qm.PointStruct(id=1, vector=vectors, payload=payload)])
+    retriever = UnifiedHybridRetriever(store, embedder, mode="dense")
+    expected = rf"looks like {software}'s.*add-vectors 'my docs' --copy-to"
+    with pytest.raises(StoreError, match=expected):
+        retriever.retrieve("foxes")

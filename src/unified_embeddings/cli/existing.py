@@ -54,7 +54,7 @@ def open_existing(
         MissingCollectionError: If there is none of that name. The message lists those that exist.
         StoreError: If the place cannot be opened.
     """
-    from unified_embeddings.stores.copy_checks import read_aliases
+    from unified_embeddings.stores.aliases import read_aliases
     from unified_embeddings.stores.errors import store_errors
 
     client = _open_place(collection, path, url, api_key)

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from unified_embeddings.migration.verify import VerifyReport
 
 _SHOWN = 5
+_CUT_OVER = (
+    "run `migrate cutover {alias}` once the comparison is good, or with judged queries: "
+    "`migrate cutover {alias} --data JUDGED`"
+)
 _NEXT = {
     "planned": "let every writer use the dual-writing store, then run `migrate start {alias}`",
     "backfilling": "run `migrate start {alias}` to resume",
     "backfilled": "run `migrate verify {alias}`",
-    "verified": "run `migrate cutover {alias}`, or try the new side in shadow or canary first",
-    "shadow": "run `migrate cutover {alias}` once the comparison is good",
-    "canary": "run `migrate cutover {alias}` once the comparison is good",
+    "verified": "run `migrate cutover {alias} --data JUDGED`, or, without judged queries, compare "
+    "first: `migrate shadow {alias} --queries FILE`",
+    "shadow": _CUT_OVER,
+    "canary": _CUT_OVER,
     "cut_over": "run `migrate rollback {alias}` to go back, or `migrate retire {alias}` once sure",
     "rolled_back": "run `migrate start {alias}` to catch up, then verify again",
     "retired": "nothing; the migration is over",

@@ -124,6 +124,9 @@ def cutover(
     tolerance: Annotated[
         float, typer.Option(min=0, help="Loss in nDCG@10 that need not be ruled out.")
     ] = 0.02,
+    min_judged: Annotated[
+        int, typer.Option(min=1, help="Judged queries that are needed, with --data.")
+    ] = 30,
     min_overlap: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of common nodes, without --data.")
     ] = 0.3,
@@ -141,19 +144,26 @@ def cutover(
 ) -> None:
     """Let the alias name the new collection, if the gate is open. Exits with 1 if it is not.
 
-    The gate: the last verification was clean, and the new side is not worse. With --data the lower
+    The gate: the last verification was clean, both collections hold the same points now, and the
+    new side is not worse. With --data the lower
     end of the interval of the difference in nDCG@10 decides; without, the latest comparison of
     `migrate shadow`.
     """
     from unified_embeddings.migration.cutover import GateClosedError, cut_over
     from unified_embeddings.migration.gate import GateOptions
 
-    options = GateOptions(tolerance=tolerance, min_overlap=min_overlap, max_slowdown=max_slowdown)
+    options = GateOptions(
+        tolerance=tolerance,
+        min_judged=min_judged,
+        min_overlap=min_overlap,
+        max_slowdown=max_slowdown,
+    )
     with open_collections(alias, journal, api_key) as (opened, client):
         report = _ask_gate(opened, client, data, options, old_model, old_sparse_model)
         try:
             done = cut_over(opened, client, report, force=force)
         except GateClosedError as error:
+            report = error.report
             if as_json:
                 typer.echo(json.dumps(_gate_values(report, None), ensure_ascii=False))
             else:
@@ -162,6 +172,7 @@ def cutover(
                 "nothing was switched. Mend what failed, or override it with --force, which the "
                 "journal records"
             ) from error
+    report = done.gate or report
     if as_json:
         typer.echo(json.dumps(_gate_values(report, done), ensure_ascii=False))
         return
@@ -171,6 +182,10 @@ def cutover(
 
 def rollback(
     alias: Alias,
+    accept_lacking: Annotated[
+        bool,
+        typer.Option("--accept-lacking", help="Go back though the old collection lacks writes."),
+    ] = False,
     journal: JournalDir = DEFAULT_JOURNAL,
     api_key: ApiKey = None,
     as_json: shared.AsJson = False,
@@ -179,7 +194,7 @@ def rollback(
     from unified_embeddings.migration.cutover import roll_back
 
     with open_collections(alias, journal, api_key) as (opened, client):
-        done = roll_back(opened, client)
+        done = roll_back(opened, client, accept_lacking=accept_lacking)
     if as_json:
         typer.echo(json.dumps(_switch_values(done)))
         return
@@ -189,6 +204,12 @@ def rollback(
 def retire(
     alias: Alias,
     yes: Annotated[bool, typer.Option("--yes", help="Delete the old collection.")] = False,
+    discard_source_writes: Annotated[
+        bool,
+        typer.Option(
+            "--discard-source-writes", help="Delete it though writes reached the old side only."
+        ),
+    ] = False,
     journal: JournalDir = DEFAULT_JOURNAL,
     api_key: ApiKey = None,
     as_json: shared.AsJson = False,
@@ -197,7 +218,9 @@ def retire(
     from unified_embeddings.migration.cutover import retire as retire_source
 
     with open_collections(alias, journal, api_key) as (opened, client):
-        deleted = retire_source(opened, client, confirmed=yes)
+        deleted = retire_source(
+            opened, client, confirmed=yes, discard_source_writes=discard_source_writes
+        )
         source = opened.record.source
     if as_json:
         typer.echo(json.dumps({"state": "retired", "collection": source, "deleted": deleted}))
@@ -249,7 +272,7 @@ def _open_sides(
     """Open both collections, the old one with the model given, or else with the one it records."""
     from unified_embeddings.migration.comparison import DEPTH
     from unified_embeddings.migration.opening import open_model
-    from unified_embeddings.migration.traffic import open_sides
+    from unified_embeddings.migration.traffic import open_sides, prove_source
 
     model = old_model or record.source_model
     if model is None:
@@ -258,6 +281,7 @@ def _open_sides(
             "with --old-model, or prove and record it with `unified-embeddings adopt`"
         )
     old = shared.open_config(model, old_sparse_model)
+    prove_source(record, client, old.embedder)
     new = open_model(record)
     return open_sides(record, client, old.embedder, new.embedder, similarity_top_k=DEPTH)
 
@@ -344,8 +368,8 @@ def _print_switch(done: Switch, record: MigrationRecord) -> None:
         shared.print_note(f"overridden, and recorded: {', '.join(done.overridden)}")
     if done.lacking:
         shared.print_note(
-            f"{done.lacking} writes since the cut-over failed on this side, which lacks them; the "
-            'events "dirty" in the journal name the points'
+            f"{done.lacking} writes have failed on this side, which lacks them; the events "
+            '"dirty" in the journal name the points'
         )
     print_next(record)
 

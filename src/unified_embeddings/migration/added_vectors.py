@@ -32,7 +32,7 @@ from unified_embeddings.migration.heads import (
     find_lacking,
     split_by_size,
 )
-from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_alias
+from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
 from unified_embeddings.migration.payloads import (
     Payload,
     PayloadReader,
@@ -157,7 +157,7 @@ def add_vectors(
             client, name, target, info, embedder, params, reader, watching
         )
         if alias:
-            switch_alias(client, alias, name, target)
+            switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
         _leave_unindexed(client, name, params)

@@ -28,11 +28,14 @@ from unified_embeddings.migration.embedding import (
 )
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import Journal, read_unrepaired
+from unified_embeddings.migration.last_look import target_only
 from unified_embeddings.migration.opening import check_alias_owner, check_model, check_source
 from unified_embeddings.migration.payloads import SourceText
-from unified_embeddings.migration.record import PointId
+from unified_embeddings.migration.record import MigrationRecord, PointId
 from unified_embeddings.migration.sides import Page, Sides
+from unified_embeddings.migration.states import require_transition
 from unified_embeddings.migration.transfer import Transfer
+from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.copying import payload_indexes
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode, make_thread_safe
@@ -41,6 +44,7 @@ from unified_embeddings.validation import require_whole_number
 
 DEFAULT_BATCH = 128
 """Points that are read, embedded and recorded together."""
+_EXAMPLES = 3
 
 
 def do_nothing(*_: object) -> None:
@@ -97,6 +101,7 @@ def migrate_points(
         MigrationError: If the source is gone or another, the target is not this migration's, or
             both sides do not come together since a writer writes to one of them only.
         FingerprintMismatchError: If the embedder is not the one that was planned.
+        MigrationStateError: If the new side answers, or the migration is over.
         StoreError: If a side cannot be read or written; the disk may be full.
         JournalError: If the journal cannot be written.
     """
@@ -104,8 +109,10 @@ def migrate_points(
     watching = watching or Watching()
     make_thread_safe(client)
     check_model(journal.record, embedder)
+    require_transition(journal.record.state, "backfilling")
     check_alias_owner(client, journal.record)
-    _check_target_writes(journal, discard=discard_target_writes)
+    _refuse_switched(client, journal.record)
+    _check_target_writes(journal, client, discard=discard_target_writes)
     _prepare_target(journal, client, embedder)
     sides = Sides(client, journal.record)
     transfer = Transfer(journal, sides, accept_failed=accept_failed)
@@ -142,10 +149,28 @@ def _explain(client: Client, journal: Journal, error: StoreError) -> None:
         raise reason from error
 
 
-def _check_target_writes(journal: Journal, *, discard: bool) -> None:
+def _refuse_switched(client: Client, record: MigrationRecord) -> None:
+    """Refuse to make a target that answers already like the source.
+
+    Somebody may write to it by the alias, and what only the target holds would be removed.
+    """
+    with store_errors(record.alias, "reading the aliases"):
+        owner = read_aliases(client).get(record.alias)
+    if owner == record.target:
+        raise MigrationError(
+            f"the alias {record.alias!r} names {record.target!r} already, though the migration is "
+            f"{record.state!r}: a cut-over was interrupted, or somebody switched the alias by "
+            "hand. Nothing was copied. Run `migrate rollback` to let it name "
+            f"{record.source!r} again, or `migrate cutover` to record the switch"
+        )
+
+
+def _check_target_writes(journal: Journal, client: Client, *, discard: bool) -> None:
     """Refuse to make the target like a source that lacks writes."""
     lacking = read_unrepaired(journal.folder, "source")
     if not lacking:
+        if journal.record.state == "rolled_back" and not discard:
+            _refuse_target_only(client, journal.record)
         return
     if discard:
         journal.note("discarded", side="source", writes=lacking)
@@ -155,6 +180,23 @@ def _check_target_writes(journal: Journal, *, discard: bool) -> None:
         f"{journal.record.source!r} now would remove them there too. They are the events 'dirty' "
         "with the side 'source' in the journal's events.jsonl. Write them again, or decide to do "
         "without them, and then give --discard-target-writes"
+    )
+
+
+def _refuse_target_only(client: Client, record: MigrationRecord) -> None:
+    """Refuse to remove what may have been written since the switch by somebody who was killed."""
+    with store_errors(record.target, "reading the target"):
+        if not client.collection_exists(record.target):
+            return
+    extra = target_only(Sides(client, record))
+    if not extra:
+        return
+    examples = ", ".join(map(repr, extra[:_EXAMPLES]))
+    raise MigrationError(
+        f"{record.target!r} holds points that {record.source!r} lacks, such as {examples}: they "
+        "were written after the switch and did not reach the old side, or they were deleted on the "
+        "old side only. Copying now would remove them. Write them again if they are wanted, and "
+        "then give --discard-target-writes"
     )
 
 

@@ -11,23 +11,26 @@ that is repeated sees where the alias points, and only completes the journal.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from qdrant_client import models as qm
-
-from unified_embeddings.errors import FingerprintMismatchError, StoreError
+from unified_embeddings.errors import FingerprintMismatchError
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.gate import GateReport
 from unified_embeddings.migration.journal import Journal, read_unrepaired
+from unified_embeddings.migration.last_look import compare_now
 from unified_embeddings.migration.opening import check_alias_owner
 from unified_embeddings.migration.record import MigrationRecord
-from unified_embeddings.migration.states import MigrationStateError, require_transition
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.migration.states import MigrationStateError, State, require_transition
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import recorded_model
+
+_UNFINISHED: frozenset[State] = frozenset({"planned", "backfilling", "backfilled"})
+"""States from which there is no cut-over: the target is not known to be complete."""
 
 
 class GateClosedError(MigrationError):
@@ -56,8 +59,8 @@ class Switch:
         outcome: "switched"; "completed", if an earlier run had switched it and not recorded so; or
             "unchanged", if nothing was left to do.
         overridden: The gate's conditions that were overridden.
-        lacking: Writes since the cut-over that the old collection lacks, as their dual write
-            failed; known after a rollback.
+        lacking: Writes that the collection lacks, since they have reached the other one only.
+        gate: What the gate said right before the switch; None where it was not asked.
     """
 
     alias: str
@@ -65,6 +68,7 @@ class Switch:
     outcome: Literal["switched", "completed", "unchanged"]
     overridden: tuple[str, ...] = ()
     lacking: int = 0
+    gate: GateReport | None = None
 
 
 def is_switched(client: Client, record: MigrationRecord) -> bool:
@@ -81,6 +85,8 @@ def cut_over(
     journal: Journal, client: Client, report: GateReport, *, force: bool = False
 ) -> Switch:
     """Let the alias name the new collection.
+
+    Both collections are compared once more right before: a difference closes the gate as well.
 
     Args:
         journal: The migration's journal.
@@ -111,6 +117,8 @@ def cut_over(
     if owner == record.target:
         journal.enter("cut_over")
         return Switch(record.alias, record.target, "completed")
+    if report.passed or force:
+        report = dataclasses.replace(report, checks=(*report.checks, compare_now(journal, client)))
     overridden = tuple(check.name for check in report.failed_checks)
     if overridden and not force:
         journal.update(gate=report.to_dict())
@@ -125,24 +133,35 @@ def cut_over(
     journal.note("cutting_over", alias=record.alias, to=record.target, overridden=list(overridden))
     switch_alias(client, record.alias, owner=record.source, to=record.target)
     journal.enter("cut_over")
-    return Switch(record.alias, record.target, "switched", overridden)
+    # Until then the old side was written first, and a write may have failed on the new one.
+    lacking = read_unrepaired(journal.folder, "target")
+    return Switch(record.alias, record.target, "switched", overridden, lacking, report)
 
 
-def roll_back(journal: Journal, client: Client) -> Switch:
+def roll_back(journal: Journal, client: Client, *, accept_lacking: bool = False) -> Switch:
     """Let the alias name the old collection again.
 
     It answers as before, with what the dual-writing store has written since. Writes that failed
-    there are no reason to stay with a new side that somebody wants to leave; they are counted in
-    `Switch.lacking`, and the journal's events "dirty" name the points.
+    there are counted in `Switch.lacking`, and the journal's events "dirty" name the points.
+
+    Args:
+        journal: The migration's journal.
+        client: Client of its place.
+        accept_lacking: Whether to go back though the old collection lacks writes.
 
     Raises:
         MigrationStateError: If there was no cut-over, or the old collection was retired.
-        MigrationError: If the alias is another collection's, or the old collection is gone.
+        MigrationError: If the alias is another collection's, the old collection is gone, or it
+            lacks writes and `accept_lacking` is not given.
         StoreError: If the store fails.
     """
     record = journal.record
     owner = _owner(client, record)
     lacking = read_unrepaired(journal.folder, "source")
+    if owner == record.target and record.state in _UNFINISHED:
+        # Switched by hand, since no cut-over begins in these states, which thus stay.
+        _switch_back(journal, client, lacking, accept_lacking=accept_lacking)
+        return Switch(record.alias, record.source, "switched", lacking=lacking)
     if owner == record.target and record.state not in ("cut_over", "retired"):
         # A cut-over was interrupted between the switch and the journal.
         journal.enter("cut_over")
@@ -156,34 +175,57 @@ def roll_back(journal: Journal, client: Client) -> Switch:
         )
     require_transition(record.state, "rolled_back")
     if owner == record.source:
-        journal.enter("rolled_back")
+        _enter_rolled_back(journal)
         return Switch(record.alias, record.source, "completed", lacking=lacking)
+    _switch_back(journal, client, lacking, accept_lacking=accept_lacking)
+    _enter_rolled_back(journal)
+    return Switch(record.alias, record.source, "switched", lacking=lacking)
+
+
+def _enter_rolled_back(journal: Journal) -> None:
+    """Record a rollback; what was verified before the cut-over proves nothing any more."""
+    journal.enter("rolled_back", verify=None)
+
+
+def _switch_back(journal: Journal, client: Client, lacking: int, *, accept_lacking: bool) -> None:
+    """Give the alias to the old collection, unless that is gone or lacks writes."""
+    record = journal.record
     with store_errors(record.source, "looking it up"):
         if not client.collection_exists(record.source):
             raise MigrationError(
                 f"the old collection {record.source!r} does not exist any more, so the alias "
                 f"{record.alias!r} stays where it is"
             )
+    if lacking and not accept_lacking:
+        raise MigrationError(
+            f"{lacking} writes since the cut-over have reached {record.target!r} only, so that "
+            f"{record.source!r} would answer without them. They are the events 'dirty' with the "
+            "side 'source' in the journal's events.jsonl. Nothing was switched; to go back all "
+            "the same, give --accept-lacking"
+        )
     journal.note("rolling_back", alias=record.alias, to=record.source, lacking=lacking)
     switch_alias(client, record.alias, owner=record.target, to=record.source)
-    journal.enter("rolled_back")
-    return Switch(record.alias, record.source, "switched", lacking=lacking)
 
 
-def retire(journal: Journal, client: Client, *, confirmed: bool) -> bool:
+def retire(
+    journal: Journal, client: Client, *, confirmed: bool, discard_source_writes: bool = False
+) -> bool:
     """Delete the old collection; there is no way back from this.
 
     Args:
         journal: The migration's journal.
         client: Client of its place.
         confirmed: Whether somebody has said that it is to be deleted.
+        discard_source_writes: Whether to delete it though it holds writes that the new collection
+            lacks.
 
     Returns:
         Whether it was deleted now; False if it was gone already.
 
     Raises:
         MigrationStateError: If the new collection does not serve.
-        MigrationError: If it is not confirmed, or an alias still names the old collection.
+        MigrationError: If it is not confirmed, an alias still names the old collection, or that
+            holds writes that the new one lacks.
         StoreError: If the store fails.
     """
     record = journal.record
@@ -206,6 +248,7 @@ def retire(journal: Journal, client: Client, *, confirmed: bool) -> bool:
             f"this deletes the old collection {record.source!r} with its {count} points, after "
             "which there is no rollback. Say so with --yes"
         )
+    _check_source_writes(journal, discard=discard_source_writes)
     journal.note("retiring", collection=record.source)
     with store_errors(record.source, "deleting it"):
         client.delete_collection(record.source)
@@ -213,25 +256,20 @@ def retire(journal: Journal, client: Client, *, confirmed: bool) -> bool:
     return True
 
 
-def switch_alias(client: Client, alias: str, *, owner: str, to: str) -> None:
-    """Take an alias from one collection and give it to another, in one atomic request.
-
-    Raises:
-        StoreError: If the alias is not `owner`'s, or the store fails; then it is where it was.
-    """
-    with store_errors(alias, "reading the aliases"):
-        found = read_aliases(client).get(alias)
-    if found == to:
+def _check_source_writes(journal: Journal, *, discard: bool) -> None:
+    """Refuse to delete the only copy of writes."""
+    lacking = read_unrepaired(journal.folder, "target")
+    if not lacking:
         return
-    if found != owner:
-        names = "it does not exist" if found is None else f"it names {found!r}"
-        raise StoreError(alias, "switching the alias", f"it should name {owner!r}, but {names}")
-    operations: list[qm.AliasOperations] = [
-        qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias)),
-        qm.CreateAliasOperation(create_alias=qm.CreateAlias(collection_name=to, alias_name=alias)),
-    ]
-    with store_errors(alias, f"switching the alias to {to!r}"):
-        client.update_collection_aliases(operations)
+    if discard:
+        journal.note("discarded", side="target", writes=lacking)
+        return
+    raise MigrationError(
+        f"{lacking} writes have reached {journal.record.source!r} only, and would be lost with it. "
+        "They are the events 'dirty' with the side 'target' in the journal's events.jsonl. Write "
+        "them again, or roll back, catch up (`migrate start`) and switch again; to delete the old "
+        "collection all the same, give --discard-source-writes"
+    )
 
 
 def _owner(client: Client, record: MigrationRecord) -> str:

@@ -35,7 +35,7 @@ from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.migration.brought_vectors import BroughtVectors
 from unified_embeddings.migration.dual_target import TargetWriter, stored_payloads
-from unified_embeddings.migration.journal import JournalError, append_event, read_record
+from unified_embeddings.migration.journal import JournalError, append_event, read_again, read_record
 from unified_embeddings.migration.opening import check_model, open_model
 from unified_embeddings.migration.record import MigrationRecord, Side
 from unified_embeddings.migration.sides import Collection
@@ -87,6 +87,7 @@ class DualWritingStore(QdrantVectorStore):
     _target: FingerprintedStore | None = PrivateAttr()
     _writer: TargetWriter = PrivateAttr()
     _folder: Path = PrivateAttr()
+    _record: MigrationRecord = PrivateAttr()
     _brought: BroughtVectors = PrivateAttr()
     _lock: threading.RLock = PrivateAttr()
     _failures: dict[Side, int] = PrivateAttr()
@@ -123,6 +124,7 @@ class DualWritingStore(QdrantVectorStore):
         self._target = None
         self._writer = TargetWriter(client, record, embedder)
         self._folder = Path(folder)
+        self._record = record
         self._brought = brought
         self._lock = threading.RLock()
         self._failures = {"source": 0, "target": 0}
@@ -332,7 +334,7 @@ class DualWritingStore(QdrantVectorStore):
             return self._target
 
     def _read_record(self) -> MigrationRecord:
-        return read_record(self._folder)
+        return read_again(self._folder, self._record)
 
     # --- in event loops -------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class GateOptions:
     Attributes:
         tolerance: The loss in nDCG@10 that the interval may not rule out. 0.02 is less than users
             notice, and about what 300 judged queries can rule out.
+        min_judged: Judged queries that are needed. An interval drawn from a few that happen to be
+            alike has no width, and says nothing.
         min_compared: Questions that must have been compared, without judgements. With 100 a mean
             overlap is known to about 0.06.
         min_overlap: The least mean share of common nodes in the first ten. Two good models of the
@@ -55,6 +57,7 @@ class GateOptions:
     """
 
     tolerance: float = 0.02
+    min_judged: int = 30
     min_compared: int = 100
     min_overlap: float = 0.3
     max_slowdown: float = 2.0
@@ -216,6 +219,12 @@ def _check_quality(quality: Quality, limits: GateOptions) -> GateCheck:
         f"difference of {difference.mean:+.4f}, 95% interval {difference.low:+.4f} to "
         f"{difference.high:+.4f}, p = {difference.p_value:.4f}, {difference.queries} queries"
     )
+    if difference.queries < limits.min_judged:
+        verdict = f"{limits.min_judged} are needed: judge more queries, or accept --min-judged"
+        return GateCheck("quality", passed=False, reason=f"{facts}; {verdict}")
+    if quality.new_ndcg <= 0:
+        verdict = "the new side finds nothing that is relevant; are these judgements of its texts?"
+        return GateCheck("quality", passed=False, reason=f"{facts}; {verdict}")
     if difference.low > -limits.tolerance:
         verdict = f"a loss of more than {limits.tolerance:g} is ruled out"
         return GateCheck("quality", passed=True, reason=f"{facts}; {verdict}")

@@ -53,6 +53,7 @@ _RECORD_FILE = "migration.json"
 _EVENTS_FILE = "events.jsonl"
 _FAILED_FILE = "failed.jsonl"
 _LOCK_FILE = "migration.lock"
+_PLANNED = "planned"
 
 
 class JournalError(UnifiedEmbeddingsError):
@@ -118,8 +119,9 @@ class Journal:
             journal._failed = {}
             with _writing(folder):
                 replace_file(folder / _FAILED_FILE, b"")
+            # Noted first: what a former migration here has noted is no evidence for this one.
+            journal.note(_PLANNED, source=record.source, target=record.target)
             journal._write(_entering(record, record.state))
-            journal.note("planned", source=record.source, target=record.target)
         except BaseException:
             lock.release()
             raise
@@ -257,22 +259,43 @@ def read_record(folder: Path) -> MigrationRecord:
         raise JournalError(f"{path} is no record of a migration: {error}") from error
 
 
+def read_again(folder: Path, known: MigrationRecord) -> MigrationRecord:
+    """Return the record of a migration that is known, as it is now; without a lock.
+
+    Raises:
+        JournalError: If it cannot be read, or the folder holds another migration by now, whose
+            collections are others.
+    """
+    record = read_record(folder)
+    collections = (record.source, record.target, record.fingerprint)
+    if collections != (known.source, known.target, known.fingerprint):
+        raise JournalError(
+            f"{folder} holds another migration by now, from {record.source!r} to "
+            f"{record.target!r}; what was opened is for the one from {known.source!r} to "
+            f"{known.target!r}. Open it anew"
+        )
+    return record
+
+
 def read_events(folder: Path) -> list[Event]:
-    """Return what happened during the migration in a folder, the first first.
+    """Return what happened during the migration in a folder since it was planned, the first first.
+
+    The file may hold the events of a migration that was there before, which are left out.
 
     Raises:
         JournalError: If it cannot be read.
     """
+    events: list[Event] = []
     try:
-        lines = list(read_lines(folder / _EVENTS_FILE))
+        for line in read_lines(folder / _EVENTS_FILE):
+            facts = dict(line)
+            time = str(facts.pop("time", ""))
+            event = str(facts.pop("event", ""))
+            if event == _PLANNED:
+                events.clear()
+            events.append(Event(time=time, event=event, facts=facts))
     except OSError as error:
         raise JournalError(f"{folder / _EVENTS_FILE} cannot be read: {error}") from error
-    events = []
-    for line in lines:
-        facts = dict(line)
-        time = str(facts.pop("time", ""))
-        event = str(facts.pop("event", ""))
-        events.append(Event(time=time, event=event, facts=facts))
     return events
 
 

@@ -22,11 +22,15 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
     if not lines:
         return
     make_folder(path.parent)
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    # Half a character, as in a name whose bytes are no UTF-8, is written as JSON escapes it.
+    content = text.encode(errors="backslashreplace")
     with path.open("ab+", buffering=0) as file:
         if not _ends_with_line(path):
             content = b"\n" + content
-        file.write(content)
+        # A disk that becomes full takes a part and says so only when asked for the rest.
+        while content:
+            content = content[file.write(content) :]
         os.fsync(file.fileno())
 
 

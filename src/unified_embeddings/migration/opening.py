@@ -19,7 +19,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.record import MigrationRecord
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, open_folder
 from unified_embeddings.stores.schema import dense_vectors, sparse_vectors

@@ -33,7 +33,8 @@ from unified_embeddings.migration.payloads import (
     SourceText,
     UnreadablePoint,
 )
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.migration.sides import Collection
+from unified_embeddings.stores.aliases import read_aliases, switch_alias
 from unified_embeddings.stores.copy_points import (
     PointId,
     PointReader,
@@ -48,6 +49,7 @@ from unified_embeddings.stores.schema import DENSE_VECTOR, dense_vectors
 from unified_embeddings.types import HeadName
 
 _POINTS_PER_REQUEST = 64
+_POINTS_COMPARED = 500
 _REQUEST_BYTES = 8 * 2**20
 """As JSON and before vectors are added: what is sent is split once more."""
 
@@ -204,32 +206,48 @@ def _payload_of(point: qm.PointStruct, readable: Mapping[PointId, SourceText]) -
     return point.payload if source is None else source.payload
 
 
-def switch_alias(client: Client, alias: str, name: str, target: str) -> None:
-    """Let an alias name the copy, at once for all who use it.
+def switch_to_copy(
+    client: Client, alias: str, name: str, target: str, reader: PayloadReader
+) -> None:
+    """Let an alias name the copy, at once for all who use it; not if it does already.
 
     Raises:
         StoreError: If the copy is not complete, the alias names something else by now, or Qdrant
             fails.
     """
-    with store_errors(target, f"switching the alias {alias!r}"):
-        owner = read_aliases(client).get(alias)
-        if owner not in (name, target):
-            raise StoreError(
-                target, f"switching the alias {alias!r}", f"it names {owner!r} by now, not {name!r}"
-            )
+    operation = f"switching the alias {alias!r}"
+    with store_errors(target, operation):
+        if read_aliases(client).get(alias) == target:
+            return
         counts = [client.count(each, exact=True).count for each in (name, target)]
-        if counts[0] != counts[1]:
-            raise StoreError(
-                target,
-                f"switching the alias {alias!r}",
-                f"{name!r} has {counts[0]} points and {target!r} has {counts[1]}: points were "
-                "added or deleted meanwhile. Run the same command again while nobody writes",
+    outdated = _find_outdated(client, name, target, reader)
+    if counts[0] != counts[1] or outdated:
+        problem = f"{name!r} has {counts[0]} points and {target!r} has {counts[1]}"
+        if outdated:
+            problem += (
+                f", of which {len(outdated)} are missing or have another payload, such as "
+                f"{outdated[0]!r}"
             )
-        client.update_collection_aliases(
-            [
-                qm.DeleteAliasOperation(delete_alias=qm.DeleteAlias(alias_name=alias)),
-                qm.CreateAliasOperation(
-                    create_alias=qm.CreateAlias(collection_name=target, alias_name=alias)
-                ),
-            ]
+        raise StoreError(
+            target,
+            operation,
+            f"{problem}: points were added, changed or deleted meanwhile. Delete {target!r} and "
+            "run the same command again while nobody writes; the alias stays where it is",
         )
+    switch_alias(client, alias, owner=name, to=target)
+
+
+def _find_outdated(client: Client, name: str, target: str, reader: PayloadReader) -> list[PointId]:
+    """Return the ids of the first page of points that the copy does not hold as they are now."""
+    copy = Collection(client, target)
+    for page in Collection(client, name).pages(_POINTS_COMPARED):
+        held = copy.payloads_of(list(page.points))
+        outdated = []
+        for point_id, payload in page.points.items():
+            source = reader.read(point_id, payload)
+            expected = payload if isinstance(source, UnreadablePoint) else source.payload
+            if held.get(point_id) != expected:
+                outdated.append(point_id)
+        if outdated:
+            return outdated
+    return []

@@ -27,7 +27,7 @@ from unified_embeddings.migration.opening import (
 from unified_embeddings.migration.payloads import LayoutName, PayloadReader, choose_reader
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.sides import Collection
-from unified_embeddings.stores.copy_checks import read_aliases
+from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.schema import recorded_model

@@ -130,7 +130,7 @@ class MigrationRecord:
 def record_to_json(record: MigrationRecord) -> bytes:
     """Return a record as JSON."""
     content = {"format": _FORMAT} | dataclasses.asdict(record)
-    return json.dumps(content, ensure_ascii=False, indent=1).encode()
+    return json.dumps(content, ensure_ascii=False, indent=1).encode(errors="backslashreplace")
 
 
 def record_from_json(content: bytes) -> MigrationRecord:

@@ -15,22 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.migration.adoption import adopt_collection
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import (
     Journal,
     append_event,
+    read_again,
     read_events,
     read_record,
 )
 from unified_embeddings.migration.opening import check_model, open_model
 from unified_embeddings.migration.payloads import PayloadReader
+from unified_embeddings.migration.probes import Layout
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import require_transition
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
 from unified_embeddings.retrievers.shares import require_share
 from unified_embeddings.retrievers.transition import TransitionRetriever
 from unified_embeddings.retrievers.transition_report import TransitionReport
+from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.schema import recorded_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -96,6 +101,29 @@ def open_sides(
     )
 
 
+def prove_source(record: MigrationRecord, client: Client, embedder: TextEmbedder) -> None:
+    """Refuse an embedder that did not make a source which records no model.
+
+    The answers of another model would be worse than the old side's, and the new side look better.
+
+    Raises:
+        MigrationError: If it cannot be proved; the message has the measured cosine.
+        StoreError: If the source cannot be read, or its vectors have another dimension.
+    """
+    with store_errors(record.source, "reading the source"):
+        info = client.get_collection(record.source)
+    if recorded_model(info) is not None:
+        return  # whoever asks it is checked against that
+    layout = Layout(record.layout, text_key=record.text_key, metadata_key=record.metadata_key)
+    report = adopt_collection(client, record.source, embedder, layout=layout, record=False)
+    if not report.is_accepted:
+        raise MigrationError(
+            f"the old collection {record.source!r} does not record its model, and it is not proved "
+            f"to be {embedder.model_name!r}: {report.reason}. Name the model that made it; if you "
+            "know that this one did, record it with `unified-embeddings adopt --trust`"
+        )
+
+
 def open_transition(
     folder: Path | str,
     client: Client,
@@ -143,8 +171,8 @@ class JournalShare:
     """The share of the questions that the new side answers, as a migration's journal says.
 
     It is 0 until the canary and after a rollback, the canary's share during it, and 1 after the
-    cut-over. The journal is read at most once a second. If it cannot be read, the last share is
-    kept.
+    cut-over. The journal is read at most once a second. If it cannot be read, or holds another
+    migration by now, the last share is kept.
 
     Args:
         folder: The migration's journal.
@@ -156,7 +184,8 @@ class JournalShare:
     def __init__(self, folder: Path | str) -> None:
         self._folder = Path(folder)
         self._lock = threading.Lock()
-        self._share = share_of(read_record(self._folder))
+        self._record = read_record(self._folder)
+        self._share = share_of(self._record)
         self._read = time.monotonic()
 
     def __call__(self) -> float:
@@ -166,7 +195,7 @@ class JournalShare:
             if now - self._read >= _READ_SECONDS:
                 self._read = now
                 try:
-                    self._share = share_of(read_record(self._folder))
+                    self._share = share_of(read_again(self._folder, self._record))
                 except UnifiedEmbeddingsError:
                     # Answering goes on as before: a shared disk may be away for a while.
                     return self._share

@@ -7,6 +7,7 @@ What does not: what is asked for, and what the answers mean (`hybrid`).
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 
 from llama_index.core.schema import NodeWithScore
@@ -23,6 +24,10 @@ from unified_embeddings.stores.opening import Client, make_thread_safe
 _LOOK_UP = "get_collection"
 _SEARCH = "query_batch_points"
 """The operations that a StoreError names: qdrant-client's methods."""
+_NODE_KEY = "_node_content"
+"""Key under which LlamaIndex stores a node."""
+_FOREIGN_KEYS = {"LangChain": "page_content", "Haystack": "content"}
+"""Software -> key under which it stores a text."""
 
 
 class CollectionReader:
@@ -141,8 +146,15 @@ class CollectionReader:
         Raises:
             StoreError: If a point holds neither a node nor a text.
         """
-        with store_errors(self.collection, "reading the points found"):
-            nodes = self._store.parse_to_query_result(points).nodes or []
+        operation = "reading the points found"
+        try:
+            with store_errors(self.collection, operation):
+                nodes = self._store.parse_to_query_result(points).nodes or []
+        except StoreError as error:
+            problem = _foreign_layout(self.collection, points)
+            if problem is None:
+                raise
+            raise StoreError(self.collection, operation, problem) from error
         return [
             NodeWithScore(node=node, score=score) for node, score in zip(nodes, scores, strict=True)
         ]
@@ -153,3 +165,22 @@ class CollectionReader:
                 self.collection, operation, "the store has only an async client; use aretrieve"
             )
         return self._client
+
+
+def _foreign_layout(collection: str, points: Sequence[qm.ScoredPoint]) -> str | None:
+    """Return whose payloads those look like in which LlamaIndex finds no node; None if unknown."""
+    for point in points:
+        payload = point.payload or {}
+        if _NODE_KEY in payload:
+            continue
+        for software, key in _FOREIGN_KEYS.items():
+            if key in payload:
+                name = shlex.quote(collection)
+                return (
+                    f"the payload of point {point.id} looks like {software}'s (it has {key!r} and "
+                    f"no {_NODE_KEY!r}), and LlamaIndex finds no node in it. To write LlamaIndex's "
+                    "payloads into a second collection with the same vectors: unified-embeddings "
+                    f"add-vectors {name} --copy-to NEW; to move to another model: "
+                    f"unified-embeddings migrate plan {name} --alias ALIAS --model MODEL"
+                )
+    return None

@@ -6,7 +6,7 @@ import warnings
 
 from qdrant_client import models as qm
 
-from unified_embeddings.stores.copy_checks import read_aliases, read_aliases_of
+from unified_embeddings.stores.aliases import read_aliases, read_aliases_of
 from unified_embeddings.stores.copying import creation_options, payload_indexes, set_aliases
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client, is_local_mode

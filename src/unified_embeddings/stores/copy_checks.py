@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import StoreError
-from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import dense_vectors, recorded_model, sparse_vectors
 
@@ -85,22 +85,6 @@ def _describe_shape(info: qm.CollectionInfo) -> dict[str, str]:
         modifier = (sparse.modifier or qm.Modifier.NONE).value
         shape[f"sparse vector {name!r}"] = f"modifier {modifier}"
     return shape
-
-
-def read_aliases(client: Client) -> dict[str, str]:
-    """Return alias → collection."""
-    return {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
-
-
-def read_aliases_of(source: Client, name: str) -> tuple[str, ...]:
-    """Return the aliases of one collection in the source, sorted.
-
-    Raises:
-        StoreError: If the source cannot be read.
-    """
-    with store_errors(name, "reading the source's aliases"):
-        aliases = read_aliases(source)
-    return tuple(sorted(alias for alias, target in aliases.items() if target == name))
 
 
 def check_alias(

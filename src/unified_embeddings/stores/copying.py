@@ -16,11 +16,10 @@ from typing import Any
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.stores.aliases import read_aliases, read_aliases_of
 from unified_embeddings.stores.copy_checks import (
     check_alias,
     check_same_shape,
-    read_aliases,
-    read_aliases_of,
     read_source_info,
 )
 from unified_embeddings.stores.copy_points import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from qdrant_client import models as qm
 
 from unified_embeddings.stores.copy_points import PointId, plain_id
@@ -37,20 +39,20 @@ def sample_ids(client: Client, name: str, size: int) -> list[PointId]:
                 with_payload=False,
             )
             return [plain_id(point.id) for point in drawn.points]
-        point_ids = _list_ids(client, name)
-    if len(point_ids) <= size:
-        return point_ids
-    spacing = len(point_ids) / size
-    return [point_ids[int((place + 0.5) * spacing)] for place in range(size)]
+        count = client.count(name, exact=True).count
+        spacing = max(1.0, count / size)
+        places = {int((place + 0.5) * spacing) for place in range(size)}
+        ids = enumerate(_iterate_ids(client, name))
+        return [point_id for place, point_id in ids if place in places]
 
 
-def _list_ids(client: Client, name: str) -> list[PointId]:
-    point_ids: list[PointId] = []
+def _iterate_ids(client: Client, name: str) -> Iterator[PointId]:
     offset = None
     while True:
         records, offset = client.scroll(
             name, limit=_IDS_PER_PAGE, offset=offset, with_payload=False, with_vectors=False
         )
-        point_ids += [plain_id(record.id) for record in records]
+        for record in records:
+            yield plain_id(record.id)
         if offset is None:
-            return point_ids
+            return

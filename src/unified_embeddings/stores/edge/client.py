@@ -125,9 +125,10 @@ class EdgeQdrantClient:
         released: Set once the client is closed and another one may open the folder.
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> from qdrant_client import models
         >>> from unified_embeddings import EdgeQdrantClient
-        >>> with EdgeQdrantClient("my_store") as client:
+        >>> with TemporaryDirectory() as folder, EdgeQdrantClient(folder) as client:
         ...     created = client.create_collection(
         ...         "animals",
         ...         vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT),
