@@ -182,9 +182,15 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
         raise MissingCollectionError(
             collection,
             "opening",
-            f"it does not exist; existing collections: {existing}. {hint}",
+            f"it does not exist in {name_place(path, url)}; existing collections: {existing}. "
+            f"{hint}",
         )
     return client, own_name
+
+
+def name_place(path: Path, url: str | None) -> str:
+    """Return a place in words. Messages name it, as --path has a default and is forgotten."""
+    return url or f"the folder {printable(str(path))}"
 
 
 def open_place(path: Path, url: str | None) -> Client:
