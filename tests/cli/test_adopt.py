@@ -90,6 +90,8 @@ def test_a_forgotten_path_is_seen_in_the_message(run: Run, work: Path, xlmr: Pat
     for command in ("adopt", "make-queries"):
         options = ("--output", "new") if command == "make-queries" else ("--model", xlmr)
         assert "in the folder qdrant_data" in run(command, "nowhere", *options).err
+    sought = run("search", "fox", "-c", "nowhere", "--model", xlmr).err
+    assert "existing collections: 'theirs', and aliases: 'live'" in sought
     planned = run("migrate", "plan", "nowhere", "--alias", "a", "--model", xlmr)
     assert f"in the folder {work / 'qdrant_data'}" in planned.err
 

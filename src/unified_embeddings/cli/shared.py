@@ -167,6 +167,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
         MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
     from unified_embeddings.stores.aliases import resolve_name
+    from unified_embeddings.stores.copy_checks import read_aliases
     from unified_embeddings.stores.errors import store_errors
 
     hint = "index some files first: unified-embeddings index PATH"
@@ -177,8 +178,11 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
     with store_errors(collection, action):
         collection_names = sorted(info.name for info in client.get_collections().collections)
         own_name = resolve_name(client, collection)
+        aliases = sorted(read_aliases(client)) if own_name not in collection_names else []
     if own_name not in collection_names:
         existing = ", ".join(map(repr, collection_names)) or "none"
+        if aliases:
+            existing += f", and aliases: {', '.join(map(repr, aliases))}"
         raise MissingCollectionError(
             collection,
             "opening",
