@@ -22,8 +22,8 @@ _NEXT = {
     "planned": "let every writer use the dual-writing store, then run `migrate start {alias}`",
     "backfilling": "run `migrate start {alias}` to resume",
     "backfilled": "run `migrate verify {alias}`",
-    "verified": "run `migrate cutover {alias}`, with --data FOLDER if you have judged queries; if not, "
-    "compare first with `migrate shadow {alias} --queries FILE`",
+    "verified": "run `migrate cutover {alias}`, with --data FOLDER if you have judged queries; "
+    "if not, compare first with `migrate shadow {alias} --queries FILE`",
     "shadow": "run `migrate cutover {alias}` once the comparison is good",
     "canary": "run `migrate cutover {alias}` once the comparison is good",
     "cut_over": "run `migrate rollback {alias}` to go back, or `migrate retire {alias}` once sure",
