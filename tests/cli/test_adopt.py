@@ -65,6 +65,37 @@ def test_from_an_unknown_collection_to_hybrid_search(run: Run, work: Path, xlmr:
     assert run("adopt", "theirs", "--model", xlmr).out.endswith("already; nothing to do\n")
 
 
+def test_unnamed_dense_vectors_are_led_to_a_collection_with_names(
+    run: Run, work: Path, xlmr: Path
+) -> None:
+    with EdgeQdrantClient("qdrant_data") as client, ModelEmbedder(str(xlmr)) as embedder:
+        fill(client, "unnamed", embedder, NODES, dense_name="")
+    question = ("search", NODES[3].text, "-c", "unnamed", "--model", xlmr)
+    refused = run(*question).err
+    assert f"unified-embeddings adopt unnamed --model {xlmr}" in refused
+    command = f"unified-embeddings add-vectors unnamed --copy-to NEW --sparse --model {xlmr}"
+    assert command in refused
+    adopted = run("adopt", "unnamed", "--model", xlmr).out
+    assert f"unified-embeddings add-vectors unnamed --copy-to NEW --model {xlmr}" in adopted
+    assert "adopt unnamed" not in run(*question).err
+    added = run("add-vectors", "unnamed", "--sparse", "--model", xlmr).out
+    assert "its dense vectors have no name" in added
+    ended = run("add-vectors", "unnamed", "--copy-to", "named", "--model", xlmr)
+    assert (ended.code, ended.err) == (0, "")
+    ended = run(*question[:2], "-c", "named", "--model", xlmr, "--json")
+    assert (ended.code, ended.json[0]["text"]) == (0, NODES[3].text)
+
+
+def test_a_forgotten_path_is_seen_in_the_message(run: Run, work: Path, xlmr: Path) -> None:
+    for command in ("adopt", "make-queries"):
+        options = ("--output", "new") if command == "make-queries" else ("--model", xlmr)
+        assert "in the folder qdrant_data" in run(command, "nowhere", *options).err
+    sought = run("search", "fox", "-c", "nowhere", "--model", xlmr).err
+    assert "existing collections: 'theirs', and aliases: 'live'" in sought
+    planned = run("migrate", "plan", "nowhere", "--alias", "a", "--model", xlmr)
+    assert f"in the folder {work / 'qdrant_data'}" in planned.err
+
+
 def test_another_model_is_refused_with_exit_code_1(run: Run, work: Path, tmp_path: Path) -> None:
     other = checkpoints.bert(tmp_path / "bert")
     ended = run("adopt", "theirs", "--model", other)

@@ -356,6 +356,20 @@ def test_a_collection_of_other_documents_is_refused(
     assert "no field of the collection's payload holds the ids of judged documents" in err
 
 
+def test_a_collection_without_any_relevant_document_is_noted(
+    data: Path, store: Path, run: Run, tmp_path: Path
+) -> None:
+    name = next(iter(TEXTS))
+    (tmp_path / "zero.qrels").write_text(f"q1 0 {name} 0\nq1 0 elsewhere 1\n")
+    live = f"path={store},collection=docs,model=mini-m3"
+    code, out, err = run(data, "-s", live, "--qrels", "zero.qrels")
+    assert code == 0
+    assert "0.0000" in out
+    assert "found no relevant document at all" in err
+    assert "the field 'source'" in err
+    assert "found no relevant" not in run(data, "-s", live)[2]
+
+
 def test_ids_that_trec_cannot_hold_are_told_first(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "spaced"
     (folder / "qrels").mkdir(parents=True)

@@ -34,6 +34,12 @@ def test_no_field_is_told_with_an_example() -> None:
         choose_document_field([(7, {"source": "x"})], {"d1"})
 
 
+def test_sizes_of_files_are_no_names() -> None:
+    payload = {"file_size": 12, "metadata": {"file_size": 12}}
+    with pytest.raises(InputError, match="no field"):
+        choose_document_field([(7, payload)], {"12"})
+
+
 def test_fields_within_fields_are_read() -> None:
     payload = {"meta": {"_id": 12, "deep": {"id": "x"}}, "flag": True, "none": None}
     assert read_document_id(1, payload, "meta._id") == "12"

@@ -37,3 +37,10 @@ def test_steps_in_their_order_are_allowed(way: list[State]) -> None:
 def test_other_steps_are_refused_with_what_may_follow(now: State, following: State) -> None:
     with pytest.raises(MigrationStateError, match=f"is '{now}' and cannot become '{following}'"):
         require_transition(now, following)
+
+
+def test_a_refusal_names_the_commands_that_may_follow() -> None:
+    with pytest.raises(MigrationStateError, match=r"what may follow: `migrate start`$"):
+        require_transition("planned", "cut_over")
+    with pytest.raises(MigrationStateError, match=r"follow: `migrate rollback`, `migrate retire`$"):
+        require_transition("cut_over", "backfilling")

@@ -249,10 +249,26 @@ def test_a_source_of_unknown_origin_needs_its_model_named(
     run: Any, folder: Path, tmp_path: Path
 ) -> None:
     enter(folder, *TO_VERIFIED)
+    with EdgeQdrantClient(tmp_path / "store") as client:
+        client.delete_collection("docs-1")
+        client.create_collection(
+            "docs-1", vectors_config=qm.VectorParams(size=4, distance=qm.Distance.COSINE)
+        )
     (tmp_path / "q.txt").write_text("one\n")
     error = run("shadow", "--queries", str(tmp_path / "q.txt")).exception
     assert isinstance(error, InputError)
     assert "--old-model" in str(error)
+
+
+def test_a_source_that_was_adopted_after_the_plan_is_asked_by_its_model(
+    run: Any, folder: Path, tmp_path: Path
+) -> None:
+    enter(folder, *TO_VERIFIED)
+    (tmp_path / "q.txt").write_text("one\n")
+    # The journal knows no model, but the collection does; what is refused is the new one's double.
+    error = run("shadow", "--queries", str(tmp_path / "q.txt")).exception
+    assert isinstance(error, FingerprintMismatchError)
+    assert "'docs-2' was made with 'new'" in str(error)
 
 
 def test_an_alias_of_a_third_collection_is_left_alone_by_command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +65,11 @@ def adopt(
     else:
         for line in _describe(report):
             shared.print_line(shared.printable(line))
+        if report.is_accepted:
+            options = existing.repeat_options(path, url, model)
+            unread = existing.describe_unread(client, name, report.layout, options)
+            if unread is not None:
+                shared.print_line(shared.printable(unread))
     if report.outcome == "refused":
         if not as_json:
             shared.print_error(_refusal(report))
@@ -93,11 +97,6 @@ def _describe(report: AdoptionReport) -> list[str]:
     }
     if report.outcome in outcomes:
         lines.append(outcomes[report.outcome])
-    if report.is_accepted and report.layout not in (None, "llama_index"):
-        lines.append(
-            f"its payloads are not LlamaIndex's ({report.layout}), so that retrievers find no text "
-            f"in them; add-vectors {shlex.quote(name)} --copy-to NEW writes such payloads"
-        )
     return lines
 
 

@@ -236,7 +236,23 @@ class _LiveCollection:
                 f"system {self._system.name!r} found no point with the field {field!r}; name the "
                 "field of the payload that holds the judged documents' ids, with field="
             )
+        if not _finds_any(run, corpus):
+            shared.print_note(
+                f"system {self._system.name!r} found no relevant document at all. Documents are "
+                f"taken to be named by the field {field!r} of the payload; if they are not, name "
+                "the right one with field=, and make sure that this is their collection"
+            )
         return run
+
+
+def _finds_any(run: Run, corpus: Corpus) -> bool:
+    """Tell whether a run has a relevant document for at least one query."""
+    qrels = corpus.qrels or {}
+    for query_id, scores in run.items():
+        grades = qrels.get(query_id, {})
+        if any(grades.get(document_id, 0) > 0 for document_id in scores):
+            return True
+    return False
 
 
 @contextmanager

@@ -274,7 +274,7 @@ def _open_sides(
     from unified_embeddings.migration.opening import open_model
     from unified_embeddings.migration.traffic import open_sides, prove_source
 
-    model = old_model or record.source_model
+    model = old_model or record.source_model or _model_recorded_since(record, client)
     if model is None:
         raise InputError(
             f"the old collection {record.source!r} does not record which model made it; name it "
@@ -284,6 +284,16 @@ def _open_sides(
     prove_source(record, client, old.embedder)
     new = open_model(record)
     return open_sides(record, client, old.embedder, new.embedder, similarity_top_k=DEPTH)
+
+
+def _model_recorded_since(record: MigrationRecord, client: Client) -> str | None:
+    """Return the model that the old collection records now: `adopt` may follow the plan."""
+    from unified_embeddings.stores.errors import store_errors
+    from unified_embeddings.stores.schema import recorded_model
+
+    with store_errors(record.source, "reading its model"):
+        model = recorded_model(client.get_collection(record.source))
+    return None if model is None else model.name
 
 
 def _ask_gate(
@@ -324,6 +334,8 @@ def _ask_gate(
 
 
 def _print_traffic(report: TransitionReport) -> None:
+    from unified_embeddings.migration.gate import GateOptions
+
     if report.mean_overlap is None or report.mean_rank_biased_overlap is None:
         shared.print_error(f"nothing could be compared; the last error: {report.last_error}")
         return
@@ -342,6 +354,9 @@ def _print_traffic(report: TransitionReport) -> None:
     for example in report.worst[:_SHOWN_EXAMPLES]:
         query = shared.one_line(example.query, _QUERY_WIDTH)
         shared.print_line(f"least in common ({example.overlap:.0%}): {query}")
+    wanted = GateOptions().min_compared
+    if report.compared < wanted:
+        shared.print_note(f"cutover without --data wants {wanted} questions compared")
 
 
 def _describe_latency(latency: Latency | None) -> str:

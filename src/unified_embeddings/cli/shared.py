@@ -167,6 +167,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
         MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
     from unified_embeddings.stores.aliases import resolve_name
+    from unified_embeddings.stores.copy_checks import read_aliases
     from unified_embeddings.stores.errors import store_errors
 
     hint = "index some files first: unified-embeddings index PATH"
@@ -177,14 +178,23 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
     with store_errors(collection, action):
         collection_names = sorted(info.name for info in client.get_collections().collections)
         own_name = resolve_name(client, collection)
+        aliases = sorted(read_aliases(client)) if own_name not in collection_names else []
     if own_name not in collection_names:
         existing = ", ".join(map(repr, collection_names)) or "none"
+        if aliases:
+            existing += f", and aliases: {', '.join(map(repr, aliases))}"
         raise MissingCollectionError(
             collection,
             "opening",
-            f"it does not exist; existing collections: {existing}. {hint}",
+            f"it does not exist in {name_place(path, url)}; existing collections: {existing}. "
+            f"{hint}",
         )
     return client, own_name
+
+
+def name_place(path: Path, url: str | None) -> str:
+    """Return a place in words. Messages name it, as --path has a default and is forgotten."""
+    return url or f"the folder {printable(str(path))}"
 
 
 def open_place(path: Path, url: str | None) -> Client:

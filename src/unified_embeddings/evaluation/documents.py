@@ -18,6 +18,8 @@ SAMPLED_QUERIES = 50
 
 _USUAL_FIELDS = ("_id", "doc_id", "ref_doc_id", "document_id", "id", "paper_id")
 """Fields that win a tie, in this order: LlamaIndex stores a document's id under three names."""
+_NEVER_NAMES = frozenset({"file_size"})
+"""Fields of LlamaIndex's readers whose numbers look like ids, and are none."""
 
 
 def read_document_id(point_id: object, payload: Mapping[str, object], field: str) -> str | None:
@@ -90,12 +92,18 @@ def _list_values(point_id: object, payload: Mapping[str, object]) -> Iterable[tu
         if isinstance(value, Mapping):
             inner = {f"{key}.{inner_key}": item for inner_key, item in value.items()}
         for field, item in inner.items():
+            if _last_name(field) in _NEVER_NAMES:
+                continue
             if isinstance(item, str | int) and not isinstance(item, bool):
                 yield field, str(item)
 
 
+def _last_name(field: str) -> str:
+    return field.rpartition(".")[2]
+
+
 def _preference(field: str) -> int:
-    last_name = field.rpartition(".")[2]
+    last_name = _last_name(field)
     if last_name in _USUAL_FIELDS:
         return _USUAL_FIELDS.index(last_name)
     return len(_USUAL_FIELDS)

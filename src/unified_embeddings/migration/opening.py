@@ -20,6 +20,7 @@ from unified_embeddings.errors import FingerprintMismatchError, InputError, Stor
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.stores.aliases import read_aliases
+from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, open_folder
 from unified_embeddings.stores.schema import dense_vectors, sparse_vectors
@@ -118,7 +119,10 @@ def choose_names(client: Client, source: str, alias: str | None) -> Names:
         alias, source = alias or source, aliases[source]
     if source not in collections:
         known = ", ".join(map(repr, sorted(collections))) or "none"
-        raise StoreError(source, "planning", f"it does not exist; existing collections: {known}")
+        place = f" in the folder {client.path}" if isinstance(client, EdgeQdrantClient) else ""
+        raise StoreError(
+            source, "planning", f"it does not exist{place}; existing collections: {known}"
+        )
     if alias is None:
         alias = _only_alias(source, aliases)
     if alias in collections:

@@ -198,7 +198,8 @@ def _notes(names: Names, record: MigrationRecord, estimate: Estimate) -> tuple[s
     if record.source_model is None:
         notes.append(
             f"nothing records which model made {names.source!r}; its vectors are not used, only "
-            "its texts"
+            "its texts. `migrate shadow` and `migrate cutover --data` ask it questions: record its "
+            "model with `unified-embeddings adopt` before them, or name it with --old-model"
         )
     if estimate.without_text:
         notes.append(

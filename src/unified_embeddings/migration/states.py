@@ -42,6 +42,17 @@ _NEXT: dict[State, frozenset[State]] = {
     "retired": frozenset(),
 }
 
+_STEPS: dict[str, tuple[State, ...]] = {
+    "start": ("backfilling", "backfilled"),
+    "verify": ("verified",),
+    "shadow": ("shadow",),
+    "canary": ("canary",),
+    "cutover": ("cut_over",),
+    "rollback": ("rolled_back",),
+    "retire": ("retired",),
+}
+"""Step → the states that it leads to, in the usual order."""
+
 
 class MigrationStateError(UnifiedEmbeddingsError):
     """A step was asked for that the migration's state does not allow."""
@@ -51,7 +62,7 @@ def require_transition(now: State, following: State) -> None:
     """Refuse a state that may not follow; a state may always be entered again.
 
     Raises:
-        MigrationStateError: If it may not; the message names the states that may.
+        MigrationStateError: If it may not; the message names the steps that may follow.
 
     Example:
         >>> from unified_embeddings.migration.states import require_transition
@@ -63,7 +74,8 @@ def require_transition(now: State, following: State) -> None:
     """
     if following == now or following in _NEXT[now]:
         return
-    allowed = ", ".join(sorted(_NEXT[now])) or "nothing"
+    steps = [step for step, states in _STEPS.items() if not _NEXT[now].isdisjoint(states)]
+    allowed = ", ".join(f"`migrate {step}`" for step in steps) or "nothing"
     raise MigrationStateError(
         f"the migration is {now!r} and cannot become {following!r}; what may follow: {allowed}"
     )

@@ -237,11 +237,7 @@ def _check_dense_vector(
     if params is None:
         problem = f"it has no dense vector named {vector_name!r}"
         if "" in dense_vectors(info):
-            command = f"add-vectors {shlex.quote(name)} --copy-to NEW"
-            problem += (
-                ", but an unnamed one, which a retriever over LlamaIndex's own store reads. To "
-                f"copy it into a collection with names: unified-embeddings {command}"
-            )
+            problem += f", but an unnamed one, {_describe_way_to_names(name, info, embedder)}"
         raise StoreError(name, "checking", problem)
     if params.size != embedder.dimension:
         raise StoreError(
@@ -250,6 +246,20 @@ def _check_dense_vector(
             f"its dense vectors have {params.size} dimensions, the model {embedder.model_name!r} "
             f"gives {embedder.dimension}; use the model it was made with",
         )
+
+
+def _describe_way_to_names(name: str, info: qm.CollectionInfo, embedder: TextEmbedder) -> str:
+    """Return, in words, how a collection with an unnamed dense vector can be searched."""
+    model = f"--model {shlex.quote(embedder.model_name)}"
+    sparse = "--sparse " if "sparse" in embedder.heads else ""
+    proof = ""
+    if recorded_model(info) is None:
+        proof = f"prove its model (unified-embeddings adopt {shlex.quote(name)} {model}), and then "
+    return (
+        "as LlamaIndex's own store makes without hybrid search. A retriever over that store reads "
+        f"it with mode='dense'. For all else {proof}copy it into a collection with names: "
+        f"unified-embeddings add-vectors {shlex.quote(name)} --copy-to NEW {sparse}{model}"
+    )
 
 
 def _check_sparse_vector(
