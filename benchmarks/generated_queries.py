@@ -26,7 +26,6 @@ from unified_embeddings.evaluation.corpora import Corpus, Qrels, read_beir
 from unified_embeddings.evaluation.fusion_choices import (
     DENSE_ALONE,
     SPARSE_ALONE,
-    QueryScores,
     list_choices,
     score_choices,
 )
@@ -37,6 +36,7 @@ from unified_embeddings.evaluation.generated_queries import (
     QueryKind,
     generate_queries,
 )
+from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.rank_correlation import kendall_tau
 from unified_embeddings.evaluation.rankings import Run, ndcg
 from unified_embeddings.evaluation.tuning import tune_fusion

@@ -27,11 +27,11 @@ from unified_embeddings import UnifiedEmbeddingConfig
 from unified_embeddings.evaluation.corpora import Corpus, read_beir
 from unified_embeddings.evaluation.fusion_choices import (
     DEEPEST,
-    QueryScores,
     SearchedQuery,
     list_choices,
     score_choices,
 )
+from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.tuning import TuningReport, tune_fusion
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.both_lists import search_both_lists

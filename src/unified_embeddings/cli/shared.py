@@ -166,8 +166,7 @@ def require_collection(collection: str, path: Path, url: str | None) -> tuple[Cl
     Raises:
         MissingCollectionError: If the collection does not exist. The message lists those that do.
     """
-    from unified_embeddings.stores.aliases import resolve_name
-    from unified_embeddings.stores.copy_checks import read_aliases
+    from unified_embeddings.stores.aliases import read_aliases, resolve_name
     from unified_embeddings.stores.errors import store_errors
 
     hint = "index some files first: unified-embeddings index PATH"
