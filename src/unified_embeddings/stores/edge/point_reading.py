@@ -20,15 +20,24 @@ from unified_embeddings.stores.edge.arguments import (
 )
 from unified_embeddings.stores.edge.bounds import check_timeout
 from unified_embeddings.stores.edge.coercion import coerce, coerce_dict
-from unified_embeddings.stores.edge.core_types import CorePoint, CoreShard
+from unified_embeddings.stores.edge.core_types import CorePoint, CoreQuery, CoreShard
+from unified_embeddings.stores.edge.examples import Queried
 from unified_embeddings.stores.edge.filters import to_core_filter
 from unified_embeddings.stores.edge.fused_order import order_found
 from unified_embeddings.stores.edge.parts import ClientPart
 from unified_embeddings.stores.edge.points import to_list
-from unified_embeddings.stores.edge.queries import check_limit, to_core_query, to_prefetches
+from unified_embeddings.stores.edge.queries import (
+    check_limit,
+    find_points,
+    formula_errors,
+    is_sparse_mmr,
+    to_core_query,
+    to_prefetches,
+)
 from unified_embeddings.stores.edge.selection import PointIds
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.edge.translation import (
+    PointId,
     argument_errors,
     from_core_id,
     to_core_id,
@@ -43,6 +52,16 @@ from unified_embeddings.stores.edge.translation import (
 
 class PointReading(ClientPart):
     """The methods that read points."""
+
+    def _queried(self, name: str, settings: Settings, core_shard: CoreShard) -> Queried:
+        """Return a collection as queries need it, with a way to the points of the others."""
+
+        def find_elsewhere(other: str, point_id: PointId) -> tuple[qm.Record | None, bool]:
+            found = self.retrieve(other, [point_id], with_payload=False, with_vectors=True)
+            is_same = self._store.collection(other)[0] is self._store.collection(name)[0]
+            return (found[0] if found else None), is_same
+
+        return Queried(core_shard, settings, find_elsewhere)
 
     def retrieve(
         self,
@@ -157,7 +176,9 @@ class PointReading(ClientPart):
         Args:
             collection_name: Where to search.
             query: A vector (dense, sparse, multi), a point's id (returns the points nearest to it,
-                without itself), NearestQuery, FusionQuery or RrfQuery; None returns points in no
+                without itself), or one of qdrant-client's queries: NearestQuery (also with MMR),
+                RecommendQuery, DiscoverQuery, ContextQuery, OrderByQuery, SampleQuery, and, over
+                prefetches, FusionQuery, RrfQuery and FormulaQuery. None returns points in no
                 order.
             using: Which of the collection's vectors to compare; None for the unnamed one.
             prefetch: Queries whose results `query` fuses or rescores; they nest.
@@ -168,14 +189,14 @@ class PointReading(ClientPart):
             with_payload: Whether payloads come back, or which fields.
             with_vectors: Whether vectors come back, or which.
             score_threshold: The worst score to return.
-            lookup_from: Not supported.
+            lookup_from: The collection in which ids that the query names are looked up.
             consistency: Every read is consistent.
             shard_key_selector: Only for a server.
             timeout: Nothing is waited for.
 
         Raises:
             InputError: If the query does not fit the collection, or is of a type that is not
-                supported (recommendation, discovery, formula, sampling, MMR, text).
+                supported (text, relevance feedback).
             StoreError: If the core fails.
         """
         refuse_server_options("query_points", shard_key_selector=shard_key_selector)
@@ -196,8 +217,7 @@ class PointReading(ClientPart):
         )
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[CorePoint]:
-            points: list[CorePoint] = core_shard.query(to_core_query(request, core_shard, settings))
-            return order_found(request, points)
+            return find_points(request, self._queried(collection_name, settings, core_shard))
 
         return _to_query_response(self._store.read(collection_name, "querying", ask))
 
@@ -224,22 +244,30 @@ class PointReading(ClientPart):
                 parsed_requests.append(coerce(qm.QueryRequest, given, "the request"))
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[list[CorePoint]]:
-            core_queries = []
-            for index, request in enumerate(parsed_requests):
-                with errors_at(index):
-                    core_queries.append(to_core_query(request, core_shard, settings))
-            if not core_queries:
-                return []
-            answers: list[list[CorePoint]] = core_shard.query_batch(
-                core.QueryBatchRequest(core_queries)
-            )
-            return [
-                order_found(request, points)
-                for request, points in zip(parsed_requests, answers, strict=True)
-            ]
+            queried = self._queried(collection_name, settings, core_shard)
+            return _find_batch(parsed_requests, queried)
 
         answers = self._store.read(collection_name, "querying", ask)
         return [_to_query_response(points) for points in answers]
+
+
+def _find_batch(requests: list[qm.QueryRequest], queried: Queried) -> list[list[CorePoint]]:
+    """Return the points that answer several queries; those that the core can, in one call."""
+    answers: list[list[CorePoint]] = [[] for _ in requests]
+    core_queries: dict[int, CoreQuery] = {}
+    for index, request in enumerate(requests):
+        with errors_at(index):
+            if is_sparse_mmr(request, queried):
+                answers[index] = find_points(request, queried)
+            else:
+                core_queries[index] = to_core_query(request, queried)
+    if not core_queries:
+        return answers
+    with formula_errors(*requests):
+        found = queried.core_shard.query_batch(core.QueryBatchRequest(list(core_queries.values())))
+    for index, points in zip(core_queries, found, strict=True):
+        answers[index] = order_found(requests[index], points)
+    return answers
 
 
 def _to_query_response(points: list[CorePoint]) -> QueryResponse:

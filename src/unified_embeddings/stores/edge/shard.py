@@ -60,8 +60,8 @@ _FLUSH_EVERY = 32 * 2**20
 _STAT_BLOCK = 512
 """Bytes that `st_blocks` counts in (POSIX)."""
 _CALLERS_ERRORS = (
-    "Validation failed", "No range index", "Wrong", "Not existing vector", "Payload type error",
-    "Cannot",
+    "Validation failed", "No range index", "No appropriate index", "Wrong", "Not existing vector",
+    "Payload type error", "Cannot",
 )  # fmt: skip
 """How the core's errors begin that the request is to blame for, not the files."""
 _READ_SECONDS = 60.0
