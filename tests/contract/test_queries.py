@@ -498,3 +498,150 @@ def pair(tmp_path: Any) -> Iterator[Pair]:
     made = Pair(tmp_path / "store")
     yield made
     made.close()
+
+
+# ------------------------------------------------------------------------------------- groups
+
+
+def grouped(answer: Any) -> list[tuple[Any, list[Any]]]:
+    return [(group.id, [hit.id for hit in group.hits]) for group in answer.groups]
+
+
+@settings(quick, max_examples=80)
+@given(
+    data=st.data(),
+    name=names,
+    field=st.sampled_from(["word", "n", "mixed", "nest.a", "items[].b", "items[0].a", "missing"]),
+    limit=st.sampled_from([1, 2, 5, 50]),
+    size=st.sampled_from([1, 2, 3, 50]),
+    condition=kept,
+)
+def test_hits_in_groups_are_the_oracles(
+    filled: Pair, data: st.DataObject, name: str, field: str, limit: int, size: int, condition: Any
+) -> None:
+    options: dict[str, Any] = {
+        "query": data.draw(examples(name)),
+        "using": name,
+        "query_filter": condition,
+    }
+    whole = filled.oracle.query_points("named", limit=EVERYTHING, **options).points
+    assume(not compared.ties(whole, EVERYTHING))
+    ours, theirs = filled.both(
+        "query_points_groups",
+        "named",
+        field,
+        limit=limit,
+        group_size=size,
+        with_payload=data.draw(compared.with_payloads),
+        with_vectors=data.draw(compared.with_vectors(["dot", SPARSE])),
+        **options,
+    )
+    assert grouped(ours) == grouped(theirs)
+    for mine, other in zip(ours.groups, theirs.groups, strict=True):
+        assert type(mine.id) is type(other.id)
+        for hit, wanted in zip(mine.hits, other.hits, strict=True):
+            assert compared.close_to(hit.score, wanted.score)
+            compared.assert_same_record(hit, wanted)
+
+
+@settings(quick, max_examples=20)
+@given(data=st.data(), size=st.sampled_from([1, 2]), condition=kept)
+def test_fused_hits_in_groups_are_the_oracles(
+    filled: Pair, data: st.DataObject, size: int, condition: Any
+) -> None:
+    prefetch = []
+    for name in ("dot", "manhattan"):
+        query = data.draw(vectors_named(name))
+        options: dict[str, Any] = {"using": name, "query_filter": compared.joined(condition)}
+        whole = filled.oracle.query_points("named", query, limit=EVERYTHING, **options).points
+        assume(not compared.ties(whole, EVERYTHING))
+        prefetch.append(qm.Prefetch(query=query, using=name, limit=3))
+    request: dict[str, Any] = {
+        "prefetch": prefetch,
+        "query": qm.RrfQuery(rrf=qm.Rrf(k=61, weights=[1.0, 0.37])),
+        "query_filter": compared.joined(condition),
+    }
+    every = [each.model_copy(update={"limit": EVERYTHING}) for each in prefetch]
+    fused = filled.oracle.query_points("named", **{**request, "prefetch": every}, limit=EVERYTHING)
+    assume(len({hit.score for hit in fused.points}) == len(fused.points))
+    ours, theirs = filled.both(
+        "query_points_groups", "named", "word", limit=3, group_size=size, **request
+    )
+    assert grouped(ours) == grouped(theirs)
+
+
+def test_one_hit_for_each_document_with_the_document(pair: Pair) -> None:
+    pair.both("create_collection", "documents", vectors_config=NAMED["dot"])
+    pair.both("create_collection", "passages", vectors_config=NAMED["dot"])
+    documents = [
+        qm.PointStruct(id=number, vector=[0.0, 0.0, 1.0], payload={"title": f"no. {number}"})
+        for number in (1, 2)
+    ]
+    passages = [
+        qm.PointStruct(id=n, vector=[float(n), 0.0, 0.0], payload={"document": n % 3, "text": "x"})
+        for n in range(1, 31)
+    ]
+    pair.both("upsert", "documents", documents)
+    pair.both("upsert", "passages", passages)
+    options: dict[str, Any] = {"query": [1.0, 0.0, 0.0], "limit": 5, "group_size": 1}
+    ours, theirs = pair.both(
+        "query_points_groups", "passages", "document", with_lookup="documents", **options
+    )
+    assert grouped(ours) == grouped(theirs) == [(0, [30]), (2, [29]), (1, [28])]
+    titles = [group.lookup and group.lookup.payload for group in ours.groups]
+    assert titles == [None, {"title": "no. 2"}, {"title": "no. 1"}]
+    assert [group.lookup and group.lookup.id for group in theirs.groups] == [None, 2, 1]
+    chosen = qm.WithLookup(collection="documents", with_payload=False, with_vectors=True)
+    ours, theirs = pair.both(
+        "query_points_groups", "passages", "document", with_lookup=chosen, **options
+    )
+    assert ours.groups[1].lookup == theirs.groups[1].lookup
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"group_by": "a["},
+        {"group_by": ""},
+        {"group_by": 5},
+        {"group_by": "word", "limit": 0},
+        {"group_by": "word", "group_size": 0},
+        {"group_by": "word", "with_lookup": "nothing"},
+        {"group_by": "word", "with_payload": "text"},
+        {"group_by": "word", "with_vectors": ["nothing"]},
+        {"group_by": "word", "shard_key_selector": "a"},
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(filled: Pair, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        filled.ours.query_points_groups("named", query=[1.0, 0, 0], using="dot", **options)
+
+
+# ------------------------------------------------------------------------------------- facets
+
+
+@quick
+@given(
+    field=st.sampled_from(["word", "n", "flag", "nest.a", "items[].b"]),
+    limit=st.sampled_from([1, 2, 4, 50]),
+    condition=kept,
+    collection=st.sampled_from(["indexed first", "indexed last"]),
+    exact=st.booleans(),
+)
+def test_facets_are_the_oracles(
+    filled: Pair, field: str, limit: int, condition: Any, collection: str, exact: bool
+) -> None:
+    ours, theirs = filled.both(
+        "facet", collection, field, facet_filter=condition, limit=limit, exact=exact
+    )
+    assert [(hit.value, hit.count) for hit in ours.hits] == [
+        (hit.value, hit.count) for hit in theirs.hits
+    ]
+    assert [type(hit.value) for hit in ours.hits] == [type(hit.value) for hit in theirs.hits]
+
+
+def test_a_facet_needs_an_index(filled: Pair) -> None:
+    with pytest.raises(InputError, match="No appropriate index"):
+        filled.ours.facet("named", "word")
+    with pytest.raises(InputError, match="No appropriate index"):
+        filled.ours.facet("indexed first", "x")

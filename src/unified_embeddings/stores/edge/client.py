@@ -19,15 +19,17 @@ from qdrant_client.migrate.migrate import migrate
 
 from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
 from unified_embeddings.stores.asynchronous import AsyncView
+from unified_embeddings.stores.edge.bulk_writing import BulkWriting
+from unified_embeddings.stores.edge.collection_changes import CollectionChanges
 from unified_embeddings.stores.edge.collection_methods import CollectionMethods
+from unified_embeddings.stores.edge.facets import Facets
+from unified_embeddings.stores.edge.grouping import Grouping
 from unified_embeddings.stores.edge.naming import check_is_text
-from unified_embeddings.stores.edge.point_reading import PointReading
-from unified_embeddings.stores.edge.point_writing import PointWriting
 from unified_embeddings.stores.edge.store import EmbeddedStore
 from unified_embeddings.stores.edge.translation import unsupported_method
 
 
-class EdgeQdrantClient(CollectionMethods, PointWriting, PointReading):
+class EdgeQdrantClient(CollectionMethods, CollectionChanges, BulkWriting, Grouping, Facets):
     """QdrantClient over a folder, on Qdrant's own core, in this process.
 
     Thread-safe. Only one process, and one client in it, can open a folder at a time. A write that

@@ -10,21 +10,16 @@ import qdrant_edge as core
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.stores.edge.arguments import (
-    refuse_server_options,
-    refuse_several,
-    refuse_strict_mode,
-)
-from unified_embeddings.stores.edge.bounds import check_timeout, check_wal
+from unified_embeddings.stores.edge.bounds import check_timeout
 from unified_embeddings.stores.edge.coercion import coerce, coerce_dict
 from unified_embeddings.stores.edge.configuration import (
     from_core_payload_schema,
     params_of_new_vector,
     to_collection_config,
     to_core_payload_index,
-    to_settings,
 )
 from unified_embeddings.stores.edge.core_types import CoreShard
+from unified_embeddings.stores.edge.creation import new_settings
 from unified_embeddings.stores.edge.naming import check_is_text
 from unified_embeddings.stores.edge.parts import ClientPart
 from unified_embeddings.stores.edge.settings import Settings
@@ -99,25 +94,23 @@ class CollectionMethods(ClientPart):
                 one that only a server has.
             StoreError: If it cannot be written.
         """
-        refuse_server_options("create_collection", sharding_method=sharding_method)
-        refuse_several(
-            shard_number=shard_number,
-            replication_factor=replication_factor,
-            write_consistency_factor=write_consistency_factor,
-        )
-        check_timeout(timeout)
-        check_wal(coerce(qm.WalConfigDiff, wal_config, "wal_config"))
-        refuse_strict_mode(coerce(qm.StrictModeConfig, strict_mode_config, "strict_mode_config"))
-        settings = to_settings(
+        settings = new_settings(
             vectors_config=vectors_config,
             sparse_vectors_config=sparse_vectors_config,
-            hnsw_config=hnsw_config,
-            quantization_config=quantization_config,
-            optimizers_config=optimizers_config,
+            shard_number=shard_number,
+            sharding_method=sharding_method,
+            replication_factor=replication_factor,
+            write_consistency_factor=write_consistency_factor,
             on_disk_payload=on_disk_payload,
+            hnsw_config=hnsw_config,
+            optimizers_config=optimizers_config,
+            wal_config=wal_config,
+            quantization_config=quantization_config,
+            timeout=timeout,
+            strict_mode_config=strict_mode_config,
+            metadata=metadata,
             payload=payload,
             id_tracker=id_tracker,
-            metadata=metadata,
         )
         self._store.create_collection(collection_name, settings)
         return True
@@ -126,43 +119,6 @@ class CollectionMethods(ClientPart):
         """Delete a collection, its points and its aliases; False if there is none of this name."""
         check_timeout(timeout)
         return self._store.delete_collection(collection_name)
-
-    def update_collection(
-        self,
-        collection_name: str,
-        optimizers_config: qm.OptimizersConfigDiff | None = None,
-        collection_params: qm.CollectionParamsDiff | None = None,
-        vectors_config: Mapping[str, qm.VectorParamsDiff] | None = None,
-        hnsw_config: qm.HnswConfigDiff | None = None,
-        quantization_config: qm.QuantizationConfigDiff | None = None,
-        timeout: int | None = None,
-        sparse_vectors_config: Mapping[str, qm.SparseVectorParams] | None = None,
-        strict_mode_config: qm.StrictModeConfig | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> bool:
-        """Merge metadata into the collection's, key by key; nothing else can be changed here.
-
-        A key whose new value is None is removed.
-
-        Returns:
-            Whether there was metadata to merge.
-
-        Raises:
-            InputError: If there is no such collection, or another option is given.
-            StoreError: If it cannot be written.
-        """
-        refuse_server_options(
-            "update_collection",
-            optimizers_config=optimizers_config,
-            collection_params=collection_params,
-            vectors_config=vectors_config,
-            hnsw_config=hnsw_config,
-            quantization_config=quantization_config,
-            sparse_vectors_config=sparse_vectors_config,
-            strict_mode_config=strict_mode_config,
-        )
-        check_timeout(timeout)
-        return self._store.update_metadata(collection_name, metadata)
 
     def create_vector_name(
         self,

@@ -201,17 +201,16 @@ class PointReading(ClientPart):
         """
         refuse_server_options("query_points", shard_key_selector=shard_key_selector)
         check_timeout(timeout)
-        # Not validated: pydantic refuses arrays, and `to_core_query` checks every part.
-        request = qm.QueryRequest.model_construct(
-            query=coerce_dict(qm.QueryInterface, query, "the query"),
+        request = to_request(
+            query=query,
             using=using,
-            prefetch=to_prefetches(prefetch),
-            filter=coerce(qm.Filter, query_filter, "query_filter"),
-            params=coerce(qm.SearchParams, search_params, "search_params"),
+            prefetch=prefetch,
+            query_filter=query_filter,
+            search_params=search_params,
             limit=limit,
             offset=offset,
             with_payload=with_payload,
-            with_vector=with_vectors,
+            with_vectors=with_vectors,
             score_threshold=score_threshold,
             lookup_from=lookup_from,
         )
@@ -249,6 +248,33 @@ class PointReading(ClientPart):
 
         answers = self._store.read(collection_name, "querying", ask)
         return [_to_query_response(points) for points in answers]
+
+
+def to_request(
+    *,
+    query: Any,
+    prefetch: Any,
+    query_filter: Any,
+    search_params: Any,
+    lookup_from: Any,
+    with_vectors: Any,
+    **options: Any,
+) -> qm.QueryRequest:
+    """Return what `query_points` is called with as one request.
+
+    Raises:
+        InputError: If a dict does not make the model that is meant.
+    """
+    # Not validated: pydantic refuses arrays, and `to_core_query` checks every part.
+    return qm.QueryRequest.model_construct(
+        query=coerce_dict(qm.QueryInterface, query, "the query"),
+        prefetch=to_prefetches(prefetch),
+        filter=coerce(qm.Filter, query_filter, "query_filter"),
+        params=coerce(qm.SearchParams, search_params, "search_params"),
+        lookup_from=coerce(qm.LookupLocation, lookup_from, "lookup_from"),
+        with_vector=with_vectors,
+        **options,
+    )
 
 
 def _find_batch(requests: list[qm.QueryRequest], queried: Queried) -> list[list[CorePoint]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import qdrant_edge as core
@@ -20,7 +19,6 @@ from unified_embeddings.stores.edge.points import (
     split_into_pieces,
     to_core_point_vectors,
     to_core_points,
-    to_iterator,
     to_json_payload,
     to_names,
 )
@@ -39,7 +37,6 @@ from unified_embeddings.stores.edge.translation import (
     to_vector_selector,
 )
 from unified_embeddings.stores.edge.vectors import approximate_bytes, unwrap_unnamed
-from unified_embeddings.validation import require_whole_number
 
 _IDS_PER_WRITE = 100_000
 """Ids in one deletion: it holds the interpreter for some tens of milliseconds."""
@@ -91,46 +88,6 @@ class PointWriting(ClientPart):
                 update = core.UpdateOperation.upsert_points(piece, None, mode)
                 shard.write("storing points", update, size=size)
         return self._completed()
-
-    def upload_points(
-        self,
-        collection_name: str,
-        points: Iterable[qm.PointStruct],
-        batch_size: int = 64,
-        parallel: int = 1,
-        method: str | None = None,
-        max_retries: int = 3,
-        wait: bool = False,
-        shard_key_selector: qm.ShardKeySelector | None = None,
-        update_filter: qm.Filter | None = None,
-        update_mode: qm.UpdateMode | None = None,
-    ) -> None:
-        """Store points from an iterable, `batch_size` at a time; see `upsert`.
-
-        `parallel`, `method` and `max_retries` configure a connection, and there is none here.
-
-        Raises:
-            InputError: If a point cannot be stored; its `index` counts all points given, and the
-                batches before it are stored. If batch_size < 1.
-            StoreError: If it cannot be written.
-        """
-        require_whole_number("batch_size", batch_size)
-        remaining = to_iterator(points, "points")
-        stored_count = 0
-        while batch := list(itertools.islice(remaining, batch_size)):
-            try:
-                self.upsert(
-                    collection_name,
-                    batch,
-                    shard_key_selector=shard_key_selector,
-                    update_filter=update_filter,
-                    update_mode=update_mode,
-                )
-            except InputError as error:
-                if error.index is None:
-                    raise
-                raise InputError(error.problem, index=stored_count + error.index) from error
-            stored_count += len(batch)
 
     def update_vectors(
         self,

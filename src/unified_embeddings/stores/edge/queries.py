@@ -59,6 +59,11 @@ def find_points(request: qm.QueryRequest, queried: Queried) -> list[CorePoint]:
     return order_found(request, points)
 
 
+def has_rank_of_its_own(request: qm.QueryRequest) -> bool:
+    """Tell whether a longer page may begin with other points than a shorter one."""
+    return is_mmr(request.query) or isinstance(request.query, qm.SampleQuery)
+
+
 def is_sparse_mmr(request: qm.QueryRequest, queried: Queried) -> bool:
     """Tell whether a query asks for diverse hits by a sparse vector, which the core cannot do."""
     return is_mmr(request.query) and (request.using or "") in queried.settings.sparse_vectors
