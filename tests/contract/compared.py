@@ -41,6 +41,18 @@ NAMED: dict[str, qm.VectorParams] = {
 }
 SPARSE = "words"
 
+INDEXES: dict[str, qm.PayloadSchemaType] = {
+    "word": qm.PayloadSchemaType.KEYWORD,
+    "n": qm.PayloadSchemaType.INTEGER,
+    "x": qm.PayloadSchemaType.FLOAT,
+    "flag": qm.PayloadSchemaType.BOOL,
+    "text": qm.PayloadSchemaType.TEXT,
+    "when": qm.PayloadSchemaType.DATETIME,
+    "nest.a": qm.PayloadSchemaType.INTEGER,
+    "items[].b": qm.PayloadSchemaType.KEYWORD,
+}
+"""A field for each type of index, and two inside objects and lists."""
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "named": {
         "vectors_config": NAMED,
@@ -209,6 +221,30 @@ def places(hits: Sequence[Any], limit: int) -> dict[Any, tuple[int, int, bool]]:
                     found[hit.id] = (start, min(at, limit) - 1, at > limit)
             start = at
     return found
+
+
+class Asked:
+    """A single-vector query drawn for a collection, asked of both clients."""
+
+    def __init__(self, pair: Pair, collection: str, **options: Any) -> None:
+        self.pair, self.collection, self.options = pair, collection, options
+
+    def whole(self) -> list[Any]:
+        """Return the oracle's ranking of all points."""
+        options = self.options | {"limit": EVERYTHING, "offset": 0, "score_threshold": None}
+        return list(self.pair.oracle.query_points(self.collection, **options).points)
+
+    def check(self, *, larger_is_better: bool = True) -> None:
+        answer = self.pair.ours.query_points(self.collection, **self.options)
+        assert type(answer) is type(self.pair.oracle.query_points(self.collection, limit=1))
+        assert_ranked(
+            answer.points,
+            self.whole(),
+            limit=self.options.get("limit", 10),
+            offset=self.options.get("offset") or 0,
+            threshold=self.options.get("score_threshold"),
+            larger_is_better=larger_is_better,
+        )
 
 
 # ------------------------------------------------------------------------------------ strategies
@@ -492,6 +528,41 @@ def _payload(rng: np.random.Generator) -> dict[str, Any]:
         "items": one([thing(), thing()], [thing()], [], thing()),
     }
     return {key: value for key, value in payload.items() if rng.random() < 0.8}
+
+
+def index_of(pair: Pair, collection: str) -> None:
+    for field, schema in INDEXES.items():
+        pair.both("create_payload_index", collection, field, field_schema=schema)
+
+
+def filled_pair(folder: Path) -> Pair:
+    """Return every layout on generic floats and on a grid, and two with indexes.
+
+    The indexes are created before the points in one of them, and after them in the other.
+    """
+    made = Pair(folder)
+    for layout, config in LAYOUTS.items():
+        for gridded in (False, True):
+            name = f"{layout} gridded" if gridded else layout
+            made.both("create_collection", name, **config)
+            made.both("upsert", name, corpus(layout, gridded=gridded))
+    for name in ("indexed first", "indexed last"):
+        made.both("create_collection", name, **LAYOUTS["named"])
+        if name == "indexed first":
+            index_of(made, name)
+        made.both("upsert", name, corpus("named"))
+        if name == "indexed last":
+            index_of(made, name)
+    return made
+
+
+def joined(condition: qm.Filter | None) -> qm.Filter | None:
+    """Return a filter as the only condition of another.
+
+    A prefetch's filters are merged clause by clause with those around it, and the two differ on
+    whether points that pass a merged `should`, but not the outer one, are scored again.
+    """
+    return None if condition is None else qm.Filter(must=[condition])
 
 
 def rrf_score(place: int, k: int, weight: float) -> float:

@@ -30,21 +30,22 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 import compared
-from compared import EVERYTHING, IDS, LAYOUTS, NAMED, SPARSE, UUIDS, Pair
+from compared import (
+    EVERYTHING,
+    IDS,
+    INDEXES,
+    LAYOUTS,
+    NAMED,
+    SPARSE,
+    UUIDS,
+    Asked,
+    Pair,
+    filled_pair,
+    index_of,
+)
 from unified_embeddings.errors import InputError
 
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-INDEXES: dict[str, qm.PayloadSchemaType] = {
-    "word": qm.PayloadSchemaType.KEYWORD,
-    "n": qm.PayloadSchemaType.INTEGER,
-    "x": qm.PayloadSchemaType.FLOAT,
-    "flag": qm.PayloadSchemaType.BOOL,
-    "text": qm.PayloadSchemaType.TEXT,
-    "when": qm.PayloadSchemaType.DATETIME,
-    "nest.a": qm.PayloadSchemaType.INTEGER,
-    "items[].b": qm.PayloadSchemaType.KEYWORD,
-}
-"""A field for each type of index, and two inside objects and lists."""
 
 
 def sparse(indices: list[int], values: list[float]) -> qm.SparseVector:
@@ -53,11 +54,6 @@ def sparse(indices: list[int], values: list[float]) -> qm.SparseVector:
 
 def point(number: int, *, payload: dict[str, Any] | None = None, **vectors: Any) -> Any:
     return qm.PointStruct(id=number, vector=vectors, payload=payload)
-
-
-def index_of(pair: Pair, collection: str) -> None:
-    for field, schema in INDEXES.items():
-        pair.both("create_payload_index", collection, field, field_schema=schema)
 
 
 @pytest.fixture
@@ -70,20 +66,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Every layout on generic floats and on a grid, and one with indexes created first or last."""
-    made = Pair(tmp_path_factory.mktemp("filled"))
-    for layout, config in LAYOUTS.items():
-        for gridded in (False, True):
-            name = f"{layout} gridded" if gridded else layout
-            made.both("create_collection", name, **config)
-            made.both("upsert", name, compared.corpus(layout, gridded=gridded))
-    for name in ("indexed first", "indexed last"):
-        made.both("create_collection", name, **LAYOUTS["named"])
-        if name == "indexed first":
-            index_of(made, name)
-        made.both("upsert", name, compared.corpus("named"))
-        if name == "indexed last":
-            index_of(made, name)
+    made = filled_pair(tmp_path_factory.mktemp("filled"))
     yield made
     made.close()
 
@@ -233,30 +216,6 @@ class TestByHand:
 # ---------------------------------------------------------------------- queries over a fixed corpus
 
 
-class Asked:
-    """A single-vector query drawn for a collection, asked of both clients."""
-
-    def __init__(self, pair: Pair, collection: str, **options: Any) -> None:
-        self.pair, self.collection, self.options = pair, collection, options
-
-    def whole(self) -> list[Any]:
-        """Return the oracle's ranking of all points."""
-        options = self.options | {"limit": EVERYTHING, "offset": 0, "score_threshold": None}
-        return list(self.pair.oracle.query_points(self.collection, **options).points)
-
-    def check(self, *, larger_is_better: bool = True) -> None:
-        answer = self.pair.ours.query_points(self.collection, **self.options)
-        assert type(answer) is type(self.pair.oracle.query_points(self.collection, limit=1))
-        compared.assert_ranked(
-            answer.points,
-            self.whole(),
-            limit=self.options.get("limit", 10),
-            offset=self.options.get("offset") or 0,
-            threshold=self.options.get("score_threshold"),
-            larger_is_better=larger_is_better,
-        )
-
-
 layouts = st.sampled_from(sorted(LAYOUTS))
 limits = st.sampled_from([1, 2, 5, 10, 100])
 offsets = st.sampled_from([None, 0, 1, 4, 50])
@@ -337,15 +296,6 @@ def test_without_a_query_points_come_in_the_order_of_their_ids(
     assert [hit.id for hit in ours.points] == [hit.id for hit in theirs.points]
 
 
-def joined(condition: qm.Filter | None) -> qm.Filter | None:
-    """Return a filter as the only condition of another.
-
-    A prefetch's filters are merged clause by clause with those around it, and the two differ on
-    whether points that pass a merged `should`, but not the outer one, are scored again.
-    """
-    return None if condition is None else qm.Filter(must=[condition])
-
-
 @st.composite
 def leaves(draw: st.DrawFn) -> tuple[qm.Prefetch, bool]:
     """Draw a prefetch by one vector, and whether larger scores are better."""
@@ -393,7 +343,7 @@ def test_fused_points_are_the_oracles(
     filled: Pair, data: st.DataObject, fusion: Any, limit: int, offset: int | None
 ) -> None:
     drawn = data.draw(st.lists(leaves(), min_size=1, max_size=3))
-    outer = joined(data.draw(st.one_of(st.none(), st.none(), compared.filters)))
+    outer = compared.joined(data.draw(st.one_of(st.none(), st.none(), compared.filters)))
     for leaf, _ in drawn:
         assume_no_ties(filled, leaf, outer)
     Asked(
@@ -426,7 +376,7 @@ def test_prefetches_of_prefetches_are_the_oracles(
             query=query,
             using=using,
             limit=data.draw(st.sampled_from([2, 5, 20])),
-            filter=joined(data.draw(st.one_of(st.none(), st.none(), compared.filters))),
+            filter=compared.joined(data.draw(st.one_of(st.none(), st.none(), compared.filters))),
         )
         for leaf in inner:
             assume_no_ties(filled, leaf, branch.filter)

@@ -723,27 +723,29 @@ def test_the_optimizing_process_reports_what_went_wrong(tmp_path: Path) -> None:
 def test_what_only_a_server_has_raises_by_its_name(client: EdgeQdrantClient) -> None:
     make(client)
     calls: dict[str, Any] = {
-        r"create_snapshot\(\)": lambda: client.create_snapshot("docs"),
-        r"facet\(\)": lambda: client.facet("docs", "number"),
-        r"query_points_groups\(\)": lambda: client.query_points_groups("docs", "number"),
-        "shard_key_selector": lambda: client.upsert("docs", [point(1)], shard_key_selector="a"),
-        "lookup_from": lambda: client.query_points(
-            "docs", query=vector(1), using="d", lookup_from=qm.LookupLocation(collection="x")
+        r"search_matrix_pairs\(\)": lambda: client.search_matrix_pairs("docs"),
+        "read_fan_out_factor": lambda: client.update_collection(
+            "docs", collection_params=qm.CollectionParamsDiff(read_fan_out_factor=2)
         ),
+        r"create_snapshot\(\)": lambda: client.create_snapshot("docs"),
+        "shard_key_selector": lambda: client.upsert("docs", [point(1)], shard_key_selector="a"),
         "shard_number=2": lambda: make(client, "other", shard_number=2),
         "replication_factor=3": lambda: make(client, "other", replication_factor=3),
         "strict_mode_config": lambda: make(
             client, "other", strict_mode_config=qm.StrictModeConfig(enabled=True)
         ),
-        "hnsw_config": lambda: client.update_collection("docs", hnsw_config=qm.HnswConfigDiff(m=4)),
-        "SampleQuery": lambda: client.query_points(
-            "docs", query=qm.SampleQuery(sample=qm.Sample.RANDOM)
-        ),
-        "RecommendQuery": lambda: client.query_points(
-            "docs", query=qm.RecommendQuery(recommend=qm.RecommendInput(positive=[1]))
-        ),
-        r"NearestQuery\.mmr": lambda: client.query_points(
-            "docs", query=qm.NearestQuery(nearest=vector(1), mmr=qm.Mmr()), using="d"
+        "RelevanceFeedbackQuery": lambda: client.query_points(
+            "docs",
+            query=qm.RelevanceFeedbackQuery(
+                relevance_feedback=qm.RelevanceFeedbackInput(
+                    target=vector(1),
+                    feedback=[],
+                    strategy=qm.NaiveFeedbackStrategy(
+                        naive=qm.NaiveFeedbackStrategyParams(a=1.0, b=1.0, c=1.0)
+                    ),
+                )
+            ),
+            using="d",
         ),
     }
     for name, call in calls.items():

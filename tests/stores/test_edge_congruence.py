@@ -78,6 +78,17 @@ CALLS: dict[str, Callable[..., Any]] = {
     "count": lambda c, **o: c.count("docs", **o),
     "query_points": lambda c, **o: c.query_points("docs", query=[1.0, 1.0], using="d", **o),
     "query_batch_points": lambda c, **o: c.query_batch_points("docs", [], **o),
+    "query_points_groups": lambda c, **o: c.query_points_groups(
+        "docs", "number", query=[1.0, 1.0], using="d", **o
+    ),
+    "facet": lambda c, **o: (
+        c.create_payload_index("docs", "number", "integer"),
+        c.facet("docs", "number", **o),
+    ),
+    "batch_update_points": lambda c, **o: c.batch_update_points(
+        "docs", [{"delete": {"points": [1]}}], **o
+    ),
+    "recreate_collection": lambda c, **o: c.recreate_collection("docs", {"d": D2}, **o),
 }
 
 
@@ -531,15 +542,17 @@ def test_numpys_integers_are_ids(client: EdgeQdrantClient) -> None:
 
 
 def test_hasattr_is_false_for_what_only_a_server_has(client: EdgeQdrantClient) -> None:
-    for name in ("create_snapshot", "facet", "query_points_groups", "no_such_thing", "_client"):
+    for name in ("create_snapshot", "search_matrix_pairs", "no_such_thing", "_client"):
         assert not hasattr(client, name)
         assert getattr(client, name, None) is None
         assert name == "_client" or not hasattr(client.aclient, name)
-    for name in ("query_points", "optimize", "migrate", "closed"):
+    for name in ("query_points", "query_points_groups", "facet", "optimize", "migrate", "closed"):
         assert hasattr(client, name)
         assert hasattr(client.aclient, name)
-    with pytest.raises(InputError, match=r"facet\(\) is not supported by the embedded store"):
-        client.facet("docs", "number")  # type: ignore[attr-defined]
+    with pytest.raises(
+        InputError, match=r"list_snapshots\(\) is not supported by the embedded store"
+    ):
+        client.list_snapshots("docs")  # type: ignore[attr-defined]
 
 
 # --- settings at random -------------------------------------------------------------------------

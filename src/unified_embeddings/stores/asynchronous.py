@@ -16,7 +16,7 @@ from typing import Any
 
 _PLAIN_METHODS = frozenset(("upload_points", "upload_collection"))
 """AsyncQdrantClient has these as plain methods: its callers do not await them."""
-_READ_PREFIXES = ("get_", "query_", "collection_exists", "retrieve", "scroll", "count")
+_READ_PREFIXES = ("get_", "query_", "collection_exists", "retrieve", "scroll", "count", "facet")
 _WRITER_THREADS = 4
 _SERVER_THREADS = 32
 """How many requests may wait for servers at once."""

@@ -19,9 +19,17 @@ DEFAULT_LIMIT = 10
 """Qdrant's default where a request or a prefetch sets none."""
 
 
-def is_fusion(request: qm.QueryRequest | qm.Prefetch) -> bool:
-    """Tell whether a request fuses what its prefetches find."""
-    return isinstance(request.query, qm.FusionQuery | qm.RrfQuery)
+def uses_scores(request: qm.QueryRequest | qm.Prefetch) -> bool:
+    """Tell whether a request goes by the ranks or the scores that its prefetches give."""
+    return isinstance(request.query, qm.FusionQuery | qm.RrfQuery | qm.FormulaQuery)
+
+
+def has_own_order(request: qm.QueryRequest) -> bool:
+    """Tell whether hits come in an order that is not that of their scores."""
+    query = request.query
+    if isinstance(query, qm.NearestQuery):
+        return query.mmr is not None
+    return isinstance(query, qm.OrderByQuery | qm.SampleQuery)
 
 
 def count_candidates(prefetches: Sequence[qm.Prefetch]) -> int:
@@ -39,9 +47,12 @@ def order_found(request: qm.QueryRequest, points: list[CorePoint]) -> list[CoreP
     if not request.prefetch:
         return points
     ordered: list[CorePoint] = []
-    # Not sorted by the score: of some distances the smallest is the best.
-    for _, equal in itertools.groupby(points, key=lambda point: point.score):
-        ordered += sorted(equal, key=_id_order)
+    if has_own_order(request):
+        ordered = points
+    else:
+        # Not sorted by the score: of some distances the smallest is the best.
+        for _, equal in itertools.groupby(points, key=lambda point: point.score):
+            ordered += sorted(equal, key=_id_order)
     start = request.offset or 0
     limit = DEFAULT_LIMIT if request.limit is None else request.limit
     return ordered[start : start + limit]

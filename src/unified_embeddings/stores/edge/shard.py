@@ -60,8 +60,8 @@ _FLUSH_EVERY = 32 * 2**20
 _STAT_BLOCK = 512
 """Bytes that `st_blocks` counts in (POSIX)."""
 _CALLERS_ERRORS = (
-    "Validation failed", "No range index", "Wrong", "Not existing vector", "Payload type error",
-    "Cannot",
+    "Validation failed", "No range index", "No appropriate index", "Wrong", "Not existing vector",
+    "Payload type error", "Cannot",
 )  # fmt: skip
 """How the core's errors begin that the request is to blame for, not the files."""
 _READ_SECONDS = 60.0
@@ -259,7 +259,12 @@ class Shard:
         if optimizer is not None:
             optimizer.kill()
 
-    def optimize(self, folder: Path, commit: Callable[[], None]) -> bool:
+    def optimize(
+        self,
+        folder: Path,
+        commit: Callable[[], None],
+        current_config: Callable[[], CoreConfig] | None = None,
+    ) -> bool:
         """Merge and index the points in a copy, in another process, then switch to the copy.
 
         Reads continue meanwhile, writes wait. If it is interrupted, nothing has changed.
@@ -268,6 +273,7 @@ class Shard:
             folder: Where the copy goes.
             commit: Called when the copy is complete, to make it the collection's. If it raises,
                 the original stays the collection's.
+            current_config: Returns the settings to build by; None are those it has.
 
         Returns:
             Whether there was something to do. If not, the copy is deleted again.
@@ -282,6 +288,9 @@ class Shard:
             self._require_space("optimizing", 3 * _disk_usage(self.folder))
             try:
                 shutil.copytree(self.folder, folder, copy_function=copy_with_holes)
+                if current_config is not None:
+                    # They may have been changed since the files were written.
+                    core.EdgeShard.load(str(folder), current_config()).close()
                 has_changed = self._optimize_copy(folder)
                 if has_changed:
                     # It names the segments that were merged, whose absence is no damage.

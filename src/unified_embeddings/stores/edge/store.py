@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import qdrant_edge as core
 from qdrant_client import models as qm
@@ -26,8 +26,8 @@ from unified_embeddings.stores.edge.bounds import check_settings
 from unified_embeddings.stores.edge.catalog import Catalog, Entry, State
 from unified_embeddings.stores.edge.configuration import to_core_config, vector_creation
 from unified_embeddings.stores.edge.core_types import CoreConfig, CoreShard, CoreUpdate
+from unified_embeddings.stores.edge.creation import checked_config
 from unified_embeddings.stores.edge.naming import check_is_text, check_name, check_vectors
-from unified_embeddings.stores.edge.points import to_json_payload
 from unified_embeddings.stores.edge.settings import Settings, settings_with
 from unified_embeddings.stores.edge.shard import Shard
 from unified_embeddings.stores.edge.translation import argument_errors
@@ -216,8 +216,11 @@ class EmbeddedStore:
             nonlocal old_folder
             old_folder = self._replace_shard_folder(shard, new_folder)
 
+        def current_config() -> CoreConfig:
+            return to_core_config(self.collection(shard.collection)[1])
+
         try:
-            return shard.optimize(self._catalog.shard_path(new_folder), commit)
+            return shard.optimize(self._catalog.shard_path(new_folder), commit, current_config)
         finally:
             # Also after an interrupt: what counts is whether the shard works on the copy by now.
             if old_folder is not None and shard.folder.name == new_folder:
@@ -248,12 +251,8 @@ class EmbeddedStore:
             InputError: If the name is taken or invalid, or the settings are not supported.
             StoreError: If it cannot be written.
         """
-        check_name(name)
-        check_vectors(settings)
-        check_settings(settings)
         settings = copy.deepcopy(settings)  # the caller may change theirs
-        with argument_errors("the settings"):
-            config = to_core_config(settings)
+        config = checked_config(name, settings)
         with self._changing:
             state = self.state()
             if name in state.collections:
@@ -316,24 +315,22 @@ class EmbeddedStore:
             self._catalog.drop_shard(entry.shard)
         return True
 
-    def update_metadata(self, name: str, metadata: dict[str, Any] | None) -> bool:
-        """Merge metadata into a collection's, key by key; a key whose value is None is removed.
+    def update_settings(self, name: str, change: Callable[[Settings], Settings]) -> None:
+        """Replace a collection's settings; its files follow when it is next optimised.
 
-        Returns:
-            Whether there was metadata to merge.
+        Args:
+            name: The collection's name or an alias.
+            change: Returns the new settings for the present ones.
 
         Raises:
-            InputError: If there is no such collection, or the metadata is not valid JSON.
+            InputError: If there is no such collection, or `change` refuses.
             StoreError: If the catalogue cannot be written.
         """
         with self._changing:
             _, settings = self.collection(name)
-            if metadata is None:
-                return False
-            changes, _ = to_json_payload(metadata)
-            merged = _merge_metadata(settings.metadata, changes)
-            self._save_settings(name, settings_with(settings, metadata=merged))
-        return True
+            changed = copy.deepcopy(change(settings))  # the caller may change what is in it
+            if changed != settings:
+                self._save_settings(name, changed)
 
     def add_vector(
         self, name: str, vector_name: str, params: qm.VectorParams | qm.SparseVectorParams
@@ -548,11 +545,3 @@ def _check_new_alias(alias: str, state: State) -> None:
     check_name(alias)
     if alias in state.collections:
         raise InputError(f"collection {alias!r} already exists; an alias needs another name")
-
-
-def _merge_metadata(old: dict[str, Any] | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """Merge metadata as a server does: a key whose value is None is removed."""
-    if old is None:
-        return changes
-    removed = {key for key, value in changes.items() if value is None}
-    return {key: value for key, value in {**old, **changes}.items() if key not in removed}

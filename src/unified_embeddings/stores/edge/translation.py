@@ -141,6 +141,11 @@ def to_core_id(value: object) -> PointId:
     raise InputError(f"an id must be a UUID or an integer from 0 to {_LARGEST_ID}, got {value!r}")
 
 
+def is_point_id(value: object) -> bool:
+    """Tell whether a query names a point, rather than being a vector or a query of its own."""
+    return isinstance(value, int | str | uuid.UUID) and not isinstance(value, bool)
+
+
 def to_core_ids(values: object) -> list[PointId]:
     """Return several ids as the core takes them.
 
