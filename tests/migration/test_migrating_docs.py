@@ -73,7 +73,7 @@ def test_the_page_was_followed_to_a_verified_migration(work: Path) -> None:
     assert "points: 20, payloads of the layout llama_index" in out
     assert "nothing records which model made 'notes'" in out
     assert "let the applications open 'docs' from now on" in out
-    assert "20 points written, 0 removed, 0 without vectors" in out
+    assert "20 points written in all, 0 removed, 0 without vectors" in out
     assert "next: run `migrate verify docs`" in out
     assert "\nverified\n" in out
     (printed,) = [

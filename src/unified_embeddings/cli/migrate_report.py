@@ -144,7 +144,7 @@ def print_started(record: MigrationRecord, failed: Mapping[PointId, str]) -> Non
     """Print what a backfill has done, and what comes next."""
     counters = record.counters
     shared.print_line(
-        f"{record.source} → {record.target}: {counters.written:,} points written, "
+        f"{record.source} → {record.target}: {counters.written:,} points written in all, "
         f"{counters.removed:,} removed, {len(failed):,} without vectors; both sides are equal"
     )
     for point_id, problem in list(failed.items())[:_SHOWN]:

@@ -30,7 +30,7 @@ from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
-from unified_embeddings.stores.schema import recorded_model
+from unified_embeddings.stores.schema import SPARSE_VECTOR, recorded_model, sparse_vectors
 from unified_embeddings.system.files import NoSpaceError, free_space, require_space
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -142,9 +142,15 @@ def _refuse_same_model(names: Names, info: qm.CollectionInfo, embedder: TextEmbe
     if model is None:
         return
     if model.fingerprint in (embedder.fingerprint, *embedder.former_fingerprints):
+        hint = "Name another model with --model"
+        if "sparse" in embedder.heads and SPARSE_VECTOR not in sparse_vectors(info):
+            hint = (
+                "What it lacks are sparse vectors, which `unified-embeddings add-vectors "
+                f"{names.source} --sparse` adds; or name another model with --model"
+            )
         raise MigrationError(
             f"{names.source!r} was made with {embedder.model_name!r} already; there is nothing to "
-            "move. Name another model with --model"
+            f"move. {hint}"
         )
 
 
