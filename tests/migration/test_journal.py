@@ -104,7 +104,7 @@ def test_a_migration_that_has_begun_is_not_planned_anew(tmp_path: Path) -> None:
     with Journal.create(tmp_path, make_record(target="docs-3")) as journal:
         assert not journal.failed
         journal.enter("backfilling")
-    with pytest.raises(JournalError, match="go on with it"):
+    with pytest.raises(JournalError, match="continue it"):
         Journal.create(tmp_path, make_record())
     assert read_record(tmp_path).target == "docs-3"
 

@@ -114,7 +114,7 @@ def test_a_fault_ends_verify_with_1_and_start_with_workers_mends_it(work: Path) 
     [
         ("migrate start nothing", "holds no migration"),
         ("migrate status ../docs", "cannot be a folder's name"),
-        ("migrate plan notes --model mini-m3", "go on with it"),
+        ("migrate plan notes --model mini-m3", "continue it"),
         ("migrate plan notes --alias other --model mini-m3 --layout odd", "--layout must be one"),
         ("migrate plan notes --path elsewhere", "the folder does not exist"),
     ],

@@ -201,5 +201,5 @@ def test_a_plan_can_be_made_again_until_the_migration_begins(
     )
     with Journal.open(tmp_path) as journal:
         migrate_points(journal, client, embedder)
-    with pytest.raises(JournalError, match="go on with it"):
+    with pytest.raises(JournalError, match="continue it"):
         plan(client, tmp_path)

@@ -233,7 +233,7 @@ def require_free(folder: Path) -> None:
     if former.state not in ("planned", "retired"):
         raise JournalError(
             f"{folder} holds a migration of {former.alias!r} to {former.target!r} that is "
-            f"{former.state!r}: go on with it (`migrate status` says how), or give another "
+            f"{former.state!r}: continue it (`migrate status` says how), or give another "
             "--journal"
         )
 
@@ -313,7 +313,7 @@ def read_unrepaired(folder: Path, side: Side = "target") -> int:
 
     A dual-writing store records these as the event "dirty". A comparison of both sides mends the
     target; it is the events "sweeping" and "swept". Nothing mends the source, but somebody may
-    decide to go on without: the event "discarded".
+    decide to continue without: the event "discarded".
 
     Raises:
         JournalError: If it cannot be read.

@@ -209,7 +209,7 @@ def _notes(names: Names, record: MigrationRecord, estimate: Estimate) -> tuple[s
         )
     if estimate.without_text:
         notes.append(
-            f"{estimate.without_text:,} points have no text and cannot be moved; to go on without "
+            f"{estimate.without_text:,} points have no text and cannot be moved; to continue without "
             "them, verify with --accept-failed"
         )
     if estimate.scanned < estimate.points:

@@ -116,7 +116,7 @@ class Transfer:
         raise MigrationError(
             f"{len(self._journal.failed)} points have no text that can be embedded, many more than "
             f"the plan found; the last is {example!r}: {problem}. If the layout of the payloads "
-            "has changed, plan anew with --layout; if this is as it should be, go on with "
+            "has changed, plan anew with --layout; if this is as it should be, continue with "
             "--accept-failed. What was written is kept"
         )
 
