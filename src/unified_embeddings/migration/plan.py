@@ -209,8 +209,8 @@ def _notes(names: Names, record: MigrationRecord, estimate: Estimate) -> tuple[s
         )
     if estimate.without_text:
         notes.append(
-            f"{estimate.without_text:,} points have no text and cannot be moved; to continue without "
-            "them, verify with --accept-failed"
+            f"{estimate.without_text:,} points have no text and cannot be moved; to continue "
+            "without them, verify with --accept-failed"
         )
     if estimate.scanned < estimate.points:
         notes.append(f"projected from {estimate.scanned:,} of {estimate.points:,} points")
