@@ -42,9 +42,9 @@ K1 = 1.2
 B = 0.75
 """How much long documents are discounted, from 0 to 1; the default of Lucene."""
 
-AVERAGE_LENGTH = 256
+AVERAGE_LENGTH = 128
 """Words of a document of average length. The true average would change with every document, and
-with it all vectors; this is the value of FastEmbed's `Qdrant/bm25` too."""
+all vectors with it. Measured in docs/bm25.md; FastEmbed's `Qdrant/bm25` takes 256."""
 
 _VERSION = "bm25 1"
 """Part of the fingerprint: it changes with the rules for words, stems and numbers."""
@@ -55,7 +55,7 @@ _UNLIMITED = 2**31 - 1
 class Bm25Embedder(TextEmbedder):
     """BM25's sparse vectors: words, their stems, identifiers and codes, weighted by frequency.
 
-    A document's term has the value tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / 256)), with
+    A document's term has the value tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / 128)), with
     k1 = 1.2 and b = 0.75; a query's has the value 1. Multiplied by the terms' inverse document
     frequencies, which Qdrant keeps, the product of the two vectors is BM25's score.
 

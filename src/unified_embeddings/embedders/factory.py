@@ -91,9 +91,7 @@ def make_embedder(
     return PairedEmbedder(dense, sparse, model_name=name, options=pair_options, fusion=fusion)
 
 
-def _make_bm25(
-    spec: ModelSpec, cache: EmbeddingCache | Literal["auto"] | None
-) -> Bm25Embedder:
+def _make_bm25(spec: ModelSpec, cache: EmbeddingCache | Literal["auto"] | None) -> Bm25Embedder:
     """Make BM25 by its spec, which may be one of the user's own.
 
     Raises:

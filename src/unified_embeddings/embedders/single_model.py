@@ -332,8 +332,8 @@ def _require_one_text_model(spec: ModelSpec) -> None:
         )
     if spec.pooling == "bm25":
         raise InputError(
-            f"{spec.choice!r} counts words, without a model: give it as sparse_model beside a model "
-            "of dense vectors, or to make_embedder() alone"
+            f"{spec.choice!r} counts words, without a model: give it as sparse_model beside a "
+            "model of dense vectors, or to make_embedder() alone"
         )
     if spec.sparse_model:
         raise InputError(

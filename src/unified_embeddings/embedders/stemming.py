@@ -7,7 +7,7 @@ What does not: finding words (`words`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import cast
 
 from unified_embeddings.errors import MissingExtraError
@@ -20,7 +20,7 @@ _LONGEST_WORD = 64
 """Characters. A longer one is no word of a language, and stands for itself."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def stemmer_for(language: str) -> Stem:
     """Return the function that stems a language's words; all callers share it.
 
