@@ -94,7 +94,7 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
     fields = spec.to_dict()
     del fields["heads"], fields["images"]  # both are among the outputs
     fields["fusion"] = None
-    if {"dense", "sparse"} <= set(outputs):
+    if spec.fusion is not None or {"dense", "sparse"} <= set(outputs):
         fields["fusion"] = dataclasses.asdict(spec.fusion or DEFAULT_FUSION)
     folders, problem = _find_folders(spec)
     # A name that nothing is known of is taken for a model in BGE-M3's layout. Without its files

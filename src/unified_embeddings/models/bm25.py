@@ -7,7 +7,7 @@ words (`embedders.bm25`); there are no files to find and no weights to load.
 from __future__ import annotations
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
+from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.models.spec import ModelSpec
 
 BM25 = "bm25"
@@ -25,7 +25,13 @@ LANGUAGES = (
 
 _DEFAULT_LANGUAGE = "english"
 
-BM25_FUSION: Fusion = DEFAULT_FUSION
+BM25_FUSION = Fusion(
+    weights=(0.6, 0.4),
+    candidates=100,
+    method="dbsf",
+    source="measured beside mini-m3's dense vectors on MED, CACM and XQuAD-R English (docs/bm25.md)",
+)
+"""How BM25's ranking is fused with a dense model's, unless that model says otherwise."""
 
 
 def is_bm25(name: str) -> bool:
