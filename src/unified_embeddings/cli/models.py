@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -44,9 +45,10 @@ def models(name: Name = None, as_json: shared.AsJson = False) -> None:
         typer.echo(_table_row(spec))
     typer.echo(
         "\nhere: whether it is on this machine. CC-BY-NC-4.0 forbids commercial use.\n"
-        "Prefixes, pooling, code and folder of a model: unified-embeddings models NAME\n"
-        f"bm25 counts words, in English or as bm25:LANGUAGE: {', '.join((*LANGUAGES, NO_STEMMING))}"
+        "Prefixes, pooling, code and folder of a model: unified-embeddings models NAME"
     )
+    languages = ", ".join((*LANGUAGES, NO_STEMMING))
+    typer.echo(textwrap.fill(f"bm25 counts words, in English or as bm25:LANGUAGE: {languages}", 79))
 
 
 def _table_row(spec: ModelSpec) -> str:

@@ -29,7 +29,7 @@ BM25_FUSION = Fusion(
     weights=(0.6, 0.4),
     candidates=100,
     method="dbsf",
-    source="measured beside mini-m3's dense vectors on MED, CACM and XQuAD-R English (docs/bm25.md)",
+    source="measured with mini-m3's dense vectors on MED, CACM and XQuAD-R English (docs/bm25.md)",
 )
 """How BM25's ranking is fused with a dense model's, unless that model says otherwise."""
 
