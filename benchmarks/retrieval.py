@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_arguments(arguments)
     config = UnifiedEmbeddingConfig(options.model, sparse_model=options.sparse_model)
     fusion = config.embedder.fusion
+    name = " + ".join(filter(None, (options.model, options.sparse_model)))
     print(
-        f"{config!r}, default fusion: weights {fusion.weights}, k {fusion.k}, "
+        f"{name}, default fusion: weights {fusion.weights}, k {fusion.k}, "
         f"{fusion.candidates} candidates ({fusion.source})\n"
     )
     judged_sets = [measure(config, folder) for folder in options.folders]
