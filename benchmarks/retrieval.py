@@ -7,6 +7,7 @@ intervals, and p of the paired randomisation test.
 
     python benchmarks/retrieval.py ../shared/data/med ../shared/data/cacm ../shared/data/xquad_r/en
     python benchmarks/retrieval.py --choose ...    # also every weighting, and one set left out
+    python benchmarks/retrieval.py --sparse-model bm25 ...    # BM25 on words as the second list
 
 "Default" goes through the retriever's own fusion. With --choose, the two rankings are fused here
 with other weights, k and depths. Each set is then judged by the choice that is best on the others.
@@ -64,10 +65,11 @@ class JudgedSet:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the sets named on the command line, and print tables in Markdown."""
     options = _parse_arguments(arguments)
-    config = UnifiedEmbeddingConfig(options.model)
+    config = UnifiedEmbeddingConfig(options.model, sparse_model=options.sparse_model)
     fusion = config.embedder.fusion
+    name = " + ".join(filter(None, (options.model, options.sparse_model)))
     print(
-        f"{options.model}, default fusion: weights {fusion.weights}, k {fusion.k}, "
+        f"{name}, default fusion: weights {fusion.weights}, k {fusion.k}, "
         f"{fusion.candidates} candidates ({fusion.source})\n"
     )
     judged_sets = [measure(config, folder) for folder in options.folders]
@@ -257,6 +259,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folders", type=Path, nargs="+", help="judged sets in BEIR's layout")
     parser.add_argument("--model", default="mini-m3", help="default: mini-m3")
+    parser.add_argument("--sparse-model", help="gives the sparse vectors in its stead: bm25, ...")
     parser.add_argument("--choose", action="store_true", help="also try other weights, k, depths")
     options = parser.parse_args(arguments)
     if options.choose and len(options.folders) < 2:

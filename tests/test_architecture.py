@@ -71,6 +71,7 @@ HOMES = {
     "portalocker": {"system.files"},
     "psutil": {"system.memory"},
     "pyarrow": {"bulk"},
+    "py_rust_stemmers": {"embedders.stemming"},
     "pynvml": {"engines.gpu"},
     "qdrant_client": {
         "bulk.collection",

@@ -912,6 +912,7 @@ class TestModels:
         assert rows["bge-large-splade"]["gives"] == ["dense", "sparse"]
         assert rows["jina-clip"]["gives"] == ["dense", "images"]
         assert rows["nomic"]["remote_code"]
+        assert (rows["bm25"]["gives"], rows["bm25"]["folder"]) == (["sparse"], [])
         ended = run("models")
         assert max(map(len, ended.out.splitlines())) <= 80
         assert "forbids commercial use" in ended.out
@@ -925,6 +926,13 @@ class TestModels:
         assert ended.code == 0
         assert "query_prefix      query: " in ended.out
         assert "hf download intfloat/e5-base-v2" in ended.out
+
+    def test_bm25_has_no_files_to_miss(self, run: Run) -> None:
+        shown = run("models", "bm25:none", "--json").json
+        assert (shown["on_disk"], shown["missing"], shown["sparse_idf"]) == (True, None, True)
+        ended = run("models", "bm25:klingon")
+        assert (ended.code, ended.out) == (1, "")
+        assert "bm25:LANGUAGE" in ended.err
 
     def test_a_file_of_ones_own(self, run: Run, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"

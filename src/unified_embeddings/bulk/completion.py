@@ -25,6 +25,7 @@ from unified_embeddings.bulk.planning import FirstOccurrences, digest_input, pla
 from unified_embeddings.bulk.reader import CheckedInput, read_rows
 from unified_embeddings.bulk.worker import DISK_FULL
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.system.hardware import cpu
@@ -324,7 +325,7 @@ def _colbert_dimension(parts: Sequence[Path], heads: Sequence[HeadName]) -> int 
 
 def _vocabulary_size(embedder: TextEmbedder) -> int:
     """Return how many tokens the model of the sparse vectors knows."""
-    last = embedder.models[-1] if embedder.models else None
-    if isinstance(last, ModelEmbedder):
-        return last.checkpoint.integer("vocab_size")
+    sparse = embedder.sparse if isinstance(embedder, PairedEmbedder) else embedder
+    if isinstance(sparse, ModelEmbedder):
+        return sparse.checkpoint.integer("vocab_size")
     return _LARGEST_ID

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import ModelLoadError
+from unified_embeddings.embedders.stemming import stemmer_for
+from unified_embeddings.errors import MissingExtraError, ModelLoadError
+from unified_embeddings.models.bm25 import LANGUAGES, NO_STEMMING, read_language
 from unified_embeddings.models.catalogue import MODELS, guess_spec, spec_for
 from unified_embeddings.models.fusion import DEFAULT_FUSION
 from unified_embeddings.models.resolve import resolve
@@ -44,11 +47,13 @@ def models(name: Name = None, as_json: shared.AsJson = False) -> None:
         "\nhere: whether it is on this machine. CC-BY-NC-4.0 forbids commercial use.\n"
         "Prefixes, pooling, code and folder of a model: unified-embeddings models NAME"
     )
+    languages = ", ".join((*LANGUAGES, NO_STEMMING))
+    typer.echo(textwrap.fill(f"bm25 counts words, in English or as bm25:LANGUAGE: {languages}", 79))
 
 
 def _table_row(spec: ModelSpec) -> str:
     """Return a model's line; a name that is too long for its column has a line of its own."""
-    folders, _ = _find_folders(spec)
+    _, problem = _find_folders(spec)
     name, first_line = spec.choice, ""
     if len(name) > _NAME_WIDTH:
         name, first_line = "", f"{spec.choice}\n"
@@ -56,10 +61,10 @@ def _table_row(spec: ModelSpec) -> str:
         name,
         "+".join(_outputs(spec)),
         spec.dimension or "-",
-        str(spec.max_length),
-        f"{(spec.parameters or 0) / 1e6:.0f}M",
+        spec.max_length or "any",
+        "-" if spec.parameters is None else f"{spec.parameters / 1e6:.0f}M",
         spec.licence,
-        "yes" if folders else "no",
+        "no" if problem else "yes",
     )
 
 
@@ -91,7 +96,7 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
     fields = spec.to_dict()
     del fields["heads"], fields["images"]  # both are among the outputs
     fields["fusion"] = None
-    if {"dense", "sparse"} <= set(outputs):
+    if spec.fusion is not None or {"dense", "sparse"} <= set(outputs):
         fields["fusion"] = dataclasses.asdict(spec.fusion or DEFAULT_FUSION)
     folders, problem = _find_folders(spec)
     # A name that nothing is known of is taken for a model in BGE-M3's layout. Without its files
@@ -123,13 +128,21 @@ def _find_folders(spec: ModelSpec) -> tuple[list[str], str | None]:
     """Return the folders of a model's parts, or why they cannot be used from here.
 
     Returns:
-        The folders and None, or no folders and the problem.
+        The folders and None, or no folders and the problem. BM25 has none of either, where its
+        library is installed.
     """
     parts = [spec]
     if spec.sparse_model:
         parts.append(spec_for(spec.sparse_model))
+    folders: list[str] = []
     try:
-        folders = [str(resolve(part, local_files_only=True).folder) for part in parts]
+        for part in parts:
+            if part.pooling == "bm25":
+                stemmer_for(read_language(part.model_id))
+            else:
+                folders.append(str(resolve(part, local_files_only=True).folder))
     except ModelLoadError as error:
         return [], error.problem
+    except MissingExtraError as error:
+        return [], str(error)
     return folders, None

@@ -36,7 +36,11 @@ Model = Annotated[
 ]
 SparseModel = Annotated[
     str | None,
-    typer.Option("--sparse-model", help="Second model, for sparse vectors, if --model has none."),
+    typer.Option(
+        "--sparse-model",
+        help="Gives sparse vectors beside --model: another model, or bm25, bm25:german, ... for "
+        "words.",
+    ),
 ]
 ModelUrl = Annotated[
     str | None,

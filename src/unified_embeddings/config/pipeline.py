@@ -69,7 +69,7 @@ class UnifiedEmbeddingConfig:
             their package; None for no images. With "jina-clip" as model_choice, that model
             embeds the images too.
         sparse_model: A choice that gives the sparse vectors in the text model's stead, for hybrid
-            search with a dense-only model.
+            search with a dense-only model; "bm25" ("bm25:german", ...) counts words.
         allow_urls: Whether images may be given as http(s) addresses; see ClipEmbedder.
         max_pixels: The most pixels of an image; see ClipEmbedder.
         engine: The text model's engine; see BGE_M3_Embedder.

@@ -104,6 +104,11 @@ class TextEmbedder(Closeable):
         return ()
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of the models it is made of; its own name where there is none."""
+        return tuple(model.model_name for model in self.models) or (self.model_name,)
+
+    @property
     def revision(self) -> str:
         """Return the commit of the models' files, or their digest, joined by "+"."""
         return "+".join(model.revision for model in self.models)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
+from unified_embeddings.embedders.bm25 import Bm25Embedder
 from unified_embeddings.embedders.lazy import make_cache
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
@@ -36,15 +37,17 @@ def make_embedder(
 
     Args:
         model: As BGE_M3_Embedder's model_name; also "bge-large-splade", which is two models.
-        sparse_model: Gives the sparse vectors in the model's stead.
+        sparse_model: Gives the sparse vectors in the model's stead: a model, or "bm25".
         spec: The model's spec in plain values, as an embedder's `options` hold it.
         cache: Shared by both.
         **options: As in BGE_M3_Embedder; `revision` and `engine` are the first model's. With `url`,
-            as in RemoteEmbedder, whose service has to have the model named.
+            as in RemoteEmbedder, whose service has to have the model named. BM25 has none: it cuts
+            no text and runs on no device.
 
     Raises:
         InputError: If an option is unknown or out of range, or a model does not give what it is
             taken for.
+        MissingExtraError: If BM25's stemming library is not installed.
     """
     if "url" in options:
         if sparse_model is not None or spec is not None or isinstance(model, ModelSpec):
@@ -56,6 +59,8 @@ def make_embedder(
     chosen = spec_for(model)
     second = chosen.sparse_model if sparse_model is None else sparse_model
     if second is None:
+        if chosen.pooling == "bm25":
+            return _make_bm25(chosen, cache)
         kind = BGE_M3_Embedder if chosen.heads == HEAD_NAMES else ModelEmbedder
         return kind(model, cache=cache, **options)
     if isinstance(second, Mapping):
@@ -64,7 +69,12 @@ def make_embedder(
     first = dataclasses.replace(chosen, sparse_model=None)
     shared = {name: value for name, value in options.items() if name not in _FIRST_MODELS_ONLY}
     dense = ModelEmbedder(first, cache=cache, **options)
-    sparse = ModelEmbedder(second, cache=cache, **shared)
+    second_spec = spec_for(second)
+    sparse: TextEmbedder
+    if second_spec.pooling == "bm25":
+        sparse = _make_bm25(second_spec, cache)
+    else:
+        sparse = ModelEmbedder(second, cache=cache, **shared)
     pair_options = {name: value for name, value in dense.options.items() if name != "spec"}
     if isinstance(second, ModelSpec):
         pair_options["sparse_model"] = second.to_dict()
@@ -76,8 +86,23 @@ def make_embedder(
     else:
         name = os.fspath(model)
     # The fusion of a model with sparse vectors of its own says nothing about another model's.
-    fusion = None if "sparse" in chosen.heads else chosen.fusion
+    own_fusion = None if "sparse" in chosen.heads else chosen.fusion
+    fusion = own_fusion or second_spec.fusion
     return PairedEmbedder(dense, sparse, model_name=name, options=pair_options, fusion=fusion)
+
+
+def _make_bm25(spec: ModelSpec, cache: EmbeddingCache | Literal["auto"] | None) -> Bm25Embedder:
+    """Make BM25 by its spec, which may be one of the user's own.
+
+    Raises:
+        InputError: If the spec asks for what BM25 does not have.
+    """
+    if spec.query_prefix or spec.document_prefix:
+        raise InputError(
+            f"{spec.choice!r} counts a text's own words; leave its query_prefix and "
+            "document_prefix out"
+        )
+    return Bm25Embedder(spec.model_id, cache=cache)
 
 
 def _make_remote(model: str, options: Mapping[str, Any]) -> TextEmbedder:

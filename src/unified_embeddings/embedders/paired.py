@@ -67,6 +67,16 @@ class PairedEmbedder(TextEmbedder):
         return self.dense.models + self.sparse.models
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of both."""
+        return self.dense.model_names + self.sparse.model_names
+
+    @property
+    def revision(self) -> str:
+        """Return both revisions, joined by "+"."""
+        return f"{self.dense.revision}+{self.sparse.revision}"
+
+    @property
     def options(self) -> Options:
         """Return the options it was made with; empty for a pair made by hand."""
         return dict(self._options)

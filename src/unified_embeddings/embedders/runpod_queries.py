@@ -216,6 +216,11 @@ class RunPodQueryEmbedder(CachedTextEmbedder):
         return self.documents.models
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of the documents' models."""
+        return self.documents.model_names
+
+    @property
     def options(self) -> Options:
         """Return the documents' options and the endpoint's id; `make_embedder` refuses them."""
         return {**self.documents.options, "runpod_query_endpoint_id": self.endpoint.endpoint_id}

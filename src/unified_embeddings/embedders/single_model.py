@@ -330,6 +330,11 @@ def _require_one_text_model(spec: ModelSpec) -> None:
             f"{spec.choice!r} embeds images too; take a ClipEmbedder, or name it as "
             "UnifiedEmbeddingConfig's model_choice"
         )
+    if spec.pooling == "bm25":
+        raise InputError(
+            f"{spec.choice!r} counts words, without a model: give it as sparse_model beside a "
+            "model of dense vectors, or to make_embedder() alone"
+        )
     if spec.sparse_model:
         raise InputError(
             f"{spec.choice!r} is two models, {spec.model_id} and {spec.sparse_model}; "

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.bm25 import BM25, bm25_spec, is_bm25
 from unified_embeddings.models.exported import read_exported_spec
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.models.naming import is_hub_id, model_name
@@ -214,6 +215,7 @@ _KNOWN_SPECS = (
         parameters=335_141_888 + 109_514_298,
     ),
     _SPLADE,
+    bm25_spec(BM25),
     _BGE_LARGE,
     _bge_spec("base", dimension=768, parameters=109_482_240),
     _bge_spec("small", dimension=384, parameters=33_360_000),
@@ -254,10 +256,11 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
 
     Args:
         model: A choice, the hub id of a choice, a TOML file, the folder of an exported model, or a
-            ModelSpec, which is returned unchanged.
+            ModelSpec, which is returned unchanged. "bm25:german" and so on are choices too.
 
     Raises:
-        InputError: If a TOML file cannot be read or holds an invalid spec.
+        InputError: If a TOML file cannot be read or holds an invalid spec, or BM25 has no such
+            language.
     """
     if isinstance(model, ModelSpec):
         return model
@@ -268,6 +271,8 @@ def spec_for(model: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     name = model_name(model)
     if name in MODELS:
         return MODELS[name]
+    if is_bm25(name):
+        return bm25_spec(name)
     for spec in MODELS.values():
         # A hub id means the model alone, not the pair of models that it is part of.
         if name == spec.model_id and spec.sparse_model is None:

@@ -79,6 +79,8 @@ def resolve(
     """
     spec = spec_for(name)
     model_id = spec.model_id
+    if spec.pooling == "bm25":
+        raise ModelLoadError(model_id, "it counts words: there is no model, and no file to find")
     folder = _find_folder(model_id)
     # The pin is the hub's.
     if revision is None and folder is None:

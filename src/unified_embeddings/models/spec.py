@@ -18,8 +18,10 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
-Pooling: TypeAlias = Literal["cls", "mean", "splade"]
+Pooling: TypeAlias = Literal["cls", "mean", "splade", "bm25"]
 EngineName: TypeAlias = Literal["torch", "sentence", "onnx"]
+
+_SPARSE_POOLINGS = ("splade", "bm25")
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "choice": (str,),
@@ -61,7 +63,8 @@ class ModelSpec:
         parameters: Number of parameters in the published weights.
         heads: The vectors that the model can produce.
         pooling: "cls" or "mean" give the dense vector. "splade" gives the sparse one, the largest
-            log(1 + relu(logit)) over a text's tokens. None takes what the model's files say.
+            log(1 + relu(logit)) over a text's tokens. "bm25" is no model: words are counted. None
+            takes what the model's files say.
         normalise: Whether dense vectors are scaled to unit length, as stated on the model card.
         query_prefix: Text put before every query.
         document_prefix: Text put before every document.
@@ -227,15 +230,15 @@ class ModelSpec:
             )
 
     def _check_heads(self) -> None:
-        if (self.pooling == "splade") != (self.heads == ("sparse",)):
+        if (self.pooling in _SPARSE_POOLINGS) != (self.heads == ("sparse",)):
             raise InputError(
-                f"{self.choice}: pooling 'splade' and heads ['sparse'] go together, got "
+                f"{self.choice}: pooling 'splade' or 'bm25' and heads ['sparse'] go together, got "
                 f"{self.pooling!r} and {list(self.heads)}"
             )
-        if self.pooling == "splade" and self.sum_query_repeats:
+        if self.pooling in _SPARSE_POOLINGS and self.sum_query_repeats:
             raise InputError(
                 f"{self.choice}: sum_query_repeats needs a weight for each token, which pooling "
-                "'splade' does not give; set it to false"
+                f"{self.pooling!r} does not give; set it to false"
             )
 
     def _check_sizes(self) -> None:

@@ -330,4 +330,4 @@ def _record_of(embedder: TextEmbedder) -> dict[str, str]:
 
 def _model_names(embedder: TextEmbedder) -> str:
     """Return the name of the embedder's model, or the names of its models."""
-    return " + ".join(model.model_name for model in embedder.models) or embedder.model_name
+    return " + ".join(embedder.model_names)
