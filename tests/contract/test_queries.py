@@ -205,6 +205,9 @@ REFUSED: dict[str, Any] = {
     "a formula without prefetch": qm.FormulaQuery(formula="$score"),
     "diversity above 1": qm.NearestQuery(nearest=[1.0, 0, 0], mmr=qm.Mmr(diversity=1.5)),
     "no candidates": qm.NearestQuery(nearest=[1.0, 0, 0], mmr=qm.Mmr(candidates_limit=0)),
+    "too many candidates": qm.NearestQuery(
+        nearest=[1.0, 0, 0], mmr=qm.Mmr(candidates_limit=20_000)
+    ),
     "order without index": qm.OrderByQuery(order_by="n"),
 }
 

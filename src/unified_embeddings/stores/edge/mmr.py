@@ -24,6 +24,8 @@ from unified_embeddings.stores.edge.fused_order import DEFAULT_LIMIT
 from unified_embeddings.validation import require_whole_number
 
 _DEFAULT_DIVERSITY = 0.5
+_MOST_CANDIDATES = 16_384
+"""A server's bound. The core compares all pairs, which takes a gigabyte for so many."""
 
 
 def is_mmr(query: object) -> bool:
@@ -35,12 +37,18 @@ def count_mmr_candidates(mmr: qm.Mmr, limit: int | None) -> int:
     """Return how many of the nearest points are chosen from: by default as many as are returned.
 
     Raises:
-        InputError: If it is not a number of at least one.
+        InputError: If it is not a number of at least one, or too many to compare with each other.
     """
     count = mmr.candidates_limit
     if count is None:
-        return DEFAULT_LIMIT if limit is None else limit
-    return require_whole_number("candidates_limit", count)
+        count = DEFAULT_LIMIT if limit is None else limit
+    require_whole_number("candidates_limit", count)
+    if count > _MOST_CANDIDATES:
+        raise InputError(
+            f"MMR chooses from at most {_MOST_CANDIDATES} candidates, as each is compared with "
+            f"each; got {count}. Set candidates_limit="
+        )
+    return count
 
 
 def relevance_share(mmr: qm.Mmr) -> float:
