@@ -63,18 +63,24 @@ def relevance_share(mmr: qm.Mmr) -> float:
 
 
 def to_core_mmr(mmr: qm.Mmr, vector: CoreVector, using: str, limit: int | None) -> CoreQuery:
-    """Return a search for diverse hits as the core takes it.
+    """Return a search for diverse hits by a dense vector or a multi-vector, for the core.
 
     Raises:
-        InputError: If the vector is sparse, or an option is out of bounds.
+        InputError: If an option is out of bounds.
     """
-    if isinstance(vector, core.SparseVector):
-        raise InputError(
-            "MMR of a sparse vector is not possible within a prefetch; ask for it in a query of "
-            "its own, or diversify by a dense vector"
-        )
     return core.Mmr(
         vector, relevance_share(mmr), count_mmr_candidates(mmr, limit), using=using or None
+    )
+
+
+def mmr_prefetch_error() -> InputError:
+    """Return the error for diverse hits that would be fused, or scored by a formula.
+
+    Within a prefetch the core does not diversify, without saying so.
+    """
+    return InputError(
+        "MMR within a prefetch that is fused, or scored by a formula, is not possible in the "
+        "embedded store; make it the query, and the fusion or the formula its prefetch"
     )
 
 
