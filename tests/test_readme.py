@@ -12,6 +12,7 @@ from unified_embeddings.models.mini_m3 import mini_m3_folder
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 EMBEDDED = (README.parent / "docs" / "embedded.md").read_text("utf-8")
+EMBEDDED_BLOCKS = re.findall(r"^```python\n(.*?)^```", EMBEDDED, re.DOTALL | re.MULTILINE)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 pytestmark = pytest.mark.skipif(
@@ -121,11 +122,21 @@ def test_the_embedded_stores_example_gives_what_its_comments_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (block, _) = re.findall(r"^```python\n(.*?)^```", EMBEDDED, re.DOTALL | re.MULTILINE)
+    block = EMBEDDED_BLOCKS[0]
     shown = re.sub(
         r"^    client\.(query|opt)(.*?)( {2,}#.*)?$", r"    print(client.\1\2)", block, flags=re.M
     )
     assert run(shown, capsys) == "{'year': 2024}\nFalse\n"
+
+
+def test_the_embedded_store_groups_and_diversifies_as_its_page_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    imports = "".join(line for line in EMBEDDED_BLOCKS[0].splitlines(True) if "import" in line)
+    shown = re.findall(r"print\(.*# (.*)$", EMBEDDED_BLOCKS[1], re.MULTILINE)
+    assert len(shown) == 3
+    assert run(imports + EMBEDDED_BLOCKS[1], capsys).splitlines() == shown
 
 
 def test_the_commands_named_exist() -> None:

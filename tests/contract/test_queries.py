@@ -129,9 +129,37 @@ def test_diverse_hits_of_a_batch_and_over_prefetches(filled: Pair) -> None:
     ]  # fmt: skip
     ours, theirs = filled.both("query_batch_points", "named", requests)
     assert [ids_of(answer) for answer in ours] == [ids_of(answer) for answer in theirs]
-    inner = qm.Prefetch(query=requests[0].query, using=SPARSE)
-    with pytest.raises(InputError, match="MMR of a sparse vector is not possible within"):
-        filled.ours.query_points("named", [1.0, 0, 0], using="dot", prefetch=inner)
+    for query in (requests[0].query, requests[2].query):
+        inner = qm.Prefetch(query=query, using=SPARSE)
+        for outer in (
+            qm.RrfQuery(rrf=qm.Rrf(k=61)),
+            qm.FusionQuery(fusion=qm.Fusion.DBSF),
+            qm.FormulaQuery(formula="$score"),
+        ):
+            with pytest.raises(InputError, match="MMR within a prefetch that is fused"):
+                filled.ours.query_points("named", outer, prefetch=inner)
+
+
+@quick
+@given(data=st.data(), name=names, outer=names, limit=limits, condition=kept)
+def test_diverse_hits_of_a_prefetch_are_scored_again(
+    filled: Pair, data: st.DataObject, name: str, outer: str, limit: int, condition: Any
+) -> None:
+    query = data.draw(vectors_named(name))
+    joined = compared.joined(condition)
+    options: dict[str, Any] = {"using": name, "query_filter": joined}
+    nearest = filled.oracle.query_points("named", query, limit=EVERYTHING, **options).points
+    assume(not compared.ties(nearest, EVERYTHING))
+    mmr = qm.Mmr(diversity=0.5, candidates_limit=15)
+    Asked(
+        filled,
+        "named",
+        prefetch=qm.Prefetch(query=qm.NearestQuery(nearest=query, mmr=mmr), using=name, limit=6),
+        query=data.draw(vectors_named(outer)),
+        using=outer,
+        limit=limit,
+        query_filter=joined,
+    ).check(larger_is_better=larger_is_better(outer))
 
 
 # ------------------------------------------------------------------------------------- examples
@@ -190,6 +218,38 @@ def test_points_within_a_context_are_the_oracles(
     Asked(filled, "named", query=query, using=name, limit=limit, query_filter=condition).check()
 
 
+@quick
+@given(data=st.data(), condition=kept, is_formula=st.booleans(), limit=limits)
+def test_points_found_by_examples_are_fused_and_reckoned_with(
+    filled: Pair, data: st.DataObject, condition: Any, is_formula: bool, limit: int
+) -> None:
+    prefetch = []
+    for name in data.draw(st.lists(st.sampled_from(["dot", "cosine"]), min_size=1, max_size=2)):
+        positive, negative = data.draw(examples(name)), data.draw(examples(name))
+        pair = qm.ContextPair(positive=positive, negative=negative)
+        kinds: list[Any] = [
+            qm.RecommendQuery(
+                recommend=qm.RecommendInput(
+                    positive=[positive], negative=[negative], strategy="best_score"
+                )
+            ),
+            qm.DiscoverQuery(
+                discover=qm.DiscoverInput(target=data.draw(examples(name)), context=pair)
+            ),
+        ]
+        query = data.draw(st.sampled_from(kinds))
+        leaf = qm.Prefetch(query=query, using=name, limit=5, filter=compared.joined(condition))
+        found = filled.oracle.query_points(
+            "named", query, using=name, query_filter=leaf.filter, limit=EVERYTHING
+        )
+        assume(not compared.ties(found.points, EVERYTHING))
+        prefetch.append(leaf)
+    outer: Any = qm.RrfQuery(rrf=qm.Rrf(k=61))
+    if is_formula:
+        outer = qm.FormulaQuery(formula=qm.SumExpression(sum=["$score", "$score[1]"]))
+    Asked(filled, "named", prefetch=prefetch, query=outer, limit=limit).check()
+
+
 REFUSED: dict[str, Any] = {
     "no example": qm.RecommendQuery(recommend=qm.RecommendInput()),
     "no positive example": qm.RecommendQuery(recommend=qm.RecommendInput(negative=[[1.0, 0, 0]])),
@@ -205,6 +265,9 @@ REFUSED: dict[str, Any] = {
     "a formula without prefetch": qm.FormulaQuery(formula="$score"),
     "diversity above 1": qm.NearestQuery(nearest=[1.0, 0, 0], mmr=qm.Mmr(diversity=1.5)),
     "no candidates": qm.NearestQuery(nearest=[1.0, 0, 0], mmr=qm.Mmr(candidates_limit=0)),
+    "too many candidates": qm.NearestQuery(
+        nearest=[1.0, 0, 0], mmr=qm.Mmr(candidates_limit=20_000)
+    ),
     "order without index": qm.OrderByQuery(order_by="n"),
 }
 

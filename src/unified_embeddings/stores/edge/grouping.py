@@ -39,6 +39,7 @@ from unified_embeddings.stores.edge.translation import (
 from unified_embeddings.validation import require_whole_number
 
 _PAGES_GROW_BY = 4
+_LARGEST_MATCHED = 2**63 - 1
 Groups = dict[tuple[type, Any], list[CorePoint]]
 """A group's value, with its type (1 is not True), → its hits."""
 
@@ -119,7 +120,7 @@ class Grouping(PointReading):
 
         def ask(settings: Settings, core_shard: CoreShard) -> list[qm.PointGroup]:
             queried = self._queried(collection_name, settings, core_shard)
-            groups = _find_groups(request, steps, limit, group_size, queried)
+            groups = _find_groups(request, group_by, limit, group_size, queried)
             return _fill(groups, queried, with_payload, with_vectors)
 
         found = self._store.read(collection_name, "querying", ask)
@@ -144,24 +145,48 @@ class Grouping(PointReading):
 
 
 def _find_groups(
-    request: qm.QueryRequest, steps: list[Step], limit: int, group_size: int, queried: Queried
+    request: qm.QueryRequest, group_by: str, limit: int, group_size: int, queried: Queried
 ) -> Groups:
     """Return the first groups of a ranking with their first hits."""
+    steps = parse_path(group_by)
     count = max(queried.core_shard.info().points_count, 1)
-    if request.prefetch is not None:
+    page = min(limit * group_size, count)
+    if request.prefetch is not None or has_rank_of_its_own(request):
         request.prefetch = _without_limits(request.prefetch, count)
-    page = min(request.limit or count, count)
-    if has_rank_of_its_own(request):
-        page = count  # a longer page is another ranking
+        page = count  # a longer page, or other points, would be another ranking
     while True:
         request.limit = page
         points = find_points(request, queried)
         groups = _group(points, steps, group_size)
         first = dict(list(groups.items())[:limit])
         is_full = len(first) == limit and all(len(hits) == group_size for hits in first.values())
-        if is_full or page >= count or len(points) < page:
+        if is_full or page == count or len(points) < page:
             return first
+        if len(first) == limit:
+            break
         page = min(_PAGES_GROW_BY * page, count)
+    # The groups are known, and their other hits may be anywhere: only their points are ranked.
+    request.limit = count
+    request.filter = _within(request.filter, group_by, first)
+    groups = _group(find_points(request, queried), steps, group_size)
+    return {key: groups[key] for key in first if key in groups}
+
+
+def _within(given: qm.Filter | None, group_by: str, groups: Groups) -> qm.Filter:
+    """Return a filter that the points of some groups pass, besides their own filter."""
+    texts = [value for kind, value in groups if kind is str]
+    integers = [value for kind, value in groups if kind is int and value <= _LARGEST_MATCHED]
+    alternatives: list[qm.Condition] = [
+        qm.FieldCondition(key=group_by, match=qm.MatchAny(any=values))
+        for values in (texts, integers)
+        if values
+    ]
+    if len(texts) + len(integers) < len(groups):
+        alternatives = []  # the core matches no integers beyond 63 bits; all points pass
+    conditions: list[qm.Condition] = [] if given is None else [given]
+    if alternatives:
+        conditions.append(qm.Filter(should=alternatives))
+    return qm.Filter(must=conditions)
 
 
 def _group(points: list[CorePoint], steps: list[Step], group_size: int) -> Groups:

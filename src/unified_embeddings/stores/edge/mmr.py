@@ -24,6 +24,8 @@ from unified_embeddings.stores.edge.fused_order import DEFAULT_LIMIT
 from unified_embeddings.validation import require_whole_number
 
 _DEFAULT_DIVERSITY = 0.5
+_MOST_CANDIDATES = 16_384
+"""A server's bound. The core compares all pairs, which takes a gigabyte for so many."""
 
 
 def is_mmr(query: object) -> bool:
@@ -35,12 +37,18 @@ def count_mmr_candidates(mmr: qm.Mmr, limit: int | None) -> int:
     """Return how many of the nearest points are chosen from: by default as many as are returned.
 
     Raises:
-        InputError: If it is not a number of at least one.
+        InputError: If it is not a number of at least one, or too many to compare with each other.
     """
     count = mmr.candidates_limit
     if count is None:
-        return DEFAULT_LIMIT if limit is None else limit
-    return require_whole_number("candidates_limit", count)
+        count = DEFAULT_LIMIT if limit is None else limit
+    require_whole_number("candidates_limit", count)
+    if count > _MOST_CANDIDATES:
+        raise InputError(
+            f"MMR chooses from at most {_MOST_CANDIDATES} candidates, as each is compared with "
+            f"each; got {count}. Set candidates_limit="
+        )
+    return count
 
 
 def relevance_share(mmr: qm.Mmr) -> float:
@@ -55,18 +63,24 @@ def relevance_share(mmr: qm.Mmr) -> float:
 
 
 def to_core_mmr(mmr: qm.Mmr, vector: CoreVector, using: str, limit: int | None) -> CoreQuery:
-    """Return a search for diverse hits as the core takes it.
+    """Return a search for diverse hits by a dense vector or a multi-vector, for the core.
 
     Raises:
-        InputError: If the vector is sparse, or an option is out of bounds.
+        InputError: If an option is out of bounds.
     """
-    if isinstance(vector, core.SparseVector):
-        raise InputError(
-            "MMR of a sparse vector is not possible within a prefetch; ask for it in a query of "
-            "its own, or diversify by a dense vector"
-        )
     return core.Mmr(
         vector, relevance_share(mmr), count_mmr_candidates(mmr, limit), using=using or None
+    )
+
+
+def mmr_prefetch_error() -> InputError:
+    """Return the error for diverse hits that would be fused, or scored by a formula.
+
+    Within a prefetch the core does not diversify, without saying so.
+    """
+    return InputError(
+        "MMR within a prefetch that is fused, or scored by a formula, is not possible in the "
+        "embedded store; make it the query, and the fusion or the formula its prefetch"
     )
 
 

@@ -28,6 +28,7 @@ from unified_embeddings.stores.edge.mmr import (
     count_mmr_candidates,
     diversify,
     is_mmr,
+    mmr_prefetch_error,
     relevance_share,
     sparse_values,
 )
@@ -166,23 +167,34 @@ def check_limit(limit: int, offset: int | None = None) -> None:
 
 
 def _to_core_prefetch(
-    prefetch: qm.Prefetch, queried: Queried, *, is_scored_anew: bool
+    prefetch: qm.Prefetch, queried: Queried, around: qm.Filter | None, *, is_scored_anew: bool
 ) -> CoreQuery:
+    """Return a prefetch as the core takes it, within a query with the filter `around`."""
     limit = DEFAULT_LIMIT if prefetch.limit is None else prefetch.limit
     check_limit(limit)
-    if is_scored_anew and prefetch.prefetch:
-        point_ids = _find_candidates(prefetch, queried)
+    is_diverse = is_mmr(prefetch.query)
+    if is_diverse and not is_scored_anew:
+        raise mmr_prefetch_error()
+    if is_scored_anew and (prefetch.prefetch or is_diverse):
+        point_ids = _find_candidates(prefetch, queried, around)
         named = core.Filter(must=[core.HasIdCondition(point_ids)])
         return core.Prefetch(limit=max(len(point_ids), 1), filter=named)
     return core.Prefetch(limit=limit, **_shared_options(prefetch, queried))
 
 
-def _find_candidates(prefetch: qm.Prefetch, queried: Queried) -> set[PointId]:
-    """Return the ids that a prefetch with prefetches of its own finds, asked for by itself.
+def _find_candidates(
+    prefetch: qm.Prefetch, queried: Queried, around: qm.Filter | None
+) -> set[PointId]:
+    """Return the ids that a prefetch finds, asked for by itself.
 
-    Within a larger query the core would cut through equal scores, each time elsewhere.
+    Within a larger query the core would cut through equal scores of a prefetch's own prefetches,
+    each time elsewhere, and take the nearest points where MMR is asked for.
     """
     fields = {name: getattr(prefetch, name) for name in qm.Prefetch.model_fields}
+    conditions: list[qm.Condition] = [
+        each for each in (around, prefetch.filter) if each is not None
+    ]
+    fields["filter"] = qm.Filter(must=conditions) if conditions else None
     request = qm.QueryRequest.model_construct(**fields, with_payload=False)
     return {from_core_id(point.id) for point in find_points(request, queried)}
 
@@ -196,14 +208,15 @@ def _shared_options(request: qm.QueryRequest | qm.Prefetch, queried: Queried) ->
     if prefetches and request.query is None:
         raise InputError("prefetch needs a query that fuses or scores what it finds")
     scoring, mentioned_ids = to_core_scoring(request, len(prefetches), queried)
+    condition = _combine_filters(request.filter, mentioned_ids)
     is_scored_anew = not uses_scores(request)
     return {
         "query": scoring,
         "prefetches": [
-            _to_core_prefetch(prefetch, queried, is_scored_anew=is_scored_anew)
+            _to_core_prefetch(prefetch, queried, condition, is_scored_anew=is_scored_anew)
             for prefetch in prefetches
         ],
-        "filter": to_core_filter(_combine_filters(request.filter, mentioned_ids)),
+        "filter": to_core_filter(condition),
         "score_threshold": threshold,
         "params": _to_search_params(request.params),
     }
