@@ -195,6 +195,14 @@ class TestByHand:
             assert [record.id for record in few.retrieve("few", [way])] == [str(known)]
         assert few.count("few").count == 5
 
+    def test_a_null_removes_its_field_also_after_the_payload_was_cleared(self, few: Any) -> None:
+        few.set_payload("few", {"a.b": 1, "kept": 2}, points=[1])
+        few.set_payload("few", {"a.b": None, "none": None}, points=[1])
+        assert few.retrieve("few", [1])[0].payload == {"kept": 2}
+        few.clear_payload("few", points_selector=[1])
+        few.set_payload("few", {"a.b": None, "in": {"side": None}}, points=[1])
+        assert few.retrieve("few", [1])[0].payload == {"in": {"side": None}}
+
     def test_unknown_ids_are_left_out_of_what_is_retrieved(self, few: Any) -> None:
         found = few.retrieve("few", [4, 99, UUIDS[0], 1])
         assert [record.id for record in found] == [4, 1]

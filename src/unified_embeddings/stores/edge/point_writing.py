@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import qdrant_edge as core
@@ -211,6 +211,8 @@ class PointWriting(ClientPart):
             points,
             lambda point_ids: core.UpdateOperation.set_payload(point_ids, content, key),
             size=size,
+            # A null removes its field, but the core keeps it where the payload was cleared before.
+            removed=_find_nulls(payload) if key is None else [],
         )
 
     def overwrite_payload(
@@ -285,6 +287,7 @@ class PointWriting(ClientPart):
         make_update: Callable[[list[PointId]], CoreUpdate],
         *,
         size: int = 0,
+        removed: Sequence[str] = (),
     ) -> qm.UpdateResult:
         """Apply one of the core's operations to the points selected, some at a time.
 
@@ -294,6 +297,7 @@ class PointWriting(ClientPart):
             selector: Which points.
             make_update: Makes the core's operation for some ids.
             size: About how many bytes the operation adds to each point.
+            removed: Fields that are removed from the same points afterwards.
 
         Raises:
             InputError: If the operation cannot be made. If a selected id does not exist; the others
@@ -312,5 +316,13 @@ class PointWriting(ClientPart):
                 with argument_errors(operation):
                     update = make_update(piece)
                 shard.write(operation, update, size=piece_size)
+                if removed:
+                    shard.write(operation, core.UpdateOperation.delete_payload(piece, [*removed]))
         require_existing(selected_ids, existing)
         return self._completed()
+
+
+def _find_nulls(payload: Mapping[str, object]) -> list[str]:
+    """Return the fields that are null, as paths: names are quoted, since a dot would divide one."""
+    names = [name for name, value in payload.items() if value is None]
+    return [f'"{name}"' for name in names if '"' not in name]
