@@ -1,0 +1,76 @@
+"""Word pieces put together again.
+
+What lives here: which word of a text each of its tokens belongs to. What does not: splitting texts
+into tokens (`tokenization`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+_UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3400, 0x9FFF),  # Chinese characters
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+"""Code points of scripts that put no spaces between words: there, a token stands for itself."""
+
+
+def words_of(
+    text: str, spans: Sequence[tuple[int, int]], word_ids: Sequence[int | None]
+) -> list[str]:
+    """Return, for each token of a text, the word that it is all or a part of.
+
+    Tokens belong to one word if the tokenizer took them from the same stretch of text, they touch,
+    and letters or digits meet there. So "ERR-4711" is three words, and so are two Chinese tokens
+    two.
+
+    Args:
+        text: The text.
+        spans: Start and end of each token in it; both 0 for a special token.
+        word_ids: The number of each token's stretch of text; None for a special token.
+
+    Returns:
+        As many words as tokens, as the text has them; empty for special tokens.
+    """
+    words: list[str] = []
+    first_token, start, end = 0, 0, 0
+    for token, ((token_start, token_end), word_id) in enumerate(zip(spans, word_ids, strict=True)):
+        # Some tokenizers count the space before a word as a part of it.
+        token_start += len(text[token_start:token_end]) - len(text[token_start:token_end].lstrip())
+        continues = (
+            token > first_token
+            and word_id is not None
+            and word_id == word_ids[token - 1]
+            and _touch(text, end, token_start)
+        )
+        if continues:
+            end = max(end, token_end)
+        else:
+            first_token, start, end = token, token_start, token_end
+        word = text[start:end] if word_id is not None else ""
+        words.append(word)
+        words[first_token:] = [word] * (token + 1 - first_token)
+    return words
+
+
+def _touch(text: str, end: int, start: int) -> bool:
+    """Tell whether tokens that end and start at these characters are of one word."""
+    if start < end:  # They are bytes of the same character.
+        return True
+    if start > end or not 0 < start < len(text):
+        return False
+    return _is_within_word(text[end - 1]) and _is_within_word(text[start])
+
+
+def _is_within_word(character: str) -> bool:
+    """Tell whether a word goes on beside a character: a letter, a digit, or an accent on one."""
+    code = ord(character)
+    if any(first <= code <= last for first, last in _UNSPACED):
+        return False
+    return character.isalnum() or unicodedata.category(character).startswith("M")
