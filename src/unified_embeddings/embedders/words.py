@@ -39,24 +39,20 @@ def words_of(
         As many words as tokens, as the text has them; empty for special tokens.
     """
     words: list[str] = []
-    first_token, start, end = 0, 0, 0
-    for token, ((token_start, token_end), word_id) in enumerate(zip(spans, word_ids, strict=True)):
+    pending, start, end = 0, 0, 0  # the tokens of the word in hand, and where it is
+    previous_id: int | None = None
+    for (token_start, token_end), word_id in zip(spans, word_ids, strict=True):
         # Some tokenizers count the space before a word as a part of it.
-        token_start += len(text[token_start:token_end]) - len(text[token_start:token_end].lstrip())
-        continues = (
-            token > first_token
-            and word_id is not None
-            and word_id == word_ids[token - 1]
-            and _touch(text, end, token_start)
-        )
-        if continues:
-            end = max(end, token_end)
-        else:
-            first_token, start, end = token, token_start, token_end
-        word = text[start:end] if word_id is not None else ""
-        words.append(word)
-        words[first_token:] = [word] * (token + 1 - first_token)
-    return words
+        token_text = text[token_start:token_end]
+        first = token_start + len(token_text) - len(token_text.lstrip())
+        continues = word_id is not None and word_id == previous_id and _touch(text, end, first)
+        if not continues:
+            words += [text[start:end]] * pending
+            pending, start, end = 0, first, token_end
+        pending += 1
+        end = max(end, token_end)
+        previous_id = word_id
+    return words + [text[start:end]] * pending
 
 
 def _touch(text: str, end: int, start: int) -> bool:
