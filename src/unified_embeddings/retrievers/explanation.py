@@ -244,9 +244,9 @@ class Explanation:
         That is the ColBERT score if it reranks, the fused score in the mode "hybrid", or else the
         one list's.
         """
-        part = self.fused or self.dense or self.sparse
         if self.reranked:
-            part = self.colbert
+            return None if self.colbert is None else self.colbert.score
+        part = self.fused or self.dense or self.sparse
         return None if part is None else part.score
 
     @property
