@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unified_embeddings import UnifiedEmbeddingConfig
-from unified_embeddings.embedders.words import words_of
+from unified_embeddings.embedders.words import words_of, words_of_entries
 
 
 def test_tokens_that_touch_in_one_stretch_are_one_word() -> None:
@@ -46,6 +46,24 @@ def test_bytes_of_one_character_are_one_word() -> None:
 
 def test_no_tokens_have_no_words() -> None:
     assert words_of("", [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (["un", "##bel", "fox", "."], ["unbel", "unbel", "fox", "."]),
+        (["▁un", "bel", "▁fox", "."], ["unbel", "unbel", "fox", "."]),
+        (["▁", "東", "京", "▁a"], ["", "東", "京", "a"]),
+        (["4", "##7", "-", "##1"], ["47", "47", "-", "1"]),
+        ([], []),
+    ],
+)
+def test_without_the_text_the_marks_of_the_vocabulary_tell(
+    entries: list[str], words: list[str]
+) -> None:
+    assert words_of_entries(entries, [False] * len(entries)) == words
+    closed = words_of_entries([*entries, "</s>"], [*[False] * len(entries), True])
+    assert closed == [*words, ""]
 
 
 @pytest.mark.skipif(

@@ -22,14 +22,18 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import models as qm
 
-from unified_embeddings import UnifiedEmbeddingConfig, heads
+from running_service import RunningService
+from unified_embeddings import RemoteEmbedder, UnifiedEmbeddingConfig, heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.cached import Vectors
+from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.embedders.labels import label_indices, label_rows
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.retrievers.explanation import Explanation
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
@@ -473,6 +477,42 @@ def test_a_pair_of_models_names_the_tokens_of_each() -> None:
     assert explanation.colbert is None
     with pytest.raises(InputError, match="no colbert ones"):
         UnifiedHybridRetriever(store, pair).explain("fox", node_id(0), colbert=True)
+
+
+@needs_mini_m3
+def test_through_a_service_the_words_are_the_same(service: RunningService) -> None:
+    local = UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu").embedder
+    text = "Ask the travel desk for reimbursements."
+    store = fill(local, QdrantClient(":memory:"), [text, "The sea."])
+    query = "who reimburses travel?"
+    expected = UnifiedHybridRetriever(store, local).explain(query, node_id(0))
+    with RemoteEmbedder(service.url) as remote:
+        explanation = UnifiedHybridRetriever(store, remote).explain(query, node_id(0))
+    assert explanation.sparse is not None
+    assert expected.sparse is not None
+    for token, same in zip(explanation.sparse.tokens, expected.sparse.tokens, strict=True):
+        assert [piece.text for piece in token.pieces] == [piece.text for piece in same.pieces]
+        assert token.text == same.text
+        assert token.contribution == pytest.approx(same.contribution, abs=1e-4)
+    assert explanation.colbert is not None
+    assert expected.colbert is not None
+    assert explanation.colbert.passage_tokens == expected.colbert.passage_tokens
+    assert [m.passage for m in explanation.colbert.matches] == [
+        match.passage for match in expected.colbert.matches
+    ]
+
+
+def test_tokens_of_a_prefix_are_named_and_added_ones_by_the_vocabulary(bert: Path) -> None:
+    spec = ModelSpec("mine", str(bert), heads=("dense", "sparse", "colbert"), query_prefix="fox ")
+    with make_embedder(spec, device="cpu") as embedder:
+        rows = embedder.encode_query("dog", colbert=True).colbert
+        assert rows is not None
+        labels = label_rows(embedder, "dog", "query", len(rows[0]))
+        assert [label.text for label in labels] == ["fox", "dog", "[SEP]"]
+        added = embedder.tokenise("brown")[0]
+        (weights,) = embedder.encode_query("dog", dense=False).sparse or []
+        named = label_indices(embedder, "dog", "query", [added, *weights])
+        assert [label.text for label in named.values()][-1] == "brown"
 
 
 # --- how it is asked ----------------------------------------------------------------------------

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.values import Piece
+from unified_embeddings.embedders.words import BEGINS, GOES_ON
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, Role
-
-_MARKS = ("##", "▁", "Ġ")
-"""What vocabularies put before an entry that goes on, or begins, a word."""
 
 
 def label_indices(
@@ -70,7 +68,7 @@ def _named(piece: Piece) -> Piece:
     """
     text = piece.text
     if not piece.is_special:
-        for mark in _MARKS:
+        for mark in (GOES_ON, BEGINS):
             text = text.removeprefix(mark)
     text = text or piece.text or _number(piece)
     word = piece.word

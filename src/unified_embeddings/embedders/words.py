@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+GOES_ON, BEGINS = "##", "▁"
+"""What vocabularies put before an entry that goes on, or begins, a word."""
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
@@ -53,6 +55,33 @@ def words_of(
         end = max(end, token_end)
         previous_id = word_id
     return words + [text[start:end]] * pending
+
+
+def words_of_entries(entries: Sequence[str], are_special: Sequence[bool]) -> list[str]:
+    """Return, for each token of a text, its word, where only the vocabulary's entries are known.
+
+    It is spelled as the vocabulary does, perhaps in lower case.
+
+    Args:
+        entries: The tokens' entries, with the marks of WordPiece ("##" goes on) or SentencePiece
+            ("▁" begins).
+        are_special: Which tokens stand for no part of the text.
+    """
+    has_beginnings = any(entry.startswith(BEGINS) for entry in entries)
+    words: list[str] = []
+    pending, word = 0, ""  # the tokens of the word in hand, and the word
+    for entry, is_special in zip(entries, are_special, strict=True):
+        part = "" if is_special else entry.removeprefix(GOES_ON).removeprefix(BEGINS)
+        goes_on = entry.startswith(GOES_ON)
+        if has_beginnings:
+            goes_on = not entry.startswith(BEGINS)
+        both = word[-1:] + part[:1]
+        if not (goes_on and len(both) == 2 and all(map(_is_within_word, both))):
+            words += [word] * pending
+            pending, word = 0, ""
+        pending += 1
+        word += part
+    return words + [word] * pending
 
 
 def _touch(text: str, end: int, start: int) -> bool:

@@ -216,7 +216,7 @@ class Explanation:
         >>> retriever = UnifiedHybridRetriever(store, embedder, weights=(1, 1))
         >>> explanation = retriever.explain("Which foxes jump?", ids[0])
         >>> [token.text for token in explanation.sparse.tokens if token.contribution > 0]
-        ['jump', 'foxes']
+        ['foxes', 'jump']
         >>> explanation.ranks
         Ranks(dense=1, sparse=1, fused=1)
         >>> [round(of_list.contribution, 4) for of_list in explanation.fused.lists]   # 1/61 each
