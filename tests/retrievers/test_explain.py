@@ -576,6 +576,8 @@ async def test_a_store_with_an_async_client_alone_explains_in_coroutines() -> No
         ("", "a UUID or a whole number"),
         (None, "a UUID or a whole number"),
         (True, "a UUID or a whole number"),
+        (-1, "a UUID or a whole number"),
+        (2**64, "a UUID or a whole number"),
     ],
 )
 def test_a_passage_that_is_not_there_is_refused(

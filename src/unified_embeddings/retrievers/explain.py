@@ -11,7 +11,6 @@ it counts, or vectors of lower precision in its index.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.labels import label_indices
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.filters import to_point_id
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.branches import Branch
 from unified_embeddings.retrievers.collection_reader import CollectionReader
@@ -304,14 +304,9 @@ def _to_point_id(node_or_id: NodeOrId) -> qm.ExtendedPointId:
     """
     node = node_or_id.node if isinstance(node_or_id, NodeWithScore) else node_or_id
     node_id = node.node_id if isinstance(node, BaseNode) else node
-    if isinstance(node_id, int) and not isinstance(node_id, bool):
-        return node_id
-    text = str(node_id).strip()
-    if text.isascii() and text.isdecimal():
-        return int(text)
     try:
-        return str(uuid.UUID(text))
-    except ValueError:
+        return to_point_id(str(node_id).strip(), 0)
+    except InputError:
         raise InputError(
             f"a passage is a node or its id, a UUID or a whole number; got {node_id!r:.80}"
         ) from None
