@@ -88,8 +88,9 @@ def test_an_unknown_passage_is_refused_in_words(work: Path) -> None:
         assert words in ended.err
 
 
-def test_the_python_example_prints_what_its_comments_say(tmp_path: Path) -> None:
-    (example,) = PAGE.examples
+@pytest.mark.parametrize("words", ["retriever.explain", "_retrieval"])
+def test_the_python_examples_print_what_their_comments_say(words: str, tmp_path: Path) -> None:
+    example = PAGE.example(words)
     expected = [line.split("# ")[1] for line in example.splitlines() if line.startswith("print(")]
     assert run_example(example, tmp_path).splitlines() == expected
 

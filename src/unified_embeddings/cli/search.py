@@ -115,11 +115,13 @@ def search(
 
 def _to_json(node: NodeWithScore) -> dict[str, object]:
     """Return a found passage as values that JSON can hold."""
+    from unified_embeddings.llama.payloads import own_metadata
+
     return {
         "id": node.node.node_id,
         "score": node.score,
         "text": node.node.get_content(),
-        "metadata": node.node.metadata,
+        "metadata": own_metadata(node.node),
     }
 
 

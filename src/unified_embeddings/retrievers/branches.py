@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from qdrant_client import models as qm
+
+ListName: TypeAlias = Literal["dense", "sparse"]
+"""What a ranking is called."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,6 @@ class Branch:
     weight: float
 
     @property
-    def list_name(self) -> Literal["dense", "sparse"]:
+    def list_name(self) -> ListName:
         """Return what its ranking is called."""
         return "dense" if isinstance(self.vector, list) else "sparse"

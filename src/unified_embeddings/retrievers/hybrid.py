@@ -29,6 +29,7 @@ from unified_embeddings.retrievers.branches import Branch
 from unified_embeddings.retrievers.collection_reader import CollectionReader
 from unified_embeddings.retrievers.explain import Explaining
 from unified_embeddings.retrievers.fusing import fuse
+from unified_embeddings.retrievers.node_ranks import note_ranks
 from unified_embeddings.retrievers.options import (
     Auto,
     FusionOption,
@@ -70,6 +71,9 @@ class UnifiedHybridRetriever(Explaining):
     "sparse" the score is the vectors' own similarity, or their distance where another software's
     collection measures that: the smallest is the best then. After reranking it is the ColBERT
     score.
+
+    A node's ranks and scores in the lists are in its metadata under "_retrieval", which is neither
+    embedded nor stored nor shown to an LLM. `explain` tells where they come from.
 
     The same question to an unchanged collection gets the same answer. Nodes with equal scores are
     ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less
@@ -334,6 +338,10 @@ class UnifiedHybridRetriever(Explaining):
         elif ordered:
             (best,) = ordered
         nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
+        lists = {
+            branch.list_name: ranking for branch, ranking in zip(branches, ordered, strict=True)
+        }
+        note_ranks(nodes, best, lists, fused=self._mode == "hybrid")
         if query.colbert is None or not nodes:
             return nodes
         return rerank_nodes(self._embedder, query.colbert, nodes)[: self._top_k]
