@@ -122,6 +122,6 @@ async def test_a_found_node_that_is_added_again_is_stored_without_the_note(
         assert stored.metadata == {"page": 0}
         assert RETRIEVAL_KEY not in stored.excluded_embed_metadata_keys
     assert RETRIEVAL_KEY in found.metadata  # the caller's node stays as it is
-    await store.async_add(UnifiedTextEmbedding(EMBEDDER)(copies[:1]))
+    await store.async_add(list(UnifiedTextEmbedding(EMBEDDER)(copies[:1])))
     after = store.client.retrieve("docs", [found.node_id])
     assert RETRIEVAL_KEY not in str(after[0].payload)
