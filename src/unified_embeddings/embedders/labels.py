@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.values import Piece
-from unified_embeddings.embedders.words import BEGINS, GOES_ON
+from unified_embeddings.embedders.word_pieces import BEGINS, GOES_ON
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, Role
 

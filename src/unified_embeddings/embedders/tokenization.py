@@ -17,7 +17,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.embedders.tokenizer_file import read_tokenizer
 from unified_embeddings.embedders.values import Piece
-from unified_embeddings.embedders.words import words_of
+from unified_embeddings.embedders.word_pieces import words_of
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim_heap

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unified_embeddings import UnifiedEmbeddingConfig
-from unified_embeddings.embedders.words import words_of, words_of_entries
+from unified_embeddings.embedders.word_pieces import words_of, words_of_entries
 
 
 def test_tokens_that_touch_in_one_stretch_are_one_word() -> None:
