@@ -45,13 +45,32 @@ def rrf(
         InputError: If k or a weight is negative, or their number is not that of the rankings. If
             a ranking is not a list (a text or a dict, for example).
     """
+    return _add_up(rrf_terms(rankings, k, weights), tie_key)
+
+
+def rrf_terms(
+    rankings: Sequence[Iterable[Item]], k: int = 60, weights: Sequence[float] | None = None
+) -> list[list[tuple[Item, float]]]:
+    """Return what each ranking adds to each item's score in `rrf`.
+
+    Args:
+        rankings: As in `rrf`.
+        k: As in `rrf`.
+        weights: As in `rrf`.
+
+    Returns:
+        For each ranking whose weight is above 0, (item, its term of the sum), best first.
+
+    Raises:
+        InputError: As in `rrf`.
+    """
     if not k >= 0:
         raise InputError(f"k must be >= 0, got {k}")
     terms = []
     for ranking, weight in _weighted(rankings, weights):
         items = dict.fromkeys(ranking)
         terms.append([(item, weight / (k + rank + 1)) for rank, item in enumerate(items)])
-    return _add_up(terms, tie_key)
+    return terms
 
 
 def dbsf(
@@ -90,6 +109,24 @@ def dbsf(
         >>> [(item, round(score, 3)) for item, score in dbsf([dense, sparse], [0.6, 0.4])]
         [('b', 0.429), ('a', 0.371)]
     """
+    return _add_up(dbsf_terms(rankings, weights), tie_key)
+
+
+def dbsf_terms(
+    rankings: Sequence[Iterable[tuple[Item, float]]], weights: Sequence[float] | None = None
+) -> list[list[tuple[Item, float]]]:
+    """Return what each ranking adds to each item's score in `dbsf`.
+
+    Args:
+        rankings: As in `dbsf`.
+        weights: As in `dbsf`.
+
+    Returns:
+        For each ranking whose weight is above 0, (item, its term of the sum), best first.
+
+    Raises:
+        InputError: As in `dbsf`.
+    """
     terms = []
     for ranking, weight in _weighted(rankings, weights):
         scores: dict[Item, float] = {}
@@ -97,7 +134,7 @@ def dbsf(
             scores.setdefault(item, score)
         shares = _normalise(list(scores.values()))
         terms.append([(item, weight * share) for item, share in zip(scores, shares, strict=True)])
-    return _add_up(terms, tie_key)
+    return terms
 
 
 def _normalise(scores: Sequence[float]) -> list[float]:

@@ -84,10 +84,8 @@ def sparse_score(query: SparseVector, document: SparseVector) -> float:
     return float(np.dot(query_weights, document_weights))
 
 
-def colbert_score(query: FloatArray, document: FloatArray) -> float:
-    """Return the late-interaction score: the mean of each query row's best dot product.
-
-    This is FlagEmbedding's `colbert_score`: ColBERT's MaxSim divided by the number of query rows.
+def colbert_map(query: FloatArray, document: FloatArray) -> FloatArray:
+    """Return the dot product of each query row with each document row, float32 (q, t).
 
     Args:
         query: Unit rows, (q, d), q >= 1.
@@ -100,4 +98,20 @@ def colbert_score(query: FloatArray, document: FloatArray) -> float:
         raise ValueError(f"expected (q, d) and (t, d), got {query.shape} and {document.shape}")
     if not len(query) or not len(document):
         raise ValueError("a ColBERT score needs at least one row on each side")
-    return float((query @ document.T).max(axis=1).mean())
+    products: FloatArray = query @ document.T
+    return products
+
+
+def colbert_score(query: FloatArray, document: FloatArray) -> float:
+    """Return the late-interaction score: the mean of each query row's best dot product.
+
+    This is FlagEmbedding's `colbert_score`: ColBERT's MaxSim divided by the number of query rows.
+
+    Args:
+        query: Unit rows, (q, d), q >= 1.
+        document: Unit rows, (t, d), t >= 1.
+
+    Raises:
+        ValueError: If either has no rows or the dimensions differ.
+    """
+    return float(colbert_map(query, document).max(axis=1).mean())

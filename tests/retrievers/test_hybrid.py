@@ -70,6 +70,7 @@ from unified_embeddings.errors import (
     StoreError,
     UnifiedEmbeddingsError,
 )
+from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -562,7 +563,7 @@ class TestNodes:
         )
         (found,) = UnifiedHybridRetriever(store, embedder, **options).retrieve("brown fox")
         assert found.node.get_content(MetadataMode.NONE) == "quick brown fox"
-        assert found.node.metadata == {"page": 7, "tags": ["a", "b"]}
+        assert own_metadata(found.node) == {"page": 7, "tags": ["a", "b"]}
         assert found.node.node_id == node_id(0)
 
     def test_points_of_other_software_are_read_by_their_text(

@@ -15,6 +15,8 @@ from unified_embeddings.validation import require_weights
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
 
+    from unified_embeddings.retrievers.explanation import Explanation
+
 _PASSAGE_WIDTH = 300
 
 
@@ -60,6 +62,15 @@ def search(
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Rerank the candidates with ColBERT.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why each passage has its score.")
+    ] = False,
+    passage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Explain this passage, found or not, in place of an answer."
+        ),
+    ] = None,
     adopt: shared.Adopt = None,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -82,23 +93,35 @@ def search(
         options["mode"] = mode
     if candidates is not None:
         options["candidates"] = candidates
-    nodes = config.retriever(store, **options).retrieve(query)
+    retriever = config.retriever(store, **options)
+    if passage is not None:
+        _print_one(retriever.explain(query, passage), as_json=as_json)
+        return
+    nodes = retriever.retrieve(query)
+    explanations = [retriever.explain(query, node) for node in nodes] if explain else []
     if as_json:
-        typer.echo(json.dumps([_to_json(node) for node in nodes], ensure_ascii=False))
+        rows = [_to_json(node) for node in nodes]
+        for row, explanation in zip(rows, explanations, strict=False):
+            row["explanation"] = explanation.to_dict()
+        typer.echo(json.dumps(rows, ensure_ascii=False))
         return
     for rank, node in enumerate(nodes, 1):
         _print_passage(rank, node)
+        for explanation in explanations[rank - 1 : rank]:
+            _print_explanation(explanation)
     if not nodes:
         shared.out.print("no passage found")
 
 
 def _to_json(node: NodeWithScore) -> dict[str, object]:
     """Return a found passage as values that JSON can hold."""
+    from unified_embeddings.llama.payloads import own_metadata
+
     return {
         "id": node.node.node_id,
         "score": node.score,
         "text": node.node.get_content(),
-        "metadata": node.node.metadata,
+        "metadata": own_metadata(node.node),
     }
 
 
@@ -107,6 +130,22 @@ def _print_passage(rank: int, node: NodeWithScore) -> None:
     source = shared.printable(node.node.metadata.get("file_path", node.node.node_id))
     shared.out.print(f"{rank}. {node.score:.4f}  {source}", markup=False, soft_wrap=True)
     shared.print_line(f"   {shared.one_line(node.node.get_content(), _PASSAGE_WIDTH)}")
+
+
+def _print_one(explanation: Explanation, *, as_json: bool) -> None:
+    """Print the explanation of one passage, with its text."""
+    if as_json:
+        typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        return
+    shared.print_line(shared.one_line(explanation.text, _PASSAGE_WIDTH))
+    _print_explanation(explanation)
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    from unified_embeddings.cli.explained import explanation_lines
+
+    for line in explanation_lines(explanation):
+        shared.print_line(line)
 
 
 def _parse_weights(text: str) -> tuple[float, float] | Literal["auto"]:

@@ -162,6 +162,11 @@ class TextEmbedder(Closeable):
         del special  # This embedder has none.
         return [Piece(token_id, "", is_special=False) for token_id in self.tokenise(text)]
 
+    def vocabulary_entry(self, token_id: int) -> str:
+        """Return what a token id stands for; empty where the embedder has no vocabulary."""
+        del token_id
+        return ""
+
     def normal_form(self, text: str) -> str:
         """Return what the model makes of a text before it splits it; loads no weights.
 

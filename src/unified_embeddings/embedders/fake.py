@@ -19,13 +19,14 @@ from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
-from unified_embeddings.embedders.values import SPECIAL_TOKENS
+from unified_embeddings.embedders.values import SPECIAL_TOKENS, Piece
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.spec import require_heads
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, IntArray, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
 
 _WORD = re.compile(r"\w+")
+_OPENING, _CLOSING = 0, 2
 _FIRST_WORD = 4
 """Ids below are special tokens'."""
 
@@ -129,6 +130,15 @@ class FakeEmbedder(CachedTextEmbedder):
         (valid_text,) = require_texts([text])
         self._require_open()
         return [_word_id(word) for word in _words(valid_text)]
+
+    def split(self, text: str, *, special: bool = False) -> list[Piece]:
+        """Return a text's words, and on request the two special tokens around them."""
+        (valid_text,) = require_texts([text])
+        self._require_open()
+        pieces = [Piece(_word_id(word), word, False, word) for word in _words(valid_text)]
+        if special:
+            return [Piece(_OPENING, "<s>", True), *pieces, Piece(_CLOSING, "</s>", True)]
+        return pieces
 
     def close(self) -> None:
         """Refuse, from now on, texts whose vectors are not in the cache, as a real one does."""

@@ -18,7 +18,9 @@ from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.embedders.remote_answers import (
     BadAnswerError,
     ServiceInfo,
+    is_model,
     read_info,
+    read_pieces,
     read_tokens,
     read_usage,
     read_vectors,
@@ -31,12 +33,12 @@ from unified_embeddings.embedders.remote_options import (
 )
 from unified_embeddings.embedders.remote_transport import Answer, Transport
 from unified_embeddings.embedders.token_memory import TokenMemory
+from unified_embeddings.embedders.values import Piece
 from unified_embeddings.errors import (
     FingerprintMismatchError,
     ModelLoadError,
     ServiceError,
 )
-from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
@@ -250,6 +252,13 @@ class RemoteEmbedder(CachedTextEmbedder):
         """Return all token ids of a text, uncut and without special tokens, from the service."""
         return self._tokenise([text])[0]
 
+    def split(self, text: str, *, special: bool = False) -> list[Piece]:
+        """Return a text's tokens with what they stand for, from the service."""
+        body = {"inputs": require_texts([text]), "add_special_tokens": special}
+        answer = self._transport.post("/tokenize", body)
+        self._check_fingerprint(answer, None)
+        return self._read("POST /tokenize", partial(read_pieces, answer.data))
+
     def announce(self, texts: Sequence[str]) -> None:
         """Ask the service for the token ids of texts, to have them when `tokenise` is called."""
         self._tokenise(texts)
@@ -324,7 +333,7 @@ class RemoteEmbedder(CachedTextEmbedder):
     def _ask_info(self) -> ServiceInfo:
         answer = self._transport.get("/info")
         info = self._read("GET /info", partial(read_info, answer.data))
-        if self._model is not None and not _is_model(self._model, info):
+        if self._model is not None and not is_model(self._model, info):
             raise ModelLoadError(
                 self._model,
                 f"the service {self._url} has {info.model!r} ({info.model_id}). Leave the model "
@@ -380,18 +389,6 @@ class RemoteEmbedder(CachedTextEmbedder):
             room -= needed
         if group:
             yield group
-
-
-def _is_model(name: str, info: ServiceInfo) -> bool:
-    """Tell whether a service's model is called so: by its choice, hub id or another known name."""
-    if name == info.model:
-        return True
-    for choice in (name, info.model):
-        # The hub id of a pair is that of its first model alone.
-        if choice in MODELS and MODELS[choice].sparse_model is not None:
-            return False
-    hub_id = MODELS[name].model_id if name in MODELS else name
-    return info.model_id in (name, hub_id)
 
 
 def _rebuild(kind: type[RemoteEmbedder], options: Options) -> RemoteEmbedder:

@@ -16,7 +16,10 @@ from typing import cast
 import numpy as np
 
 from unified_embeddings.embedders.cached import Vectors
+from unified_embeddings.embedders.values import Piece
+from unified_embeddings.embedders.word_pieces import words_of_entries
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, SparseVector
 
@@ -147,21 +150,61 @@ def read_usage(data: object) -> tuple[int, int]:
     return _count(usage, "total_tokens", least=0), _count(usage, "truncated", least=0)
 
 
+def is_model(name: str, info: ServiceInfo) -> bool:
+    """Tell whether a service's model is called so: by its choice, hub id or another known name."""
+    if name == info.model:
+        return True
+    for choice in (name, info.model):
+        # The hub id of a pair is that of its first model alone.
+        if choice in MODELS and MODELS[choice].sparse_model is not None:
+            return False
+    hub_id = MODELS[name].model_id if name in MODELS else name
+    return info.model_id in (name, hub_id)
+
+
 def read_tokens(data: object, expected: int) -> list[list[int]]:
     """Return the token ids in an answer of `/tokenize`, special tokens left out.
 
     Raises:
         BadAnswerError: If it is not the ids of as many texts as expected.
     """
+    ids_of_texts: list[list[int]] = []
+    for rows in _read_token_rows(data, expected):
+        ids_of_texts.append([_count(row, "id", least=0) for row in rows if not row.get("special")])
+    return ids_of_texts
+
+
+def read_pieces(data: object) -> list[Piece]:
+    """Return the tokens in an answer of `/tokenize` about one text.
+
+    Raises:
+        BadAnswerError: If it is not the tokens of one text.
+    """
+    (rows,) = _read_token_rows(data, 1)
+    entries: list[str] = []
+    for row in rows:
+        entry = row.get("text", "")
+        if not isinstance(entry, str):
+            raise BadAnswerError(f"a token's text should be a text, got {entry!r:.80}")
+        entries.append(entry)
+    are_special = [bool(row.get("special")) for row in rows]
+    words = words_of_entries(entries, are_special)
+    return [
+        Piece(_count(row, "id", least=0), entry, is_special, word)
+        for row, entry, is_special, word in zip(rows, entries, are_special, words, strict=True)
+    ]
+
+
+def _read_token_rows(data: object, expected: int) -> list[list[Mapping[str, object]]]:
+    """Return the rows of each text in an answer of `/tokenize`."""
     if not isinstance(data, list) or len(data) != expected:
         raise BadAnswerError(f"expected the tokens of {expected} texts, got {data!r:.80}")
-    ids_of_texts: list[list[int]] = []
+    rows_of_texts = []
     for tokens in data:
         if not isinstance(tokens, list):
             raise BadAnswerError(f"expected a list of tokens, got {tokens!r:.80}")
-        rows = [_mapping(token, "a token") for token in tokens]
-        ids_of_texts.append([_count(row, "id", least=0) for row in rows if not row.get("special")])
-    return ids_of_texts
+        rows_of_texts.append([_mapping(token, "a token") for token in tokens])
+    return rows_of_texts
 
 
 def read_dense(numbers: object, dimension: int) -> FloatArray:

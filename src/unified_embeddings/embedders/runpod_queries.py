@@ -281,6 +281,10 @@ class RunPodQueryEmbedder(CachedTextEmbedder):
         """Return a text's tokens by the documents' model."""
         return self.documents.split(text, special=special)
 
+    def vocabulary_entry(self, token_id: int) -> str:
+        """Return what a token id stands for, by the documents' model."""
+        return self.documents.vocabulary_entry(token_id)
+
     def stats(self) -> EmbedderStats:
         """Return the counters of both; an endpoint's request is a batch and a forward."""
         queries, documents = self._counters.snapshot(), self.documents.stats()

@@ -206,6 +206,10 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         (valid_text,) = require_texts([text])
         return self._load_tokenizer().pieces(valid_text, special=special)
 
+    def vocabulary_entry(self, token_id: int) -> str:
+        """Return what a token id stands for; see `TextEmbedder`."""
+        return self._load_tokenizer().entry(token_id)
+
     def normal_form(self, text: str) -> str:
         """Return what the tokenizer makes of a text before it splits it; see `TextEmbedder`."""
         return self._load_tokenizer().normal_form(text)

@@ -17,6 +17,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from unified_embeddings.embedders.first_tokens import CHARACTERS_PER_TOKEN, FirstTokens
 from unified_embeddings.embedders.tokenizer_file import read_tokenizer
 from unified_embeddings.embedders.values import Piece
+from unified_embeddings.embedders.word_pieces import words_of
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.system.memory import trim_heap
@@ -103,8 +104,14 @@ class Tokenizer:
         """Return the tokens of a text with the vocabulary's entries, uncut."""
         with self._checkpoint.explain("tokenizer.json fails with a text"):
             encoding = self._encode_one(text, special=special)
-        marks = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True)
-        return [Piece(token_id, token, is_special=bool(mark)) for token_id, token, mark in marks]
+        words = words_of(text, encoding.offsets, encoding.word_ids)
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, words, strict=True)
+        return [Piece(token_id, token, bool(mark), word) for token_id, token, mark, word in rows]
+
+    def entry(self, token_id: int) -> str:
+        """Return the vocabulary's entry of a token; empty if there is none of this number."""
+        entry: str | None = self._rust.id_to_token(token_id)
+        return entry or ""
 
     def _encode_one(self, text: str, *, special: bool) -> Encoding:
         """Return a text's encoding, while other threads run.

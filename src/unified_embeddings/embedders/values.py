@@ -75,8 +75,11 @@ class Piece:
         token_id: Its number in the vocabulary.
         text: The vocabulary's entry; empty where the embedder has no vocabulary.
         is_special: Whether it marks the start or the end, and stands for no part of the text.
+        word: The word that it is all or a part of, as the text has it; empty for special tokens,
+            and where the embedder has no vocabulary.
     """
 
     token_id: int
     text: str
     is_special: bool
+    word: str = ""

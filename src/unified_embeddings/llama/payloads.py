@@ -19,6 +19,8 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.llama.filters import LLAMA_INDEX_KEYS, OWN_METADATA
 
 _RESERVED_KEYS = (*sorted(LLAMA_INDEX_KEYS), OWN_METADATA)
+RETRIEVAL_KEY = "_retrieval"
+"""Metadata in which a retriever notes a node's ranks; it is never stored."""
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 """What JSON's integers may be in Qdrant."""
 
@@ -39,7 +41,7 @@ def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
     if not isinstance(node, BaseNode):
         raise InputError(f"expected a node, got {type(node).__name__}", index=index)
     metadata: dict[str, Any] = {}
-    for key, value in node.metadata.items():
+    for key, value in own_metadata(node).items():
         try:
             metadata[_to_key(key)] = _to_json(value)
         except (InputError, RecursionError) as error:
@@ -50,13 +52,27 @@ def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
                 f"metadata {key!r} of node {node.node_id} cannot be stored: {problem}", index=index
             ) from None
     # Without its vector, which LlamaIndex would turn into JSON only to drop it.
-    stored = node.model_copy(update={"metadata": metadata, "embedding": None})
+    stored = node.model_copy(update={"metadata": metadata, "embedding": None, **_excluded(node)})
     payload: dict[str, Any] = node_to_metadata_dict(stored)
     own = {key: metadata[key] for key in _RESERVED_KEYS if key in metadata}
     payload.pop(OWN_METADATA, None)
     if own:
         payload[OWN_METADATA] = own
     return payload
+
+
+def own_metadata(node: BaseNode) -> dict[str, Any]:
+    """Return a node's metadata without what a retriever notes there."""
+    return {key: value for key, value in node.metadata.items() if key != RETRIEVAL_KEY}
+
+
+def _excluded(node: BaseNode) -> dict[str, list[str]]:
+    """Return a node's lists of excluded keys without that of a retriever's note."""
+    lists = {
+        "excluded_embed_metadata_keys": node.excluded_embed_metadata_keys,
+        "excluded_llm_metadata_keys": node.excluded_llm_metadata_keys,
+    }
+    return {name: [key for key in keys if key != RETRIEVAL_KEY] for name, keys in lists.items()}
 
 
 def _to_key(key: object) -> str:

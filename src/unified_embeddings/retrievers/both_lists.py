@@ -24,8 +24,9 @@ from unified_embeddings.evaluation.documents import (
 )
 from unified_embeddings.evaluation.fusion_choices import SearchedQuery
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.retrievers.branches import Branch
 from unified_embeddings.retrievers.fusing import Ranking, scored_ids
-from unified_embeddings.retrievers.hybrid import Branch, UnifiedHybridRetriever
+from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.ranking import order_points
 
 

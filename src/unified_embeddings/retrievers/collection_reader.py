@@ -23,6 +23,7 @@ from unified_embeddings.stores.opening import Client, make_thread_safe
 
 _LOOK_UP = "get_collection"
 _SEARCH = "query_batch_points"
+_FETCH = "retrieve"
 """The operations that a StoreError names: qdrant-client's methods."""
 _NODE_KEY = "_node_content"
 """Key under which LlamaIndex stores a node."""
@@ -134,8 +135,33 @@ class CollectionReader:
             responses = await self._aclient.query_batch_points(self.collection, requests)
         return [response.points for response in responses]
 
+    def fetch(self, point_id: qm.ExtendedPointId, vectors: Sequence[str]) -> qm.Record | None:
+        """Return a point with its payload and the vectors named, as stored; None if it is missing.
+
+        Raises:
+            StoreError: If the collection does not exist, or Qdrant fails.
+        """
+        client = self._require_client(_FETCH)
+        with store_errors(self.collection, _FETCH):
+            points = client.retrieve(
+                self.collection, [point_id], with_payload=True, with_vectors=list(vectors)
+            )
+        return points[0] if points else None
+
+    async def afetch(
+        self, point_id: qm.ExtendedPointId, vectors: Sequence[str]
+    ) -> qm.Record | None:
+        """Like `fetch`, but without blocking the event loop."""
+        if self._aclient is None:
+            return await asyncio.to_thread(self.fetch, point_id, vectors)
+        with store_errors(self.collection, _FETCH):
+            points = await self._aclient.retrieve(
+                self.collection, [point_id], with_payload=True, with_vectors=list(vectors)
+            )
+        return points[0] if points else None
+
     def to_nodes(
-        self, points: list[qm.ScoredPoint], scores: Sequence[float]
+        self, points: Sequence[qm.ScoredPoint | qm.Record], scores: Sequence[float]
     ) -> list[NodeWithScore]:
         """Return the nodes that points hold, in the same order.
 
@@ -149,7 +175,7 @@ class CollectionReader:
         operation = "reading the points found"
         try:
             with store_errors(self.collection, operation):
-                nodes = self._store.parse_to_query_result(points).nodes or []
+                nodes = self._store.parse_to_query_result(list(points)).nodes or []
         except StoreError as error:
             problem = _foreign_layout(self.collection, points)
             if problem is None:
@@ -162,7 +188,9 @@ class CollectionReader:
     def _require_client(self, operation: str) -> Client:
         if self._client is None:
             raise StoreError(
-                self.collection, operation, "the store has only an async client; use aretrieve"
+                self.collection,
+                operation,
+                "the store has only an async client; use aretrieve or aexplain",
             )
         return self._client
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from qdrant_client import models as qm
 
-from unified_embeddings.fusion import dbsf, rrf
+from unified_embeddings.fusion import dbsf, dbsf_terms, rrf, rrf_terms
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.ranking import id_order
 
@@ -40,6 +40,23 @@ def fuse(
         ids_by_rank = [[point.id for point, _ in ranking] for ranking in rankings]
         fused = rrf(ids_by_rank, fusion.k, weights, tie_key=id_order)
     return [(points_by_id[point_id], score) for point_id, score in fused]
+
+
+def fusion_terms(
+    rankings: Sequence[Ranking], fusion: Fusion, weights: Sequence[float]
+) -> list[dict[qm.ExtendedPointId, float]]:
+    """Return what each ranking adds to the fused score of each of its points.
+
+    Args:
+        rankings: As in `fuse`.
+        fusion: As in `fuse`.
+        weights: One for each ranking, above 0.
+    """
+    if fusion.method == "dbsf":
+        terms = dbsf_terms([scored_ids(ranking) for ranking in rankings], weights)
+    else:
+        terms = rrf_terms([[point.id for point, _ in r] for r in rankings], fusion.k, weights)
+    return [dict(of_ranking) for of_ranking in terms]
 
 
 def scored_ids(ranking: Ranking) -> list[tuple[qm.ExtendedPointId, float]]:

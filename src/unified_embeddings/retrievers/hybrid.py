@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
@@ -27,8 +25,11 @@ from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
+from unified_embeddings.retrievers.branches import Branch
 from unified_embeddings.retrievers.collection_reader import CollectionReader
+from unified_embeddings.retrievers.explain import Explaining
 from unified_embeddings.retrievers.fusing import fuse
+from unified_embeddings.retrievers.node_ranks import note_ranks
 from unified_embeddings.retrievers.options import (
     Auto,
     FusionOption,
@@ -59,19 +60,7 @@ from unified_embeddings.stores.schema import check_adopt, check_collection
 from unified_embeddings.validation import require_whole_number
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One of the searches that a query consists of: with what, in which vectors, at what weight.
-
-    Unnamed vectors have the name None.
-    """
-
-    vector: list[float] | qm.SparseVector
-    vector_name: str | None
-    weight: float
-
-
-class UnifiedHybridRetriever(BaseRetriever):
+class UnifiedHybridRetriever(Explaining):
     """Retrieve by dense and sparse vectors, fused, as a LlamaIndex retriever.
 
     A query costs one forward pass (or a cache hit) and one round trip to Qdrant, which returns the
@@ -82,6 +71,9 @@ class UnifiedHybridRetriever(BaseRetriever):
     "sparse" the score is the vectors' own similarity, or their distance where another software's
     collection measures that: the smallest is the best then. After reranking it is the ColBERT
     score.
+
+    A node's ranks and scores in the lists are in its metadata under "_retrieval", which is neither
+    embedded nor stored nor shown to an LLM. `explain` tells where they come from.
 
     The same question to an unchanged collection gets the same answer. Nodes with equal scores are
     ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less
@@ -236,11 +228,7 @@ class UnifiedHybridRetriever(BaseRetriever):
             await asyncio.to_thread(self._check_collection, info)
         query = await self._embedder.in_thread(partial(self._embed, query_bundle))
         branches = self._build_branches(query)
-        limit = first_limit(self._depth) if branches else None
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limit is not None:
-            rankings = await self._reader.asearch(self._build_requests(branches, limit))
-            limit = next_limit(rankings, self._depth, limit)
+        rankings = await self._asearch(branches)
         build_answer = partial(self._build_answer, query, branches, rankings)
         return await self._embedder.in_thread(build_answer)
 
@@ -322,6 +310,15 @@ class UnifiedHybridRetriever(BaseRetriever):
             limit = next_limit(rankings, self._depth, limit)
         return rankings
 
+    async def _asearch(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]:
+        """Like `_search`, but without blocking the event loop."""
+        limit = first_limit(self._depth) if branches else None
+        rankings: list[list[qm.ScoredPoint]] = []
+        while limit is not None:
+            rankings = await self._reader.asearch(self._build_requests(branches, limit))
+            limit = next_limit(rankings, self._depth, limit)
+        return rankings
+
     # --- the answer -----------------------------------------------------------------------------
 
     def _build_answer(
@@ -331,7 +328,7 @@ class UnifiedHybridRetriever(BaseRetriever):
         rankings: Sequence[Sequence[qm.ScoredPoint]],
     ) -> list[NodeWithScore]:
         """Return the nodes found, best first, reranked if that was asked for."""
-        if branches and isinstance(branches[0].vector, list):  # the dense one, if there is one
+        if branches and branches[0].list_name == "dense":
             note_points(query.dense, rankings[0])
         ordered = [order_points(points)[: self._depth] for points in rankings]
         best: list[tuple[qm.ScoredPoint, float]] = []
@@ -341,6 +338,10 @@ class UnifiedHybridRetriever(BaseRetriever):
         elif ordered:
             (best,) = ordered
         nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
+        lists = {
+            branch.list_name: ranking for branch, ranking in zip(branches, ordered, strict=True)
+        }
+        note_ranks(nodes, best, lists, fused=self._mode == "hybrid")
         if query.colbert is None or not nodes:
             return nodes
         return rerank_nodes(self._embedder, query.colbert, nodes)[: self._top_k]

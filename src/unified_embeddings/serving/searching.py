@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, open_folder
@@ -110,7 +111,7 @@ class Search:
                     "id": node_id,
                     "score": float(node.score or 0.0),
                     "text": node.node.get_content(),
-                    "metadata": node.node.metadata,
+                    "metadata": own_metadata(node.node),
                     "ranks": {head: by_id.get(node_id) for head, by_id in ranks.items()},
                 }
             )

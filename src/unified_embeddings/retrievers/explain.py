@@ -1,0 +1,312 @@
+"""Why a passage has the score and the rank that it has for a question.
+
+What lives here: asking Qdrant for each part of a passage's score, and putting the parts together.
+What does not: the values returned (`explanation`), and the names of tokens (`embedders.labels`).
+
+Qdrant itself is asked what each token adds, by a question of that token alone to that point alone.
+So the parts add up to its score whatever the collection does to it: an IDF over the points that
+it counts, or vectors of lower precision in its index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+from qdrant_client import models as qm
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.labels import label_indices
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama.filters import to_point_id
+from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.retrievers.branches import Branch
+from unified_embeddings.retrievers.collection_reader import CollectionReader
+from unified_embeddings.retrievers.explanation import (
+    DensePart,
+    Explanation,
+    Ranks,
+)
+from unified_embeddings.retrievers.options import Mode
+from unified_embeddings.retrievers.questions import QueryVectors
+from unified_embeddings.retrievers.ranking import order_points
+from unified_embeddings.retrievers.score_parts import (
+    explain_colbert,
+    explain_fusion,
+    explain_sparse,
+    rank_of,
+)
+from unified_embeddings.types import SparseVector
+
+NodeOrId: TypeAlias = NodeWithScore | BaseNode | str | int
+"""A passage: as the retriever returns it, its node, or the id of that."""
+
+_Probe: TypeAlias = Literal["filters", "dense", "sparse"] | int
+"""What is asked about the passage; a number asks for the share of one token."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question's text and vectors, and what its searches found.
+
+    Attributes:
+        text: The question.
+        vectors: Its vectors.
+        branches: The searches.
+        rankings: The points that each found, as Qdrant returned them.
+        has_idf: Whether the collection multiplies sparse scores by IDF.
+    """
+
+    text: str
+    vectors: QueryVectors
+    branches: Sequence[Branch]
+    rankings: Sequence[Sequence[qm.ScoredPoint]]
+    has_idf: bool
+
+
+class Explaining(BaseRetriever):
+    """What makes a hybrid retriever able to explain its scores."""
+
+    _reader: CollectionReader
+    _embedder: TextEmbedder
+    _store: QdrantVectorStore
+    _fusion: Fusion
+    _mode: Mode
+    _rerank: Literal["colbert"] | None
+    _filter: qm.Filter | None
+    _dense_name: str
+
+    # --- what the retriever does -----------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _depth(self) -> int: ...
+
+    @abstractmethod
+    def _check_collection(self, info: qm.CollectionInfo) -> None: ...
+
+    @abstractmethod
+    def _embed(self, bundle: QueryBundle) -> QueryVectors: ...
+
+    @abstractmethod
+    def _build_branches(self, query: QueryVectors) -> list[Branch]: ...
+
+    @abstractmethod
+    def _search(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]: ...
+
+    @abstractmethod
+    async def _asearch(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]: ...
+
+    # --- what it can do then ---------------------------------------------------------------------
+
+    def explain(
+        self, query: str | QueryBundle, node_or_id: NodeOrId, *, colbert: bool | None = None
+    ) -> Explanation:
+        """Return why a passage has the score and the rank that it has for a question.
+
+        The passage need not be among those found. It costs three round trips more than the search.
+
+        Args:
+            query: The question.
+            node_or_id: The passage: a node that was found, or its id.
+            colbert: Whether to compare the texts token by token, which runs the model over the
+                passage. None does so where the model can.
+
+        Raises:
+            InputError: If the question is blank, the collection has no such passage, or the model
+                gives no ColBERT vectors and they are asked for.
+            FingerprintMismatchError: If the collection was made with another model.
+            StoreError: If Qdrant fails, or the collection does not exist.
+        """
+        point_id = _to_point_id(node_or_id)
+        info = self._reader.look_up()
+        self._check_collection(info)
+        bundle = _to_bundle(query)
+        vectors = self._embed(bundle)
+        branches = self._build_branches(vectors)
+        rankings = self._search(branches)
+        question = self._to_question(bundle, vectors, branches, rankings, info)
+        point = self._require_point(point_id, self._reader.fetch(point_id, self._fetched_vectors))
+        probes = self._build_probes(vectors, point)
+        scores = _read_scores(probes, self._reader.search(list(probes.values())))
+        return self._put_together(question, point, scores, colbert)
+
+    async def aexplain(
+        self, query: str | QueryBundle, node_or_id: NodeOrId, *, colbert: bool | None = None
+    ) -> Explanation:
+        """Like `explain`, but without blocking the event loop."""
+        point_id = _to_point_id(node_or_id)
+        info = await self._reader.alook_up()
+        await asyncio.to_thread(self._check_collection, info)
+        bundle = _to_bundle(query)
+        vectors = await self._embedder.in_thread(partial(self._embed, bundle))
+        branches = self._build_branches(vectors)
+        rankings = await self._asearch(branches)
+        question = self._to_question(bundle, vectors, branches, rankings, info)
+        fetched = await self._reader.afetch(point_id, self._fetched_vectors)
+        point = self._require_point(point_id, fetched)
+        probes = self._build_probes(vectors, point)
+        scores = _read_scores(probes, await self._reader.asearch(list(probes.values())))
+        return await self._embedder.in_thread(
+            partial(self._put_together, question, point, scores, colbert)
+        )
+
+    # --- what is asked ---------------------------------------------------------------------------
+
+    def _to_question(
+        self,
+        bundle: QueryBundle,
+        vectors: QueryVectors,
+        branches: Sequence[Branch],
+        rankings: Sequence[Sequence[qm.ScoredPoint]],
+        info: qm.CollectionInfo,
+    ) -> _Question:
+        settings = (info.config.params.sparse_vectors or {}).get(self._store.sparse_vector_name)
+        return _Question(
+            text=bundle.query_str,
+            vectors=vectors,
+            branches=branches,
+            rankings=rankings,
+            has_idf=settings is not None and settings.modifier == qm.Modifier.IDF,
+        )
+
+    @property
+    def _fetched_vectors(self) -> list[str]:
+        """The passage's stored vectors that are needed."""
+        return [] if self._mode == "dense" else [self._store.sparse_vector_name]
+
+    def _require_point(self, point_id: qm.ExtendedPointId, point: qm.Record | None) -> qm.Record:
+        if point is None:
+            raise InputError(
+                f"collection {self._reader.collection!r} has no passage {point_id!r}; give a node "
+                "that the retriever returned, or its id"
+            )
+        return point
+
+    def _build_probes(self, query: QueryVectors, point: qm.Record) -> dict[_Probe, qm.QueryRequest]:
+        """Return what to ask Qdrant about one point, in one round trip."""
+        only_this = qm.HasIdCondition(has_id=[point.id])
+        alone = qm.Filter(must=[only_this])
+        among_filtered = (
+            alone if self._filter is None else qm.Filter(must=[only_this, self._filter])
+        )
+        probes: dict[_Probe, qm.QueryRequest] = {
+            "filters": qm.QueryRequest(filter=among_filtered, limit=1)
+        }
+        if query.dense is not None:
+            probes["dense"] = qm.QueryRequest(
+                query=query.dense.tolist(), using=self._dense_name or None, filter=alone, limit=1
+            )
+        if query.sparse is None:
+            return probes
+        shared = self._stored_sparse(point).keys() & query.sparse.keys()
+        asked: dict[_Probe, SparseVector] = {}
+        if shared:
+            asked["sparse"] = query.sparse
+        for token_id in sorted(shared):
+            asked[token_id] = SparseVector.from_dict({token_id: query.sparse[token_id]})
+        for probe, vector in asked.items():
+            probes[probe] = qm.QueryRequest(
+                query=qm.SparseVector(
+                    indices=vector.indices.tolist(), values=vector.values.tolist()
+                ),
+                using=self._store.sparse_vector_name,
+                filter=alone,
+                limit=1,
+            )
+        return probes
+
+    def _stored_sparse(self, point: qm.Record) -> dict[int, float]:
+        """Return a point's sparse vector; it has none where its text has no lexical weights."""
+        vectors = point.vector
+        sparse = vectors.get(self._store.sparse_vector_name) if isinstance(vectors, dict) else None
+        if not isinstance(sparse, qm.SparseVector):
+            return {}
+        return dict(zip(sparse.indices, sparse.values, strict=True))
+
+    # --- what the answers mean -------------------------------------------------------------------
+
+    def _put_together(
+        self,
+        question: _Question,
+        point: qm.Record,
+        scores: dict[_Probe, float],
+        colbert: bool | None,
+    ) -> Explanation:
+        names = [branch.list_name for branch in question.branches]
+        for name, found in zip(names, question.rankings, strict=True):
+            # Where vectors are quantised, a single point's score may be another than the one that
+            # gave the rank.
+            scores.update((name, scored.score) for scored in found if scored.id == point.id)
+        rankings = [order_points(found)[: self._depth] for found in question.rankings]
+        ranks = {
+            name: rank_of(point.id, ranking) for name, ranking in zip(names, rankings, strict=True)
+        }
+        fused, fused_rank = None, None
+        if self._mode == "hybrid":
+            weights = [branch.weight for branch in question.branches]
+            fused, fused_rank = explain_fusion(point.id, names, rankings, weights, self._fusion)
+        dense, sparse = None, None
+        if "dense" in scores:
+            dense = DensePart(scores["dense"])
+        if question.vectors.sparse is not None:
+            sparse = explain_sparse(
+                label_indices(self._embedder, question.text, "query", question.vectors.sparse),
+                question.vectors.sparse,
+                self._stored_sparse(point),
+                {token: score for token, score in scores.items() if isinstance(token, int)},
+                score=scores.get("sparse", 0.0),
+                has_idf=question.has_idf,
+            )
+        (passage,) = self._reader.to_nodes([point], [0.0])
+        text = passage.node.get_content(metadata_mode=MetadataMode.EMBED)
+        matches = None
+        if colbert or (colbert is None and "colbert" in self._embedder.heads):
+            matches = explain_colbert(self._embedder, question.text, text)
+        return Explanation(
+            query=question.text,
+            node_id=str(point.id),
+            text=text,
+            sparse=sparse,
+            dense=dense,
+            colbert=matches,
+            ranks=Ranks(ranks.get("dense"), ranks.get("sparse"), fused_rank),
+            fused=fused,
+            candidates=self._depth,
+            matches_filters="filters" in scores,
+            reranked=self._rerank is not None,
+        )
+
+
+def _read_scores(
+    probes: dict[_Probe, qm.QueryRequest], answers: Sequence[Sequence[qm.ScoredPoint]]
+) -> dict[_Probe, float]:
+    """Return the score that each question found for the point, without those that found nothing."""
+    return {probe: points[0].score for probe, points in zip(probes, answers, strict=True) if points}
+
+
+def _to_bundle(query: str | QueryBundle) -> QueryBundle:
+    return query if isinstance(query, QueryBundle) else QueryBundle(query)
+
+
+def _to_point_id(node_or_id: NodeOrId) -> qm.ExtendedPointId:
+    """Return a passage's id as Qdrant writes it: a number, or a UUID in lower case.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    node = node_or_id.node if isinstance(node_or_id, NodeWithScore) else node_or_id
+    node_id = node.node_id if isinstance(node, BaseNode) else node
+    try:
+        return to_point_id(str(node_id).strip(), 0)
+    except InputError:
+        raise InputError(
+            f"a passage is a node or its id, a UUID or a whole number; got {node_id!r:.80}"
+        ) from None
