@@ -195,7 +195,7 @@ class CollectionReader:
         return self._client
 
 
-def _foreign_layout(collection: str, points: Sequence[qm.ScoredPoint]) -> str | None:
+def _foreign_layout(collection: str, points: Sequence[qm.ScoredPoint | qm.Record]) -> str | None:
     """Return whose payloads those look like in which LlamaIndex finds no node; None if unknown."""
     for point in points:
         payload = point.payload or {}
