@@ -61,7 +61,7 @@ def test_a_record_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
 def test_a_state_that_may_not_follow_changes_nothing(tmp_path: Path) -> None:
     with Journal.create(tmp_path, make_record()) as journal:
         before = (tmp_path / "migration.json").read_bytes()
-        with pytest.raises(MigrationStateError, match="backfilling"):
+        with pytest.raises(MigrationStateError, match="what may follow: `migrate start`"):
             journal.enter("cut_over", offset=3)
         assert journal.record.offset is None
         assert (tmp_path / "migration.json").read_bytes() == before
