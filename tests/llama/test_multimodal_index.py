@@ -41,6 +41,7 @@ from unified_embeddings import (
     UnifiedMultiModalIndex,
     UnifiedMultiModalRetriever,
 )
+from unified_embeddings.llama.payloads import own_metadata
 
 TEXTS = {"fox": "The quick brown fox jumps", "ranking": "Retrieval finds documents; ranking orders"}
 ID = "00000000-0000-0000-0000-00000000000{}"
@@ -224,7 +225,7 @@ class TestIndex:
             found = stores.retriever(weights=(0, 1)).retrieve("fox")
             assert {type(n.node).__name__ for n in found} == {"ImageNode"}
             (kept,) = [n.node for n in found if numbers([n]) == [2]]
-            assert (kept.text, kept.metadata) == ("a fox", {"year": 2024})
+            assert (kept.text, own_metadata(kept)) == ("a fox", {"year": 2024})
 
     def test_documents_with_an_image_keep_it(self, config: UnifiedEmbeddingConfig) -> None:
         encoded = base64.b64encode(png(IMAGES[0]))

@@ -257,6 +257,17 @@ async def test_a_deadline_withdraws_the_request(batcher: Batcher, engine: GatedE
     assert engine.calls == [["fox"]]
 
 
+async def test_the_message_tells_the_whole_deadline_however_much_of_it_was_spent(
+    batcher: Batcher, engine: GatedEmbedder
+) -> None:
+    first = ask(batcher, ["fox"])
+    await engine.entered()
+    with pytest.raises(DeadlineError, match=r"within 30 s"):
+        await batcher.submit(["late"], [10], role="query", heads=DENSE, timeout=30.0, spent=29.999)
+    engine.set_free()
+    check(await first, ["fox"])
+
+
 async def test_a_deadline_in_the_middle_of_a_pass_leaves_the_others_alone(
     batcher: Batcher, engine: GatedEmbedder
 ) -> None:

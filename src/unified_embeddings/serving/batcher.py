@@ -172,6 +172,7 @@ class Batcher:
         role: Role,
         heads: tuple[HeadName, ...],
         timeout: float,
+        spent: float = 0.0,
     ) -> Batched:
         """Wait for the vectors of n >= 1 texts.
 
@@ -180,7 +181,8 @@ class Batcher:
             tokens: How many tokens each is.
             role: Of all of them.
             heads: What to compute.
-            timeout: Seconds to wait.
+            timeout: Seconds that the request may take.
+            spent: How many of them are over.
 
         Raises:
             OverloadedError: If the queue is full.
@@ -199,7 +201,7 @@ class Batcher:
         self._has_work.set()
         try:
             # Not wait_for: an engine's own TimeoutError is no deadline of ours.
-            await asyncio.wait({request.future}, timeout=timeout)
+            await asyncio.wait({request.future}, timeout=max(0.0, timeout - spent))
             if not request.future.done():
                 raise DeadlineError(
                     f"not answered within {timeout:.3g} s; send fewer texts, or raise the deadline"

@@ -199,7 +199,8 @@ class EmbeddingService(LoadedModel):
             [length.tokens for length in lengths],
             role=role,
             heads=heads,
-            timeout=max(0.0, seconds - tokenise_seconds),
+            timeout=seconds,
+            spent=tokenise_seconds,
         )
         return Answer(
             embeddings=batched.embeddings,
