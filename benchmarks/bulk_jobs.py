@@ -113,7 +113,8 @@ def ray_data(source: Path, folder: Path, model: str, workers: int) -> dict[str, 
     import ray
 
     # A cluster of its own, also where one is running on this machine.
-    ray.init("local", num_cpus=max(workers, 2), include_dashboard=False, log_to_driver=False)
+    # Two more than the actors take: reading and writing would wait for a processor for ever.
+    ray.init("local", num_cpus=workers + 2, include_dashboard=False, log_to_driver=False)
     begun = time.perf_counter()
     rows = ray.data.read_json(str(source), lines=True)
     embedded = rows.map_batches(
