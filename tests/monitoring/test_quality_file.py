@@ -53,7 +53,7 @@ def test_a_result_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ([], "expected an object, got list"),
         ({}, 'expected a list of systems under "systems"'),
         ({"systems": [{"ndcg": 1}]}, 'system 0: expected an object with a "name"'),
@@ -69,7 +69,7 @@ def test_a_result_without_a_time_is_as_old_as_its_file(tmp_path: Path) -> None:
         ({"systems": [{"name": "\ud800"}]}, "holds half a character"),
         ({"systems": [{"name": "a", "measures": {"\ud800": 1}}]}, "holds half a character"),
         ({"systems": [{"name": "a"}], "data": "x" * 501}, "is longer than 500 characters"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, content: Any, message: str) -> None:

@@ -280,7 +280,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "replicas": {"collection_params": {"replication_factor": 2}},
     "fan-out": {"collection_params": {"read_fan_out_factor": 2}},
     "strict mode": {"strict_mode_config": {"enabled": True}},
-    "metadata that is no JSON": {"metadata": {"a": float("nan")}},
+    "metadata that is not valid JSON": {"metadata": {"a": float("nan")}},
     "a misspelt option": {"hnsw_config": {"mm": 4}},
 }
 

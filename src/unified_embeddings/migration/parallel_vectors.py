@@ -201,7 +201,7 @@ def _named(point: qm.PointStruct) -> dict[str, object]:
 
 
 def _payload_of(point: qm.PointStruct, readable: Mapping[PointId, SourceText]) -> Payload | None:
-    """Return LlamaIndex's payload for a point; its own where there is no text."""
+    """Return LlamaIndex's payload for a point, or the point's own payload if it has no text."""
     source = readable.get(plain_id(point.id))
     return point.payload if source is None else source.payload
 

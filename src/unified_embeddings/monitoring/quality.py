@@ -60,7 +60,7 @@ def read_quality(path: str | os.PathLike[str]) -> Quality:
             "unified-embeddings evaluate --output FILE"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the evaluation {str(path)!r} is no JSON: {error}") from error
+        raise InputError(f"the evaluation {str(path)!r} is not valid JSON: {error}") from error
     try:
         return _to_quality(content, written)
     except (LookupError, TypeError, ValueError) as error:

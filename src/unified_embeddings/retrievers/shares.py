@@ -50,7 +50,7 @@ def to_bundle(query: QueryType, tenant: str | None) -> QueryBundle:
     """Return a question as a bundle, with the tenant if there is one.
 
     Raises:
-        InputError: If the question or the tenant is no text.
+        InputError: If the question or the tenant is not a text.
     """
     if isinstance(query, str):
         query = QueryBundle(query)
