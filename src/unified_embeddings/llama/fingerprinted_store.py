@@ -25,21 +25,17 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
-from unified_embeddings.llama.filters import (
-    is_of_document,
-    select_for_deletion,
-    select_points,
-    to_point_id,
-)
-from unified_embeddings.llama.payloads import build_payloads
+from unified_embeddings.llama.fields import Fields
+from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
 from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLayout
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
-from unified_embeddings.stores.schema import DENSE_VECTOR
+from unified_embeddings.stores.schema import SPARSE_VECTOR, VectorNames
 from unified_embeddings.validation import check_is_list, require_vector
 
 
@@ -57,6 +53,8 @@ class FingerprintedStore(QdrantVectorStore):
         aclient: Async client of the same place.
         make_collection: Creates the collection, or checks the one that exists.
         reopen: Opens the store again, for a pickled copy; None if only the caller's client can.
+        names: The names of the vectors that are searched and written.
+        layout: How nodes are written, and payloads understood.
         adopt: How the collection was opened; a retriever over the store takes it over.
         **options: The stock store's own.
     """
@@ -65,6 +63,8 @@ class FingerprintedStore(QdrantVectorStore):
     _make_collection: Callable[[], None] = PrivateAttr()
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
+    _names: VectorNames = PrivateAttr()
+    _layout: StoredLayout = PrivateAttr()
 
     def __init__(
         self,
@@ -74,6 +74,8 @@ class FingerprintedStore(QdrantVectorStore):
         client: Client,
         aclient: AsyncQdrantClient,
         make_collection: Callable[[], None],
+        names: VectorNames,
+        layout: StoredLayout = LLAMA_INDEX_LAYOUT,
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
         **options: Any,
@@ -82,14 +84,28 @@ class FingerprintedStore(QdrantVectorStore):
             collection_name=collection,
             client=cast("QdrantClient", client),  # both have the methods that the stock store calls
             aclient=aclient,
-            dense_vector_name=DENSE_VECTOR,
-            **sparse_options(embedder),
+            **sparse_options(embedder, names.sparse),
             **options,
         )
+        # Set again, as the stock store has views of its own on an existing collection's names.
+        self.dense_vector_name = names.dense
+        self.sparse_vector_name = names.sparse or SPARSE_VECTOR
         self._embedder = embedder
         self._make_collection = make_collection
         self._reopen = reopen
         self._adopt = adopt
+        self._names = names
+        self._layout = layout
+
+    @property
+    def vector_names(self) -> VectorNames:
+        """The names of the vectors that are searched and written."""
+        return self._names
+
+    @property
+    def fields(self) -> Fields:
+        """Where the payloads have the metadata, for filters, and what ids the points have."""
+        return self._layout.fields
 
     @property
     def adopt(self) -> Adopt | None:
@@ -176,8 +192,10 @@ class FingerprintedStore(QdrantVectorStore):
     def _build_points(
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[qm.PointStruct], list[str]]:
-        payloads = build_payloads(nodes)
-        point_ids = [to_point_id(node.node_id, index) for index, node in enumerate(nodes)]
+        payloads = self._layout.build_payloads(nodes)
+        point_ids = [
+            self.fields.to_point_id(node.node_id, index) for index, node in enumerate(nodes)
+        ]
         points: list[qm.PointStruct] = []
         for start in range(0, len(nodes), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -241,10 +259,10 @@ class FingerprintedStore(QdrantVectorStore):
 
     def _check_query(self, query: VectorStoreQuery) -> VectorStoreQuery:
         """Reject a query here: in the stock methods an InputError would count as the client's."""
-        return check_query(query, self._embedder, is_hybrid=self.enable_hybrid)
+        return check_query(query, self._embedder, is_hybrid=self.enable_hybrid, fields=self.fields)
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
-        return build_query_filter(query)
+        return build_query_filter(query, self.fields)
 
     def get_nodes(
         self,
@@ -265,7 +283,7 @@ class FingerprintedStore(QdrantVectorStore):
             InputError: If an id or a filter cannot be translated.
             StoreError: If Qdrant fails.
         """
-        selected = select_points(node_ids, filters)
+        selected = select_points(node_ids, filters, self.fields)
         reading = Pages(limit)
         while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
@@ -288,7 +306,7 @@ class FingerprintedStore(QdrantVectorStore):
         shard_identifier: object = None,  # noqa: ARG002
     ) -> list[BaseNode]:
         """Like `get_nodes`, but without blocking the event loop."""
-        selected = select_points(node_ids, filters)
+        selected = select_points(node_ids, filters, self.fields)
         reading = Pages(limit)
         while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
@@ -307,6 +325,41 @@ class FingerprintedStore(QdrantVectorStore):
         with store_errors(self.collection_name, "reading nodes"):  # other software's may be none
             return list(self.parse_to_query_result(points).nodes or ())
 
+    def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
+        """Return points as nodes, whichever software wrote their payloads.
+
+        Args:
+            response: Points with payloads.
+
+        Raises:
+            StoreError: If a point holds no text.
+        """
+        if not any(self._layout.can_read(point.payload or {}) for point in response):
+            return super().parse_to_query_result(response)
+        results = [self._read(point) for point in response]
+        return VectorStoreQueryResult(
+            nodes=[node for node, _ in results],
+            similarities=[getattr(point, "score", 1.0) for point in response],
+            ids=[node_id for _, node_id in results],
+        )
+
+    def _read(self, point: qm.ScoredPoint | qm.Record) -> tuple[BaseNode, str]:
+        """Return a point as a node, and the node's id."""
+        payload = point.payload or {}
+        if not self._layout.can_read(payload):
+            (node,) = super().parse_to_query_result([point]).nodes or ()
+            return node, str(point.id)
+        try:
+            node = self._layout.read(point.id, payload)
+        except InputError as error:
+            operation = f"reading point {point.id}"
+            raise StoreError(self.collection_name, operation, error.problem) from None
+        named = point.vector if isinstance(point.vector, dict) else {"": point.vector}
+        vector = named.get(self.dense_vector_name)
+        if isinstance(vector, list) and node.embedding is None:
+            node.embedding = cast("list[float]", vector)
+        return node, node.node_id
+
     # --- deleting -------------------------------------------------------------------------------
 
     def delete(
@@ -321,7 +374,7 @@ class FingerprintedStore(QdrantVectorStore):
             InputError: If it is not a text, or the one under which nodes without a document are.
             StoreError: If Qdrant fails.
         """
-        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
             self._client.delete(self.collection_name, points_selector=selected)
 
@@ -332,7 +385,7 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Like `delete`, but without blocking the event loop."""
-        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
             await self._aclient.delete(self.collection_name, points_selector=selected)
 
@@ -352,7 +405,7 @@ class FingerprintedStore(QdrantVectorStore):
                 deleted.
             StoreError: If Qdrant fails.
         """
-        selected = select_for_deletion(node_ids, filters)
+        selected = select_for_deletion(node_ids, filters, self.fields)
         with store_errors(self.collection_name, "deleting nodes"):
             self._client.delete(self.collection_name, points_selector=selected)
 
@@ -364,7 +417,7 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Like `delete_nodes`, but without blocking the event loop."""
-        selected = select_for_deletion(node_ids, filters)
+        selected = select_for_deletion(node_ids, filters, self.fields)
         with store_errors(self.collection_name, "deleting nodes"):
             await self._aclient.delete(self.collection_name, points_selector=selected)
 

@@ -15,6 +15,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.llama.filters import is_of_document, select_points
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_vector, require_whole_number
@@ -24,7 +25,11 @@ SPARSE_MODES = (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SPARSE)
 
 
 def check_query(
-    query: VectorStoreQuery, embedder: TextEmbedder, *, is_hybrid: bool
+    query: VectorStoreQuery,
+    embedder: TextEmbedder,
+    *,
+    is_hybrid: bool,
+    fields: Fields = LLAMA_INDEX_FIELDS,
 ) -> VectorStoreQuery:
     """Return a query with Python's numbers, and reject one that cannot be answered.
 
@@ -32,6 +37,7 @@ def check_query(
         query: The query.
         embedder: The embedder whose vectors are searched.
         is_hybrid: Whether there are sparse vectors.
+        fields: Where the collection's payloads have the metadata.
 
     Raises:
         InputError: If it is no query, lacks what its mode searches by, or has a number out of range
@@ -39,7 +45,7 @@ def check_query(
     """
     if not isinstance(query, VectorStoreQuery):
         raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
-    build_query_filter(query)
+    build_query_filter(query, fields)
     _check_mode(query, embedder, is_hybrid=is_hybrid)
     changes: Options = {}
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
@@ -53,7 +59,9 @@ def check_query(
     return replace(query, **changes)
 
 
-def build_query_filter(query: VectorStoreQuery) -> qm.Filter | None:
+def build_query_filter(
+    query: VectorStoreQuery, fields: Fields = LLAMA_INDEX_FIELDS
+) -> qm.Filter | None:
     """Return the filter of a query; its lists of ids restrict it unless they are empty.
 
     Raises:
@@ -61,9 +69,9 @@ def build_query_filter(query: VectorStoreQuery) -> qm.Filter | None:
     """
     conditions: list[qm.Condition] = []
     if not _is_empty(query.doc_ids):
-        conditions.append(is_of_document(cast("list[str]", query.doc_ids)))
+        conditions.append(is_of_document(cast("list[str]", query.doc_ids), fields))
     node_ids = None if _is_empty(query.node_ids) else query.node_ids
-    selected = select_points(node_ids, query.filters)
+    selected = select_points(node_ids, query.filters, fields)
     if selected is not None:
         conditions.append(selected)
     return qm.Filter(must=conditions) if conditions else None

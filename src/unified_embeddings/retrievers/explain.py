@@ -25,7 +25,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.labels import label_indices
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.filters import to_point_id
+from unified_embeddings.llama.fields import to_point_id
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.branches import Branch
 from unified_embeddings.retrievers.collection_reader import CollectionReader
