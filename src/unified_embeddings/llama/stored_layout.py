@@ -116,11 +116,14 @@ class StoredLayout:
         if "content" in payload and payload["content"] is None:  # a document of bytes, not of text
             payload = {**payload, "content": ""}
         document = read_haystack(payload)
-        if self.fields.point_ids == "node":
-            return document.to_node(point_id)
-        metadata = {key: value for key, value in document.metadata.items() if key != "id"}
-        node_id = str(document.metadata.get("id", point_id))
-        return replace(document, metadata=metadata).to_node(node_id)
+        node_id = point_id
+        if self.fields.point_ids == "haystack":
+            node_id = str(document.metadata.get("id", point_id))
+        # Its own id of a document; of what this package wrote, and of a digest, it is the node's.
+        if document.metadata.get("id") == node_id:
+            metadata = {key: value for key, value in document.metadata.items() if key != "id"}
+            document = replace(document, metadata=metadata)
+        return document.to_node(node_id)
 
     def _build_payload(
         self, node: BaseNode, index: int, stock: Mapping[str, Any]
