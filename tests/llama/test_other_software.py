@@ -508,7 +508,7 @@ def test_another_models_sparse_vectors_are_not_searched(
         with pytest.raises(StoreError, match=r"mode='dense'.*add-vectors theirs --sparse"):
             UnifiedHybridRetriever(store, EMBEDDER, mode=mode)  # type: ignore[arg-type]
     index = VectorStoreIndex.from_vector_store(store, embed_model=MODEL)
-    with pytest.raises(InputError, match="'hybrid'"):
+    with pytest.raises(StoreError, match="mode='dense'"):
         index.as_retriever(vector_store_query_mode="hybrid").retrieve("fox")
     retriever = UnifiedHybridRetriever(store, EMBEDDER, mode="dense", similarity_top_k=1)
     assert retriever.retrieve(TEXTS[1])[0].text == TEXTS[1]

@@ -8,7 +8,9 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
+    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -27,16 +30,25 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.llama.fields import Fields
 from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
-from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
+from unified_embeddings.llama.hybrid_search import HybridSearch
+from unified_embeddings.llama.queries import (
+    CheckedQuery,
+    build_query_filter,
+    check_query,
+    to_result,
+)
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLayout
+from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import SPARSE_VECTOR, VectorNames
 from unified_embeddings.validation import check_is_list, require_vector
+
+_LOG = logging.getLogger(__name__)
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -65,6 +77,8 @@ class FingerprintedStore(QdrantVectorStore):
     _adopt: Adopt | None = PrivateAttr()
     _names: VectorNames = PrivateAttr()
     _layout: StoredLayout = PrivateAttr()
+    _search: HybridSearch = PrivateAttr()
+    _has_own_fusion: bool = PrivateAttr()
 
     def __init__(
         self,
@@ -96,6 +110,18 @@ class FingerprintedStore(QdrantVectorStore):
         self._adopt = adopt
         self._names = names
         self._layout = layout
+        self._search = self._make_search()
+        self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
+
+    def _make_search(self) -> HybridSearch:
+        # Through a proxy: in a cycle of references, a store that is no longer used would keep its
+        # folder open until Python looks for cycles.
+        return HybridSearch(
+            weakref.proxy(self),
+            self._embedder,
+            adopt=self._adopt,
+            why_no_sparse=self._names.why_no_sparse,
+        )
 
     @property
     def vector_names(self) -> VectorNames:
@@ -239,30 +265,50 @@ class FingerprintedStore(QdrantVectorStore):
     # --- finding --------------------------------------------------------------------------------
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Search, as LlamaIndex's own retrievers do.
+        """Search, as LlamaIndex's own retrievers do; `llama.queries` says what each mode means.
+
+        Args:
+            query: The query.
+            **kwargs: `qdrant_filters` (a filter of Qdrant's, in place of the query's own),
+                `search_params` and `shard_identifier`, as in the stock store, and `mmr_threshold`,
+                as in LlamaIndex's SimpleVectorStore. Others are ignored, as in the stock store.
 
         Raises:
-            InputError: If a filter of the query cannot be translated with its meaning.
-            StoreError: If Qdrant fails.
+            InputError: If the query lacks what its mode searches by, has a number out of range, or
+                a filter that cannot be translated with its meaning.
+            FingerprintMismatchError: If the collection was replaced by another model's.
+            StoreError: If Qdrant fails, or the collection does not exist.
         """
-        query = self._check_query(query)
-        with store_errors(self.collection_name, "querying"):
-            return super().query(query, **kwargs)
+        checked = check_query(query, self._embedder, kwargs, self.fields)
+        if self._is_fused_by_caller(checked):
+            with store_errors(self.collection_name, "querying"):
+                return super().query(checked.query, **kwargs)
+        self._search.check(checked.mode)
+        plan = self._plan(checked, kwargs)
+        return to_result(self._search.search(checked.embed(self._embedder), plan))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
-        query = self._check_query(query)
-        if query.mode in SPARSE_MODES:  # the stock method runs the model in the event loop
+        checked = check_query(query, self._embedder, kwargs, self.fields)
+        if self._is_fused_by_caller(checked):  # the stock method runs the model in the event loop
             return await self._embedder.in_thread(partial(self.query, query, **kwargs))
-        with store_errors(self.collection_name, "querying"):
-            return await super().aquery(query, **kwargs)
+        await self._search.acheck(checked.mode)
+        plan = self._plan(checked, kwargs)
+        vectors = await self._embedder.in_thread(partial(checked.embed, self._embedder))
+        return to_result(await self._search.asearch(vectors, plan))
 
-    def _check_query(self, query: VectorStoreQuery) -> VectorStoreQuery:
-        """Reject a query here: in the stock methods an InputError would count as the client's."""
-        return check_query(query, self._embedder, is_hybrid=self.enable_hybrid, fields=self.fields)
+    def _plan(self, checked: CheckedQuery, options: Mapping[str, Any]) -> SearchPlan:
+        """Return what a query is to find; the collection has been looked up."""
+        shard = options.get("shard_identifier")
+        shard_key = None if shard is None else self._generate_shard_key_selector(shard)
+        return checked.plan(self._embedder.fusion, self._search.read_choice(), shard_key)
+
+    def _is_fused_by_caller(self, checked: CheckedQuery) -> bool:
+        """Tell whether a function of the caller's fuses the lists, as in the stock store."""
+        return self._has_own_fusion and checked.query.mode == VectorStoreQueryMode.HYBRID
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
-        return build_query_filter(query, self.fields)
+        return build_query_filter(query, self.fields)  # the stock method asks for it
 
     def get_nodes(
         self,
@@ -336,29 +382,22 @@ class FingerprintedStore(QdrantVectorStore):
         """
         if not any(self._layout.can_read(point.payload or {}) for point in response):
             return super().parse_to_query_result(response)
-        results = [self._read(point) for point in response]
+        nodes = [self._read(point) for point in response]
         return VectorStoreQueryResult(
-            nodes=[node for node, _ in results],
+            nodes=nodes,
             similarities=[getattr(point, "score", 1.0) for point in response],
-            ids=[node_id for _, node_id in results],
+            ids=[node.node_id for node in nodes],
         )
 
-    def _read(self, point: qm.ScoredPoint | qm.Record) -> tuple[BaseNode, str]:
-        """Return a point as a node, and the node's id."""
-        payload = point.payload or {}
-        if not self._layout.can_read(payload):
+    def _read(self, point: qm.ScoredPoint | qm.Record) -> BaseNode:
+        if not self._layout.can_read(point.payload or {}):
             (node,) = super().parse_to_query_result([point]).nodes or ()
-            return node, str(point.id)
+            return node
         try:
-            node = self._layout.read(point.id, payload)
+            return self._layout.read_point(point, self.dense_vector_name)
         except InputError as error:
             operation = f"reading point {point.id}"
             raise StoreError(self.collection_name, operation, error.problem) from None
-        named = point.vector if isinstance(point.vector, dict) else {"": point.vector}
-        vector = named.get(self.dense_vector_name)
-        if isinstance(vector, list) and node.embedding is None:
-            node.embedding = cast("list[float]", vector)
-        return node, node.node_id
 
     # --- deleting -------------------------------------------------------------------------------
 
@@ -370,12 +409,18 @@ class FingerprintedStore(QdrantVectorStore):
     ) -> None:
         """Delete the nodes of a document.
 
+        In the layout of other software, these are the nodes that were added here, and with Haystack
+        the pieces of a document that its splitters made.
+
         Raises:
             InputError: If it is not a text, or the one under which nodes without a document are.
             StoreError: If Qdrant fails.
         """
         selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
+            if not self.fields.is_llama_index:
+                found = self._client.count(self.collection_name, selected)
+                self._note_deletion(ref_doc_id, found.count)
             self._client.delete(self.collection_name, points_selector=selected)
 
     async def adelete(
@@ -387,7 +432,21 @@ class FingerprintedStore(QdrantVectorStore):
         """Like `delete`, but without blocking the event loop."""
         selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
+            if not self.fields.is_llama_index:
+                found = await self._aclient.count(self.collection_name, selected)
+                self._note_deletion(ref_doc_id, found.count)
             await self._aclient.delete(self.collection_name, points_selector=selected)
+
+    def _note_deletion(self, ref_doc_id: str, count: int) -> None:
+        """Tell that nothing is deleted: other software's points may record no document at all."""
+        if not count:
+            _LOG.warning(
+                "Collection %r: no point records the document %r, so none is deleted. Points that "
+                "other software wrote are deleted by delete_nodes(filters=...) on their metadata, "
+                "or by their ids",
+                self.collection_name,
+                ref_doc_id,
+            )
 
     def delete_nodes(
         self,
@@ -438,6 +497,12 @@ class FingerprintedStore(QdrantVectorStore):
         await asyncio.to_thread(self.clear)
 
     # --- copies ---------------------------------------------------------------------------------
+
+    def __copy__(self) -> FingerprintedStore:
+        """Return a copy with the same clients."""
+        store = super().__copy__()
+        store._search = store._make_search()
+        return store
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> FingerprintedStore:
         """Return a copy with the same clients, which can be shared but not copied."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from llama_index.core.schema import BaseNode, MetadataMode
 from qdrant_client import models as qm
@@ -86,6 +86,23 @@ class StoredLayout:
         if not self.fields.is_llama_index:
             return True
         return layout_of(payload) in ("langchain", "haystack")
+
+    def read_point(self, point: qm.ScoredPoint | qm.Record, dense_name: str) -> BaseNode:
+        """Return a point as a node, with its dense vector if it was fetched.
+
+        Args:
+            point: The point.
+            dense_name: Name of the dense vectors, "" for unnamed ones.
+
+        Raises:
+            InputError: If it holds no text.
+        """
+        node = self.read(point.id, point.payload or {})
+        named = point.vector if isinstance(point.vector, dict) else {"": point.vector}
+        vector = named.get(dense_name)
+        if isinstance(vector, list) and node.embedding is None:
+            node.embedding = cast("list[float]", vector)
+        return node
 
     def read(self, point_id: qm.ExtendedPointId, payload: Payload) -> BaseNode:
         """Return a point as a node.
