@@ -38,8 +38,8 @@ from migrating import (
     read_log,
 )
 from unified_embeddings.evaluation.corpora import read_python_reference
+from unified_embeddings.llama.layouts import PayloadReader, SourceText
 from unified_embeddings.migration.journal import read_events, read_record
-from unified_embeddings.migration.payloads import PayloadReader, SourceText
 from unified_embeddings.migration.plan import plan_migration
 from unified_embeddings.migration.stored_vectors import (
     dense_cosine,

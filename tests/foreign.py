@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,6 +78,28 @@ def make_nodes(texts: Sequence[str], **fields: Any) -> list[TextNode]:
         TextNode(id_=str(number), text=text, metadata={"title": f"Part {number % 7}"}, **fields)
         for number, text in enumerate(texts)
     ]
+
+
+def langchain_payload(text: str, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """A payload as langchain-qdrant 1.1.0 writes it."""
+    return {"page_content": text, "metadata": metadata}
+
+
+def haystack_payload(document_id: str, text: str | None, meta: dict[str, Any]) -> dict[str, Any]:
+    """A payload as qdrant-haystack 13.1.0 writes it."""
+    return {
+        "id": document_id,
+        "content": text,
+        "blob": None,
+        "meta": meta,
+        "score": None,
+        "sparse_embedding": None,
+    }
+
+
+def haystack_point_id(document_id: str) -> str:
+    """The id that qdrant-haystack 13.1.0 gives to a document's point."""
+    return str(uuid.uuid5(uuid.UUID("3896d314-1e95-4a3a-b45a-945f9f0b541d"), document_id))
 
 
 def fill(

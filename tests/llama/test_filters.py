@@ -28,7 +28,8 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.llama.filters import payload_paths, translate_filters
+from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS
+from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -375,7 +376,7 @@ def test_a_documents_id_is_found_where_metadata_has_none_of_its_own(shelf: Shelf
 @pytest.mark.parametrize("key", ['a"b', "a\\b", '"', "\ud800"])
 def test_a_key_that_cannot_be_addressed_is_refused_by_name(key: str) -> None:
     with pytest.raises(InputError) as refused:
-        payload_paths(key)
+        LLAMA_INDEX_FIELDS.metadata_paths(key)
     assert repr(key) in str(refused.value)
 
 

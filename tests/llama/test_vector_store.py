@@ -36,6 +36,7 @@ from unified_embeddings import UnifiedEmbeddingConfig, UnifiedTextEmbedding
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.stock_arguments import NamingOptions
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
@@ -518,7 +519,7 @@ def test_metadata_becomes_json(store: FingerprintedStore, value: Any, stored: An
 
 
 async def test_a_point_without_a_text_is_an_error_of_the_store(store: FingerprintedStore) -> None:
-    point = qm.PointStruct(id=1, vector={}, payload={"page_content": "Foxes jump."})
+    point = qm.PointStruct(id=1, vector={}, payload={"title": "Foxes jump."})
     store.client.upsert(store.collection_name, [point])
     with pytest.raises(StoreError, match="reading nodes"):
         store.get_nodes()
@@ -623,9 +624,11 @@ def test_the_configs_methods_show_the_options_that_there_are() -> None:
     assert shown(build_vector_store).items() <= of_store.items()
     create = inspect.signature(QdrantClient.create_collection).parameters
     for name, default in of_store.items():
-        known = name in shown(build_vector_store) or name in STOCK_STORE_OPTIONS or name in create
-        assert known, name
-        if name in STOCK_STORE_OPTIONS and name not in ("enable_hybrid", "client_kwargs"):
+        named = name in shown(build_vector_store) or name in NamingOptions.__annotations__
+        assert named or name in STOCK_STORE_OPTIONS or name in create, name
+        # What is seen from the collection has no default.
+        seen = ("enable_hybrid", "client_kwargs", "text_key")
+        if name in STOCK_STORE_OPTIONS and name not in seen:
             stock = inspect.signature(QdrantVectorStore.__init__).parameters[name].default
             assert default == stock, name
 

@@ -96,8 +96,9 @@ def check_all(
 
 def test_both_heads_are_added_in_place_and_searched(client: Client, embedder: FakeEmbedder) -> None:
     make(client, embedder)
+    dense_only = build_vector_store(embedder, "docs", client=client)
     with pytest.raises(StoreError, match="unified-embeddings add-vectors docs --sparse"):
-        build_vector_store(embedder, "docs", client=client)
+        UnifiedHybridRetriever(dense_only, embedder)
     before = read(client)
     seen: list[int] = []
     watching = Watching(on_total=seen.append, on_points=seen.append)
@@ -350,8 +351,6 @@ def test_a_copy_is_a_collection_of_ours(embedder: FakeEmbedder) -> None:
     client = QdrantClient(":memory:")
     payloads = [{"page_content": node.text, "metadata": {"page": 3}} for node in NODES]
     make(client, embedder, dense_name="", mode=MetadataMode.NONE, payloads=payloads)
-    with pytest.raises(StoreError, match=r"an unnamed one.*add-vectors docs --copy-to NEW"):
-        build_vector_store(embedder, "docs", client=client)
     before = read(client)
     report = add_vectors(client, "docs", embedder, ["sparse"], copy_to="new")
     assert report.added == 150

@@ -18,9 +18,9 @@ from two_models import NEW, OLD, QUESTIONS, TEXTS, fill, point
 
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
+from unified_embeddings.llama.layouts import PayloadReader
 from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.llama.vector_store import build_vector_store
-from unified_embeddings.migration.payloads import PayloadReader
 from unified_embeddings.migration.versioned_retriever import VersionedRetriever
 from unified_embeddings.migration.versions import read_version
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever

@@ -143,7 +143,10 @@ def test_a_retriever_over_other_softwares_payloads_says_whose_they_are(
     assert vector is not None
     vectors = {"text-dense": vector[0].tolist()}
     client.upsert("my docs", [qm.PointStruct(id=1, vector=vectors, payload=payload)])
-    retriever = UnifiedHybridRetriever(store, embedder, mode="dense")
-    expected = rf"looks like {software}'s.*add-vectors 'my docs' --copy-to"
+    stock = QdrantVectorStore("my docs", client=client, dense_vector_name="text-dense")
+    retriever = UnifiedHybridRetriever(stock, embedder, mode="dense")
+    expected = rf"{software}'s.*\.vector_store\('my docs'.*add-vectors 'my docs' --copy-to"
     with pytest.raises(StoreError, match=expected):
         retriever.retrieve("foxes")
+    (found,) = UnifiedHybridRetriever(store, embedder, mode="dense").retrieve("foxes")
+    assert found.text == "Foxes jump."

@@ -32,9 +32,9 @@ from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.llama.layouts import LayoutName
     from unified_embeddings.migration.embedding import OpenEmbedding
     from unified_embeddings.migration.journal import Journal
-    from unified_embeddings.migration.payloads import LayoutName
     from unified_embeddings.migration.record import MigrationRecord
     from unified_embeddings.stores.opening import Client
 
@@ -353,7 +353,7 @@ def _explained(error: StoreError, record: MigrationRecord) -> StoreError:
 
 
 def _check_layout(layout: str | None) -> LayoutName | None:
-    from unified_embeddings.migration.payloads import LAYOUT_NAMES
+    from unified_embeddings.llama.layouts import LAYOUT_NAMES
 
     for name in LAYOUT_NAMES:
         if layout == name:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llama_index.core.schema import NodeWithScore
 from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -16,6 +16,7 @@ from qdrant_client import AsyncQdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import StoreError
+from unified_embeddings.llama.layouts import LayoutName, layout_of
 from unified_embeddings.stores.aliases import aresolve_name, resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
@@ -24,10 +25,8 @@ _LOOK_UP = "get_collection"
 _SEARCH = "query_batch_points"
 _FETCH = "retrieve"
 """The operations that a StoreError names: qdrant-client's methods."""
-_NODE_KEY = "_node_content"
-"""Key under which LlamaIndex stores a node."""
-_FOREIGN_KEYS = {"LangChain": "page_content", "Haystack": "content"}
-"""Software -> key under which it stores a text."""
+_SOFTWARE: Mapping[LayoutName, str] = {"langchain": "LangChain", "haystack": "Haystack"}
+"""Layouts in which LlamaIndex's store finds no node → the software's name."""
 
 
 class CollectionReader:
@@ -186,19 +185,17 @@ class CollectionReader:
 
 
 def _foreign_layout(collection: str, points: Sequence[qm.ScoredPoint | qm.Record]) -> str | None:
-    """Return whose payloads those look like in which LlamaIndex finds no node; None if unknown."""
+    """Return whose payloads those are in which LlamaIndex finds no node; None if unknown."""
     for point in points:
-        payload = point.payload or {}
-        if _NODE_KEY in payload:
-            continue
-        for software, key in _FOREIGN_KEYS.items():
-            if key in payload:
-                name = shlex.quote(collection)
-                return (
-                    f"the payload of point {point.id} looks like {software}'s (it has {key!r} and "
-                    f"no {_NODE_KEY!r}), and LlamaIndex finds no node in it. To write LlamaIndex's "
-                    "payloads into a second collection with the same vectors: unified-embeddings "
-                    f"add-vectors {name} --copy-to NEW; to move to another model: "
-                    f"unified-embeddings migrate plan {name} --alias ALIAS --model MODEL"
-                )
+        software = _SOFTWARE.get(layout_of(point.payload or {}) or "mixed")
+        if software is not None:
+            name = shlex.quote(collection)
+            return (
+                f"the payload of point {point.id} is laid out as {software}'s, in which "
+                "LlamaIndex's own store finds no node. Open the collection with "
+                f"UnifiedEmbeddingConfig.vector_store({collection!r}, ...), which reads it as it "
+                "is. To write LlamaIndex's payloads into a second collection with the same "
+                f"vectors: unified-embeddings add-vectors {name} --copy-to NEW; to move to another "
+                f"model: unified-embeddings migrate plan {name} --alias ALIAS --model MODEL"
+            )
     return None

@@ -1,7 +1,7 @@
 """LlamaIndex's metadata filters as Qdrant's.
 
-What lives here: what each operator means for values of every type, how a metadata key is addressed
-in a payload, and what is refused because Qdrant cannot express it. What does not: sending anything.
+What lives here: what each operator means for values of every type, and what is refused because
+Qdrant cannot express it. What does not: where a payload has a key (`fields`), and sending anything.
 
 A condition on a list holds if it holds for one of its elements, as in Qdrant. NE and NIN are the
 negations of EQ and IN, so they also hold where the field is absent. A number equals another of the
@@ -11,7 +11,6 @@ same value, whether int or float; a bool and a text equal no number.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Collection, Sequence, Set
 from typing import Any, TypeAlias
 
@@ -26,21 +25,14 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama import filter_numbers
+from unified_embeddings.llama.fields import DOCUMENT_KEYS, LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.validation import check_is_list
 
 Scalar: TypeAlias = str | bool | int | float
 
-_DOCUMENT_KEYS = frozenset(("document_id", "doc_id", "ref_doc_id"))
-LLAMA_INDEX_KEYS = _DOCUMENT_KEYS | {"_node_content", "_node_type"}
-"""Payload keys that LlamaIndex writes next to a node's metadata, over metadata of that name."""
-OWN_METADATA = "_own_metadata"
-"""Payload key under which a node's metadata of those names is kept."""
-
 _NO_DOCUMENT = "None"
 """What LlamaIndex records as the document of a node that has none."""
 
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_DOTTED_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 _WORD = re.compile(r"[^\W_]")
 _DEEPEST_GROUP = 24
 """Qdrant reads filters to a limited depth of JSON, of which a group takes two levels."""
@@ -56,7 +48,9 @@ _TEXT_OPERATORS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSIT
 _LIST_OPERATORS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
 
 
-def translate_filters(filters: MetadataFilters | None) -> qm.Filter | None:
+def translate_filters(
+    filters: MetadataFilters | None, fields: Fields = LLAMA_INDEX_FIELDS
+) -> qm.Filter | None:
     """Translate LlamaIndex's metadata filters into Qdrant's.
 
     ANY and CONTAINS mean what IN and EQ mean, since a condition on a list holds for one of its
@@ -65,6 +59,7 @@ def translate_filters(filters: MetadataFilters | None) -> qm.Filter | None:
 
     Args:
         filters: The filters. None, and an empty list of them, filter nothing.
+        fields: Where the collection's payloads have the metadata.
 
     Raises:
         InputError: If a filter cannot be translated with its meaning. `index` is its position
@@ -76,17 +71,20 @@ def translate_filters(filters: MetadataFilters | None) -> qm.Filter | None:
         raise InputError(f"filters must be MetadataFilters, not {type(filters).__name__}")
     if not filters.filters and filters.condition != FilterCondition.OR:
         return None
-    return _translate_group(filters, depth=1)
+    return _translate_group(filters, fields, depth=1)
 
 
 def select_points(
-    node_ids: Collection[str] | None, filters: MetadataFilters | None
+    node_ids: Collection[str] | None,
+    filters: MetadataFilters | None,
+    fields: Fields = LLAMA_INDEX_FIELDS,
 ) -> qm.Filter | None:
     """Return the filter of the nodes that are among the ids and match the filters.
 
     Args:
         node_ids: The ids; None for any.
         filters: The filters; None, and an empty list of them, filter nothing.
+        fields: Where the collection's payloads have the metadata.
 
     Returns:
         The filter; None if it would select everything.
@@ -94,26 +92,28 @@ def select_points(
     Raises:
         InputError: If an id is none that Qdrant can have, or a filter cannot be translated.
     """
-    matching = translate_filters(filters)
+    matching = translate_filters(filters, fields)
     if node_ids is None:
         return matching
     if not isinstance(node_ids, Set):  # ids need no order
         check_is_list(node_ids, "ids")
     has_id = qm.HasIdCondition(
-        has_id=[to_point_id(node_id, index) for index, node_id in enumerate(node_ids)]
+        has_id=[fields.to_point_id(node_id, index) for index, node_id in enumerate(node_ids)]
     )
     return qm.Filter(must=[has_id] if matching is None else [has_id, matching])
 
 
 def select_for_deletion(
-    node_ids: Collection[str] | None, filters: MetadataFilters | None
+    node_ids: Collection[str] | None,
+    filters: MetadataFilters | None,
+    fields: Fields = LLAMA_INDEX_FIELDS,
 ) -> qm.Filter:
     """Return the filter of the nodes to delete; see `select_points`.
 
     Raises:
         InputError: If an id or a filter cannot be translated, or neither restricts what is deleted.
     """
-    selected = select_points(node_ids, filters)
+    selected = select_points(node_ids, filters, fields)
     if selected is None:
         raise InputError(
             "neither node_ids nor filters restrict what would be deleted; to delete everything "
@@ -122,7 +122,7 @@ def select_for_deletion(
     return selected
 
 
-def is_of_document(ref_doc_ids: Sequence[str]) -> qm.Condition:
+def is_of_document(ref_doc_ids: Sequence[str], fields: Fields = LLAMA_INDEX_FIELDS) -> qm.Condition:
     """Return the condition that a node is of one of the documents.
 
     Raises:
@@ -135,57 +135,11 @@ def is_of_document(ref_doc_ids: Sequence[str]) -> qm.Condition:
                 f"a document's id must be a text, got {ref_doc_id!r}; nodes without a document are "
                 f"stored under {_NO_DOCUMENT!r}"
             )
-    return qm.FieldCondition(key="doc_id", match=qm.MatchAny(any=list(ref_doc_ids)))
+    match = qm.MatchAny(any=list(ref_doc_ids))
+    return _any_of([qm.FieldCondition(key=path, match=match) for path in fields.document_paths])
 
 
-def to_point_id(node_id: str, index: int) -> qm.ExtendedPointId:
-    """Return a node's id as Qdrant's: a UUID, or a number below 2^64.
-
-    Raises:
-        InputError: If it is neither; `index` is its position in the caller's list.
-    """
-    text = str(node_id)
-    if text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 2**64:
-        return int(text)
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise InputError(
-            f"the node id {node_id!r:.80} is neither a UUID nor a number, as Qdrant's ids are",
-            index=index,
-        ) from None
-
-
-def payload_paths(key: str) -> list[str]:
-    """Return where a metadata key's value is in a payload, the place that takes precedence first.
-
-    A key is a name, not a path: "dc.title" is the field of that name. Only where a node has no such
-    field, it is also the field `title` inside nested metadata `dc`.
-
-    Args:
-        key: The key.
-
-    Raises:
-        InputError: If Qdrant's paths cannot express it.
-    """
-    if '"' in key or "\\" in key:
-        raise InputError(
-            f'the metadata key {key!r} cannot be filtered on: Qdrant cannot address keys with " '
-            "or \\ in them; store the value under another key"
-        )
-    if not _is_unicode(key):
-        raise InputError(f"the metadata key {key!r} is not valid Unicode")
-    path = key if _PLAIN_KEY.fullmatch(key) else f'"{key}"'
-    if key == OWN_METADATA:
-        return [f"{OWN_METADATA}.{path}"]
-    if key in LLAMA_INDEX_KEYS:
-        return [f"{OWN_METADATA}.{path}", path]
-    if _DOTTED_KEY.fullmatch(key):
-        return [path, key]
-    return [path]
-
-
-def _translate_group(group: MetadataFilters, depth: int) -> qm.Filter:
+def _translate_group(group: MetadataFilters, fields: Fields, depth: int) -> qm.Filter:
     if not group.filters:
         raise InputError(
             "an empty list of filters within others, or under OR, is ambiguous: it could mean "
@@ -196,10 +150,10 @@ def _translate_group(group: MetadataFilters, depth: int) -> qm.Filter:
     conditions: list[qm.Condition] = []
     for index, member in enumerate(group.filters):
         if isinstance(member, MetadataFilters):
-            conditions.append(_translate_group(member, depth + 1))
+            conditions.append(_translate_group(member, fields, depth + 1))
             continue
         try:
-            conditions.append(_translate_filter(member))
+            conditions.append(_translate_filter(member, fields))
         except InputError as error:
             raise InputError(error.problem, index=index) from None
     match group.condition:
@@ -215,7 +169,7 @@ def _translate_group(group: MetadataFilters, depth: int) -> qm.Filter:
     )
 
 
-def _translate_filter(given: MetadataFilter) -> qm.Condition:
+def _translate_filter(given: MetadataFilter, fields: Fields) -> qm.Condition:
     if not isinstance(given, MetadataFilter) or not isinstance(given.key, str):
         raise InputError(f"expected a MetadataFilter with a text as its key, got {given!r}")
     operator, value = given.operator, _to_python(given.value)
@@ -223,25 +177,25 @@ def _translate_filter(given: MetadataFilter) -> qm.Condition:
     if problem is not None:
         name = getattr(operator, "value", operator)
         raise InputError(f"operator {name!r} on {given.key!r} {problem}")
-    condition = _at_places(payload_paths(given.key), operator, value)
+    condition = _at_places(fields.metadata_paths(given.key), operator, value)
     if operator in _NEGATED:
         return qm.Filter(must_not=[condition])
     return condition
 
 
 def _at_places(paths: Sequence[str], operator: FilterOperator, value: object) -> qm.Condition:
-    """Return a condition on the first of the one or two places that a payload has."""
-    first, *others = paths
-    condition = _condition(first, operator, value)
-    for second in others:
-        is_missing = qm.IsEmptyCondition(is_empty=qm.PayloadField(key=first))
-        elsewhere = _condition(second, operator, value)
-        if second in _DOCUMENT_KEYS:
-            elsewhere = _unless_without_document(second, operator, elsewhere)
-        if operator == FilterOperator.IS_EMPTY:
-            return qm.Filter(must=[is_missing, elsewhere])
-        return qm.Filter(should=[condition, qm.Filter(must=[is_missing, elsewhere])])
-    return condition
+    """Return a condition on the first of the places that a payload has."""
+    missing: list[qm.Condition] = []
+    alternatives: list[qm.Condition] = []
+    for path in paths:
+        condition = _condition(path, operator, value)
+        if missing and path in DOCUMENT_KEYS:
+            condition = _unless_without_document(path, operator, condition)
+        alternatives.append(qm.Filter(must=[*missing, condition]) if missing else condition)
+        missing.append(qm.IsEmptyCondition(is_empty=qm.PayloadField(key=path)))
+    if operator == FilterOperator.IS_EMPTY:
+        return alternatives[-1]  # it holds where no place has a value
+    return _any_of(alternatives)
 
 
 def _unless_without_document(

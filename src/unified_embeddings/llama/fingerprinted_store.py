@@ -8,6 +8,7 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,14 +28,9 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
-from unified_embeddings.llama.filters import (
-    is_of_document,
-    select_for_deletion,
-    select_points,
-    to_point_id,
-)
+from unified_embeddings.llama.fields import Fields
+from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
 from unified_embeddings.llama.hybrid_search import HybridSearch
-from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.queries import (
     CheckedQuery,
     build_query_filter,
@@ -43,13 +39,16 @@ from unified_embeddings.llama.queries import (
 )
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLayout
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
-from unified_embeddings.stores.schema import DENSE_VECTOR
+from unified_embeddings.stores.schema import SPARSE_VECTOR, VectorNames
 from unified_embeddings.validation import check_is_list, require_vector
+
+_LOG = logging.getLogger(__name__)
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -66,6 +65,8 @@ class FingerprintedStore(QdrantVectorStore):
         aclient: Async client of the same place.
         make_collection: Creates the collection, or checks the one that exists.
         reopen: Opens the store again, for a pickled copy; None if only the caller's client can.
+        names: The names of the vectors that are searched and written.
+        layout: How nodes are written, and payloads understood.
         adopt: How the collection was opened; a retriever over the store takes it over.
         **options: The stock store's own.
     """
@@ -74,6 +75,8 @@ class FingerprintedStore(QdrantVectorStore):
     _make_collection: Callable[[], None] = PrivateAttr()
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
+    _names: VectorNames = PrivateAttr()
+    _layout: StoredLayout = PrivateAttr()
     _search: HybridSearch = PrivateAttr()
     _has_own_fusion: bool = PrivateAttr()
 
@@ -85,6 +88,8 @@ class FingerprintedStore(QdrantVectorStore):
         client: Client,
         aclient: AsyncQdrantClient,
         make_collection: Callable[[], None],
+        names: VectorNames,
+        layout: StoredLayout = LLAMA_INDEX_LAYOUT,
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
         **options: Any,
@@ -93,21 +98,40 @@ class FingerprintedStore(QdrantVectorStore):
             collection_name=collection,
             client=cast("QdrantClient", client),  # both have the methods that the stock store calls
             aclient=aclient,
-            dense_vector_name=DENSE_VECTOR,
-            **sparse_options(embedder),
+            **sparse_options(embedder, names.sparse),
             **options,
         )
+        # Set again, as the stock store has views of its own on an existing collection's names.
+        self.dense_vector_name = names.dense
+        self.sparse_vector_name = names.sparse or SPARSE_VECTOR
         self._embedder = embedder
         self._make_collection = make_collection
         self._reopen = reopen
         self._adopt = adopt
+        self._names = names
+        self._layout = layout
         self._search = self._make_search()
         self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
 
     def _make_search(self) -> HybridSearch:
         # Through a proxy: in a cycle of references, a store that is no longer used would keep its
         # folder open until Python looks for cycles.
-        return HybridSearch(weakref.proxy(self), self._embedder, adopt=self._adopt)
+        return HybridSearch(
+            weakref.proxy(self),
+            self._embedder,
+            adopt=self._adopt,
+            why_no_sparse=self._names.why_no_sparse,
+        )
+
+    @property
+    def vector_names(self) -> VectorNames:
+        """The names of the vectors that are searched and written."""
+        return self._names
+
+    @property
+    def fields(self) -> Fields:
+        """Where the payloads have the metadata, for filters, and what ids the points have."""
+        return self._layout.fields
 
     @property
     def adopt(self) -> Adopt | None:
@@ -194,8 +218,10 @@ class FingerprintedStore(QdrantVectorStore):
     def _build_points(
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[qm.PointStruct], list[str]]:
-        payloads = build_payloads(nodes)
-        point_ids = [to_point_id(node.node_id, index) for index, node in enumerate(nodes)]
+        payloads = self._layout.build_payloads(nodes)
+        point_ids = [
+            self.fields.to_point_id(node.node_id, index) for index, node in enumerate(nodes)
+        ]
         points: list[qm.PointStruct] = []
         for start in range(0, len(nodes), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -253,7 +279,7 @@ class FingerprintedStore(QdrantVectorStore):
             FingerprintMismatchError: If the collection was replaced by another model's.
             StoreError: If Qdrant fails, or the collection does not exist.
         """
-        checked = check_query(query, self._embedder, kwargs)
+        checked = check_query(query, self._embedder, kwargs, self.fields)
         if self._is_fused_by_caller(checked):
             with store_errors(self.collection_name, "querying"):
                 return super().query(checked.query, **kwargs)
@@ -263,7 +289,7 @@ class FingerprintedStore(QdrantVectorStore):
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
-        checked = check_query(query, self._embedder, kwargs)
+        checked = check_query(query, self._embedder, kwargs, self.fields)
         if self._is_fused_by_caller(checked):  # the stock method runs the model in the event loop
             return await self._embedder.in_thread(partial(self.query, query, **kwargs))
         await self._search.acheck(checked.mode)
@@ -282,7 +308,7 @@ class FingerprintedStore(QdrantVectorStore):
         return self._has_own_fusion and checked.query.mode == VectorStoreQueryMode.HYBRID
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
-        return build_query_filter(query)  # the stock method asks for it
+        return build_query_filter(query, self.fields)  # the stock method asks for it
 
     def get_nodes(
         self,
@@ -303,7 +329,7 @@ class FingerprintedStore(QdrantVectorStore):
             InputError: If an id or a filter cannot be translated.
             StoreError: If Qdrant fails.
         """
-        selected = select_points(node_ids, filters)
+        selected = select_points(node_ids, filters, self.fields)
         reading = Pages(limit)
         while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
@@ -326,7 +352,7 @@ class FingerprintedStore(QdrantVectorStore):
         shard_identifier: object = None,  # noqa: ARG002
     ) -> list[BaseNode]:
         """Like `get_nodes`, but without blocking the event loop."""
-        selected = select_points(node_ids, filters)
+        selected = select_points(node_ids, filters, self.fields)
         reading = Pages(limit)
         while reading.wanted:
             with store_errors(self.collection_name, "reading nodes"):
@@ -345,6 +371,34 @@ class FingerprintedStore(QdrantVectorStore):
         with store_errors(self.collection_name, "reading nodes"):  # other software's may be none
             return list(self.parse_to_query_result(points).nodes or ())
 
+    def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
+        """Return points as nodes, whichever software wrote their payloads.
+
+        Args:
+            response: Points with payloads.
+
+        Raises:
+            StoreError: If a point holds no text.
+        """
+        if not any(self._layout.can_read(point.payload or {}) for point in response):
+            return super().parse_to_query_result(response)
+        nodes = [self._read(point) for point in response]
+        return VectorStoreQueryResult(
+            nodes=nodes,
+            similarities=[getattr(point, "score", 1.0) for point in response],
+            ids=[node.node_id for node in nodes],
+        )
+
+    def _read(self, point: qm.ScoredPoint | qm.Record) -> BaseNode:
+        if not self._layout.can_read(point.payload or {}):
+            (node,) = super().parse_to_query_result([point]).nodes or ()
+            return node
+        try:
+            return self._layout.read_point(point, self.dense_vector_name)
+        except InputError as error:
+            operation = f"reading point {point.id}"
+            raise StoreError(self.collection_name, operation, error.problem) from None
+
     # --- deleting -------------------------------------------------------------------------------
 
     def delete(
@@ -355,12 +409,18 @@ class FingerprintedStore(QdrantVectorStore):
     ) -> None:
         """Delete the nodes of a document.
 
+        In the layout of other software, these are the nodes that were added here, and with Haystack
+        the pieces of a document that its splitters made.
+
         Raises:
             InputError: If it is not a text, or the one under which nodes without a document are.
             StoreError: If Qdrant fails.
         """
-        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
+            if not self.fields.is_llama_index:
+                found = self._client.count(self.collection_name, selected)
+                self._note_deletion(ref_doc_id, found.count)
             self._client.delete(self.collection_name, points_selector=selected)
 
     async def adelete(
@@ -370,9 +430,23 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Like `delete`, but without blocking the event loop."""
-        selected = qm.Filter(must=[is_of_document([ref_doc_id])])
+        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
         with store_errors(self.collection_name, "deleting a document"):
+            if not self.fields.is_llama_index:
+                found = await self._aclient.count(self.collection_name, selected)
+                self._note_deletion(ref_doc_id, found.count)
             await self._aclient.delete(self.collection_name, points_selector=selected)
+
+    def _note_deletion(self, ref_doc_id: str, count: int) -> None:
+        """Tell that nothing is deleted: other software's points may record no document at all."""
+        if not count:
+            _LOG.warning(
+                "Collection %r: no point records the document %r, so none is deleted. Points that "
+                "other software wrote are deleted by delete_nodes(filters=...) on their metadata, "
+                "or by their ids",
+                self.collection_name,
+                ref_doc_id,
+            )
 
     def delete_nodes(
         self,
@@ -390,7 +464,7 @@ class FingerprintedStore(QdrantVectorStore):
                 deleted.
             StoreError: If Qdrant fails.
         """
-        selected = select_for_deletion(node_ids, filters)
+        selected = select_for_deletion(node_ids, filters, self.fields)
         with store_errors(self.collection_name, "deleting nodes"):
             self._client.delete(self.collection_name, points_selector=selected)
 
@@ -402,7 +476,7 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Like `delete_nodes`, but without blocking the event loop."""
-        selected = select_for_deletion(node_ids, filters)
+        selected = select_for_deletion(node_ids, filters, self.fields)
         with store_errors(self.collection_name, "deleting nodes"):
             await self._aclient.delete(self.collection_name, points_selector=selected)
 
@@ -451,10 +525,3 @@ class FingerprintedStore(QdrantVectorStore):
 def _to_list(nodes: Sequence[BaseNode]) -> list[BaseNode]:
     check_is_list(nodes, "nodes")
     return list(nodes)
-
-
-def adopt_of(vector_store: QdrantVectorStore) -> Adopt | None:
-    """Return the `adopt` that a store was opened with; a store of other software has none."""
-    if isinstance(vector_store, FingerprintedStore):
-        return vector_store.adopt
-    return None

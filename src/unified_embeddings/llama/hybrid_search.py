@@ -17,6 +17,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.collection_reader import CollectionReader
 from unified_embeddings.llama.node_ranks import note_ranks
 from unified_embeddings.llama.reranking import rerank_nodes
@@ -34,7 +35,8 @@ from unified_embeddings.search.plan import (
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.search.ranking import first_limit, next_limits, order_points
 from unified_embeddings.stores.fusion_choice import read_choice
-from unified_embeddings.stores.schema import check_collection
+from unified_embeddings.stores.schema import check_collection, dense_vectors
+from unified_embeddings.types import Options
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,30 @@ class HybridSearch:
         store: Over the collection, with a sync client, an async one, or both.
         embedder: Its model; it reranks.
         adopt: "trust" accepts a collection that does not record its model.
+        why_no_sparse: Why no sparse vectors are to be searched though the model gives them, in
+            words; "" if they are.
     """
 
     def __init__(
-        self, store: QdrantVectorStore, embedder: TextEmbedder, *, adopt: Adopt | None = None
+        self,
+        store: QdrantVectorStore,
+        embedder: TextEmbedder,
+        *,
+        adopt: Adopt | None = None,
+        why_no_sparse: str = "",
     ) -> None:
         self.reader = CollectionReader(store)
         self._store = store
         self._embedder = embedder
         self._adopt = adopt
+        self._why_no_sparse = why_no_sparse
         self._info: qm.CollectionInfo | None = None
         self._checked_modes: frozenset[Mode] = frozenset()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle store and model: a copy looks the collection up again."""
-        return partial(HybridSearch, adopt=self._adopt), (self._store, self._embedder)
+        options: Options = {"adopt": self._adopt, "why_no_sparse": self._why_no_sparse}
+        return partial(HybridSearch, **options), (self._store, self._embedder)
 
     # --- the collection -------------------------------------------------------------------------
 
@@ -123,9 +134,15 @@ class HybridSearch:
             info,
             self._embedder,
             dense=needed_dense,
-            sparse=needed_sparse,
+            sparse=None if self._why_no_sparse else needed_sparse,
             adopt=self._adopt,
         )
+        if needed_sparse is not None and self._why_no_sparse:
+            raise StoreError(
+                self.reader.collection,
+                "choosing its vectors",
+                f"search it with mode='dense'; {self._why_no_sparse}",
+            )
         known_modes = self._checked_modes if info is self._info else frozenset[Mode]()
         self._info = info
         self._checked_modes = known_modes | {mode}
@@ -154,10 +171,10 @@ class HybridSearch:
         return str(self._store.sparse_vector_name)
 
     def _find_dense_name(self, info: qm.CollectionInfo) -> str:
-        vectors = info.config.params.vectors
+        name = str(self._store.dense_vector_name)
+        vectors = dense_vectors(info)
         # LlamaIndex's older collections, and its stores without a hybrid mode, name no vectors.
-        is_unnamed = isinstance(vectors, qm.VectorParams) or "" in (vectors or {})
-        return "" if is_unnamed else str(self._store.dense_vector_name)
+        return "" if name not in vectors and "" in vectors else name
 
     # --- searching ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic_core import to_jsonable_python
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.filters import LLAMA_INDEX_KEYS, OWN_METADATA
+from unified_embeddings.llama.fields import LLAMA_INDEX_KEYS, OWN_METADATA
 
 _RESERVED_KEYS = (*sorted(LLAMA_INDEX_KEYS), OWN_METADATA)
 RETRIEVAL_KEY = "_retrieval"

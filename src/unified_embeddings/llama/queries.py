@@ -35,6 +35,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.llama.filters import is_of_document, select_points
 from unified_embeddings.llama.hybrid_search import SearchAnswer
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
@@ -137,7 +138,10 @@ class CheckedQuery:
 
 
 def check_query(
-    query: VectorStoreQuery, embedder: TextEmbedder, options: Mapping[str, Any]
+    query: VectorStoreQuery,
+    embedder: TextEmbedder,
+    options: Mapping[str, Any],
+    fields: Fields = LLAMA_INDEX_FIELDS,
 ) -> CheckedQuery:
     """Reject a query that cannot be answered.
 
@@ -145,6 +149,7 @@ def check_query(
         query: The query.
         embedder: The embedder whose vectors are searched.
         options: The keyword arguments of the store's `query`.
+        fields: Where the collection's payloads have the metadata.
 
     Raises:
         InputError: If it is no query, has a mode that no list answers or lacks what its mode
@@ -152,7 +157,7 @@ def check_query(
     """
     if not isinstance(query, VectorStoreQuery):
         raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
-    own_filter = build_query_filter(query)
+    own_filter = build_query_filter(query, fields)
     mode = _check_mode(query, embedder)
     changes: Options = {}
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
@@ -247,7 +252,9 @@ def _read_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> floa
     return require_share("mmr_threshold", given)
 
 
-def build_query_filter(query: VectorStoreQuery) -> qm.Filter | None:
+def build_query_filter(
+    query: VectorStoreQuery, fields: Fields = LLAMA_INDEX_FIELDS
+) -> qm.Filter | None:
     """Return the filter of a query; its lists of ids restrict it unless they are empty.
 
     Raises:
@@ -255,9 +262,9 @@ def build_query_filter(query: VectorStoreQuery) -> qm.Filter | None:
     """
     conditions: list[qm.Condition] = []
     if not _is_empty(query.doc_ids):
-        conditions.append(is_of_document(cast("list[str]", query.doc_ids)))
+        conditions.append(is_of_document(cast("list[str]", query.doc_ids), fields))
     node_ids = None if _is_empty(query.node_ids) else query.node_ids
-    selected = select_points(node_ids, query.filters)
+    selected = select_points(node_ids, query.filters, fields)
     if selected is not None:
         conditions.append(selected)
     return qm.Filter(must=conditions) if conditions else None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.stores.schema import SPARSE_VECTOR
 from unified_embeddings.types import Options, Role
 
 SparseLists = tuple[list[list[int]], list[list[float]]]
 """Of n texts: a list of vocabulary ids and a list of their weights for each."""
 
 
-def sparse_options(embedder: TextEmbedder) -> Options:
-    """Return the stock store's options for its sparse half; none without sparse vectors."""
-    if "sparse" not in embedder.heads:
+def sparse_options(embedder: TextEmbedder, vector_name: str | None) -> Options:
+    """Return the stock store's options for its sparse half.
+
+    Args:
+        embedder: Gives sparse vectors.
+        vector_name: Name of the collection's sparse vectors; None without any, for no options.
+    """
+    if vector_name is None:
         return {}
     return {
         "enable_hybrid": True,
         "sparse_doc_fn": _SparseFunction(embedder, "document"),
         "sparse_query_fn": _SparseFunction(embedder, "query"),
-        "sparse_vector_name": SPARSE_VECTOR,
+        "sparse_vector_name": vector_name,
     }
 
 

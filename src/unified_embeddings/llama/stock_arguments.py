@@ -54,9 +54,21 @@ class WritingOptions(TypedDict, total=False):
     batch_size: int
     parallel: int
     max_retries: int
-    text_key: str
     payload_indexes: Sequence[Mapping[str, Any]] | None
     hybrid_fusion_fn: Callable[..., Any] | None
+
+
+class NamingOptions(TypedDict, total=False):
+    """What an existing collection's vectors and fields are called; found out unless given."""
+
+    dense_vector_name: str | None
+    """Name of its dense vectors, "" for unnamed ones."""
+    sparse_vector_name: str | None
+    """Name of its sparse vectors, which this model made; only this name searches others'."""
+    text_key: str | None
+    """Key of the text in a payload that holds no node of LlamaIndex's."""
+    metadata_key: str | None
+    """Key of the metadata beside that text; None if they are at the top."""
 
 
 class PlaceOptions(TypedDict, total=False):
@@ -70,13 +82,13 @@ class PlaceOptions(TypedDict, total=False):
     adopt: Adopt | None
 
 
-class StoreOptions(CollectionOptions, WritingOptions, total=False):
+class StoreOptions(CollectionOptions, WritingOptions, NamingOptions, total=False):
     """Options of `vector_store` besides the place."""
 
     client_kwargs: Mapping[str, Any] | None
     """More arguments for the QdrantClient that is made for `url`: timeout, prefer_grpc, ..."""
     enable_hybrid: bool | None
-    """Must be what the model gives; every collection of ours with sparse vectors is hybrid."""
+    """Must be what model and collection give; one with the model's sparse vectors is hybrid."""
     index_doc_id: bool | None
     """Must be True: every collection of ours has this index."""
 
@@ -126,8 +138,6 @@ STORE_ADVICE: Mapping[str, str] = {
     "sparse_query_fn": _SPARSE_MODEL,
     "sparse_config": _SPARSE_MODEL,
     "dense_config": f"{_FROM_THE_MODEL}; set hnsw_config= and quantization_config= directly",
-    "dense_vector_name": _FROM_THE_MODEL,
-    "sparse_vector_name": _FROM_THE_MODEL,
     "vectors_config": _FROM_THE_MODEL,
     "sparse_vectors_config": _FROM_THE_MODEL,
     "distance": _FROM_THE_MODEL,
@@ -143,8 +153,15 @@ STORE_ADVICE: Mapping[str, str] = {
     "prefix": _CLIENT,
     "shard_keys": _SHARDS,
     "shard_key_selector_fn": _SHARDS,
+    "vector_name": "give dense_vector_name=",
+    "content_payload_key": "give text_key=",
+    "metadata_payload_key": "give metadata_key=",
+    "retrieval_mode": "leave it out; a retriever has mode='hybrid', 'dense' or 'sparse'",
+    "index": "the collection's name is the first argument",
+    "embedding_dim": _FROM_THE_MODEL,
+    "use_sparse_embeddings": _SPARSE_MODEL,
 }
-"""Argument of LlamaIndex's store or Qdrant's client → what to do instead."""
+"""Argument of LlamaIndex's store, Qdrant's client, LangChain's or Haystack's store → what to do."""
 
 RETRIEVER_ADVICE: Mapping[str, str] = {
     "sparse_top_k": "give candidates=, the depth of both rankings",
@@ -170,7 +187,6 @@ STORE_DEFAULTS: Mapping[str, object] = {
     "batch_size": 64,
     "parallel": 1,
     "max_retries": 3,
-    "text_key": "text",
     "index_doc_id": True,
 }
 """Defaults of `vector_store` that are not None, for its signature."""

@@ -22,6 +22,7 @@ from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.stock_arguments import StoreOptions
+from unified_embeddings.stores.schema import VectorNames
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
 
@@ -111,7 +112,7 @@ def read_options(options: Mapping[str, Any]) -> Options:
     return given
 
 
-def check_meaning(given: Mapping[str, Any], embedder: TextEmbedder, url: str | None) -> None:
+def check_meaning(given: Mapping[str, Any], url: str | None) -> None:
     """Reject options of the stock store that would mean something else here.
 
     Raises:
@@ -119,19 +120,30 @@ def check_meaning(given: Mapping[str, Any], embedder: TextEmbedder, url: str | N
     """
     if "client_kwargs" in given and url is None:
         raise InputError("client_kwargs= is for the client that is made for url=")
-    is_hybrid = "sparse" in embedder.heads
-    if given.get("enable_hybrid", is_hybrid) != is_hybrid:
-        if is_hybrid:
-            raise InputError(
-                "enable_hybrid=False is not possible: the model gives sparse vectors, and the "
-                "collection stores them; search with retriever(mode='dense') instead"
-            )
-        raise InputError(
-            f"enable_hybrid=True needs sparse vectors, which {embedder.model_name!r} does not "
-            "give; set UnifiedEmbeddingConfig(sparse_model=...)"
-        )
     if not given.get("index_doc_id", True):
         raise InputError("index_doc_id=False is not possible: documents are deleted through it")
+
+
+def check_hybrid(given: Mapping[str, Any], embedder: TextEmbedder, names: VectorNames) -> None:
+    """Reject an `enable_hybrid` that is not what the collection is opened for.
+
+    Raises:
+        InputError: If it is not.
+    """
+    is_hybrid = names.sparse is not None
+    if given.get("enable_hybrid", is_hybrid) == is_hybrid:
+        return
+    if is_hybrid:
+        raise InputError(
+            "enable_hybrid=False is not possible: the model gives sparse vectors, and the "
+            "collection stores them; search with retriever(mode='dense') instead"
+        )
+    if names.why_no_sparse:
+        raise InputError(f"enable_hybrid=True is not possible: of vectors, {names.why_no_sparse}")
+    raise InputError(
+        f"enable_hybrid=True needs sparse vectors, which {embedder.model_name!r} does not "
+        "give; set UnifiedEmbeddingConfig(sparse_model=...)"
+    )
 
 
 def select_options(given: Mapping[str, Any], kind: type) -> Options:

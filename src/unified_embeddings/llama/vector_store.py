@@ -1,8 +1,8 @@
 """LlamaIndex's QdrantVectorStore, built so that its sparse vectors are this package's.
 
 What lives here: opening the place asked for. What does not: the store over it
-(`fingerprinted_store`), the collection's layout and fingerprint (`stores.schema`), and searching
-both vectors at once (`retrievers`).
+(`fingerprinted_store`), what an existing collection's vectors and payloads are (`recognition`), its
+fingerprint (`stores.schema`), and searching both vectors at once (`retrievers`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.recognition import GivenNames, recognise_collection
 from unified_embeddings.llama.stock_arguments import (
     STORE_ADVICE,
     Adopt,
     CollectionOptions,
+    NamingOptions,
     StoreOptions,
     WritingOptions,
     check_names,
@@ -30,6 +32,7 @@ from unified_embeddings.llama.stock_arguments import (
 from unified_embeddings.llama.store_options import (
     check_collection_name,
     check_embedder,
+    check_hybrid,
     check_meaning,
     check_place,
     read_options,
@@ -70,6 +73,11 @@ def build_vector_store(
     The collection is created if it does not exist. Exactly one of `url`, `path` and `client` says
     where it is. An alias is resolved once: the store keeps to the collection that it named then,
     whose model was checked, and does not follow when the alias is switched to another one.
+
+    A collection that LlamaIndex's own store, LangChain or Haystack made is opened as it is: the
+    names of its vectors, and where its payloads have texts and metadata, are found out where that
+    is unambiguous, or given by `dense_vector_name`, `sparse_vector_name`, `text_key` and
+    `metadata_key` (see `StoreOptions` and docs/other-software.md).
 
     Args:
         embedder: The embedder whose dense and sparse vectors the store holds.
@@ -112,10 +120,19 @@ def build_vector_store(
     with _discarding_unused(client, new_folders):
         collection = resolve_name(client, collection)
     settings = select_options(given, CollectionOptions)
-    make_collection = partial(
-        ensure_collection, client, collection, embedder, adopt=adopt, **settings
-    )
     with _discarding_unused(client, new_folders):
+        given_names = GivenNames(**select_options(given, NamingOptions))
+        recognised = recognise_collection(client, collection, embedder, given_names, adopt)
+        check_hybrid(given, embedder, recognised.names)
+        make_collection = partial(
+            ensure_collection,
+            client,
+            collection,
+            embedder,
+            names=recognised.names,
+            adopt=adopt,
+            **settings,
+        )
         make_collection()
     with store_errors(collection, "opening"):
         return FingerprintedStore(
@@ -124,6 +141,8 @@ def build_vector_store(
             client=client,
             aclient=aclient or async_view(client),
             make_collection=make_collection,
+            names=recognised.names,
+            layout=recognised.layout,
             reopen=reopen,
             adopt=adopt,
             **select_options(given, WritingOptions),
@@ -143,7 +162,7 @@ def _check_arguments(
     check_embedder(embedder)
     check_adopt(adopt)
     given = read_options(options)
-    check_meaning(given, embedder, url)
+    check_meaning(given, url)
     return given
 
 

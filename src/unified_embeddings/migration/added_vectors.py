@@ -20,6 +20,12 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.llama.layouts import (
+    Payload,
+    PayloadReader,
+    UnreadablePoint,
+    choose_reader,
+)
 from unified_embeddings.migration.heads import (
     NAMES,
     UNWATCHED,
@@ -33,12 +39,6 @@ from unified_embeddings.migration.heads import (
     split_by_size,
 )
 from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
-from unified_embeddings.migration.payloads import (
-    Payload,
-    PayloadReader,
-    UnreadablePoint,
-    choose_reader,
-)
 from unified_embeddings.migration.probes import DETECTED, Layout
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors

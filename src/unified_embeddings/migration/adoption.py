@@ -21,6 +21,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.llama.layouts import LayoutName
 from unified_embeddings.migration.evidence import LEAST_PROBES, Evidence
 from unified_embeddings.migration.forms import (
     Form,
@@ -30,7 +31,6 @@ from unified_embeddings.migration.forms import (
     foreign_forms,
     usual_forms,
 )
-from unified_embeddings.migration.payloads import LayoutName
 from unified_embeddings.migration.probes import DETECTED, Layout, Probe, Probes, collect_probes
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe

@@ -19,6 +19,7 @@ from functools import partial
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import StoreError
+from unified_embeddings.llama.layouts import SourceText
 from unified_embeddings.migration.catch_up import catch_up
 from unified_embeddings.migration.embedding import (
     Batch,
@@ -30,7 +31,6 @@ from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import Journal, read_unrepaired
 from unified_embeddings.migration.last_look import target_only
 from unified_embeddings.migration.opening import check_alias_owner, check_model, check_source
-from unified_embeddings.migration.payloads import SourceText
 from unified_embeddings.migration.record import MigrationRecord, PointId
 from unified_embeddings.migration.sides import Page, Sides
 from unified_embeddings.migration.states import require_transition

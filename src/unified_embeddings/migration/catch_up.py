@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from unified_embeddings.llama.layouts import UnreadablePoint
 from unified_embeddings.migration.embedding import Batch, Embedding
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import Journal
-from unified_embeddings.migration.payloads import UnreadablePoint
 from unified_embeddings.migration.record import PointId
 from unified_embeddings.migration.sides import Content, Sides
 from unified_embeddings.migration.transfer import Transfer

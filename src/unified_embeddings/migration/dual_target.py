@@ -17,8 +17,10 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.llama.filters import select_points, to_point_id
+from unified_embeddings.llama.fields import to_point_id
+from unified_embeddings.llama.filters import select_points
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.layouts import PayloadReader, SourceText, UnreadablePoint
 from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.migration.embedding import (
     InProcessEmbedding,
@@ -26,7 +28,6 @@ from unified_embeddings.migration.embedding import (
     build_point,
 )
 from unified_embeddings.migration.errors import MigrationError
-from unified_embeddings.migration.payloads import PayloadReader, SourceText, UnreadablePoint
 from unified_embeddings.migration.record import MigrationRecord, PointId
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.copy_points import plain_id

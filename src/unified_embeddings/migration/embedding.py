@@ -22,8 +22,8 @@ from unified_embeddings.errors import (
     OverloadedError,
     ServiceError,
 )
+from unified_embeddings.llama.layouts import SourceText
 from unified_embeddings.migration.errors import MigrationError
-from unified_embeddings.migration.payloads import SourceText
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import FloatArray, HeadName, SparseVector
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.llama.layouts import PayloadReader, SourceText, UnreadablePoint
 from unified_embeddings.migration.embedding import document_heads
-from unified_embeddings.migration.payloads import PayloadReader, SourceText, UnreadablePoint
 from unified_embeddings.migration.record import PointId
 from unified_embeddings.migration.sampling import Sample
 from unified_embeddings.migration.sides import Collection

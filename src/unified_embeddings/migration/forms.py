@@ -14,8 +14,8 @@ from llama_index.core.schema import MetadataMode
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.values import SPECIAL_TOKENS
+from unified_embeddings.llama.layouts import SourceText
 from unified_embeddings.migration.evidence import Evidence, compare_dense, compare_sparse
-from unified_embeddings.migration.payloads import SourceText
 from unified_embeddings.migration.probes import Probe
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.spec import ModelSpec

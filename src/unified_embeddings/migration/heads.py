@@ -10,7 +10,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.migration.payloads import SourceText
+from unified_embeddings.llama.layouts import SourceText
 from unified_embeddings.stores.schema import (
     COLBERT_VECTOR,
     SPARSE_VECTOR,

@@ -17,6 +17,12 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.llama.layouts import (
+    Payload,
+    PayloadReader,
+    SourceText,
+    UnreadablePoint,
+)
 from unified_embeddings.migration.heads import (
     NAMES,
     VectorParams,
@@ -26,12 +32,6 @@ from unified_embeddings.migration.heads import (
     encode_heads,
     find_lacking,
     split_by_size,
-)
-from unified_embeddings.migration.payloads import (
-    Payload,
-    PayloadReader,
-    SourceText,
-    UnreadablePoint,
 )
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.aliases import read_aliases, switch_alias

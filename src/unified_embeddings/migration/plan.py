@@ -15,6 +15,7 @@ from pathlib import Path
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.llama.layouts import LayoutName, PayloadReader, choose_reader
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.estimate import Estimate, estimate_migration, sample_payloads
 from unified_embeddings.migration.journal import Journal, require_free
@@ -24,7 +25,6 @@ from unified_embeddings.migration.opening import (
     describe_vectors,
     make_alias,
 )
-from unified_embeddings.migration.payloads import LayoutName, PayloadReader, choose_reader
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.aliases import read_aliases

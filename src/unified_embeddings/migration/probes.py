@@ -1,7 +1,7 @@
 """A few points of a collection with their texts and vectors, to be embedded again and compared.
 
 What lives here: which points are taken, and reading their vectors. What does not: what their
-payloads mean (`payloads`), and the comparison (`evidence`).
+payloads mean (`llama.layouts`), and the comparison (`evidence`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.migration.payloads import (
+from unified_embeddings.llama.layouts import (
     LayoutName,
     Payload,
     SourceText,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from unified_embeddings.migration.payloads import LayoutName
+from unified_embeddings.llama.layouts import LayoutName
 from unified_embeddings.migration.states import State
 
 PointId = int | str
@@ -72,7 +72,7 @@ class MigrationRecord:
         source_model: Name of the model that made the source; None if nothing records it.
         source_fingerprint: Its fingerprint; None likewise.
         source_vectors: The source's vectors by name, in words, as they were when it was planned.
-        layout: How the source's payload holds the text; see `payloads`.
+        layout: How the source's payload holds the text; see `llama.layouts`.
         text_key: Key of the text, for a plain layout.
         metadata_key: Key of the metadata, likewise.
         state: The present state.

@@ -17,7 +17,7 @@ from typing import Any
 
 from qdrant_client import models as qm
 
-from unified_embeddings.migration.payloads import PayloadReader, SourceText, UnreadablePoint
+from unified_embeddings.llama.layouts import PayloadReader, SourceText, UnreadablePoint
 from unified_embeddings.migration.record import MigrationRecord, PointId
 from unified_embeddings.stores.copy_points import plain_id
 from unified_embeddings.stores.errors import store_errors

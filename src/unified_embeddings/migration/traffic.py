@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.layouts import PayloadReader
 from unified_embeddings.migration.adoption import adopt_collection
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import (
@@ -25,7 +26,6 @@ from unified_embeddings.migration.journal import (
     read_record,
 )
 from unified_embeddings.migration.opening import check_model, open_model
-from unified_embeddings.migration.payloads import PayloadReader
 from unified_embeddings.migration.probes import Layout
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.states import require_transition

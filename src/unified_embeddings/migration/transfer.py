@@ -18,10 +18,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from unified_embeddings.llama.layouts import SourceText, UnreadablePoint
 from unified_embeddings.migration.embedding import Batch, Outcome, TextVectors, build_point
 from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.journal import Journal
-from unified_embeddings.migration.payloads import SourceText, UnreadablePoint
 from unified_embeddings.migration.record import PointId
 from unified_embeddings.migration.sides import Content, Sides
 

@@ -14,11 +14,11 @@ import numpy as np
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.llama.layouts import PayloadReader, SourceText
 from unified_embeddings.migration.backfill import do_nothing
 from unified_embeddings.migration.embedding import InProcessEmbedding, TextVectors
 from unified_embeddings.migration.journal import Journal
 from unified_embeddings.migration.opening import check_alias_owner, check_model, check_source
-from unified_embeddings.migration.payloads import PayloadReader, SourceText
 from unified_embeddings.migration.record import PointId
 from unified_embeddings.migration.sampling import Sample
 from unified_embeddings.migration.sides import Sides

@@ -20,7 +20,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.migration.payloads import PayloadReader
+from unified_embeddings.llama.layouts import PayloadReader
 from unified_embeddings.migration.versions import (
     IndexVersion,
     ReadingStore,

@@ -22,7 +22,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import StoreError
-from unified_embeddings.migration.payloads import PayloadReader, UnreadablePoint
+from unified_embeddings.llama.layouts import PayloadReader, UnreadablePoint
 from unified_embeddings.stores.aliases import resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, async_view

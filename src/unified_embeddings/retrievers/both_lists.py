@@ -22,8 +22,8 @@ from unified_embeddings.evaluation.documents import (
     read_document_id,
 )
 from unified_embeddings.evaluation.fusion_choices import SearchedQuery
-from unified_embeddings.llama.fingerprinted_store import adopt_of
-from unified_embeddings.llama.hybrid_search import HybridSearch, order_lists
+from unified_embeddings.llama.hybrid_search import order_lists
+from unified_embeddings.llama.store_settings import open_search
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.fusing import Ranking, scored_ids
 from unified_embeddings.search.plan import SearchPlan
@@ -88,7 +88,7 @@ class _ListSearcher:
 
     def __init__(self, store: QdrantVectorStore, embedder: TextEmbedder, *, depth: int) -> None:
         self._embedder = embedder
-        self._search = HybridSearch(store, embedder, adopt=adopt_of(store))
+        self._search = open_search(store, embedder)
         self._search.check("hybrid")
         both = Fusion(weights=(1.0, 1.0), candidates=depth)
         self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=both)

@@ -23,7 +23,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.labels import label_indices
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.filters import to_point_id
+from unified_embeddings.llama.fields import Fields
 from unified_embeddings.llama.hybrid_search import HybridSearch, order_lists
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.explanation import (
@@ -74,6 +74,7 @@ class Explaining(BaseRetriever):
     """What makes a hybrid retriever able to explain its scores."""
 
     _search: HybridSearch
+    _fields: Fields
     _embedder: TextEmbedder
 
     # --- what the retriever does -----------------------------------------------------------------
@@ -110,7 +111,7 @@ class Explaining(BaseRetriever):
             FingerprintMismatchError: If the collection was made with another model.
             StoreError: If Qdrant fails, or the collection does not exist.
         """
-        point_id = _to_point_id(node_or_id)
+        point_id = _to_point_id(node_or_id, self._fields)
         info = self._search.check(self._plan().mode, anew=True)
         plan = self._plan()  # the collection's own fusion may be another one now
         bundle = _to_bundle(query)
@@ -129,7 +130,7 @@ class Explaining(BaseRetriever):
         self, query: str | QueryBundle, node_or_id: NodeOrId, *, colbert: bool | None = None
     ) -> Explanation:
         """Like `explain`, but without blocking the event loop."""
-        point_id = _to_point_id(node_or_id)
+        point_id = _to_point_id(node_or_id, self._fields)
         info = await self._search.acheck(self._plan().mode, anew=True)
         plan = self._plan()
         bundle = _to_bundle(query)
@@ -265,7 +266,7 @@ class Explaining(BaseRetriever):
             matches = explain_colbert(self._embedder, question.text, text)
         return Explanation(
             query=question.text,
-            node_id=str(point.id),
+            node_id=passage.node.node_id,
             text=text,
             sparse=sparse,
             dense=dense,
@@ -289,7 +290,7 @@ def _to_bundle(query: str | QueryBundle) -> QueryBundle:
     return query if isinstance(query, QueryBundle) else QueryBundle(query)
 
 
-def _to_point_id(node_or_id: NodeOrId) -> qm.ExtendedPointId:
+def _to_point_id(node_or_id: NodeOrId, fields: Fields) -> qm.ExtendedPointId:
     """Return a passage's id as Qdrant writes it: a number, or a UUID in lower case.
 
     Raises:
@@ -298,7 +299,7 @@ def _to_point_id(node_or_id: NodeOrId) -> qm.ExtendedPointId:
     node = node_or_id.node if isinstance(node_or_id, NodeWithScore) else node_or_id
     node_id = node.node_id if isinstance(node, BaseNode) else node
     try:
-        return to_point_id(str(node_id).strip(), 0)
+        return fields.to_point_id(str(node_id).strip(), 0)
     except InputError:
         raise InputError(
             f"a passage is a node or its id, a UUID or a whole number; got {node_id!r:.80}"

@@ -18,9 +18,10 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.filters import translate_filters
-from unified_embeddings.llama.fingerprinted_store import FingerprintedStore, adopt_of
-from unified_embeddings.llama.hybrid_search import HybridSearch, SearchAnswer
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.hybrid_search import SearchAnswer
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
+from unified_embeddings.llama.store_settings import fields_of, open_search
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
 from unified_embeddings.retrievers.explain import Explaining
 from unified_embeddings.retrievers.options import check_callbacks, check_store
@@ -150,13 +151,14 @@ class UnifiedHybridRetriever(Explaining):
         check_adopt(adopt)
         check_callbacks(callback_manager)
         self._store = vector_store
-        self._search = HybridSearch(vector_store, embedder, adopt=adopt or adopt_of(vector_store))
+        self._search = open_search(vector_store, embedder, adopt)
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
         # Reranking runs the model over each text, which costs far more than searching deeper.
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
-        self._filter = translate_filters(filters)
+        self._fields = fields_of(vector_store)
+        self._filter = translate_filters(filters, self._fields)
         self.searches = SearchCounters(mode, self._top_k)
         super().__init__(callback_manager=callback_manager)
         if self._search.reader.has_sync_client and self._search.reader.exists():
@@ -254,7 +256,7 @@ class UnifiedHybridRetriever(Explaining):
         if similarity_top_k is not None:
             retriever._top_k = require_whole_number("similarity_top_k", similarity_top_k)
         if filters is not None:
-            retriever._filter = translate_filters(filters)
+            retriever._filter = translate_filters(filters, self._fields)
         return retriever
 
     @timed

@@ -28,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 
 DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
+FORMER_SPARSE_VECTOR = "text-sparse"
+"""What LlamaIndex called sparse vectors before, and Haystack calls them still."""
 COLBERT_VECTOR = "text-colbert"
 PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
 """Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
@@ -46,6 +48,26 @@ class RecordedModel:
 
     fingerprint: str
     name: str
+
+
+@dataclass(frozen=True)
+class VectorNames:
+    """The vectors of a collection that a store searches and writes.
+
+    Attributes:
+        dense: Name of the dense ones, "" for unnamed ones.
+        sparse: Name of the sparse ones; None to search and write dense ones only.
+        why_no_sparse: Why there are no sparse ones, though the model gives them; "" otherwise.
+    """
+
+    dense: str = DENSE_VECTOR
+    sparse: str | None = SPARSE_VECTOR
+    why_no_sparse: str = ""
+
+
+def own_names(embedder: TextEmbedder) -> VectorNames:
+    """Return the names of an embedder's vectors in a collection of ours."""
+    return VectorNames(sparse=SPARSE_VECTOR if "sparse" in embedder.heads else None)
 
 
 def recorded_model(info: qm.CollectionInfo) -> RecordedModel | None:
@@ -111,6 +133,7 @@ def ensure_collection(
     name: str,
     embedder: TextEmbedder,
     *,
+    names: VectorNames | None = None,
     adopt: Literal["trust"] | None = None,
     **options: Any,
 ) -> None:
@@ -122,6 +145,7 @@ def ensure_collection(
         client: Sync client.
         name: The collection's name.
         embedder: The embedder whose vectors it will hold.
+        names: What its vectors are called; None for the names of a collection of ours.
         adopt: "trust" accepts an existing collection that does not record its model.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
@@ -131,13 +155,13 @@ def ensure_collection(
         StoreError: If Qdrant cannot be reached or refuses, or the collection does not record its
             model.
     """
+    names = names or own_names(embedder)
     with store_errors(name, "creating the collection"):
         if not client.collection_exists(name):
-            _create_collection(client, name, embedder, options)
+            _create_collection(client, name, embedder, names, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
-    sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
-    check_collection(name, info, embedder, sparse=sparse, adopt=adopt)
+    check_collection(name, info, embedder, dense=names.dense, sparse=names.sparse, adopt=adopt)
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
         record_model(client, name, embedder)
@@ -235,9 +259,13 @@ def _check_dense_vector(
 ) -> None:
     params = dense_vectors(info).get(vector_name)
     if params is None:
-        problem = f"it has no dense vector named {vector_name!r}"
+        wanted = f"named {vector_name!r}" if vector_name else "without a name"
+        problem = f"it has no dense vector {wanted}"
+        others = ", ".join(repr(vector) for vector in dense_vectors(info) if vector)
         if "" in dense_vectors(info):
             problem += f", but an unnamed one, {_describe_way_to_names(name, info, embedder)}"
+        elif others:
+            problem += f", but {others}; vector_store(dense_vector_name=...) opens it by one"
         raise StoreError(name, "checking", problem)
     if params.size != embedder.dimension:
         raise StoreError(
@@ -249,16 +277,16 @@ def _check_dense_vector(
 
 
 def _describe_way_to_names(name: str, info: qm.CollectionInfo, embedder: TextEmbedder) -> str:
-    """Return, in words, how a collection with an unnamed dense vector can be searched."""
+    """Return, in words, how a collection with an unnamed dense vector can be used."""
     model = f"--model {shlex.quote(embedder.model_name)}"
     sparse = "--sparse " if "sparse" in embedder.heads else ""
     proof = ""
     if recorded_model(info) is None:
         proof = f"prove its model (unified-embeddings adopt {shlex.quote(name)} {model}), and then "
     return (
-        "as LlamaIndex's own store makes without hybrid search. A retriever over that store reads "
-        f"it with mode='dense'. For all else {proof}copy it into a collection with names: "
-        f"unified-embeddings add-vectors {shlex.quote(name)} --copy-to NEW {sparse}{model}"
+        "as LlamaIndex's own store makes without hybrid search. "
+        "UnifiedEmbeddingConfig.vector_store() opens it as it is. For a collection with names: "
+        f"{proof}unified-embeddings add-vectors {shlex.quote(name)} --copy-to NEW {sparse}{model}"
     )
 
 
@@ -294,17 +322,20 @@ def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
 
 
 def _create_collection(
-    client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
+    client: Client,
+    name: str,
+    embedder: TextEmbedder,
+    names: VectorNames,
+    options: dict[str, Any],
 ) -> None:
+    dense_params = qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
     sparse_config = None
-    if "sparse" in embedder.heads:
-        sparse_config = {SPARSE_VECTOR: sparse_params(embedder)}
+    if names.sparse is not None:
+        sparse_config = {names.sparse: sparse_params(embedder)}
     try:
         client.create_collection(
             name,
-            vectors_config={
-                DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
-            },
+            vectors_config={names.dense: dense_params} if names.dense else dense_params,
             sparse_vectors_config=sparse_config,
             metadata={METADATA_KEY: _record_of(embedder)},
             **options,

@@ -13,14 +13,14 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.payloads import build_payloads
-from unified_embeddings.migration.payloads import (
+from unified_embeddings.llama.layouts import (
     PayloadReader,
     SourceText,
     UnreadablePoint,
     choose_reader,
     detect_layout,
 )
+from unified_embeddings.llama.payloads import build_payloads
 
 LANGCHAIN = {
     "page_content": "Foxes jump.",

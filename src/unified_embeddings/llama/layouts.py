@@ -10,20 +10,29 @@ which a collection has. What does not: reading points (`stores`), and embedding 
     mixed        each point in whichever of the first three its payload shows
 
 The first stays as it is. From the others a LlamaIndex node is made, whose metadata stays out of the
-text that is embedded, as LangChain and Haystack leave it out unless told otherwise.
+text that is embedded, as LangChain and Haystack leave it out unless told otherwise. A node that was
+written in another software's layout (`stored_layout`) has a note beside it of what only LlamaIndex
+knows, such as its relationships, and is read with that.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.llama.fields import HAYSTACK_DOCUMENT, NOTE_KEY
 from unified_embeddings.llama.payloads import build_payloads
 
 LayoutName: TypeAlias = Literal["llama_index", "langchain", "haystack", "plain", "mixed"]
@@ -31,7 +40,8 @@ LAYOUT_NAMES: tuple[LayoutName, ...] = get_args(LayoutName)
 Payload: TypeAlias = Mapping[str, Any]
 """A point's payload: JSON, as Qdrant returns it."""
 
-_NODE_KEY = "_node_content"
+NODE_KEY = "_node_content"
+"""Key under which LlamaIndex stores a node as JSON."""
 _KEYS_SHOWN = 12
 
 
@@ -80,7 +90,7 @@ class PayloadReader:
         InputError: If the layout is unknown, a plain one has no `text_key`, or another has one.
 
     Example:
-        >>> from unified_embeddings.migration.payloads import PayloadReader
+        >>> from unified_embeddings.llama.layouts import PayloadReader
         >>> reader = PayloadReader("langchain")
         >>> source = reader.read(7, {"page_content": "Foxes jump.", "metadata": {"page": 3}})
         >>> source.text, source.node.metadata, source.node.node_id
@@ -116,24 +126,17 @@ class PayloadReader:
         if layout == "mixed":
             layout = layout_of(payload) or "mixed"
         if layout == "llama_index":
-            node = _read_node(payload)
+            node = read_node(payload)
             return _describe(point_id, node, dict(payload))
         if layout == "langchain":
-            text, metadata = _read_fields(payload, "page_content", "metadata")
+            document = read_document(payload, "page_content", "metadata")
         elif layout == "haystack":
-            # Haystack writes every field of its documents, most of them as null.
-            given = {key: value for key, value in payload.items() if value is not None}
-            text, metadata = _read_fields(given, "content", "meta")
+            document = read_haystack(payload)
         elif layout == "plain":
-            text, metadata = _read_fields(payload, self._text_key, self._metadata_key)
+            document = read_document(payload, self._text_key, self._metadata_key)
         else:
-            raise InputError(f"its payload is of no known layout; it has {_keys_of(payload)}")
-        node = TextNode(
-            id_=str(point_id),
-            text=text,
-            metadata=metadata,
-            excluded_embed_metadata_keys=list(metadata),
-        )
+            raise InputError(f"its payload is of no known layout; it has {describe_keys(payload)}")
+        node = document.to_node(str(point_id))
         (stored,) = build_payloads([node])
         return _describe(point_id, node, stored)
 
@@ -166,7 +169,7 @@ def choose_reader(
 
 def layout_of(payload: Payload) -> LayoutName | None:
     """Return the layout that one payload shows; None if it is none of the three known ones."""
-    if isinstance(payload.get(_NODE_KEY), str):
+    if isinstance(payload.get(NODE_KEY), str):
         return "llama_index"
     if "page_content" in payload:
         return "langchain"
@@ -198,7 +201,7 @@ def detect_layout(payloads: Iterable[Payload]) -> LayoutName:
     if not counts:
         raise InputError(
             f"the payloads are laid out as none of llama_index, langchain and haystack; one has "
-            f"{_keys_of(example)}. Name the key that holds the text (--text-key)"
+            f"{describe_keys(example)}. Name the key that holds the text (--text-key)"
         )
     if len(counts) > 1:
         seen = ", ".join(f"{count} of {layout}" for layout, count in counts.most_common())
@@ -209,25 +212,93 @@ def detect_layout(payloads: Iterable[Payload]) -> LayoutName:
     return next(iter(counts))
 
 
-def _read_node(payload: Payload) -> BaseNode:
-    """Return the node that LlamaIndex stored."""
-    if not isinstance(payload.get(_NODE_KEY), str):
-        raise InputError(f"its payload has no {_NODE_KEY!r}, but {_keys_of(payload)}")
+@dataclass(frozen=True)
+class StoredDocument:
+    """What another software's payload holds.
+
+    Attributes:
+        text: The text.
+        metadata: All that is beside it.
+        note: What LlamaIndex alone knows of it; None if it was not written by this package.
+        source: The id of the document that it is a piece of, where the software records one.
+    """
+
+    text: str
+    metadata: dict[str, Any]
+    note: Payload | None = None
+    source: str | None = None
+
+    def to_node(self, node_id: str) -> BaseNode:
+        """Return it as a node.
+
+        Args:
+            node_id: The node's id.
+
+        Raises:
+            InputError: If its note is not a node.
+        """
+        if self.note is not None:
+            node = read_node(self.note)
+            node.metadata = self.metadata
+            node.set_content(self.text)
+            node.id_ = node_id
+            return node
+        relationships: dict[NodeRelationship, Any] = {}
+        if self.source is not None:
+            relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=self.source)
+        return TextNode(
+            id_=node_id,
+            text=self.text,
+            metadata=self.metadata,
+            excluded_embed_metadata_keys=list(self.metadata),
+            relationships=relationships,
+        )
+
+
+def read_haystack(payload: Payload) -> StoredDocument:
+    """Return what a payload of Haystack holds, its document's id among the metadata.
+
+    Raises:
+        InputError: If it has no text.
+    """
+    # Haystack writes every field of its documents, most of them as null.
+    given = {key: value for key, value in payload.items() if value is not None}
+    document = read_document(given, "content", "meta")
+    source = document.metadata.get(HAYSTACK_DOCUMENT)
+    return replace(document, source=source if isinstance(source, str) else None)
+
+
+def read_node(payload: Payload) -> BaseNode:
+    """Return the node that LlamaIndex stored.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if not isinstance(payload.get(NODE_KEY), str):
+        raise InputError(f"its payload has no {NODE_KEY!r}, but {describe_keys(payload)}")
     try:
         return metadata_dict_to_node(dict(payload))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"its {_NODE_KEY!r} is not a node: {reason:.200}") from None
+        raise InputError(f"its {NODE_KEY!r} is not a node: {reason:.200}") from None
 
 
-def _read_fields(
-    payload: Payload, text_key: str, metadata_key: str | None
-) -> tuple[str, dict[str, Any]]:
-    """Return a payload's text and all that is beside it as metadata."""
+def read_document(payload: Payload, text_key: str, metadata_key: str | None) -> StoredDocument:
+    """Return a payload's text and all that is beside it as metadata.
+
+    Args:
+        payload: The payload.
+        text_key: Key of the text; "body.text" is `text` within `body`, unless there is a key of
+            that very name.
+        metadata_key: Key of the metadata; None if they are at the top.
+
+    Raises:
+        InputError: If it has no text.
+    """
     rest = dict(payload)
     text = _take(rest, text_key)
     if text is None:
-        raise InputError(f"its payload has no {text_key!r}, but {_keys_of(payload)}")
+        raise InputError(f"its payload has no {text_key!r}, but {describe_keys(payload)}")
     if not isinstance(text, str):
         raise InputError(f"its {text_key!r} is not a text but {type(text).__name__}")
     metadata: dict[str, Any] = {}
@@ -240,7 +311,8 @@ def _read_fields(
     for key, value in rest.items():
         # Metadata come first; a field of the same name beside them is kept under another.
         metadata[f"payload.{key}" if key in metadata else key] = value
-    return text, metadata
+    note = metadata.pop(NOTE_KEY, None)
+    return StoredDocument(text, metadata, note if isinstance(note, Mapping) else None)
 
 
 def _take(payload: dict[str, Any], key: str) -> object:
@@ -274,7 +346,8 @@ def _describe(point_id: int | str, node: BaseNode, payload: dict[str, Any]) -> S
     return SourceText(point_id=point_id, text=text, bare_text=bare_text, node=node, payload=payload)
 
 
-def _keys_of(payload: Payload) -> str:
+def describe_keys(payload: Payload) -> str:
+    """Return, in words, the keys that a payload has."""
     if not payload:
         return "no keys at all"
     shown = [repr(key) for key in list(payload)[:_KEYS_SHOWN]]
