@@ -16,7 +16,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.corpora import Qrels
 from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.rankings import TOP_DOCUMENTS, ndcg_by_query
-from unified_embeddings.fusion import dbsf, rrf
+from unified_embeddings.fusion import fuse_lists
 from unified_embeddings.models.fusion import Fusion
 
 ScoredPoints: TypeAlias = Sequence[tuple[Hashable, float]]
@@ -100,11 +100,9 @@ def fuse_documents(
 ) -> list[str]:
     """Return the ten best documents of a query; a document stands where its best point stands."""
     rankings = [query.dense[: fusion.candidates], query.sparse[: fusion.candidates]]
-    if fusion.method == "dbsf":
-        fused = dbsf(rankings, fusion.weights, tie_key=tie_key)
-    else:
-        points_by_rank = [[point for point, _ in ranking] for ranking in rankings]
-        fused = rrf(points_by_rank, fusion.k, fusion.weights, tie_key=tie_key)
+    fused = fuse_lists(
+        rankings, fusion.method, k=fusion.k, weights=fusion.weights, tie_key=tie_key
+    )
     documents: dict[str, None] = {}
     for point, _ in fused:
         document = query.document_of.get(point)
