@@ -20,7 +20,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from unified_embeddings.evaluation.calibrating import (
     assess,
     cross_validate,
     find_background,
+    find_weak_bound,
     fit_calibration,
     judge,
     weigh_hits,
@@ -93,8 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for one in searched_sets
     }
-    everything = join(hits, list(hits))
-    print(fit_calibration(everything, base=None, background=background), "\n")
+    print(fit(hits, list(hits), background=background), "\n")
     print("Fitted to the other sets:")
     print_table(*leave_one_out(hits, background=background))
     print("Fitted to the other sets, slope and offset to nine tenths of its own questions:")
@@ -170,7 +170,16 @@ def fit_without(
 ) -> Calibration:
     """Fit to all but one set: neither its documents nor its questions take part."""
     others = [name for name in hits if left_out not in name.split(" asked of ")]
-    return fit_calibration(join(hits, others), base=None, background=background)
+    return fit(hits, others, background=background)
+
+
+def fit(
+    hits: Mapping[str, Mapping[str, JudgedHits]], names: Sequence[str], *, background: float
+) -> Calibration:
+    """Fit to some sets; how many questions are weak is taken from those asked where they belong."""
+    calibration = fit_calibration(join(hits, names), base=None, background=background)
+    own = join(hits, [name for name in names if name in SETS])
+    return replace(calibration, weak_below=find_weak_bound(calibration, own))
 
 
 def leave_one_out(
@@ -194,8 +203,8 @@ def adjust_to_own(
     errors = {}
     for name in SETS:
         base = fit_without(hits, name, background=background)
-        fit = functools.partial(fit_calibration, base=base, background=background)
-        errors[name] = cross_validate(hits[name], fit)
+        adjust = functools.partial(fit_calibration, base=base, background=background)
+        errors[name] = cross_validate(hits[name], adjust)
     return errors, None
 
 

@@ -163,7 +163,7 @@ def fit_calibration(
     calibration = Calibration(
         intercept=intercept, background=background, depth=depth, source=source, **named
     )
-    return replace(calibration, weak_below=_find_weak_bound(calibration, hits))
+    return replace(calibration, weak_below=find_weak_bound(calibration, hits))
 
 
 def cross_validate(
@@ -308,10 +308,17 @@ def _loss(columns: Numbers, outcomes: NDArray[np.bool_], fitted: Numbers) -> flo
     return float(likelihoods.sum() + (fitted[1:] ** 2).sum() / 2)
 
 
-def _find_weak_bound(calibration: Calibration, hits: Mapping[str, JudgedHits]) -> float | None:
+def find_weak_bound(calibration: Calibration, hits: Mapping[str, JudgedHits]) -> float | None:
     """Return the relevance of the best hit at which one query of two has a relevant hit.
 
-    None if it cannot be told, as with fewer than five queries of either kind.
+    That is among its first ten, and depends on how many of the queries have one at all.
+
+    Args:
+        calibration: Judges the hits.
+        hits: Query id → its hits, of queries such as users ask.
+
+    Returns:
+        A relevance; None if it cannot be told, as with fewer than five queries of either kind.
     """
     best_odds, is_answered = [], []
     for of_query in hits.values():

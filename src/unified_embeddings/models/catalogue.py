@@ -47,7 +47,10 @@ _MINI_M3_FUSION = Fusion(
     source="measured on MED, CACM and XQuAD-R English by benchmarks/retrieval.py (ADR 20)",
 )
 
-_NOT_INHERITED = ("choice", "licence", "parameters", "revision", "code_revision")
+_NOT_INHERITED = (
+    *("choice", "licence", "parameters", "revision", "code_revision"),
+    "calibration",
+)
 """Fields that belong to one model only; a spec that is `like` another does not inherit them."""
 
 
