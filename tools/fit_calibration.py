@@ -42,7 +42,7 @@ from unified_embeddings.evaluation.corpora import Corpus, Qrels, read_beir
 from unified_embeddings.evaluation.fusion_choices import SearchedQuery
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.retrievers.both_lists import search_both_lists, sum_query_weights
-from unified_embeddings.retrievers.ranking import id_order
+from unified_embeddings.search.ranking import id_order
 
 SETS = ("med", "cacm", "xquad_r/en", "xquad_r/de", "xquad_r/zh", "xquad_r/ar")
 ENGLISH = ("med", "cacm", "xquad_r/en")

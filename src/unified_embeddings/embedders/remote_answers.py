@@ -19,8 +19,8 @@ from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.values import Piece
 from unified_embeddings.embedders.word_pieces import words_of_entries
 from unified_embeddings.errors import InputError
-from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.calibration import Calibration
+from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, SparseVector
 

@@ -27,9 +27,9 @@ from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, Runtime
 from unified_embeddings.engines.choice import choose_engine
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, Role, Text
