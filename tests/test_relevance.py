@@ -25,7 +25,7 @@ def weigh(
 
 class TestByHand:
     def test_two_full_lists(self) -> None:
-        """Gaps above c's 0.4; sparse scores over 2; half of 21/21, 21/22 and 21/23 from each list."""
+        """Gaps above c's 0.4; sparse scores over 2; half of 21/21, 21/22, 21/23 from each list."""
         evidence = weigh()
         assert evidence["a"] == pytest.approx((0.5, 0.5, -2.5, 0.5 * (1 + 21 / 23)))
         assert evidence["b"] == pytest.approx((0.3, 3.0, 1.0, 0.5 * (21 / 22 + 1)))
@@ -45,8 +45,10 @@ class TestByHand:
         assert evidence["a"].dense_gap == pytest.approx(0.1)
         assert evidence["b"].dense_gap == 0.0
 
-    def test_items_beyond_the_depth_are_not_read(self) -> None:
-        assert weigh([*DENSE, ("e", 0.1)], [*SPARSE, ("f", 0.5)]) == weigh()
+    def test_items_beyond_the_depth_are_as_if_missing(self) -> None:
+        evidence = weigh([*DENSE, ("e", 0.1)], [*SPARSE, ("f", 0.5)])
+        assert {item: evidence[item] for item in "abcd"} == weigh()
+        assert evidence["e"] == evidence["f"] == pytest.approx((0.0, 0.5, -2.5, 0.0))
 
     def test_a_question_without_lexical_weights(self) -> None:
         evidence = weigh(sparse=[], query_weight=0.0)

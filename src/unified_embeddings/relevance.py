@@ -44,9 +44,9 @@ def weigh_evidence(
 ) -> dict[Item, Evidence]:
     """Return what two rankings say about each item that is in either.
 
-    An item that a list lacks gets what its last item has, which is the most that it can have: a
-    dense gap of 0, and the last sparse score. Where the sparse list is not full, it has no word of
-    the question, and gets 0.
+    An item that a list lacks, or has below `depth`, gets what the last one read has, which is the
+    most that it can have: a dense gap of 0, and the last sparse score. Where the sparse list is not
+    full, it has no word of the question, and gets 0.
 
     Args:
         dense: (item, cosine) of the dense ranking, best first, each item once.
@@ -67,7 +67,7 @@ def weigh_evidence(
     agreements = dict(rrf([list(dense_scores), list(sparse_scores)], k=_K))
     unit = query_weight if query_weight > 0 else 1.0
     evidence = {}
-    for item, agreement in agreements.items():
+    for item in dict.fromkeys(item for item, _ in (*dense, *sparse)):
         score = sparse_scores.get(item, missing)
         best_other = first
         if item in sparse_scores and score == first:
@@ -76,7 +76,7 @@ def weigh_evidence(
             dense_gap=dense_scores.get(item, floor) - floor,
             sparse_share=score / unit,
             sparse_lead=(score - best_other) / unit,
-            agreement=agreement * (_K + 1) / 2,
+            agreement=agreements.get(item, 0.0) * (_K + 1) / 2,
         )
     return evidence
 

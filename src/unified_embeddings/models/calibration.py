@@ -19,6 +19,9 @@ from unified_embeddings.validation import require_whole_number
 
 Item = TypeVar("Item", bound=Hashable)
 
+WEAK_HITS = 10
+"""Hits of an answer among which a relevant one is looked for, in order to call it weak."""
+
 _COEFFICIENTS = Evidence._fields
 _PROBABILITIES = ("weak_below", "ece", "weak_auc")
 """Fields that are None or from 0 to 1."""
