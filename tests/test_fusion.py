@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +14,16 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.fusion import dbsf, rrf
+from unified_embeddings.fusion import (
+    Method,
+    Normalisation,
+    convex,
+    convex_shares,
+    dbsf,
+    fuse_lists,
+    list_terms,
+    rrf,
+)
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 rankings_of = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8), max_size=5)
@@ -377,3 +386,159 @@ class TestDbsfIsQdrants:
         assert {point.id: point.score for point in found} == pytest.approx(
             dict(dbsf(rankings)), abs=1e-5
         )
+
+
+# --- by normalised scores -----------------------------------------------------------------------
+
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+normalisations = st.sampled_from(NORMALISATIONS)
+
+
+class TestMinMaxByHand:
+    def test_three_scores_and_two(self) -> None:
+        """Dense 0.9, 0.8, 0.5 become 1, 0.75 and 0; sparse 7 and 3 become 1 and 0."""
+        dense, sparse = [("a", 0.9), ("b", 0.8), ("c", 0.5)], [("b", 7.0), ("d", 3.0)]
+        assert convex([dense, sparse], "min_max", [0.75, 0.25]) == [
+            ("b", pytest.approx(0.75 * 0.75 + 0.25)),
+            ("a", pytest.approx(0.75)),
+            ("d", 0.0),
+            ("c", 0.0),
+        ]
+
+    def test_weights_are_divided_by_their_sum(self) -> None:
+        lists = [[("a", 2.0), ("b", 1.0)], [("b", 4.0), ("a", 3.0)]]
+        assert convex(lists, "min_max", [3, 1]) == [("a", 0.75), ("b", 0.25)]
+        assert convex(lists, "min_max", [6, 2]) == [("a", 0.75), ("b", 0.25)]
+        assert convex(lists, "min_max") == [("a", 0.5), ("b", 0.5)]
+
+    def test_a_list_of_weight_0_is_left_out_and_takes_no_share(self) -> None:
+        assert convex([[("a", 2.0), ("b", 1.0)], [("c", 1.0)]], "min_max", [0.3, 0]) == [
+            ("a", 1.0),
+            ("b", 0.0),
+        ]
+
+    def test_an_empty_list_keeps_its_share(self) -> None:
+        assert convex([[("a", 2.0), ("b", 1.0)], []], "min_max", [0.75, 0.25])[0] == ("a", 0.75)
+
+
+class TestZByHand:
+    def test_deviations_above_the_lowest(self) -> None:
+        """Of 4, 2 and 0 the sample's deviation is 2: they are 2, 1 and 0 above the lowest."""
+        assert convex([[("a", 4.0), ("b", 2.0), ("c", 0.0)]], "z") == [
+            ("a", pytest.approx(2.0)),
+            ("b", pytest.approx(1.0)),
+            ("c", 0.0),
+        ]
+
+    def test_the_order_is_that_of_z_scores_with_the_lowest_for_what_is_missing(self) -> None:
+        lists = [
+            [("a", 9.0), ("b", 8.5), ("c", 2.0), ("d", 1.0)],
+            [("e", 50.0), ("c", 40.0), ("b", 10.0)],
+        ]
+        shares = [0.6, 0.4]
+        by_definition: dict[str, float] = dict.fromkeys("abcde", 0.0)
+        for ranking, share in zip(lists, shares, strict=True):
+            scores = [score for _, score in ranking]
+            mean = sum(scores) / len(scores)
+            deviation = math.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - 1))
+            z_scores = {item: (score - mean) / deviation for item, score in ranking}
+            for item in by_definition:
+                by_definition[item] += share * z_scores.get(item, min(z_scores.values()))
+        fused = dict(convex(lists, "z", shares))
+        lower_by = {round(fused[item] - by_definition[item], 9) for item in fused}
+        assert len(lower_by) == 1
+        assert list(fused) == sorted(by_definition, key=lambda item: -by_definition[item])
+
+
+class TestConvex:
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS)
+    def test_one_score_and_equal_scores_become_1(self, normalisation: Normalisation) -> None:
+        assert convex([[("a", 9.0)]], normalisation) == [("a", 1.0)]
+        assert convex([[("a", 0.0), ("b", 0.0)]], normalisation) == [("a", 1.0), ("b", 1.0)]
+        assert convex([[], [("a", -3.0)]], normalisation, [1, 3]) == [("a", 0.75)]
+
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS)
+    def test_nothing_to_fuse(self, normalisation: Normalisation) -> None:
+        assert convex([], normalisation) == []
+        assert convex([[], []], normalisation) == []
+        assert convex([[("a", 1.0)]], normalisation, [0]) == []
+
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS)
+    def test_an_item_counts_where_it_comes_first(self, normalisation: Normalisation) -> None:
+        twice = [("a", 3.0), ("b", 1.0), ("a", 0.0)]
+        assert convex([twice], normalisation) == convex([twice[:2]], normalisation)
+
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS)
+    def test_ties_go_to_the_better_single_rank_then_to_the_key(
+        self, normalisation: Normalisation
+    ) -> None:
+        lists = [[("c", 2.0), ("a", 1.0), ("b", 0.0)], [("b", 2.0), ("a", 1.0), ("c", 0.0)]]
+        assert [item for item, _ in convex(lists, normalisation, tie_key=str)] == ["b", "c", "a"]
+
+    @pytest.mark.parametrize("size", [5e-324, 1e-200, 1.0, 1e200, 1e308])
+    def test_scores_of_any_size(self, size: float) -> None:
+        lists = [[("a", size), ("b", -size)]]
+        assert dict(convex(lists, "min_max")) == {"a": 1.0, "b": 0.0}
+        # The sample's deviation of 1 and -1 is √2.
+        assert dict(convex(lists, "z")) == pytest.approx({"a": 2 / math.sqrt(2), "b": 0.0})
+
+    @pytest.mark.parametrize("size", [5e-324, 1.0, 1e308])
+    def test_weights_of_any_size(self, size: float) -> None:
+        assert convex_shares([size, size]) == [0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("rankings", "normalisation", "weights", "problem"),
+        [
+            ([[("a", math.nan)]], "z", None, "finite"),
+            ([[("a", 1.0)]], "min_max", [-1.0], "weights must be >= 0"),
+            ([[("a", 1.0)]], "min_max", [math.inf], "weights must be >= 0"),
+            ([[("a", 1.0)]], "z", [1.0, 1.0], "as many weights"),
+            ({"a": 1.0}, "z", None, "list of rankings"),
+            ([{"a": 1.0}], "z", None, "list of items"),
+            ([[("a", 1.0)]], "softmax", None, "'min_max' or 'z', not 'softmax'"),
+        ],
+    )
+    def test_bad_input(self, rankings: Any, normalisation: Any, weights: Any, problem: str) -> None:
+        with pytest.raises(InputError, match=problem):
+            convex(rankings, normalisation, weights)
+
+    @given(scored_lists, normalisations, st.sampled_from([0.5, 3.0, 64.0]), number)
+    def test_scale_and_shift_of_a_list_do_not_matter(
+        self,
+        lists: list[list[tuple[int, float]]],
+        normalisation: Normalisation,
+        factor: float,
+        shift: float,
+    ) -> None:
+        moved = [[(item, factor * score + shift) for item, score in ranking] for ranking in lists]
+        assert dict(convex(moved, normalisation)) == pytest.approx(
+            dict(convex(lists, normalisation))
+        )
+
+    @given(scored_lists, st.data())
+    def test_min_max_stays_between_0_and_1(
+        self, lists: list[list[tuple[int, float]]], data: st.DataObject
+    ) -> None:
+        weight = st.floats(0, 1e6)
+        weights = data.draw(st.lists(weight, min_size=len(lists), max_size=len(lists)))
+        for _, score in convex(lists, "min_max", weights):
+            assert 0 <= score <= 1 + 1e-12
+
+
+@given(scored_lists, st.sampled_from(get_args(Method)), st.data())
+def test_the_terms_of_every_method_add_up_to_its_scores(
+    lists: list[list[tuple[int, float]]], method: Method, data: st.DataObject
+) -> None:
+    weight = st.floats(0.1, 10)
+    weights = data.draw(st.lists(weight, min_size=len(lists), max_size=len(lists)))
+    fused = dict(fuse_lists(lists, method, weights=weights))
+    terms = [dict(of_list) for of_list in list_terms(lists, method, weights=weights)]
+    for item, score in fused.items():
+        assert sum(of_list.get(item, 0.0) for of_list in terms) == pytest.approx(score, abs=1e-9)
+    own = {
+        "rrf": rrf([[item for item, _ in ranking] for ranking in lists], weights=weights),
+        "dbsf": dbsf(lists, weights),
+        "min_max": convex(lists, "min_max", weights),
+        "z": convex(lists, "z", weights),
+    }
+    assert fused == dict(own[method])

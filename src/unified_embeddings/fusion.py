@@ -4,16 +4,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.score_scales import (
+    count_deviations,
+    spread_by_deviation,
+    spread_by_range,
+)
 from unified_embeddings.validation import check_is_list
 
 Item = TypeVar("Item", bound=Hashable)
 Ranked = TypeVar("Ranked")
 
+Normalisation = Literal["min_max", "z"]
+"""How `convex` makes the scores of different rankings comparable."""
+Method = Literal["rrf", "dbsf", "min_max", "z"]
+"""By rank (`rrf`), or by score (`dbsf`, and `convex` with either normalisation)."""
+
 _ROUNDING = 1e-12
 """Relative difference below which two sums are the same sum, rounded differently."""
+
+
+def fuse_lists(
+    rankings: Sequence[Sequence[tuple[Item, float]]],
+    method: Method,
+    *,
+    k: int = 60,
+    weights: Sequence[float] | None = None,
+    tie_key: Callable[[Item], Any] | None = None,
+) -> list[tuple[Item, float]]:
+    """Fuse rankings in the way that is named; see the function of that way.
+
+    Args:
+        rankings: (item, score) of each ranking, best first; the higher the score, the better.
+        method: "rrf" takes the ranks alone, the others the scores.
+        k: RRF's damping; without effect on the others.
+        weights: One for each ranking, >= 0; None makes all of them 1.
+        tie_key: Orders items that tie in score and in their best rank.
+
+    Raises:
+        InputError: If a score is not finite and the method takes it, a weight is negative, or the
+            number of weights is not that of the rankings.
+    """
+    return _add_up(list_terms(rankings, method, k=k, weights=weights), tie_key)
+
+
+def list_terms(
+    rankings: Sequence[Sequence[tuple[Item, float]]],
+    method: Method,
+    *,
+    k: int = 60,
+    weights: Sequence[float] | None = None,
+) -> list[list[tuple[Item, float]]]:
+    """Return what each ranking adds to each item's score in `fuse_lists`.
+
+    Args:
+        rankings: As in `fuse_lists`.
+        method: As in `fuse_lists`.
+        k: As in `fuse_lists`.
+        weights: As in `fuse_lists`.
+
+    Returns:
+        For each ranking whose weight is above 0, (item, its term of the sum), best first.
+
+    Raises:
+        InputError: As in `fuse_lists`.
+    """
+    if method == "rrf":
+        items_by_rank = [[item for item, _ in ranking] for ranking in rankings]
+        return rrf_terms(items_by_rank, k, weights)
+    if method == "dbsf":
+        return dbsf_terms(rankings, weights)
+    return convex_terms(rankings, method, weights)
 
 
 def rrf(
@@ -127,33 +190,104 @@ def dbsf_terms(
     Raises:
         InputError: As in `dbsf`.
     """
+    return _score_terms(rankings, weights, spread_by_deviation)
+
+
+def convex(
+    rankings: Sequence[Iterable[tuple[Item, float]]],
+    normalisation: Normalisation,
+    weights: Sequence[float] | None = None,
+    *,
+    tie_key: Callable[[Item], Any] | None = None,
+) -> list[tuple[Item, float]]:
+    """Fuse rankings by a convex combination: Σ over rankings of share · normalised score.
+
+    The shares are the weights divided by their sum, so that they add up to 1; see Bruch, Gai and
+    Ingber (2023) for such combinations beside RRF. In each ranking the lowest score becomes 0.
+    "min_max" makes the highest 1, so that fused scores lie in 0 to 1. "z" counts in standard
+    deviations (the sample's, with n - 1). That orders items as z-scores do, which would all be
+    lower by the same sum.
+
+    An item that a ranking lacks gets 0 from it, as the last of the ranking does: all that is known
+    of its score is that it is not above the lowest. Where scores are equal, or there is one only,
+    they become 1: to be in the ranking is better than not to be.
+
+    Args:
+        rankings: (item, score) of each ranking, best first; the higher the score, the better. An
+            item that occurs twice in one ranking counts where it comes first.
+        normalisation: "min_max" or "z".
+        weights: One for each ranking, >= 0; None makes all of them alike. A ranking of weight 0 is
+            left out.
+        tie_key: Orders items that tie in score and in their best rank, as `sorted` takes it. None
+            leaves them in the order in which they first appear.
+
+    Returns:
+        (item, score), best first. Of equal scores, the item with the better single rank comes
+        first.
+
+    Raises:
+        InputError: As in `dbsf`, or if the normalisation is unknown.
+
+    Example:
+        >>> from unified_embeddings.fusion import convex
+        >>> dense, sparse = [("a", 0.9), ("b", 0.8), ("c", 0.7)], [("b", 7.0), ("d", 1.0)]
+        >>> [(item, round(score, 3)) for item, score in convex([dense, sparse], "min_max", [3, 1])]
+        [('a', 0.75), ('b', 0.625), ('d', 0.0), ('c', 0.0)]
+    """
+    return _add_up(convex_terms(rankings, normalisation, weights), tie_key)
+
+
+def convex_terms(
+    rankings: Sequence[Iterable[tuple[Item, float]]],
+    normalisation: Normalisation,
+    weights: Sequence[float] | None = None,
+) -> list[list[tuple[Item, float]]]:
+    """Return what each ranking adds to each item's score in `convex`.
+
+    Args:
+        rankings: As in `convex`.
+        normalisation: As in `convex`.
+        weights: As in `convex`.
+
+    Returns:
+        For each ranking whose weight is above 0, (item, its term of the sum), best first.
+
+    Raises:
+        InputError: As in `convex`.
+    """
+    normalise_with = {"min_max": spread_by_range, "z": count_deviations}
+    if normalisation not in normalise_with:
+        raise InputError(f"normalisation must be 'min_max' or 'z', not {normalisation!r}")
+    if weights is None:
+        weights = [1.0] * len(rankings)
+    return _score_terms(rankings, convex_shares(weights), normalise_with[normalisation])
+
+
+def convex_shares(weights: Sequence[float]) -> list[float]:
+    """Return the weights of a convex combination: divided by their sum, unless all are 0."""
+    largest = max(weights, default=0.0)
+    if not 0 < largest < math.inf:
+        return list(weights)
+    # Divided by the largest first, as their sum may be beyond the largest float.
+    relative = [weight / largest for weight in weights]
+    total = math.fsum(relative)
+    return [weight / total for weight in relative]
+
+
+def _score_terms(
+    rankings: Sequence[Iterable[tuple[Item, float]]],
+    weights: Sequence[float] | None,
+    normalise: Callable[[Sequence[float]], list[float]],
+) -> list[list[tuple[Item, float]]]:
+    """Return weight · normalised score of each item of each ranking whose weight is above 0."""
     terms = []
     for ranking, weight in _weighted(rankings, weights):
         scores: dict[Item, float] = {}
         for item, score in ranking:
             scores.setdefault(item, score)
-        shares = _normalise(list(scores.values()))
+        shares = normalise(list(scores.values()))
         terms.append([(item, weight * share) for item, share in zip(scores, shares, strict=True)])
     return terms
-
-
-def _normalise(scores: Sequence[float]) -> list[float]:
-    """Map scores so that their mean becomes 0.5, and three standard deviations around it 0 and 1.
-
-    Raises:
-        InputError: If a score is not finite.
-    """
-    if any(not math.isfinite(score) for score in scores):
-        raise InputError(f"scores must be finite numbers, got {list(scores)}")
-    if not scores or max(scores) == min(scores):
-        return [0.5] * len(scores)
-    # A power of two changes no digit, and squares of the largest and smallest floats stay floats.
-    exponent = math.frexp(max(map(abs, scores)))[1]
-    scores = [math.ldexp(score, -exponent) for score in scores]
-    mean = math.fsum(scores) / len(scores)
-    variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
-    reach = 3 * math.sqrt(variance)
-    return [(score - mean + reach) / (2 * reach) for score in scores]
 
 
 def _weighted(

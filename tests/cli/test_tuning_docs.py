@@ -92,17 +92,25 @@ def test_after_reset_and_generated_queries_nothing_is_recorded(
 def test_the_page_says_what_is_tried() -> None:
     assert mini_m3_folder()
     choices = list_choices(Fusion((1, 1)))
-    assert 60 <= len(choices) <= 79
-    assert "some seventy fusions" in PAGE.text
+    assert 80 <= len(choices) <= 99
+    assert "some ninety fusions" in PAGE.text
     rrf = {c.k for c in choices[3:] if c.method == "rrf"}
     assert f"k of {', '.join(map(str, sorted(rrf)))}" in PAGE.text
     assert {c.candidates for c in choices[3:]} == {20, 50, 100}
     assert "depths of 20, 50 and 100" in PAGE.text
     assert len({c.weights for c in choices[3:] if c.method == "rrf"}) == 5
     assert len({c.weights for c in choices[3:] if c.method == "dbsf"}) == 7
+    for method in ("min_max", "z"):
+        assert len({c.weights for c in choices[3:] if c.method == method}) == 3
 
 
 def test_the_python_example_prints_what_its_comments_say(tmp_path: Path) -> None:
-    (example,) = PAGE.examples
+    example = PAGE.example("write_choice")
     expected = [line.split("# ")[1] for line in example.splitlines() if "print(" in line]
+    assert run_example(example, tmp_path).splitlines() == expected
+
+
+def test_the_convex_example_prints_what_its_comments_say(tmp_path: Path) -> None:
+    example = PAGE.example("convex")
+    expected = [line[2:] for line in example.splitlines() if line.startswith("# ")]
     assert run_example(example, tmp_path).splitlines() == expected

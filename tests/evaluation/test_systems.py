@@ -146,7 +146,10 @@ def test_whatever_tune_can_choose_can_be_evaluated() -> None:
     for choice in choices:
         notation = f"mini-m3,weights={choice.weights[0]}/{choice.weights[1]}"
         notation += f",candidates={choice.candidates}"
-        notation += ",fusion=dbsf" if choice.method == "dbsf" else f",k={choice.k}"
+        if choice.method == "rrf":
+            notation += f",k={choice.k}"
+        else:
+            notation += f",fusion={choice.method}"
         system = parse_system(notation)
         options = system.search.options()
         fused = choose_fusion(
@@ -168,7 +171,7 @@ def test_the_models_own_fusion_of_a_collection() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("mini-m3,fusion=rrf", "fusion must be dbsf, model, not 'rrf'"),
+        ("mini-m3,fusion=rrf", "fusion must be dbsf, min_max, z, model, not 'rrf'"),
         ("mini-m3,fusion=dbsf,k=3", "fusion=dbsf has no k to be given"),
         ("mini-m3,fusion=model,k=3,weights=1/1", "fusion=model has no k, weights to be given"),
         ("mini-m3:dense,fusion=dbsf", "fusion is about fusing two rankings"),

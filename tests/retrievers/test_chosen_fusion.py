@@ -188,7 +188,7 @@ class TestOneListAlone:
     @pytest.mark.parametrize(
         ("fusion", "mode"), [(DENSE_ALONE, "dense"), (SPARSE_ALONE, "sparse")], ids=str
     )
-    @pytest.mark.parametrize("method", ["rrf", "dbsf"])
+    @pytest.mark.parametrize("method", ["rrf", "dbsf", "min_max", "z"])
     def test_is_searched_for_alone_and_keeps_its_order(
         self,
         store: QdrantVectorStore,

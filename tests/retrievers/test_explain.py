@@ -50,6 +50,7 @@ needs_mini_m3 = pytest.mark.skipif(
 )
 DBSF = Fusion((0.6, 0.4), candidates=12, method="dbsf")
 SHALLOW = Fusion((1.0, 0.5), k=20, candidates=12)
+CONVEX = Fusion((3.0, 1.0), candidates=12, method="min_max")
 
 
 def node_id(number: int) -> str:
@@ -174,6 +175,27 @@ class TestByHand:
             values.append((own - mean + 3 * deviation) / (6 * deviation))
         assert [of_list.value for of_list in part.lists] == pytest.approx(values, abs=1e-6)
         assert part.score == pytest.approx(0.6 * values[0] + 0.4 * values[1], abs=1e-6)
+
+    @pytest.mark.parametrize("method", ["min_max", "z"])
+    def test_a_convex_combination_tells_shares_and_normalised_scores(
+        self, any_client: Any, method: Any
+    ) -> None:
+        embedder = ByHand()
+        store = fill(embedder, any_client, ["fox", "dog", "dog dog"])
+        retriever = UnifiedHybridRetriever(
+            store, embedder, fusion=Fusion((3.0, 1.0), candidates=12, method=method)
+        )
+        part = retriever.explain("fox dog", node_id(1)).fused
+        assert part is not None
+        # Dense .96, .8, .6 and sparse 4, .25, .25; the passage has .8 and .25, the lowest.
+        value = (0.8 - 0.6) / 0.36
+        if method == "z":
+            value = (0.8 - 0.6) / np.std((0.96, 0.8, 0.6), ddof=1)
+        assert [of_list.weight for of_list in part.lists] == [0.75, 0.25]
+        assert [of_list.value for of_list in part.lists] == pytest.approx([value, 0.0], abs=1e-5)
+        assert part.score == pytest.approx(0.75 * value, abs=1e-5)
+        found = {node.node.node_id: node.score for node in retriever.retrieve("fox dog")}
+        assert found[node_id(1)] == pytest.approx(part.score, abs=1e-9)
 
     def test_ties_have_the_ranks_that_the_retriever_gives_them(
         self, retriever: UnifiedHybridRetriever

@@ -100,6 +100,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "equal": PLAIN,
     "weighted": {"weights": (2.0, 1.0)},
     "by score": {"fusion": Fusion((0.6, 0.4), method="dbsf")},
+    "by z-scores": {"fusion": Fusion((0.6, 0.4), method="z")},
     "dense": {"mode": "dense"},
     "sparse": {"mode": "sparse"},
     "rerank": {"rerank": "colbert"},

@@ -46,11 +46,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantVect
     [
         {},
         {"fusion": Fusion((0.6, 0.4), method="dbsf")},
+        {"fusion": Fusion((3.0, 1.0), method="min_max")},
+        {"fusion": Fusion((0.6, 0.4), method="z")},
         {"candidates": 2, "similarity_top_k": 2},
         {"weights": (1, 0)},
         {"rerank": "colbert"},
     ],
-    ids=["rrf", "dbsf", "shallow", "one list", "reranked"],
+    ids=["rrf", "dbsf", "min-max", "z", "shallow", "one list", "reranked"],
 )
 async def test_the_note_says_what_the_explanation_says(
     store: QdrantVectorStore, options: dict[str, Any]

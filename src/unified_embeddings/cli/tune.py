@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.cli.calibrating import fit_and_record, reset_calibration
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,8 +57,17 @@ def tune(
             "--accept-generated", help="Record a choice by generated queries (make-queries) too."
         ),
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit how likely hits are relevant (score='relevance') instead."
+        ),
+    ] = False,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Remove the choice recorded in the collection.")
+        bool,
+        typer.Option(
+            "--reset", help="Remove the choice (or calibration) recorded in the collection."
+        ),
     ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
@@ -66,11 +76,16 @@ def tune(
     Tries reciprocal rank fusion and score fusion with several weights and depths, and each list
     alone, by ten-fold cross-validation. The choice is recorded in the collection's metadata if it
     is not worse than the model's own on held-out queries. Retrievers made from then on use it.
+
+    With --calibrate, the fusion stays: what is fitted is the relevance of hits, from 0 to 1.
     """
     if reset:
         if data is not None or dry_run:
             raise InputError("--reset only removes the recorded choice; leave --data out")
-        _reset(collection, path, url)
+        if calibrate:
+            reset_calibration(collection, path, url)
+        else:
+            _reset(collection, path, url)
         return
     if data is None:
         raise InputError(
@@ -78,12 +93,24 @@ def tune(
             "are worth more than any number that `unified-embeddings make-queries` generates"
         )
     from unified_embeddings.evaluation.corpora import read_beir
+    from unified_embeddings.evaluation.generated_folder import is_generated
     from unified_embeddings.evaluation.tuning import require_queries
 
     corpus = read_beir(data)
     require_queries(len(corpus.qrels or {}))
     config = shared.open_config(model, sparse_model, model_url)
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
+    if calibrate:
+        fit_and_record(
+            store,
+            config.embedder,
+            corpus,
+            document_field,
+            dry_run=dry_run,
+            is_refused=is_generated(data) and not accept_generated,
+            as_json=as_json,
+        )
+        return
     report = _tune(store, config.embedder, corpus, document_field)
     choice = replace(report.choice, source=_describe_source(report, corpus))
     obstacle = _find_obstacle(data, dry_run=dry_run, accept_generated=accept_generated)

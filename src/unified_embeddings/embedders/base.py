@@ -17,6 +17,7 @@ from unified_embeddings.embedders.calls import CURRENT_CALL, EncodeCall
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
 from unified_embeddings.embedders.values import SPECIAL_TOKENS, EmbedderStats, Piece, TextLength
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.system.watching import Watchers
 from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role, Text
@@ -117,6 +118,14 @@ class TextEmbedder(Closeable):
     def fusion(self) -> Fusion:
         """Return how its dense and sparse rankings are fused, unless a caller says otherwise."""
         return DEFAULT_FUSION
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return how likely a hit is relevant, from its scores in both rankings; None: not known.
+
+        It holds for this embedder's dense and sparse vectors together.
+        """
+        return None
 
     @property
     def sparse_idf(self) -> bool:

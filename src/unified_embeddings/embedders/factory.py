@@ -88,7 +88,16 @@ def make_embedder(
     # The fusion of a model with sparse vectors of its own says nothing about another model's.
     own_fusion = None if "sparse" in chosen.heads else chosen.fusion
     fusion = own_fusion or second_spec.fusion
-    return PairedEmbedder(dense, sparse, model_name=name, options=pair_options, fusion=fusion)
+    # A calibration holds for both vectors together, so for no other sparse model than its spec's.
+    calibration = chosen.calibration if second == chosen.sparse_model else None
+    return PairedEmbedder(
+        dense,
+        sparse,
+        model_name=name,
+        options=pair_options,
+        fusion=fusion,
+        calibration=calibration,
+    )
 
 
 def _make_bm25(spec: ModelSpec, cache: EmbeddingCache | Literal["auto"] | None) -> Bm25Embedder:

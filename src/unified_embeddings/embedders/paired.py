@@ -15,6 +15,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
 from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
 from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
@@ -29,6 +30,7 @@ class PairedEmbedder(TextEmbedder):
         model_name: What the pair is called; None joins the two names by "+".
         options: What it was made with, as `make_embedder` takes it.
         fusion: How the two rankings are fused by default; None takes `DEFAULT_FUSION`.
+        calibration: How likely a hit of the two is relevant; None: not known.
 
     Raises:
         InputError: If the one gives no dense, or the other no sparse vectors.
@@ -51,6 +53,7 @@ class PairedEmbedder(TextEmbedder):
         model_name: str | None = None,
         options: Options | None = None,
         fusion: Fusion | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         _require_head(dense, "dense")
         _require_head(sparse, "sparse")
@@ -60,6 +63,7 @@ class PairedEmbedder(TextEmbedder):
         self.cache = dense.cache
         self._options = dict(options or {})
         self._fusion = fusion or DEFAULT_FUSION
+        self._calibration = calibration
 
     @property
     def models(self) -> tuple[LocalModel, ...]:
@@ -95,6 +99,11 @@ class PairedEmbedder(TextEmbedder):
     def fusion(self) -> Fusion:
         """Return how the two rankings are fused by default."""
         return self._fusion
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return how likely a hit of the two is relevant; None: not known."""
+        return self._calibration
 
     @property
     def sparse_idf(self) -> bool:
@@ -145,7 +154,8 @@ class PairedEmbedder(TextEmbedder):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the two embedders, which pickle their options."""
-        return _rebuild, (self.dense, self.sparse, self.model_name, self._options, self._fusion)
+        parts = (self.dense, self.sparse, self.model_name, self._options)
+        return _rebuild, (*parts, self._fusion, self._calibration)
 
     def _encode(
         self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...], show_progress: bool
@@ -191,5 +201,13 @@ def _rebuild(
     model_name: str,
     options: Options,
     fusion: Fusion,
+    calibration: Calibration | None,
 ) -> PairedEmbedder:
-    return PairedEmbedder(dense, sparse, model_name=model_name, options=options, fusion=fusion)
+    return PairedEmbedder(
+        dense,
+        sparse,
+        model_name=model_name,
+        options=options,
+        fusion=fusion,
+        calibration=calibration,
+    )

@@ -39,6 +39,7 @@ from unified_embeddings.errors import (
     ModelLoadError,
     ServiceError,
 )
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
@@ -223,6 +224,11 @@ class RemoteEmbedder(CachedTextEmbedder):
     def fusion(self) -> Fusion:
         """Return how the service's model fuses its rankings by default."""
         return self.info.fusion
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return how likely a hit of the service's model is relevant; None: not known."""
+        return self.info.calibration
 
     @property
     def sparse_idf(self) -> bool:

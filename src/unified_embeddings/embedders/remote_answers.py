@@ -19,6 +19,7 @@ from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.values import Piece
 from unified_embeddings.embedders.word_pieces import words_of_entries
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, FloatArray, HeadName, SparseVector
@@ -48,6 +49,7 @@ class ServiceInfo:
         precision: In which precision.
         device: On which device.
         fusion: How its rankings are fused by default.
+        calibration: How likely a hit is relevant; None: not known, or the service does not say.
         sparse_idf: Whether a collection multiplies sparse scores by IDF.
         max_texts: Most texts of one request.
         version: The version of this package that it runs.
@@ -66,6 +68,7 @@ class ServiceInfo:
     precision: str
     device: str
     fusion: Fusion
+    calibration: Calibration | None
     sparse_idf: bool
     max_texts: int
     version: str
@@ -91,6 +94,12 @@ def read_info(data: object) -> ServiceInfo:
         fusion = Fusion.from_dict(_mapping(ours.get("fusion"), "fusion"))
     except InputError as error:
         raise BadAnswerError(f"fusion is not usable: {error}") from error
+    calibration = None
+    if ours.get("calibration") is not None:
+        try:
+            calibration = Calibration.from_dict(_mapping(ours["calibration"], "calibration"))
+        except InputError as error:
+            raise BadAnswerError(f"calibration is not usable: {error}") from error
     return ServiceInfo(
         model=_text(ours, "model"),
         model_id=_text(whole, "model_id"),
@@ -105,6 +114,7 @@ def read_info(data: object) -> ServiceInfo:
         precision=_text(ours, "precision"),
         device=_text(ours, "device"),
         fusion=fusion,
+        calibration=calibration,
         sparse_idf=ours.get("sparse_idf") is True,
         max_texts=_count(whole, "max_client_batch_size"),
         version=_text(whole, "version"),

@@ -29,6 +29,7 @@ from unified_embeddings.embedders.remote_transport import Transport
 from unified_embeddings.embedders.values import EmbedderStats, Piece, TextLength
 from unified_embeddings.errors import FingerprintMismatchError, InputError, ServiceError
 from unified_embeddings.heads import dense_score
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts, require_whole_number
@@ -259,6 +260,11 @@ class RunPodQueryEmbedder(CachedTextEmbedder):
     def fusion(self) -> Fusion:
         """Return how the documents' model fuses its rankings."""
         return self.documents.fusion
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return how likely a hit of the documents' model is relevant; None: not known."""
+        return self.documents.calibration
 
     @property
     def sparse_idf(self) -> bool:

@@ -27,6 +27,7 @@ from unified_embeddings.engines import registry
 from unified_embeddings.engines.base import Engine, Runtime
 from unified_embeddings.engines.choice import choose_engine
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.catalogue import spec_for
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
@@ -132,6 +133,11 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
     def fusion(self) -> Fusion:
         """Return how its rankings are fused by default: as its spec says."""
         return self.spec.fusion or DEFAULT_FUSION
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return what its spec says."""
+        return self.spec.calibration
 
     @property
     def sparse_idf(self) -> bool:

@@ -16,7 +16,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.corpora import Qrels
 from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.rankings import TOP_DOCUMENTS, ndcg_by_query
-from unified_embeddings.fusion import dbsf, rrf
+from unified_embeddings.fusion import Method, fuse_lists
 from unified_embeddings.models.fusion import Fusion
 
 ScoredPoints: TypeAlias = Sequence[tuple[Hashable, float]]
@@ -28,7 +28,13 @@ DEEPEST = 100
 _DEPTHS = (20, 50, DEEPEST)
 _RRF_KS = (10, 20, 60)
 _RRF_WEIGHTS = ((1.0, 0.3), (1.0, 0.6), (1.0, 1.0), (0.6, 1.0), (0.3, 1.0))
-_DBSF_DENSE_WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_DENSE_WEIGHTS: dict[Method, tuple[float, ...]] = {
+    "dbsf": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    # Close to DBSF on all data at hand, so fewer of them: each choice is one more to be lucky.
+    "z": (0.3, 0.5, 0.7),
+    "min_max": (0.3, 0.5, 0.7),
+}
+"""Weight of the dense list in fusions by score; the sparse one has the rest of 1."""
 
 DENSE_ALONE = Fusion(weights=(1.0, 0.0), candidates=50)
 SPARSE_ALONE = Fusion(weights=(0.0, 1.0), candidates=50)
@@ -51,13 +57,14 @@ class SearchedQuery:
 
 
 def list_choices(default: Fusion) -> list[Fusion]:
-    """Return the fusions to choose from: the default, one list alone, RRF and DBSF, weighted."""
+    """Return the fusions to choose from: the default, one list alone, and each method, weighted."""
     choices = [default, DENSE_ALONE, SPARSE_ALONE]
     for weights, k, candidates in itertools.product(_RRF_WEIGHTS, _RRF_KS, _DEPTHS):
         choices.append(Fusion(weights=weights, k=k, candidates=candidates))
-    for dense_weight, candidates in itertools.product(_DBSF_DENSE_WEIGHTS, _DEPTHS):
-        weights = (dense_weight, round(1 - dense_weight, 2))
-        choices.append(Fusion(weights=weights, candidates=candidates, method="dbsf"))
+    for method, dense_weights in _DENSE_WEIGHTS.items():
+        for dense_weight, candidates in itertools.product(dense_weights, _DEPTHS):
+            weights = (dense_weight, round(1 - dense_weight, 2))
+            choices.append(Fusion(weights=weights, candidates=candidates, method=method))
     return choices
 
 
@@ -100,11 +107,7 @@ def fuse_documents(
 ) -> list[str]:
     """Return the ten best documents of a query; a document stands where its best point stands."""
     rankings = [query.dense[: fusion.candidates], query.sparse[: fusion.candidates]]
-    if fusion.method == "dbsf":
-        fused = dbsf(rankings, fusion.weights, tie_key=tie_key)
-    else:
-        points_by_rank = [[point for point, _ in ranking] for ranking in rankings]
-        fused = rrf(points_by_rank, fusion.k, fusion.weights, tie_key=tie_key)
+    fused = fuse_lists(rankings, fusion.method, k=fusion.k, weights=fusion.weights, tie_key=tie_key)
     documents: dict[str, None] = {}
     for point, _ in fused:
         document = query.document_of.get(point)

@@ -6,7 +6,7 @@ does not: running them (`cli.evaluated_systems`).
     mini-m3                              a model, searched as it is by default
     mini-m3:hybrid+colbert               the mode, and reranking
     mini-m3:hybrid,k=60,weights=1/0.3    the fusion: by reciprocal rank
-    mini-m3,fusion=dbsf,weights=0.6/0.4  the fusion: by score
+    mini-m3,fusion=dbsf,weights=0.6/0.4  the fusion: by score; min_max and z are other ways
     path=qdrant_data,collection=docs,model=mini-m3,mode=dense
     url=http://localhost:6333,collection=docs,model=bge-m3
     run=bm25.run                         a TREC run
@@ -26,7 +26,7 @@ from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.validation import require_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
-FusionName = Literal["dbsf", "model"]
+FusionName = Literal["dbsf", "min_max", "z", "model"]
 """By score, or as the model fuses whatever was chosen for the collection."""
 _FUSION_NAMES: tuple[str, ...] = get_args(FusionName)
 _MODES: tuple[str, ...] = get_args(Mode)
@@ -55,8 +55,8 @@ class Search:
         k: RRF's damping.
         weights: Weights of the dense and the sparse ranking.
         candidates: Depth of each ranking that is fused, or reranked.
-        fusion: "dbsf" fuses by score, with the weights 1 and 1 unless given. "model" takes the
-            model's own fusion, whatever was chosen for a collection.
+        fusion: "dbsf", "min_max" and "z" fuse by score, with the weights 1 and 1 unless given.
+            "model" takes the model's own fusion, whatever was chosen for a collection.
     """
 
     mode: Mode | None = None
@@ -76,9 +76,11 @@ class Search:
             "candidates": self.candidates,
             "fusion": self.fusion,
         }
-        if self.fusion == "dbsf":
+        if self.fusion is not None and self.fusion != "model":
             options["fusion"] = Fusion(
-                weights=self.weights or (1.0, 1.0), source="given by the caller", method="dbsf"
+                weights=self.weights or (1.0, 1.0),
+                source="given by the caller",
+                method=self.fusion,
             )
             options["weights"] = None
         return {name: value for name, value in options.items() if value is not None}

@@ -5,7 +5,7 @@ the choices and their scores (`fusion_choices`), and recording the choice (`stor
 
 The queries are dealt into ten folds. Each fold is judged by the choice that is made on the other
 nine, so that no query has a say in the choice that it is judged by. Where queries are few, the best
-of some seventy choices is likely the best by luck. Hence the default stays unless another choice
+of some ninety choices is likely the best by luck. Hence the default stays unless another choice
 beats it by more than 1.5 standard errors of the difference, a stricter form of the rule of one
 standard error (Breiman, Friedman, Olshen and Stone 1984). ADR 26 has what other thresholds do.
 """

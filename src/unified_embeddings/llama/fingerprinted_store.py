@@ -270,8 +270,9 @@ class FingerprintedStore(QdrantVectorStore):
         Args:
             query: The query.
             **kwargs: `qdrant_filters` (a filter of Qdrant's, in place of the query's own),
-                `search_params` and `shard_identifier`, as in the stock store, and `mmr_threshold`,
-                as in LlamaIndex's SimpleVectorStore. Others are ignored, as in the stock store.
+                `search_params` and `shard_identifier`, as in the stock store, `mmr_threshold`, as
+                in LlamaIndex's SimpleVectorStore, and `score`, as in UnifiedHybridRetriever.
+                Others are ignored, as in the stock store.
 
         Raises:
             InputError: If the query lacks what its mode searches by, has a number out of range, or
@@ -301,7 +302,11 @@ class FingerprintedStore(QdrantVectorStore):
         """Return what a query is to find; the collection has been looked up."""
         shard = options.get("shard_identifier")
         shard_key = None if shard is None else self._generate_shard_key_selector(shard)
-        return checked.plan(self._embedder.fusion, self._search.read_choice(), shard_key)
+        fusion = checked.choose_fusion(self._embedder.fusion, self._search.read_choice())
+        calibration = None
+        if checked.mode == "hybrid":
+            calibration = self._search.find_calibration(checked.score, fusion)
+        return checked.plan(fusion, calibration, shard_key)
 
     def _is_fused_by_caller(self, checked: CheckedQuery) -> bool:
         """Tell whether a function of the caller's fuses the lists, as in the stock store."""

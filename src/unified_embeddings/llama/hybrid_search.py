@@ -19,13 +19,14 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.collection_reader import CollectionReader
-from unified_embeddings.llama.node_ranks import note_ranks
+from unified_embeddings.llama.node_ranks import note_ranks, note_relevance
 from unified_embeddings.llama.reranking import rerank_nodes
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch
 from unified_embeddings.search.fusing import Ranking, fuse
-from unified_embeddings.search.options import Mode
+from unified_embeddings.search.options import Mode, Score, require_calibration
 from unified_embeddings.search.plan import (
     SearchPlan,
     build_branches,
@@ -34,6 +35,8 @@ from unified_embeddings.search.plan import (
 )
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.search.ranking import first_limit, next_limits, order_points
+from unified_embeddings.search.relevance_scores import can_judge, has_usual_scores, judge_answer
+from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.fusion_choice import read_choice
 from unified_embeddings.stores.schema import check_collection, dense_vectors
 from unified_embeddings.types import Options
@@ -158,6 +161,34 @@ class HybridSearch:
             return None
         return read_choice(self.reader.collection, self._info)
 
+    def find_calibration(self, score: Score, fusion: Fusion) -> Calibration | None:
+        """Return by what relevance is computed: the collection's own calibration, or the model's.
+
+        Args:
+            score: What the nodes' score is to be.
+            fusion: How the lists are fused.
+
+        Returns:
+            The calibration; None if there is none, or the collection has not been looked up.
+
+        Raises:
+            InputError: If relevance is wanted, and the collection is known to have none.
+            StoreError: If the collection's own cannot be read.
+        """
+        if self._info is None:
+            return None
+        calibration = read_calibration(self.reader.collection, self._info)
+        if calibration is None and has_usual_scores(
+            self._info,
+            dense_name=self.dense_name,
+            sparse_name=self.sparse_name,
+            sparse_idf=self._embedder.sparse_idf,
+        ):
+            calibration = self._embedder.calibration
+        if score == "relevance":
+            return require_calibration(calibration, fusion, self._embedder.model_name)
+        return calibration
+
     @property
     def dense_name(self) -> str:
         """Name of the dense vectors; "" for unnamed ones."""
@@ -249,16 +280,25 @@ class HybridSearch:
     ) -> SearchAnswer:
         ordered = order_lists(branches, rankings)
         best: Ranking = []
-        if plan.mode == "hybrid":
-            weights = [branch.weight for branch in branches]
-            best = fuse(ordered, plan.fusion, weights)[: plan.answer_size]
-        elif ordered:
-            (best,) = ordered
-        nodes = self._to_nodes(best)
         lists: dict[str, Ranking] = {
             branch.list_name: ranking for branch, ranking in zip(branches, ordered, strict=True)
         }
+        judged = None
+        if plan.mode == "hybrid":
+            fused = _fuse_branches(branches, ordered, plan)
+            best = fused[: plan.answer_size]
+            calibration = plan.calibration
+            if calibration and can_judge(calibration, branches, rankings, query.sparse):
+                judged = judge_answer(calibration, lists, fused, query.sparse)
+        elif ordered:
+            (best,) = ordered
+        shown = best
+        if judged is not None and plan.score == "relevance":
+            shown = judged.ranking[: len(best)]
+        nodes = self._to_nodes(shown)
         note_ranks(nodes, best, lists, fused=plan.mode == "hybrid")
+        if judged is not None:
+            note_relevance(nodes, judged)
         if query.colbert is not None and nodes:
             nodes = rerank_nodes(self._embedder, query.colbert, nodes)[: plan.top_k]
         return SearchAnswer(nodes, branches, rankings)
@@ -272,6 +312,18 @@ class HybridSearch:
 
     def _to_nodes(self, best: Ranking) -> list[NodeWithScore]:
         return self.reader.to_nodes([point for point, _ in best], [score for _, score in best])
+
+
+def _fuse_branches(
+    branches: Sequence[Branch], ordered: Sequence[Ranking], plan: SearchPlan
+) -> Ranking:
+    """Return all points of the lists, fused; a list is fused no deeper than the plan says."""
+    weights = [branch.weight for branch in branches]
+    lists = [
+        ranking[: plan.depth_of(branch.list_name)]
+        for branch, ranking in zip(branches, ordered, strict=True)
+    ]
+    return fuse(lists, plan.fusion, weights)
 
 
 def order_lists(

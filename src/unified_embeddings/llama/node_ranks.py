@@ -1,7 +1,7 @@
 """Where each node that was found stands in each list, in its metadata.
 
-What lives here: the form of that note. What does not: keeping it out of the store
-(`llama.payloads`), and the reasons for a score (`explain`).
+What lives here: the form of that note, and of what is known of relevance. What does not: keeping it
+out of the store (`llama.payloads`), and the reasons for a score (`explain`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY
 from unified_embeddings.search.fusing import Ranking
+from unified_embeddings.search.relevance_scores import JudgedAnswer
 
 _Places: TypeAlias = dict[qm.ExtendedPointId, dict[str, float]]
 """Where each point of a list stands: its rank and its score."""
@@ -45,6 +46,22 @@ def note_ranks(
         for excluded in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
             if RETRIEVAL_KEY not in excluded:
                 excluded.append(RETRIEVAL_KEY)
+
+
+def note_relevance(nodes: Sequence[NodeWithScore], judged: JudgedAnswer) -> None:
+    """Write each node's relevance, and whether the answer is weak, into its metadata.
+
+    They are beside the ranks: "relevance", 0 to 1, and "weak" unless that is not known.
+
+    Args:
+        nodes: The first of the judged points as nodes, in the same order, with their ranks noted.
+        judged: How relevant they are.
+    """
+    for scored, (_, relevance) in zip(nodes, judged.ranking, strict=False):
+        note = scored.node.metadata[RETRIEVAL_KEY]
+        note["relevance"] = relevance
+        if judged.weak is not None:
+            note["weak"] = judged.weak
 
 
 def _places(ranking: Ranking) -> _Places:

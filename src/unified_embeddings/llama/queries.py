@@ -38,8 +38,15 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.llama.filters import is_of_document, select_points
 from unified_embeddings.llama.hybrid_search import SearchAnswer
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
-from unified_embeddings.search.options import Mode, check_heads, choose_fusion
+from unified_embeddings.search.options import (
+    Mode,
+    Score,
+    check_heads,
+    check_score,
+    choose_fusion,
+)
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.types import FloatArray, Options
@@ -72,6 +79,7 @@ class CheckedQuery:
         filter: Which points it searches.
         params: Qdrant's parameters of each search.
         threshold: How much nearness counts in MMR, against being unlike the others; 0 to 1.
+        score: What the nodes' score is.
     """
 
     query: VectorStoreQuery
@@ -80,25 +88,38 @@ class CheckedQuery:
     filter: qm.Filter | None
     params: qm.SearchParams | None
     threshold: float
+    score: Score = "rrf"
 
     @property
     def reranks(self) -> bool:
         """Whether ColBERT orders the nodes anew."""
         return self.query.mode in _RERANKED
 
-    def plan(
-        self, own: Fusion, chosen: Fusion | None, shard_key: qm.ShardKeySelector | None
-    ) -> SearchPlan:
-        """Return what the query is to find.
+    def choose_fusion(self, own: Fusion, chosen: Fusion | None) -> Fusion:
+        """Return how the query's lists are fused.
 
         Args:
             own: The model's own fusion.
             chosen: The one chosen for the collection, if there is one.
+        """
+        alpha = self.query.alpha
+        weights = "auto" if alpha is None else (alpha, 1 - alpha)
+        return choose_fusion(own, candidates="auto", rrf_k="auto", weights=weights, chosen=chosen)
+
+    def plan(
+        self,
+        fusion: Fusion,
+        calibration: Calibration | None,
+        shard_key: qm.ShardKeySelector | None,
+    ) -> SearchPlan:
+        """Return what the query is to find.
+
+        Args:
+            fusion: How its lists are fused.
+            calibration: How likely a hit is relevant; None: not known.
             shard_key: Which shards are searched.
         """
         query = self.query
-        alpha = query.alpha
-        weights = "auto" if alpha is None else (alpha, 1 - alpha)
         dense_depth = None
         top_k = query.similarity_top_k
         if self.mode == "hybrid" and query.hybrid_top_k is not None:
@@ -108,9 +129,7 @@ class CheckedQuery:
         return SearchPlan(
             mode=self.mode,
             top_k=top_k,
-            fusion=choose_fusion(
-                own, candidates="auto", rrf_k="auto", weights=weights, chosen=chosen
-            ),
+            fusion=fusion,
             reranked=PLAIN_CANDIDATES if self.reranks else None,
             dense_depth=dense_depth,
             sparse_depth=query.sparse_top_k,
@@ -118,6 +137,8 @@ class CheckedQuery:
             filter=self.filter,
             params=self.params,
             shard_key=shard_key,
+            score=self.score,
+            calibration=calibration,
         )
 
     def embed(self, embedder: TextEmbedder) -> QueryVectors:
@@ -179,6 +200,7 @@ def check_query(
         filter=_read_filter(options.get("qdrant_filters"), own_filter),
         params=_read_params(options.get("search_params")),
         threshold=_read_threshold(query, options),
+        score=_read_score(query, mode, options),
     )
 
 
@@ -236,6 +258,19 @@ def _read_params(given: object) -> qm.SearchParams | None:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise InputError(f"search_params= cannot be {given!r:.80}: {problem}") from None
+
+
+def _read_score(query: VectorStoreQuery, mode: Mode, options: Mapping[str, Any]) -> Score:
+    """Return what the nodes' score is to be.
+
+    Raises:
+        InputError: If it is unknown, or relevance is asked for in a mode that it is not for.
+    """
+    given = options.get("score")
+    if given is None:
+        return "rrf"
+    check_score(given, mode, _RERANKED.get(query.mode))
+    return cast("Score", given)
 
 
 def _read_threshold(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:

@@ -115,6 +115,7 @@ class RetrieverOptions(CommonRetrieverOptions, total=False):
     candidates: int | Literal["auto"]
     weights: tuple[float, float] | Literal["auto"]
     fusion: Fusion | Literal["auto", "model"]
+    score: Literal["rrf", "relevance"]
 
 
 class MultiModalOptions(CommonRetrieverOptions, total=False):
@@ -197,6 +198,7 @@ RETRIEVER_DEFAULTS: Mapping[str, object] = {
     "candidates": "auto",
     "weights": "auto",
     "fusion": "auto",
+    "score": "rrf",
 }
 """Defaults of `retriever` that are not None, for its signature."""
 

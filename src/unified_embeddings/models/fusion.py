@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.fusion import Method
 from unified_embeddings.validation import require_weights, require_whole_number
 
-Method = Literal["rrf", "dbsf"]
-"""By rank (`fusion.rrf`), or by score (`fusion.dbsf`)."""
+_NAMES: dict[Method, str] = {"rrf": "RRF", "dbsf": "DBSF", "min_max": "min-max", "z": "z-scores"}
 
 RRF_K = 60
 """RRF's damping in the paper that introduced it, by Cormack, Clarke and Büttcher (2009)."""
@@ -34,10 +34,11 @@ class Fusion:
 
     Attributes:
         weights: Weights of the dense and the sparse ranking, >= 0, not both 0.
-        k: RRF's damping, >= 0; without effect on "dbsf".
+        k: RRF's damping, >= 0; without effect on the other methods.
         candidates: Depth of each ranking that is fused, >= 1.
         source: Where the numbers come from: a measurement or a publication.
-        method: "rrf", by reciprocal rank, or "dbsf", by scores normalised in each ranking.
+        method: "rrf", by reciprocal rank; or by scores normalised in each ranking: "dbsf",
+            "min_max" or "z" (`fusion.dbsf`, `fusion.convex`).
 
     Raises:
         InputError: If a value is out of range.
@@ -76,9 +77,10 @@ class Fusion:
         if dense_weight == 0:
             return "sparse alone"
         weighted = f"weights {dense_weight:g} : {sparse_weight:g}"
-        if self.method == "dbsf":
-            return f"DBSF, {weighted}, {self.candidates} candidates"
-        return f"RRF, k {self.k}, {weighted}, {self.candidates} candidates"
+        name = _NAMES[self.method]
+        if self.method == "rrf":
+            name += f", k {self.k}"
+        return f"{name}, {weighted}, {self.candidates} candidates"
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as plain values, fit for JSON; `from_dict` reads them."""

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import HEAD_NAMES, HeadName, Options, Role
 
@@ -44,6 +45,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "revision": (str, type(None)),
     "code_revision": (str, type(None)),
     "fusion": (Fusion, dict, type(None)),
+    "calibration": (Calibration, dict, type(None)),
     "sparse_idf": (bool,),
     "sum_query_repeats": (bool,),
 }
@@ -80,6 +82,8 @@ class ModelSpec:
         code_revision: Commit of the repository with the code, if that is a different one.
         fusion: How its dense and sparse rankings are fused, or the values of a Fusion by name. None
             takes `DEFAULT_FUSION`.
+        calibration: How likely a hit is relevant, from its scores in both rankings, or the values
+            of a Calibration by name. None: not known for this model.
         sparse_idf: Whether Qdrant multiplies each token's part of a sparse score by the token's
             inverse document frequency in the collection (its modifier "idf").
         sum_query_repeats: Whether a token that a query repeats has the sum of its weights in the
@@ -123,6 +127,7 @@ class ModelSpec:
     revision: str | None = None
     code_revision: str | None = None
     fusion: Fusion | None = None
+    calibration: Calibration | None = None
     sparse_idf: bool = False
     sum_query_repeats: bool = False
 
@@ -131,6 +136,7 @@ class ModelSpec:
         # JSON and TOML give a list, and a name twice means the same as once.
         object.__setattr__(self, "heads", tuple(dict.fromkeys(self.heads)))
         object.__setattr__(self, "fusion", self._read_fusion())
+        object.__setattr__(self, "calibration", self._read_calibration())
         self._check_adapters()
         self._check_names("pooling", (self.pooling,), get_args(Pooling))
         self._check_names("engine", (self.engine,), get_args(EngineName))
@@ -210,6 +216,14 @@ class ModelSpec:
             return Fusion.from_dict(self.fusion)
         except InputError as error:
             raise InputError(f"{self.choice}: fusion: {error}") from error
+
+    def _read_calibration(self) -> Calibration | None:
+        if not isinstance(self.calibration, Mapping):
+            return self.calibration
+        try:
+            return Calibration.from_dict(self.calibration)
+        except InputError as error:
+            raise InputError(f"{self.choice}: calibration: {error}") from error
 
     def _check_adapters(self) -> None:
         # A spec may come from a stranger's file: it must not make us read outside the model.

@@ -77,6 +77,19 @@ def search_both_lists(
     return searched
 
 
+def sum_query_weights(embedder: TextEmbedder, queries: Mapping[str, str]) -> dict[str, float]:
+    """Return the sum of each question's sparse weights, by its id.
+
+    Args:
+        embedder: Has the questions in its cache, where they were searched for before.
+        queries: Id → question.
+    """
+    sparse = embedder.encode_queries(list(queries.values()), dense=False, sparse=True).sparse
+    assert sparse is not None
+    sums = [float(vector.values.sum()) for vector in sparse]
+    return dict(zip(queries, sums, strict=True))
+
+
 class _ListSearcher:
     """Searches for the two rankings of a question, as they are.
 

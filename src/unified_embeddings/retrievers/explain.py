@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -113,7 +113,8 @@ class Explaining(BaseRetriever):
         """
         point_id = _to_point_id(node_or_id, self._fields)
         info = self._search.check(self._plan().mode, anew=True)
-        plan = self._plan()  # the collection's own fusion may be another one now
+        # The collection's own fusion may be another one now. Relevance is not explained.
+        plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
         vectors = self._embed(bundle)
         branches = self._search.build_branches(vectors, plan)
@@ -132,7 +133,7 @@ class Explaining(BaseRetriever):
         """Like `explain`, but without blocking the event loop."""
         point_id = _to_point_id(node_or_id, self._fields)
         info = await self._search.acheck(self._plan().mode, anew=True)
-        plan = self._plan()
+        plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
         vectors = await self._embedder.in_thread(partial(self._embed, bundle))
         branches = self._search.build_branches(vectors, plan)

@@ -153,9 +153,9 @@ class ListShare:
     Attributes:
         name: "dense" or "sparse".
         rank: The passage's rank in it, from 1; None if it is not among the candidates.
-        weight: The list's weight.
-        value: What is weighted: 1 / (k + rank) in RRF, the normalised score in DBSF; 0 without a
-            rank.
+        weight: The list's weight. In "min_max" and "z", its share of the searched lists' weights.
+        value: What is weighted: 1 / (k + rank) in RRF, the normalised score in the other methods; 0
+            without a rank.
         contribution: weight · value.
     """
 

@@ -37,8 +37,10 @@ from unified_embeddings.search.options import (
     Auto,
     FusionOption,
     Mode,
+    Score,
     check_heads,
     check_mode,
+    check_score,
     choose_fusion,
     is_auto,
 )
@@ -61,7 +63,9 @@ class UnifiedHybridRetriever(Explaining):
     score.
 
     A node's ranks and scores in the lists are in its metadata under "_retrieval", which is neither
-    embedded nor stored nor shown to an LLM. `explain` tells where they come from.
+    embedded nor stored nor shown to an LLM. `explain` tells where they come from. Where relevance
+    is calibrated, it has "relevance" and "weak" too, whichever `score` is asked for: a weak
+    question has, more likely than not, no relevant node among the first ten.
 
     The same question to an unchanged collection gets the same answer. Nodes with equal scores are
     ordered by the better of their two ranks, then by id; in one ranking, scores that differ by less
@@ -85,6 +89,10 @@ class UnifiedHybridRetriever(Explaining):
             the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates' texts against the question token by token.
+        score: "rrf" gives the fused score, whatever the fusion. "relevance" gives how likely a node
+            is relevant, from 0 to 1, in the same order; docs/scores.md says what that counts. It
+            needs the mode "hybrid", and a calibration: the collection's own
+            (`unified-embeddings tune --calibrate`) or the model's, `embedder.calibration`.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
             each means.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
@@ -130,6 +138,7 @@ class UnifiedHybridRetriever(Explaining):
         fusion: FusionOption = "auto",
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
+        score: Score = "rrf",
         filters: MetadataFilters | None = None,
         adopt: Adopt | None = None,
         callback_manager: CallbackManager | None = None,
@@ -146,6 +155,7 @@ class UnifiedHybridRetriever(Explaining):
         unchosen = self._choose_fusion()  # rejects options out of range
         self._takes_choice = mode == "hybrid" and is_auto(fusion) and is_auto(weights)
         check_mode(mode, rerank)
+        check_score(score, mode, rerank)
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
         check_adopt(adopt)
@@ -155,6 +165,7 @@ class UnifiedHybridRetriever(Explaining):
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
+        self._score = score
         # Reranking runs the model over each text, which costs far more than searching deeper.
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._fields = fields_of(vector_store)
@@ -163,7 +174,7 @@ class UnifiedHybridRetriever(Explaining):
         super().__init__(callback_manager=callback_manager)
         if self._search.reader.has_sync_client and self._search.reader.exists():
             self._search.check(mode)
-            _ = self.fusion  # rejects a choice that cannot be read
+            _ = self._plan()  # rejects a choice or a calibration that cannot be read, or is missing
 
     @property
     def fusion(self) -> Fusion:
@@ -283,12 +294,18 @@ class UnifiedHybridRetriever(Explaining):
 
     def _plan(self) -> SearchPlan:
         """Return what a question is to find."""
+        fusion = self.fusion
+        calibration = None
+        if self._mode == "hybrid":
+            calibration = self._search.find_calibration(self._score, fusion)
         return SearchPlan(
             mode=self._mode,
             top_k=self._top_k,
-            fusion=self.fusion,
+            fusion=fusion,
             reranked=None if self._rerank is None else self._reranked,
             filter=self._filter,
+            score=self._score,
+            calibration=calibration,
         )
 
 

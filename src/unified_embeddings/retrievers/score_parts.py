@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from qdrant_client import models as qm
 
@@ -15,6 +16,7 @@ from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.labels import label_rows
 from unified_embeddings.embedders.values import Piece
+from unified_embeddings.fusion import Normalisation, convex_shares
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.explanation import (
     ColbertPart,
@@ -85,6 +87,8 @@ def explain_fusion(
         fusion: How they are fused.
     """
     terms = fusion_terms(rankings, fusion, weights)
+    if fusion.method in get_args(Normalisation):
+        weights = convex_shares(weights)
     lists = []
     for name, ranking, weight, terms_of_list in zip(names, rankings, weights, terms, strict=True):
         contribution = terms_of_list.get(point_id, 0.0)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from qdrant_client import models as qm
 
-from unified_embeddings.fusion import dbsf, dbsf_terms, rrf, rrf_terms
+from unified_embeddings.fusion import fuse_lists, list_terms
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.ranking import id_order
 
@@ -34,11 +34,13 @@ def fuse(
     points_by_id: dict[qm.ExtendedPointId, qm.ScoredPoint] = {}
     for ranking in rankings:
         points_by_id.update((point.id, point) for point, _ in ranking)
-    if fusion.method == "dbsf":
-        fused = dbsf([scored_ids(ranking) for ranking in rankings], weights, tie_key=id_order)
-    else:
-        ids_by_rank = [[point.id for point, _ in ranking] for ranking in rankings]
-        fused = rrf(ids_by_rank, fusion.k, weights, tie_key=id_order)
+    fused = fuse_lists(
+        [scored_ids(ranking) for ranking in rankings],
+        fusion.method,
+        k=fusion.k,
+        weights=weights,
+        tie_key=id_order,
+    )
     return [(points_by_id[point_id], score) for point_id, score in fused]
 
 
@@ -52,10 +54,9 @@ def fusion_terms(
         fusion: As in `fuse`.
         weights: One for each ranking, above 0.
     """
-    if fusion.method == "dbsf":
-        terms = dbsf_terms([scored_ids(ranking) for ranking in rankings], weights)
-    else:
-        terms = rrf_terms([[point.id for point, _ in r] for r in rankings], fusion.k, weights)
+    terms = list_terms(
+        [scored_ids(ranking) for ranking in rankings], fusion.method, k=fusion.k, weights=weights
+    )
     return [dict(of_ranking) for of_ranking in terms]
 
 

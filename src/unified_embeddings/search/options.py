@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, TypeGuard, get_args
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import PLAIN_RRF, Fusion
 from unified_embeddings.types import HeadName
 from unified_embeddings.validation import require_weights, require_whole_number
@@ -19,6 +20,8 @@ from unified_embeddings.validation import require_weights, require_whole_number
 Mode = Literal["hybrid", "dense", "sparse"]
 Auto = Literal["auto"]
 """Leaves an option to the collection or the model."""
+Score = Literal["rrf", "relevance"]
+"""What a node's score is: what it was ranked by, or how likely it is relevant."""
 FusionOption: TypeAlias = Fusion | Literal["auto", "model"]
 """How to fuse: as given, as chosen for the collection or else the model, or as for the model."""
 
@@ -106,6 +109,45 @@ def check_mode(mode: str, rerank: str | None) -> None:
         raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
     if rerank not in (None, "colbert"):
         raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
+
+
+def check_score(score: object, mode: Mode, rerank: str | None) -> None:
+    """Reject an unknown kind of score, or relevance where it is not calibrated.
+
+    Raises:
+        InputError: If it is unknown, or relevance is asked for beside a mode or a reranking that it
+            is not calibrated for.
+    """
+    if score not in get_args(Score):
+        raise InputError(f"score must be one of {', '.join(get_args(Score))}, not {score!r:.80}")
+    if score == "relevance" and (mode != "hybrid" or rerank is not None):
+        asked = f"mode={mode!r}" if rerank is None else f"rerank={rerank!r}"
+        raise InputError(
+            "score='relevance' is calibrated on the fused lists: take mode='hybrid' without "
+            f"rerank, not {asked}"
+        )
+
+
+def require_calibration(
+    calibration: Calibration | None, fusion: Fusion, model_name: str
+) -> Calibration:
+    """Return what relevance is computed by.
+
+    Raises:
+        InputError: If there is none, or a list that it needs has no weight in the fusion.
+    """
+    if calibration is None:
+        raise InputError(
+            f"score='relevance' needs a calibration, and there is none for {model_name!r} with "
+            "this collection's scores. Fit one to judged questions: unified-embeddings tune "
+            "COLLECTION --data FOLDER --calibrate"
+        )
+    if 0 in fusion.weights:
+        raise InputError(
+            f"score='relevance' needs both lists, and this fusion is {fusion}; take "
+            "fusion='model', or weights above 0"
+        )
+    return calibration
 
 
 def check_heads(embedder: TextEmbedder, mode: Mode, rerank: Literal["colbert"] | None) -> None:

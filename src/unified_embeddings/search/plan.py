@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from qdrant_client import models as qm
 
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch, ListName
-from unified_embeddings.search.options import Mode
+from unified_embeddings.search.options import Mode, Score
 from unified_embeddings.search.query_vectors import QueryVectors
 
 DIVERSE_CANDIDATES = 4
@@ -38,6 +39,9 @@ class SearchPlan:
         params: Qdrant's own parameters of each search.
         shard_key: Which shards are searched.
         payload: Which fields of the points come back.
+        score: What the nodes' score is.
+        calibration: How likely a hit is relevant, from its scores in both lists; None: not known,
+            which `score` "relevance" does not allow.
     """
 
     mode: Mode
@@ -51,6 +55,8 @@ class SearchPlan:
     params: qm.SearchParams | None = None
     shard_key: qm.ShardKeySelector | None = None
     payload: bool | list[str] = True
+    score: Score = "rrf"
+    calibration: Calibration | None = None
 
     @property
     def answer_size(self) -> int:
@@ -60,13 +66,20 @@ class SearchPlan:
         return max(self.reranked, self.top_k)
 
     def depth_of(self, list_name: ListName) -> int:
-        """Return how many points of a list are wanted."""
+        """Return how many points of a list are fused, or returned."""
         given = {"dense": self.dense_depth, "sparse": self.sparse_depth}[list_name]
         if given is not None:
             return given
         if self.mode == "hybrid":
             return max(self.fusion.candidates, self.answer_size)
         return self.answer_size
+
+    def search_depth_of(self, list_name: ListName) -> int:
+        """Return how many points of a list are wanted: relevance may need more than fusing."""
+        depth = self.depth_of(list_name)
+        if self.score == "relevance" and self.calibration is not None:
+            return max(depth, self.calibration.depth)
+        return depth
 
 
 def build_branches(
@@ -93,7 +106,7 @@ def build_branches(
                 vector=query.dense.tolist(),
                 vector_name=dense_name or None,
                 weight=dense_weight,
-                depth=plan.depth_of("dense"),
+                depth=plan.search_depth_of("dense"),
             )
         )
     # A question made of unknown or special tokens alone has no lexical weights.
@@ -106,7 +119,7 @@ def build_branches(
                 ),
                 vector_name=sparse_name,
                 weight=sparse_weight,
-                depth=plan.depth_of("sparse"),
+                depth=plan.search_depth_of("sparse"),
             )
         )
     return branches

@@ -306,7 +306,7 @@ class EmbeddingService(LoadedModel):
         embedder, limits = self.embedder, self.settings
         first = embedder.models[0] if embedder.models else None
         runtime = first.runtime if first is not None else None
-        fusion = embedder.fusion
+        fusion, calibration = embedder.fusion, embedder.calibration
         checkpoint = getattr(embedder, "checkpoint", None)
         return {
             "model_id": self._own_names[-1],
@@ -335,6 +335,7 @@ class EmbeddingService(LoadedModel):
                 "precision": runtime.precision if runtime else "fp32",
                 "device": runtime.device if runtime else "cpu",
                 "fusion": dataclasses.asdict(fusion),
+                "calibration": calibration.to_dict() if calibration is not None else None,
                 "sparse_idf": embedder.sparse_idf,
             },
         }

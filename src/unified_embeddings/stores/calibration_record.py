@@ -1,0 +1,66 @@
+"""The calibration of relevance that was fitted for a collection, in its metadata.
+
+What lives here: reading and writing it. What does not: fitting it (`evaluation.calibrating`), and
+using it (`retrievers`). It has a key of its own, as a collection's fusion has (`fusion_choice`).
+"""
+
+from __future__ import annotations
+
+from qdrant_client import models as qm
+
+from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.models.calibration import Calibration
+from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.opening import Client
+
+CALIBRATION_KEY = "unified_embeddings_calibration"
+"""Key of the collection's metadata under which it is recorded."""
+
+
+def read_calibration(name: str, info: qm.CollectionInfo) -> Calibration | None:
+    """Return the calibration that was fitted for a collection; None if none was.
+
+    Args:
+        name: The collection's name, for messages.
+        info: What Qdrant reports about it.
+
+    Raises:
+        StoreError: If the record cannot be read, as if a later version wrote it.
+    """
+    record = (info.config.metadata or {}).get(CALIBRATION_KEY)
+    if record is None:
+        return None
+    try:
+        if not isinstance(record, dict):
+            raise InputError(f"expected a mapping, got {record!r:.80}")
+        return Calibration.from_dict(record)
+    except InputError as error:
+        raise StoreError(
+            name,
+            "reading the calibration fitted for it",
+            f"its metadata holds one that this version cannot use: {error}. Fit it again "
+            "(unified-embeddings tune --calibrate) or remove it (tune --calibrate --reset)",
+        ) from error
+
+
+def write_calibration(client: Client, name: str, calibration: Calibration | None) -> None:
+    """Record a calibration in a collection's metadata, or remove the one that is there.
+
+    Args:
+        client: Sync client.
+        name: The collection's name.
+        calibration: What was fitted; None removes the record, if there is one.
+
+    Raises:
+        StoreError: If Qdrant cannot be reached or refuses, or does not keep the record.
+    """
+    record = None if calibration is None else calibration.to_dict()
+    with store_errors(name, "recording the calibration fitted for it"):
+        client.update_collection(name, metadata={CALIBRATION_KEY: record})
+        kept = read_calibration(name, client.get_collection(name))
+    if kept != calibration:
+        raise StoreError(
+            name,
+            "recording the calibration fitted for it",
+            "the store does not keep a collection's metadata; Qdrant does from version 1.16 on",
+        )
