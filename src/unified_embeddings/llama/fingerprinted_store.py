@@ -31,7 +31,7 @@ from unified_embeddings.llama.filters import (
     select_points,
     to_point_id,
 )
-from unified_embeddings.llama.payloads import build_payloads
+from unified_embeddings.llama.payloads import build_payloads, without_graph_ids
 from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
@@ -212,7 +212,8 @@ class FingerprintedStore(QdrantVectorStore):
             )
             vectors.append({self.dense_vector_name: vector.tolist()})
         if self.enable_hybrid and self._sparse_doc_fn is not None:
-            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            embedded = map(without_graph_ids, nodes)
+            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
             rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
             for named_vectors, indices, values in rows:
                 named_vectors[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
