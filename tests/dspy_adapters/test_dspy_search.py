@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ PASSAGES = {
     "whale": ("Whales sleep in the sea.", "water"),
 }
 QUESTION = "What do foxes jump over?"
+IDS = {name: str(uuid.uuid5(uuid.NAMESPACE_OID, name)) for name in PASSAGES}
+FOX, DOG, SEA, WHALE = IDS.values()
 
 
 def make_retriever(
@@ -42,7 +45,7 @@ def make_retriever(
     embedder = FakeEmbedder(32)
     store = build_vector_store(embedder, "animals", client=client, path=path)
     nodes = [
-        TextNode(text=text, id_=name, metadata={"place": place})
+        TextNode(text=text, id_=IDS[name], metadata={"place": place})
         for name, (text, place) in PASSAGES.items()
     ]
     store.add(
@@ -103,7 +106,7 @@ def test_the_prediction_holds_what_the_retriever_finds(dspy: Any, any_client: Cl
     assert found.scores == [node.score for node in nodes]
     assert found.metadata == [node.metadata for node in nodes]
     assert len(found.passages) == 3
-    assert (found.passages[0], found.ids[0]) == ("Foxes jump over dogs.", "fox")
+    assert (found.passages[0], found.ids[0]) == ("Foxes jump over dogs.", FOX)
     assert found.metadata[0]["place"] == "land"
     assert found.metadata[0]["_retrieval"]["dense"]["rank"] == 1
     assert asyncio.run(make_retrieve(retriever).acall(QUESTION)) == found
@@ -112,20 +115,18 @@ def test_the_prediction_holds_what_the_retriever_finds(dspy: Any, any_client: Cl
 def test_k_can_be_given_once_or_for_each_call(retriever: UnifiedHybridRetriever) -> None:
     two = make_retrieve(retriever, k=2)
     assert len(two(QUESTION).passages) == 2
-    assert two(QUESTION, k=1).ids == ["fox"]
-    assert sorted(two(query=QUESTION, k=4).ids) == sorted(PASSAGES)
+    assert two(QUESTION, k=1).ids == [FOX]
+    assert sorted(two(query=QUESTION, k=4).ids) == sorted(IDS.values())
     assert len(two(QUESTION).passages) == 2
-    assert asyncio.run(two.acall(QUESTION, k=1)).ids == ["fox"]
+    assert asyncio.run(two.acall(QUESTION, k=1)).ids == [FOX]
     assert len(retriever.retrieve(QUESTION)) == 3
 
 
 def test_filters_can_be_given_for_each_call(retriever: UnifiedHybridRetriever) -> None:
     retrieve = make_retrieve(retriever, k=4)
-    assert sorted(retrieve("Who sleeps?", filters=in_water()).ids) == ["sea", "whale"]
-    assert sorted(asyncio.run(retrieve.acall("Who sleeps?", filters=in_water())).ids) == [
-        "sea",
-        "whale",
-    ]
+    assert sorted(retrieve("Who sleeps?", filters=in_water()).ids) == sorted([SEA, WHALE])
+    awaited = asyncio.run(retrieve.acall("Who sleeps?", filters=in_water()))
+    assert sorted(awaited.ids) == sorted([SEA, WHALE])
     assert len(retrieve("Who sleeps?").ids) == 4
 
 
@@ -199,11 +200,11 @@ def test_a_program_is_copied_and_saved(
     program = make_program(dspy, retriever)
     copied = program.deepcopy()
     assert copied.retrieve.retriever._store is retriever._store
-    assert copied.retrieve(QUESTION).ids == ["fox"]
+    assert copied.retrieve(QUESTION).ids == [FOX]
     program.save(tmp_path / "program.json")
     fresh = make_program(dspy, retriever)
     fresh.load(tmp_path / "program.json")
-    assert fresh.retrieve(QUESTION).ids == ["fox"]
+    assert fresh.retrieve(QUESTION).ids == [FOX]
     assert [name for name, _ in program.named_predictors()] == ["respond"]
 
 
@@ -211,7 +212,7 @@ def test_a_whole_module_is_saved_with_its_place(dspy: Any, tmp_path: Path) -> No
     retriever = make_retriever(path=tmp_path / "qdrant", similarity_top_k=1)
     make_retrieve(retriever).save(tmp_path / "module", save_program=True)
     loaded = dspy.load(tmp_path / "module", allow_pickle=True)
-    assert loaded(QUESTION).ids == ["fox"]
+    assert loaded(QUESTION).ids == [FOX]
 
 
 def test_an_agent_can_call_it_through_a_function(
@@ -253,7 +254,7 @@ def test_the_event_loop_is_free_while_it_searches() -> None:
         ids: list[str] = (await task).ids
         return ids
 
-    assert asyncio.run(ask_and_go_on()) == ["fox"]
+    assert asyncio.run(ask_and_go_on()) == [FOX]
 
 
 def test_what_does_not_fit_is_refused(retriever: UnifiedHybridRetriever) -> None:
