@@ -25,7 +25,7 @@ ROOMS = [
     {"embedders", "stores"},
     {"evaluation", "monitoring", "search"},
     {"llama", "retrievers", "bulk"},
-    {"config", "migration"},
+    {"config", "dspy", "migration"},
     {"serving"},
     {"cli"},
 ]
@@ -49,6 +49,7 @@ EXPORTERS = {"export", "engines.onnx", "cli"}
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
+    "dspy": {"dspy"},
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
     "grpc": {"stores.errors", "stores.schema"},

@@ -31,6 +31,7 @@ from unified_embeddings.errors import FingerprintMismatchError, InputError, Stor
 from unified_embeddings.llama.fields import Fields
 from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
 from unified_embeddings.llama.hybrid_search import HybridSearch
+from unified_embeddings.llama.payloads import without_graph_ids
 from unified_embeddings.llama.queries import (
     CheckedQuery,
     build_query_filter,
@@ -256,7 +257,8 @@ class FingerprintedStore(QdrantVectorStore):
             )
             vectors.append({self.dense_vector_name: vector.tolist()})
         if self.enable_hybrid and self._sparse_doc_fn is not None:
-            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            embedded = map(without_graph_ids, nodes)
+            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
             rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
             for named_vectors, indices, values in rows:
                 named_vectors[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llama_index.core.graph_stores.types import VECTOR_SOURCE_KEY
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic_core import to_jsonable_python
@@ -51,6 +52,7 @@ def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
             raise InputError(
                 f"metadata {key!r} of node {node.node_id} cannot be stored: {problem}", index=index
             ) from None
+    node = without_graph_ids(node)
     # Without its vector, which LlamaIndex would turn into JSON only to drop it.
     stored = node.model_copy(update={"metadata": metadata, "embedding": None, **_excluded(node)})
     payload: dict[str, Any] = node_to_metadata_dict(stored)
@@ -59,6 +61,21 @@ def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
     if own:
         payload[OWN_METADATA] = own
     return payload
+
+
+def without_graph_ids(node: BaseNode) -> BaseNode:
+    """Return a node so that a property graph's ids are no part of what is embedded of it.
+
+    PropertyGraphIndex embeds an entity's text, and then gives the store a node that has the graph's
+    ids in its metadata besides. What embeds the node again (for its sparse vector, for reranking,
+    for another model) would embed the ids along with the text, unlike the first time.
+
+    Args:
+        node: Any node; it is not changed, and returned as it is unless it is a property graph's.
+    """
+    if VECTOR_SOURCE_KEY not in node.metadata:
+        return node
+    return node.model_copy(update={"excluded_embed_metadata_keys": list(node.metadata)})
 
 
 def own_metadata(node: BaseNode) -> dict[str, Any]:
