@@ -22,6 +22,7 @@ from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.stock_arguments import StoreOptions
+from unified_embeddings.stores.stored_colbert import ColbertName, StoredColbert, require_colbert
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
 
@@ -97,8 +98,10 @@ def read_options(options: Mapping[str, Any]) -> Options:
     """
     given: Options = {}
     for name, value in options.items():
-        if value is not None:
+        if value is not None and name != "colbert":
             given[name] = _read_option(name, value)
+    if options.get("colbert") is not None:
+        given["colbert"] = require_colbert(options["colbert"])
     for name in ("batch_size", "parallel", "max_retries"):
         if name in given:
             given[name] = require_whole_number(name, options[name])
@@ -119,6 +122,11 @@ def check_meaning(given: Mapping[str, Any], embedder: TextEmbedder, url: str | N
     """
     if "client_kwargs" in given and url is None:
         raise InputError("client_kwargs= is for the client that is made for url=")
+    if "colbert" in given and "colbert" not in embedder.heads:
+        raise InputError(
+            f"colbert= needs ColBERT vectors, which {embedder.model_name!r} does not give; leave "
+            "it out, or take a model that gives them (bge-m3, mini-m3)"
+        )
     is_hybrid = "sparse" in embedder.heads
     if given.get("enable_hybrid", is_hybrid) != is_hybrid:
         if is_hybrid:
@@ -151,7 +159,8 @@ def _read_option(name: str, value: Any) -> Any:
 
 @cache
 def _adapters() -> dict[str, TypeAdapter[Any]]:
-    hints = get_type_hints(StoreOptions, localns={"qm": qm})
+    names = {"qm": qm, "StoredColbert": StoredColbert, "ColbertName": ColbertName}
+    hints = get_type_hints(StoreOptions, localns=names)
     return {name: TypeAdapter(hint) for name, hint in hints.items()}
 
 

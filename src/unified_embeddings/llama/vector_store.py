@@ -84,11 +84,12 @@ def build_vector_store(
         api_key: For `url`.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
             was made with this model. Nothing checks it.
-        **options: Qdrant's settings of a new collection (hnsw_config, quantization_config, ...; for
-            a server or a cluster also shard_number, replication_factor, ...), and options of
-            LlamaIndex's store that keep their meaning (batch_size, payload_indexes, ...); see
-            `StoreOptions`. A payload index holds values of its own type, and Qdrant answers from
-            it: with one of integers, a condition does not see 2.5 in that field.
+        **options: `colbert`, which has points hold ColBERT vectors too; Qdrant's settings of a new
+            collection (hnsw_config, quantization_config, ...; for a server or a cluster also
+            shard_number, replication_factor, ...); and options of LlamaIndex's store that keep
+            their meaning (batch_size, payload_indexes, ...). See `StoreOptions`. A payload index
+            holds values of its own type, and Qdrant answers from it: with one of integers, a
+            condition does not see 2.5 in that field.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, the name is blank, an
@@ -116,14 +117,15 @@ def build_vector_store(
         ensure_collection, client, collection, embedder, adopt=adopt, **settings
     )
     with _discarding_unused(client, new_folders):
-        make_collection()
+        stored_colbert = make_collection(colbert=given.get("colbert"))
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
             collection,
             client=client,
             aclient=aclient or async_view(client),
-            make_collection=make_collection,
+            make_collection=partial(make_collection, colbert=stored_colbert),
+            stored_colbert=stored_colbert,
             reopen=reopen,
             adopt=adopt,
             **select_options(given, WritingOptions),
