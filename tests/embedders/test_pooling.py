@@ -1,4 +1,4 @@
-"""Pooled ColBERT rows: the clustering by hand and by its properties, and the pass they come from."""
+"""Pooled ColBERT rows: clustered by hand and by property, and the pass that they come from."""
 
 from __future__ import annotations
 

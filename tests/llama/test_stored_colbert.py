@@ -102,13 +102,15 @@ def test_reopened_it_goes_on_in_the_same_way(client: Client, way: Any) -> None:
 def test_another_way_is_refused(client: Client) -> None:
     embedder = FakeEmbedder()
     build_vector_store(embedder, "plain", client=client)
-    with pytest.raises(StoreError, match="stores no ColBERT vectors; add them .* --pool 2 --quant"):
+    with pytest.raises(
+        StoreError, match=r"stores no ColBERT vectors; add them .* --pool 2 --quant"
+    ):
         build_vector_store(embedder, "plain", client=client, colbert="pooled")
     build_vector_store(embedder, "docs", client=client, colbert=StoredColbert(pool=3))
     with pytest.raises(StoreError, match="stored pooled by 3, turbo4, and colbert= asks for poole"):
         build_vector_store(embedder, "docs", client=client, colbert="pooled")
+    wanted = StoredColbert(pool=3, quantisation=None)
     with pytest.raises(StoreError, match="asks for pooled by 3, float32"):
-        wanted = StoredColbert(pool=3, quantisation=None)
         build_vector_store(embedder, "docs", client=client, colbert=wanted)
 
 

@@ -117,8 +117,6 @@ def _space_of(params: VectorParams) -> str:
     if isinstance(params, qm.SparseVectorParams):
         return f"sparse, modifier {(params.modifier or qm.Modifier.NONE).value}"
     kind = "multi-vector" if params.multivector_config else "one vector"
-    if params.datatype not in (None, qm.Datatype.FLOAT32):
-        kind += f", {params.datatype.value}"
     return f"{params.size} x {params.distance.value}, {kind}"
 
 
