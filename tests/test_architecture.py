@@ -93,7 +93,7 @@ HOMES = {
     "ray": {"bulk.ray_pool", "serving.ray_serve"},
     "rich": {"system.progress", "cli"},
     "safetensors": {"models.weights"},
-    "scipy": {"evaluation"},
+    "scipy": {"embedders.pooling", "evaluation"},
     "sentence_transformers": {"engines.sentence"},
     "sqlite3": {"bulk.planning", "cache", "stores.opening", "stores.errors"},
     "tokenizers": {

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
     from unified_embeddings.retrievers.transition import TransitionRetriever
     from unified_embeddings.stores.edge.client import EdgeQdrantClient
+    from unified_embeddings.stores.stored_colbert import StoredColbert
     from unified_embeddings.system.memory import MemoryReport, ModelMemory
     from unified_embeddings.types import Embeddings, ImageEmbeddings, SparseVector
 
@@ -80,6 +81,7 @@ _HOMES = {
     "retrievers.multimodal": ("UnifiedMultiModalRetriever",),
     "retrievers.transition": ("TransitionRetriever",),
     "stores.edge.client": ("EdgeQdrantClient",),
+    "stores.stored_colbert": ("StoredColbert",),
     "system.memory": ("MemoryReport", "ModelMemory"),
     "types": ("Embeddings", "ImageEmbeddings", "SparseVector"),
 }
@@ -109,6 +111,7 @@ __all__ = [
     "ServiceError",
     "SparseVector",
     "StoreError",
+    "StoredColbert",
     "TextEmbedder",
     "TransitionRetriever",
     "UnifiedEmbeddingConfig",

@@ -17,7 +17,9 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias, cast
 
+import numpy as np
 from llama_index.core.schema import TextNode
 from qdrant_client import models as qm
 
@@ -26,17 +28,23 @@ from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 from unified_embeddings.bulk.parts import FAILED, Part, read_part
 from unified_embeddings.bulk.upsert_layouts import ID_NAMESPACE
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import StoreError
+from unified_embeddings.embedders.pooling import pool_rows
+from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
 from unified_embeddings.system.files import replace_file
 
 _BATCHES = (32, 64, 128, 256, 512)
 _GAIN = 1.05
 """A larger batch is kept if it is at least so much quicker."""
+NamedVectors: TypeAlias = dict[str, list[float] | list[list[float]] | qm.SparseVector]
+"""Name of a vector → the vector."""
+
 _PARTS_HELD = 4
 _USUAL_THRESHOLD = 10_000
 """Qdrant's own, in kB, for a collection that names none."""
@@ -83,7 +91,7 @@ class CollectionWriter:
         points = self._build_points(self._load(line.part))
         start = 0
         while start < len(points):
-            batch = points[start : start + self._batch.size]
+            batch = self._next_batch(points[start : start + self._batch.size])
             begun = time.perf_counter()
             with store_errors(self._name, "adding points"):
                 self._client.upsert(self._name, batch, wait=True)
@@ -92,10 +100,14 @@ class CollectionWriter:
         self.points += len(points)
         self._mark(line)
 
+    def _next_batch(self, points: list[qm.PointStruct]) -> list[qm.PointStruct]:
+        """Return the first of some points, as many as fit into a request."""
+        return next(split_by_size((point, cast("NamedVectors", point.vector)) for point in points))
+
     def _build_points(self, part: Part) -> list[qm.PointStruct]:
         """Return the points of the rows that have vectors."""
         nodes: list[TextNode] = []
-        vectors: list[dict[str, list[float] | qm.SparseVector]] = []
+        vectors: list[NamedVectors] = []
         for place, (record, source) in enumerate(
             zip(part.records, part.sources.tolist(), strict=True)
         ):
@@ -112,7 +124,7 @@ class CollectionWriter:
             vectors.append(named)
         payloads = build_payloads(nodes)
         return [
-            qm.PointStruct(id=node.node_id, payload=payload, vector=named)  # type: ignore[arg-type]
+            qm.PointStruct.model_construct(id=node.node_id, payload=payload, vector=named)
             for node, payload, named in zip(nodes, payloads, vectors, strict=True)
         ]
 
@@ -124,14 +136,14 @@ class CollectionWriter:
         value = fields.get(self._id_field)
         return str(uuid.uuid5(ID_NAMESPACE, f"id {json.dumps(value, ensure_ascii=True)}"))
 
-    def _find_vectors(self, source: int) -> dict[str, list[float] | qm.SparseVector] | None:
+    def _find_vectors(self, source: int) -> NamedVectors | None:
         """Return the vectors of the row that a row shares them with."""
         part = self._load(source // self._part_rows)
         places = part.own_rows.searchsorted(source)
         if places >= len(part.own_rows) or part.own_rows[places] != source:
             return None
         place = int(places)
-        named: dict[str, list[float] | qm.SparseVector] = {}
+        named: NamedVectors = {}
         if part.dense is not None:
             named[DENSE_VECTOR] = part.dense[place].tolist()
         if part.sparse_offsets is not None:
@@ -142,6 +154,12 @@ class CollectionWriter:
                 indices=part.sparse_indices[start:stop].tolist(),
                 values=part.sparse_values[start:stop].tolist(),
             )
+        colbert = self._store.stored_colbert
+        if colbert is not None and part.colbert_offsets is not None:
+            assert part.colbert_rows is not None
+            start, stop = part.colbert_offsets[place : place + 2].tolist()
+            rows = part.colbert_rows[start:stop].astype(np.float32, copy=False)
+            named[COLBERT_VECTOR] = pool_rows(rows, colbert.pool).tolist()
         return named
 
     def _load(self, number: int) -> Part:
@@ -220,6 +238,7 @@ def open_collection(
     It is indexed again at the end, however the job ends.
 
     Raises:
+        InputError: If the collection holds ColBERT vectors and the job computes none.
         StoreError: If Qdrant refuses points or cannot be reached.
     """
     store = build_vector_store(
@@ -230,6 +249,11 @@ def open_collection(
         client=target.client,
         api_key=target.api_key,
     )
+    if store.stored_colbert is not None and "colbert" not in (options.heads or ()):
+        raise InputError(
+            f"collection {target.name!r} holds ColBERT vectors ({store.stored_colbert}), which "
+            "this job does not compute; add colbert to its heads: --heads dense,sparse,colbert"
+        )
     writer = CollectionWriter(
         store, journal, part_rows=options.checkpoint_interval, id_field=options.input.id_field
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,7 @@ from unified_embeddings.types import HeadName
 
 if TYPE_CHECKING:
     from unified_embeddings.migration.added_vectors import AddedVectorsReport
+    from unified_embeddings.stores.stored_colbert import Quantisation, StoredColbert
 
 
 def add_vectors(
@@ -25,6 +26,18 @@ def add_vectors(
     colbert: Annotated[
         bool, typer.Option("--colbert", help="Add ColBERT vectors (text-colbert).")
     ] = False,
+    pool: Annotated[
+        int | None,
+        typer.Option("--pool", help="How many ColBERT rows become one, 1 to 4; 1 unless given."),
+    ] = None,
+    quantisation: Annotated[
+        str | None,
+        typer.Option(
+            "--quantisation",
+            help="Of ColBERT vectors: turbo4, turbo8, float16, int8 or binary; float32 unless "
+            "given.",
+        ),
+    ] = None,
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
     api_key: existing.ApiKey = None,
@@ -55,6 +68,7 @@ def add_vectors(
         heads.append("colbert")
     if not heads and copy_to is None:
         raise InputError("name the vectors to add: --sparse, --colbert or both")
+    stored_colbert = _read_stored_colbert(colbert, pool, quantisation)
     client, name = existing.open_existing(collection, path, url, api_key)
     config = shared.open_config(model, sparse_model, model_url)
 
@@ -74,6 +88,7 @@ def add_vectors(
                 name,
                 config.embedder,
                 heads,
+                colbert=stored_colbert,
                 layout=existing.read_layout(layout, text_key, metadata_key),
                 copy_to=copy_to,
                 alias="" if collection == name else collection,
@@ -92,6 +107,27 @@ def add_vectors(
         unread = existing.describe_unread(client, name, None, options)
         if unread is not None:
             shared.print_line(shared.printable(unread))
+
+
+def _read_stored_colbert(
+    colbert: bool, pool: int | None, quantisation: str | None
+) -> StoredColbert | None:
+    """Return how ColBERT vectors are stored; None if that is not said.
+
+    Raises:
+        InputError: If it is said without `--colbert`, or there is no such way.
+    """
+    if pool is None and quantisation is None:
+        return None
+    if not colbert:
+        raise InputError("--pool and --quantisation go with --colbert")
+
+    from unified_embeddings.stores.stored_colbert import StoredColbert
+
+    return StoredColbert(
+        pool=1 if pool is None else pool,
+        quantisation=cast("Quantisation | None", quantisation),  # checked there
+    )
 
 
 def _describe(report: AddedVectorsReport) -> list[str]:

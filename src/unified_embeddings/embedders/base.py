@@ -7,26 +7,32 @@ vectors. `cached` puts a cache in front of one model, `paired` joins two.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
-from unified_embeddings.embedders.calls import CURRENT_CALL, EncodeCall
+from unified_embeddings.embedders.calls import WatchedCalls, choose_heads
 from unified_embeddings.embedders.lazy import Closeable, LocalModel
+from unified_embeddings.embedders.pooling import PooledRows, pool_rows
 from unified_embeddings.embedders.values import SPECIAL_TOKENS, EmbedderStats, Piece, TextLength
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
-from unified_embeddings.system.watching import Watchers
-from unified_embeddings.types import HEAD_NAMES, Embeddings, HeadName, Options, Role, Text
-from unified_embeddings.validation import require_texts
+from unified_embeddings.types import (
+    Embeddings,
+    FloatArray,
+    HeadName,
+    Options,
+    Role,
+    Text,
+)
+from unified_embeddings.validation import require_texts, require_whole_number
 
 Result = TypeVar("Result")
 
 
-class TextEmbedder(Closeable):
+class TextEmbedder(WatchedCalls, Closeable):
     """What every embedder of texts does: one model, a pair of models, or CLIP's text half.
 
     Attributes:
@@ -48,7 +54,6 @@ class TextEmbedder(Closeable):
     model_name: str
     heads: tuple[HeadName, ...]
     cache: EmbeddingCache
-    _watchers: Watchers[EncodeCall] | None = None
 
     # --- what a subclass says -------------------------------------------------------------------
 
@@ -303,6 +308,47 @@ class TextEmbedder(Closeable):
             )
         return embeddings
 
+    # --- pooled rows ----------------------------------------------------------------------------
+
+    def encode_pooled(self, texts: Iterable[str], factor: int) -> list[FloatArray]:
+        """Return the ColBERT vectors of texts to be searched, pooled (see `embedders.pooling`).
+
+        Args:
+            texts: n texts.
+            factor: About how many rows become one; 1 pools nothing.
+
+        Returns:
+            n arrays float32 (k_i, d) of unit rows, in the order given.
+
+        Raises:
+            InputError: As in `encode_documents`, or if `factor` is not a whole number >= 1.
+        """
+        require_whole_number("factor", factor)
+        heads = self._choose_heads(dense=False, sparse=False, colbert=True)
+        checked = require_texts(texts)
+        with self._watched(checked, "document", heads) as call:
+            rows = self._encode_pooled(checked, factor)
+            call.embeddings = Embeddings(dense=None, sparse=None, colbert=rows)
+        return rows
+
+    def want_pooled(self, factor: int) -> PooledRows | None:
+        """Have pooled rows computed and cached in the pass that gives documents' dense vectors.
+
+        A store that holds them asks for this: LlamaIndex embeds nodes first and adds them then.
+
+        Args:
+            factor: As in `encode_pooled`.
+
+        Returns:
+            What to hold as long as that is wanted; None where there is no cache to put them into.
+        """
+        del factor
+        return None
+
+    def _encode_pooled(self, texts: Sequence[str], factor: int) -> list[FloatArray]:
+        embeddings = self._encode(texts, "document", ("colbert",), show_progress=False)
+        return [pool_rows(rows, factor) for rows in embeddings.colbert or ()]
+
     # --- the same for coroutines ----------------------------------------------------------------
 
     async def in_thread(self, function: Callable[[], Result]) -> Result:
@@ -354,37 +400,6 @@ class TextEmbedder(Closeable):
             partial(self.encode_query, text, dense=dense, sparse=sparse, colbert=colbert)
         )
 
-    # --- those who watch ------------------------------------------------------------------------
-
-    def watch(
-        self, watcher: Callable[[EncodeCall], AbstractContextManager[None]]
-    ) -> Callable[[], None]:
-        """Let something see each call, as tracing does; return what ends that.
-
-        Args:
-            watcher: Called before each call; the context manager that it returns is around the
-                call. It belongs to this object, and is not pickled with it.
-        """
-        if self._watchers is None:
-            self._watchers = Watchers()
-        return self._watchers.add(watcher)
-
-    @contextmanager
-    def _watched(
-        self, texts: Sequence[Text], role: Role, heads: tuple[HeadName, ...]
-    ) -> Iterator[EncodeCall]:
-        """Let those who watch see a call; what is done inside adds no frame to a traceback."""
-        call = EncodeCall(model=self.model_name, texts=texts, role=role, heads=heads)
-        if not self._watchers:
-            yield call
-            return
-        with self._watchers.around(call):
-            token = CURRENT_CALL.set(call)
-            try:
-                yield call
-            finally:
-                CURRENT_CALL.reset(token)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model_name!r})"
 
@@ -396,17 +411,6 @@ class TextEmbedder(Closeable):
         Raises:
             InputError: If that is none, or one that the model does not give.
         """
-        asked_for = {"dense": dense, "sparse": sparse, "colbert": colbert}
-        chosen: list[HeadName] = []
-        for head in HEAD_NAMES:
-            if asked_for[head] or (asked_for[head] is None and head in self.heads):
-                chosen.append(head)
-        if not chosen:
-            raise InputError("ask for at least one of dense, sparse and colbert")
-        for head in chosen:
-            if head not in self.heads:
-                raise InputError(
-                    f"{self.model_name!r} gives {' and '.join(self.heads)} vectors, no {head} ones;"
-                    f" leave {head} out, or take a model that gives them"
-                )
-        return tuple(chosen)
+        return choose_heads(
+            self.model_name, self.heads, dense=dense, sparse=sparse, colbert=colbert
+        )

@@ -13,11 +13,12 @@ from typing import Any
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel
+from unified_embeddings.embedders.pooling import PooledRows
 from unified_embeddings.embedders.values import EmbedderStats
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import DEFAULT_FUSION, Fusion
-from unified_embeddings.types import Embeddings, HeadName, Options, Role, Text
+from unified_embeddings.types import Embeddings, FloatArray, HeadName, Options, Role, Text
 from unified_embeddings.validation import require_texts
 
 
@@ -151,6 +152,13 @@ class PairedEmbedder(TextEmbedder):
         """Release both models' memory."""
         self.dense.close()
         self.sparse.close()
+
+    def want_pooled(self, factor: int) -> PooledRows | None:
+        """Have the dense model cache pooled rows along; see `TextEmbedder.want_pooled`."""
+        return self.dense.want_pooled(factor)
+
+    def _encode_pooled(self, texts: Sequence[str], factor: int) -> list[FloatArray]:
+        return self.dense.encode_pooled(texts, factor)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the two embedders, which pickle their options."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -27,11 +28,12 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.pooling import PooledRows
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.llama.fields import Fields
 from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
 from unified_embeddings.llama.hybrid_search import HybridSearch
-from unified_embeddings.llama.payloads import without_graph_ids
+from unified_embeddings.llama.node_points import PointLayout, build_batches
 from unified_embeddings.llama.queries import (
     CheckedQuery,
     build_query_filter,
@@ -47,7 +49,8 @@ from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import SPARSE_VECTOR, VectorNames
-from unified_embeddings.validation import check_is_list, require_vector
+from unified_embeddings.stores.stored_colbert import StoredColbert
+from unified_embeddings.validation import check_is_list
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,15 +72,18 @@ class FingerprintedStore(QdrantVectorStore):
         names: The names of the vectors that are searched and written.
         layout: How nodes are written, and payloads understood.
         adopt: How the collection was opened; a retriever over the store takes it over.
+        stored_colbert: How its points hold ColBERT vectors; None if they hold none.
         **options: The stock store's own.
     """
 
     _embedder: TextEmbedder = PrivateAttr()
-    _make_collection: Callable[[], None] = PrivateAttr()
+    _make_collection: Callable[[], object] = PrivateAttr()
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
     _names: VectorNames = PrivateAttr()
     _layout: StoredLayout = PrivateAttr()
+    _stored_colbert: StoredColbert | None = PrivateAttr()
+    _pooled_rows: PooledRows | None = PrivateAttr()
     _search: HybridSearch = PrivateAttr()
     _has_own_fusion: bool = PrivateAttr()
 
@@ -88,11 +94,12 @@ class FingerprintedStore(QdrantVectorStore):
         *,
         client: Client,
         aclient: AsyncQdrantClient,
-        make_collection: Callable[[], None],
+        make_collection: Callable[[], object],
         names: VectorNames,
         layout: StoredLayout = LLAMA_INDEX_LAYOUT,
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
+        stored_colbert: StoredColbert | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -113,6 +120,21 @@ class FingerprintedStore(QdrantVectorStore):
         self._layout = layout
         self._search = self._make_search()
         self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
+        self._stored_colbert = stored_colbert
+        if stored_colbert is not None and "colbert" not in embedder.heads:
+            self._stored_colbert = None
+            _LOG.warning(
+                "Collection %r holds ColBERT vectors, and %r gives none: nodes added here hold "
+                "none. Add them with a model that does: unified-embeddings add-vectors %s "
+                "--colbert",
+                collection,
+                embedder.model_name,
+                shlex.quote(collection),
+            )
+        # As long as this is held, the pass that gives nodes their embeddings pools rows as well.
+        self._pooled_rows = None
+        if self._stored_colbert is not None:
+            self._pooled_rows = embedder.want_pooled(self._stored_colbert.pool)
 
     def _make_search(self) -> HybridSearch:
         # Through a proxy: in a cycle of references, a store that is no longer used would keep its
@@ -133,6 +155,11 @@ class FingerprintedStore(QdrantVectorStore):
     def fields(self) -> Fields:
         """Where the payloads have the metadata, for filters, and what ids the points have."""
         return self._layout.fields
+
+    @property
+    def stored_colbert(self) -> StoredColbert | None:
+        """How points hold ColBERT vectors; None if they hold none."""
+        return self._stored_colbert
 
     @property
     def adopt(self) -> Adopt | None:
@@ -178,8 +205,8 @@ class FingerprintedStore(QdrantVectorStore):
                 node and key. Nothing is stored then.
             StoreError: If Qdrant rejects them.
         """
-        points, node_ids = self._build_points(_to_list(nodes), self.sparse_vector_name)
-        if points:
+        nodes = _to_list(nodes)
+        for points in self._build_batches(nodes, self.sparse_vector_name):
             with store_errors(self.collection_name, "adding nodes"):
                 self._client.upload_points(
                     self.collection_name,
@@ -189,7 +216,7 @@ class FingerprintedStore(QdrantVectorStore):
                     max_retries=self.max_retries,
                     wait=True,
                 )
-        return node_ids
+        return [node.node_id for node in nodes]
 
     async def async_add(
         self,
@@ -198,12 +225,12 @@ class FingerprintedStore(QdrantVectorStore):
         **kwargs: Any,  # noqa: ARG002
     ) -> list[str]:
         """Like `add`, but without blocking the event loop."""
-        points, node_ids = await self._embedder.in_thread(
-            partial(self._build_points, _to_list(nodes), self.sparse_vector_name)
-        )
-        for start in range(0, len(points), self.batch_size):
-            await self._upsert(points[start : start + self.batch_size])
-        return node_ids
+        nodes = _to_list(nodes)
+        batches = self._build_batches(nodes, self.sparse_vector_name)
+        while points := await self._embedder.in_thread(partial(next, batches, None)):
+            for start in range(0, len(points), self.batch_size):
+                await self._upsert(points[start : start + self.batch_size])
+        return [node.node_id for node in nodes]
 
     async def _upsert(self, points: list[qm.PointStruct]) -> None:
         for attempt in range(1, self.max_retries + 1):
@@ -219,50 +246,22 @@ class FingerprintedStore(QdrantVectorStore):
     def _build_points(
         self, nodes: list[BaseNode], sparse_vector_name: str
     ) -> tuple[list[qm.PointStruct], list[str]]:
-        payloads = self._layout.build_payloads(nodes)
-        point_ids = [
-            self.fields.to_point_id(node.node_id, index) for index, node in enumerate(nodes)
-        ]
         points: list[qm.PointStruct] = []
-        for start in range(0, len(nodes), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            vectors = self._build_vectors(nodes[batch], start, sparse_vector_name)
-            points += [
-                qm.PointStruct(id=point_id, payload=payload, vector=named_vectors)
-                for point_id, payload, named_vectors in zip(
-                    point_ids[batch], payloads[batch], vectors, strict=True
-                )
-            ]
+        for batch in self._build_batches(nodes, sparse_vector_name):
+            points += batch
         return points, [node.node_id for node in nodes]
 
-    def _build_vectors(
-        self, nodes: list[BaseNode], start: int, sparse_vector_name: str
-    ) -> list[dict[str, Any]]:
-        """Return the vectors of each node by name.
-
-        Args:
-            nodes: A batch of the nodes that are added.
-            start: The position of its first node among them, for messages.
-            sparse_vector_name: The name of the sparse vectors.
-        """
-        vectors: list[dict[str, Any]] = []
-        for index, node in enumerate(nodes, start):
-            if node.embedding is None:
-                raise InputError(f"node {node.node_id} has no embedding", index=index)
-            vector = require_vector(
-                node.embedding,
-                self._embedder.dimension,
-                subject=f"the embedding of node {node.node_id}",
-                index=index,
-            )
-            vectors.append({self.dense_vector_name: vector.tolist()})
-        if self.enable_hybrid and self._sparse_doc_fn is not None:
-            embedded = map(without_graph_ids, nodes)
-            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
-            rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
-            for named_vectors, indices, values in rows:
-                named_vectors[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
-        return vectors
+    def _build_batches(
+        self, nodes: list[BaseNode], sparse_vector_name: str
+    ) -> Iterator[list[qm.PointStruct]]:
+        layout = PointLayout(
+            dense_name=self.dense_vector_name,
+            sparse_name=sparse_vector_name,
+            sparse_function=self._sparse_doc_fn if self.enable_hybrid else None,
+            colbert=self._stored_colbert,
+            payloads=self._layout,
+        )
+        return build_batches(nodes, self._embedder, layout, self.batch_size)
 
     # --- finding --------------------------------------------------------------------------------
 

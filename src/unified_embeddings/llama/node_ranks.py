@@ -21,7 +21,11 @@ _Places: TypeAlias = dict[qm.ExtendedPointId, dict[str, float]]
 
 
 def note_ranks(
-    nodes: Sequence[NodeWithScore], best: Ranking, lists: Mapping[str, Ranking], *, fused: bool
+    nodes: Sequence[NodeWithScore],
+    best: Ranking,
+    lists: Mapping[str, Ranking],
+    *,
+    fused: Ranking | None = None,
 ) -> None:
     """Write each node's rank and score in each list into its metadata.
 
@@ -33,12 +37,12 @@ def note_ranks(
         nodes: The nodes found, which nobody else holds.
         best: Their points with the scores that they got, in the same order.
         lists: The searched lists by name.
-        fused: Whether `best` was fused from them; it is noted as the list "fused" then.
+        fused: What was fused from them; it is noted as the list "fused". None if nothing was.
     """
     places: dict[str, _Places] = {name: _places(ranking) for name, ranking in lists.items()}
-    if fused:
+    if fused is not None:
         places["fused"] = {
-            point.id: {"rank": rank, "score": score} for rank, (point, score) in enumerate(best, 1)
+            point.id: {"rank": rank, "score": score} for rank, (point, score) in enumerate(fused, 1)
         }
     for scored, (point, _) in zip(nodes, best, strict=True):
         node = scored.node
@@ -48,18 +52,20 @@ def note_ranks(
                 excluded.append(RETRIEVAL_KEY)
 
 
-def note_relevance(nodes: Sequence[NodeWithScore], judged: JudgedAnswer) -> None:
+def note_relevance(nodes: Sequence[NodeWithScore], best: Ranking, judged: JudgedAnswer) -> None:
     """Write each node's relevance, and whether the answer is weak, into its metadata.
 
     They are beside the ranks: "relevance", 0 to 1, and "weak" unless that is not known.
 
     Args:
-        nodes: The first of the judged points as nodes, in the same order, with their ranks noted.
+        nodes: The nodes found, with their ranks noted.
+        best: Their points, in the same order.
         judged: How relevant they are.
     """
-    for scored, (_, relevance) in zip(nodes, judged.ranking, strict=False):
+    relevances = {point.id: relevance for point, relevance in judged.ranking}
+    for scored, (point, _) in zip(nodes, best, strict=True):
         note = scored.node.metadata[RETRIEVAL_KEY]
-        note["relevance"] = relevance
+        note["relevance"] = relevances[point.id]
         if judged.weak is not None:
             note["weak"] = judged.weak
 

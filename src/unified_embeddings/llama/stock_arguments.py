@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from unified_embeddings.models.fusion import Fusion
     from unified_embeddings.stores.opening import Client
+    from unified_embeddings.stores.stored_colbert import ColbertName, StoredColbert
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -84,6 +85,10 @@ class PlaceOptions(TypedDict, total=False):
 
 class StoreOptions(CollectionOptions, WritingOptions, NamingOptions, total=False):
     """Options of `vector_store` besides the place."""
+
+    colbert: StoredColbert | ColbertName | None
+    """Whether points hold ColBERT vectors too, so that reranking encodes nothing: "pooled", "full"
+    or a StoredColbert. None does as an existing collection does, and holds none in a new one."""
 
     client_kwargs: Mapping[str, Any] | None
     """More arguments for the QdrantClient that is made for `url`: timeout, prefer_grpc, ..."""

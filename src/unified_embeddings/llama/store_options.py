@@ -23,6 +23,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.stock_arguments import StoreOptions
 from unified_embeddings.stores.schema import VectorNames
+from unified_embeddings.stores.stored_colbert import ColbertName, StoredColbert, require_colbert
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_whole_number
 
@@ -98,8 +99,10 @@ def read_options(options: Mapping[str, Any]) -> Options:
     """
     given: Options = {}
     for name, value in options.items():
-        if value is not None:
+        if value is not None and name != "colbert":
             given[name] = _read_option(name, value)
+    if options.get("colbert") is not None:
+        given["colbert"] = require_colbert(options["colbert"])
     for name in ("batch_size", "parallel", "max_retries"):
         if name in given:
             given[name] = require_whole_number(name, options[name])
@@ -112,7 +115,7 @@ def read_options(options: Mapping[str, Any]) -> Options:
     return given
 
 
-def check_meaning(given: Mapping[str, Any], url: str | None) -> None:
+def check_meaning(given: Mapping[str, Any], embedder: TextEmbedder, url: str | None) -> None:
     """Reject options of the stock store that would mean something else here.
 
     Raises:
@@ -120,6 +123,11 @@ def check_meaning(given: Mapping[str, Any], url: str | None) -> None:
     """
     if "client_kwargs" in given and url is None:
         raise InputError("client_kwargs= is for the client that is made for url=")
+    if "colbert" in given and "colbert" not in embedder.heads:
+        raise InputError(
+            f"colbert= needs ColBERT vectors, which {embedder.model_name!r} does not give; leave "
+            "it out, or take a model that gives them (bge-m3, mini-m3)"
+        )
     if not given.get("index_doc_id", True):
         raise InputError("index_doc_id=False is not possible: documents are deleted through it")
 
@@ -163,7 +171,8 @@ def _read_option(name: str, value: Any) -> Any:
 
 @cache
 def _adapters() -> dict[str, TypeAdapter[Any]]:
-    hints = get_type_hints(StoreOptions, localns={"qm": qm})
+    names = {"qm": qm, "StoredColbert": StoredColbert, "ColbertName": ColbertName}
+    hints = get_type_hints(StoreOptions, localns=names)
     return {name: TypeAdapter(hint) for name, hint in hints.items()}
 
 

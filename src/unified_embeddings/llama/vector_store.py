@@ -92,11 +92,12 @@ def build_vector_store(
         api_key: For `url`.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
             was made with this model. Nothing checks it.
-        **options: Qdrant's settings of a new collection (hnsw_config, quantization_config, ...; for
-            a server or a cluster also shard_number, replication_factor, ...), and options of
-            LlamaIndex's store that keep their meaning (batch_size, payload_indexes, ...); see
-            `StoreOptions`. A payload index holds values of its own type, and Qdrant answers from
-            it: with one of integers, a condition does not see 2.5 in that field.
+        **options: `colbert`, which has points hold ColBERT vectors too; Qdrant's settings of a new
+            collection (hnsw_config, quantization_config, ...; for a server or a cluster also
+            shard_number, replication_factor, ...); and options of LlamaIndex's store that keep
+            their meaning (batch_size, payload_indexes, ...). See `StoreOptions`. A payload index
+            holds values of its own type, and Qdrant answers from it: with one of integers, a
+            condition does not see 2.5 in that field.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, the name is blank, an
@@ -133,14 +134,15 @@ def build_vector_store(
             adopt=adopt,
             **settings,
         )
-        make_collection()
+        stored_colbert = make_collection(colbert=given.get("colbert"))
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
             collection,
             client=client,
             aclient=aclient or async_view(client),
-            make_collection=make_collection,
+            make_collection=partial(make_collection, colbert=stored_colbert),
+            stored_colbert=stored_colbert,
             names=recognised.names,
             layout=recognised.layout,
             reopen=reopen,
@@ -162,7 +164,7 @@ def _check_arguments(
     check_embedder(embedder)
     check_adopt(adopt)
     given = read_options(options)
-    check_meaning(given, url)
+    check_meaning(given, embedder, url)
     return given
 
 

@@ -36,15 +36,21 @@ from unified_embeddings.migration.heads import (
     describe_heads,
     encode_heads,
     find_lacking,
-    split_by_size,
 )
 from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
 from unified_embeddings.migration.probes import DETECTED, Layout
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
+from unified_embeddings.stores.opening import Client, is_local_mode, make_thread_safe
+from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.sampling import sample_ids
-from unified_embeddings.stores.schema import dense_vectors
+from unified_embeddings.stores.schema import dense_vectors, record_colbert, stored_colbert
+from unified_embeddings.stores.stored_colbert import (
+    COLBERT_VECTOR,
+    FULL,
+    StoredColbert,
+    check_stored_colbert,
+)
 from unified_embeddings.types import HeadName
 
 _POINTS_PER_PAGE = 64
@@ -94,6 +100,7 @@ def add_vectors(
     embedder: TextEmbedder,
     heads: Sequence[HeadName],
     *,
+    colbert: StoredColbert | None = None,
     layout: Layout = DETECTED,
     copy_to: str | None = None,
     alias: str = "",
@@ -113,6 +120,8 @@ def add_vectors(
         name: The collection's name, not an alias.
         embedder: Embedder of the model that made the collection.
         heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`.
+        colbert: How ColBERT vectors are pooled and quantised. None takes the collection's own way
+            if it stores some, or else stores every row in float32.
         layout: How its payloads are laid out; seen from a sample unless named.
         copy_to: Name of a second collection to fill instead; where the store cannot add vectors in
             place, one is named after the heads.
@@ -123,8 +132,8 @@ def add_vectors(
     Raises:
         FingerprintMismatchError: If another model made the collection.
         InputError: If the model does not give these heads, or the layout cannot be seen.
-        StoreError: If the collection does not record its model, has other vectors of these names,
-            or Qdrant fails.
+        StoreError: If the collection does not record its model, has other vectors of these names
+            or stores ColBERT vectors in another way, or Qdrant fails.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -147,21 +156,24 @@ def add_vectors(
     if not heads and copy_to is None:
         raise InputError("expected heads to add: sparse, colbert or both")
     check_heads(name, info, embedder, heads)
-    params = describe_heads(embedder, heads)
+    colbert = _choose_colbert(name, info, heads, colbert)
+    params = describe_heads(embedder, heads, colbert)
     reader = _open_reader(client, name, layout)
     target, alias_switched = name, ""
     lacking = [] if copy_to else find_lacking(name, info, params)
+    if COLBERT_VECTOR in lacking:
+        record_colbert(client, name, colbert)
     if copy_to or not _create_names(client, name, {key: params[key] for key in lacking}):
         target = copy_to or "-".join((name, *heads))
         added, problems = copy_with_heads(
-            client, name, target, info, embedder, params, reader, watching
+            client, name, target, info, embedder, params, colbert, reader, watching
         )
         if alias:
             switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
-        _leave_unindexed(client, name, params)
-        filler = _Filler(client, name, embedder, heads, reader)
+        _complete_params(client, name, params)
+        filler = _Filler(client, name, embedder, heads, colbert, reader)
         added, problems = filler.fill(watching)
     with store_errors(target, "counting its points"):
         total = client.count(target, exact=True).count
@@ -175,6 +187,25 @@ def add_vectors(
         alias=alias_switched,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _choose_colbert(
+    name: str, info: qm.CollectionInfo, heads: Sequence[HeadName], wanted: StoredColbert | None
+) -> StoredColbert:
+    """Return how ColBERT vectors are stored: as wanted, or as the collection does.
+
+    Raises:
+        InputError: If a way is wanted, and the head is not added.
+        StoreError: If the collection stores them in another way than is wanted.
+    """
+    if wanted is not None and "colbert" not in heads:
+        raise InputError("colbert= says how ColBERT vectors are stored; add the head 'colbert'")
+    stored = stored_colbert(info)
+    if stored is None:
+        return wanted or FULL
+    if wanted is not None:
+        check_stored_colbert(name, wanted, stored)
+    return stored
 
 
 def _open_reader(client: Client, name: str, layout: Layout) -> PayloadReader:
@@ -207,6 +238,7 @@ def _create_names(client: Client, name: str, params: Mapping[str, VectorParams])
                     size=wanted.size,
                     distance=wanted.distance,
                     multivector_config=wanted.multivector_config,
+                    datatype=_to_storage_datatype(wanted.datatype),
                 )
             )
         with store_errors(name, f"adding the vector {vector!r}"):
@@ -219,22 +251,37 @@ def _create_names(client: Client, name: str, params: Mapping[str, VectorParams])
     return True
 
 
-def _leave_unindexed(client: Client, name: str, params: Mapping[str, VectorParams]) -> None:
-    """Let a server build no index over multi-vectors; the others build none unasked.
+def _to_storage_datatype(datatype: qm.Datatype | None) -> qm.VectorStorageDatatype | None:
+    """Return a data type; qdrant-client has another enum of them for vectors added later."""
+    return None if datatype is None else qm.VectorStorageDatatype(datatype.value)
 
-    A new name cannot be given this setting, only an existing one. So it is looked at in each run,
-    in case an earlier one ended in between.
+
+def _complete_params(client: Client, name: str, params: Mapping[str, VectorParams]) -> None:
+    """Switch off the index over multi-vectors, and set how they are quantised.
+
+    A new name cannot be given these settings, only an existing one. So they are looked at in each
+    run, in case an earlier one ended in between. Local mode has none of them.
     """
-    if is_in_process(client):
+    if is_local_mode(client):
         return
     with store_errors(name, "switching off an index that nothing would use"):
         existing = dense_vectors(client.get_collection(name))
         for vector, wanted in params.items():
             if not isinstance(wanted, qm.VectorParams) or vector not in existing:
                 continue
-            if existing[vector].hnsw_config != wanted.hnsw_config:
-                diff = qm.VectorParamsDiff(hnsw_config=wanted.hnsw_config)
+            diff = _difference(existing[vector], wanted)
+            if diff is not None:
                 client.update_collection(name, vectors_config={vector: diff})
+
+
+def _difference(existing: qm.VectorParams, wanted: qm.VectorParams) -> qm.VectorParamsDiff | None:
+    """Return what to change about a vector; None if it is as wanted."""
+    changes = {}
+    for field in ("hnsw_config", "quantization_config", "on_disk"):
+        value = getattr(wanted, field)
+        if value is not None and value != getattr(existing, field):
+            changes[field] = value
+    return qm.VectorParamsDiff(**changes) if changes else None
 
 
 class _Filler:
@@ -246,12 +293,14 @@ class _Filler:
         name: str,
         embedder: TextEmbedder,
         heads: Sequence[HeadName],
+        colbert: StoredColbert,
         reader: PayloadReader,
     ) -> None:
         self._client = client
         self._name = name
         self._embedder = embedder
         self._heads = heads
+        self._colbert = colbert
         self._reader = reader
         self._lacking = qm.Filter(
             should=[
@@ -320,13 +369,10 @@ class _Filler:
                 sources.append(source)
         if not sources:
             return
-        vectors, problems = encode_heads(self._embedder, sources, self._heads)
-        items: list[tuple[PointId, Vectors]] = []
-        for source, own_vectors, problem in zip(sources, vectors, problems, strict=True):
-            if problem:
-                self._problems[source.point_id] = problem
-            if own_vectors:
-                items.append((source.point_id, own_vectors))
+        vectors = encode_heads(self._embedder, sources, self._heads, self._colbert)
+        items = []
+        for source, own_vectors in zip(sources, vectors, strict=True):
+            items.append(((source.point_id, own_vectors), own_vectors))
         for request in split_by_size(items):
             self._send(request)
 

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.pooling import pool_rows
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.layouts import SourceText
 from unified_embeddings.stores.schema import (
-    COLBERT_VECTOR,
     SPARSE_VECTOR,
     check_collection,
-    colbert_params,
+    colbert_width,
     dense_vectors,
     sparse_params,
     sparse_vectors,
 )
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR, StoredColbert
 from unified_embeddings.types import HeadName
 
-T = TypeVar("T")
 Vectors: TypeAlias = dict[str, qm.SparseVector | list[list[float]]]
 """Name of a vector → the vector."""
 VectorParams: TypeAlias = qm.VectorParams | qm.SparseVectorParams
 
 NAMES: dict[HeadName, str] = {"sparse": SPARSE_VECTOR, "colbert": COLBERT_VECTOR}
 """Head → the name of its vectors in a collection of ours."""
-_MOST_NUMBERS = 2**20
-"""Of one multi-vector in Qdrant."""
-_REQUEST_NUMBERS = 700_000
-"""Numbers in a request: as JSON they take 20 bytes each, and a server accepts 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,21 @@ def check_heads(
     check_collection(name, info, embedder, dense=None, sparse=None)
 
 
-def describe_heads(embedder: TextEmbedder, heads: Sequence[HeadName]) -> dict[str, VectorParams]:
-    """Return the parameters of the vectors of heads, by their names in a collection."""
+def describe_heads(
+    embedder: TextEmbedder, heads: Sequence[HeadName], colbert: StoredColbert
+) -> dict[str, VectorParams]:
+    """Return the parameters of the vectors of heads, by their names in a collection.
+
+    Args:
+        embedder: The embedder.
+        heads: Of sparse and colbert.
+        colbert: How ColBERT vectors are stored.
+    """
     params: dict[str, VectorParams] = {}
     if "sparse" in heads:
         params[SPARSE_VECTOR] = sparse_params(embedder)
     if "colbert" in heads:
-        (rows,) = embedder.encode(["a"], role="document", heads=["colbert"]).colbert or []
-        params[COLBERT_VECTOR] = colbert_params(rows.shape[1])
+        params[COLBERT_VECTOR] = colbert.params(colbert_width(embedder))
     return params
 
 
@@ -118,54 +121,29 @@ def _space_of(params: VectorParams) -> str:
 
 
 def encode_heads(
-    embedder: TextEmbedder, sources: Sequence[SourceText], heads: Sequence[HeadName]
-) -> tuple[list[Vectors], list[str]]:
-    """Embed texts once for all heads.
+    embedder: TextEmbedder,
+    sources: Sequence[SourceText],
+    heads: Sequence[HeadName],
+    colbert: StoredColbert,
+) -> list[Vectors]:
+    """Embed texts for heads, each text once.
 
     Args:
         embedder: The embedder.
         sources: n texts.
         heads: Of sparse and colbert, at least one.
+        colbert: How ColBERT vectors are stored.
 
     Returns:
-        The vectors of each text, and a problem for each, "" for none. A ColBERT vector larger than
-        Qdrant holds is left out.
+        The vectors of each text.
     """
     texts = [source.text for source in sources]
     embeddings = embedder.encode(texts, role="document", heads=heads)
     vectors: list[Vectors] = [{} for _ in sources]
-    problems = [""] * len(sources)
     for place, weights in enumerate(embeddings.sparse or ()):
         vectors[place][SPARSE_VECTOR] = qm.SparseVector(
             indices=weights.indices.tolist(), values=weights.values.tolist()
         )
     for place, rows in enumerate(embeddings.colbert or ()):
-        if rows.size > _MOST_NUMBERS:
-            problems[place] = (
-                f"its ColBERT vector has more numbers than Qdrant holds, {_MOST_NUMBERS:,}; "
-                "split the text"
-            )
-        else:
-            vectors[place][COLBERT_VECTOR] = rows.tolist()
-    return vectors, problems
-
-
-def split_by_size(items: Sequence[tuple[T, Vectors]]) -> Iterator[list[tuple[T, Vectors]]]:
-    """Yield items in lists of which each fits into a request; a larger item goes alone."""
-    request: list[tuple[T, Vectors]] = []
-    numbers = 0
-    for item in items:
-        own_numbers = sum(map(_count_numbers, item[1].values()))
-        if request and numbers + own_numbers > _REQUEST_NUMBERS:
-            yield request
-            request, numbers = [], 0
-        request.append(item)
-        numbers += own_numbers
-    if request:
-        yield request
-
-
-def _count_numbers(vector: qm.SparseVector | list[list[float]]) -> int:
-    if isinstance(vector, qm.SparseVector):
-        return 2 * len(vector.indices)
-    return len(vector) * len(vector[0]) if vector else 0
+        vectors[place][COLBERT_VECTOR] = pool_rows(rows, colbert.pool).tolist()
+    return vectors

@@ -31,7 +31,6 @@ from unified_embeddings.migration.heads import (
     check_heads,
     encode_heads,
     find_lacking,
-    split_by_size,
 )
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.aliases import read_aliases, switch_alias
@@ -45,7 +44,14 @@ from unified_embeddings.stores.copy_points import (
 from unified_embeddings.stores.copying import creation_options, payload_indexes
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
-from unified_embeddings.stores.schema import DENSE_VECTOR, dense_vectors
+from unified_embeddings.stores.request_sizes import split_by_size
+from unified_embeddings.stores.schema import (
+    DENSE_VECTOR,
+    dense_vectors,
+    record_colbert,
+    stored_colbert,
+)
+from unified_embeddings.stores.stored_colbert import StoredColbert, check_stored_colbert
 from unified_embeddings.types import HeadName
 
 _POINTS_PER_REQUEST = 64
@@ -61,6 +67,7 @@ def copy_with_heads(
     info: qm.CollectionInfo,
     embedder: TextEmbedder,
     params: Mapping[str, VectorParams],
+    colbert: StoredColbert,
     reader: PayloadReader,
     watching: Watching,
 ) -> tuple[int, dict[str, int]]:
@@ -75,6 +82,7 @@ def copy_with_heads(
         info: What Qdrant reports about the first.
         embedder: The embedder of its model.
         params: The vectors to add, by their names.
+        colbert: How ColBERT vectors are stored.
         reader: Reads the points' texts.
         watching: What is told meanwhile.
 
@@ -86,7 +94,7 @@ def copy_with_heads(
         StoreError: If the target exists and does not fit, or Qdrant fails.
     """
     heads = [head for head, vector in NAMES.items() if vector in params]
-    _prepare_target(client, name, target, info, embedder, params, heads)
+    _prepare_target(client, name, target, info, embedder, params, heads, colbert)
     points_reader = PointReader(
         client, name, info, max_points=_POINTS_PER_REQUEST, max_bytes=_REQUEST_BYTES
     )
@@ -99,7 +107,7 @@ def copy_with_heads(
         missing_ids = [point_id for point_id in page_ids if point_id not in existing]
         for points in points_reader.requests(missing_ids):
             watching.check()
-            problems.update(_send(client, target, embedder, heads, reader, points))
+            problems.update(_send(client, target, embedder, heads, colbert, reader, points))
             copied += len(points)
             watching.on_points(len(points))
     return copied, dict(problems)
@@ -113,6 +121,7 @@ def _prepare_target(
     embedder: TextEmbedder,
     params: Mapping[str, VectorParams],
     heads: Sequence[HeadName],
+    colbert: StoredColbert,
 ) -> None:
     """Create the target unless it exists, and check that it can take the points."""
     if target == name:
@@ -132,8 +141,12 @@ def _prepare_target(
                     dense[vector] = wanted
             options |= {"vectors_config": dense, "sparse_vectors_config": sparse or None}
             client.create_collection(target, **options)
+            if "colbert" in heads:
+                record_colbert(client, target, colbert)
         target_info = client.get_collection(target)
     check_heads(target, target_info, embedder, heads)
+    if "colbert" in heads:
+        check_stored_colbert(target, colbert, stored_colbert(target_info))
     wanted_vectors: dict[str, VectorParams] = {**_named_params(info), **params}
     lacking = find_lacking(target, target_info, wanted_vectors)
     if lacking:
@@ -160,6 +173,7 @@ def _send(
     target: str,
     embedder: TextEmbedder,
     heads: Sequence[HeadName],
+    colbert: StoredColbert,
     reader: PayloadReader,
     points: Sequence[qm.PointStruct],
 ) -> list[str]:
@@ -174,19 +188,18 @@ def _send(
             readable[source.point_id] = source
     added: dict[PointId, Vectors] = {}
     if readable and heads:
-        vectors, own_problems = encode_heads(embedder, list(readable.values()), heads)
+        vectors = encode_heads(embedder, list(readable.values()), heads, colbert)
         added = dict(zip(readable, vectors, strict=True))
-        problems += [problem for problem in own_problems if problem]
-    items = [(point, added.get(plain_id(point.id), {})) for point in points]
-    for request in split_by_size(items):
-        complete = [
-            qm.PointStruct.model_construct(
-                id=point.id,
-                payload=_payload_of(point, readable),
-                vector={**_named(point), **new_vectors},
-            )
-            for point, new_vectors in request
-        ]
+    items = []
+    for point in points:
+        new_vectors = added.get(plain_id(point.id), {})
+        complete_point = qm.PointStruct.model_construct(
+            id=point.id,
+            payload=_payload_of(point, readable),
+            vector={**_named(point), **new_vectors},
+        )
+        items.append((complete_point, new_vectors))
+    for complete in split_by_size(items):
         with store_errors(target, "writing points"):
             client.upsert(target, complete)
     check_arrived(client, target, [plain_id(point.id) for point in points])

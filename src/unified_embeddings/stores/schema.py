@@ -20,6 +20,13 @@ from qdrant_client.http.exceptions import ApiException
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode
+from unified_embeddings.stores.stored_colbert import (
+    COLBERT_VECTOR,
+    RECORD_KEY,
+    StoredColbert,
+    check_stored_colbert,
+    read_stored_colbert,
+)
 
 if TYPE_CHECKING:  # copying needs this module, and embeds nothing
     from unified_embeddings.embedders.base import TextEmbedder
@@ -30,11 +37,15 @@ DENSE_VECTOR = "text-dense"
 SPARSE_VECTOR = "text-sparse-new"
 FORMER_SPARSE_VECTOR = "text-sparse"
 """What LlamaIndex called sparse vectors before, and Haystack calls them still."""
-COLBERT_VECTOR = "text-colbert"
 PAYLOAD_INDEXES = {"doc_id": qm.PayloadSchemaType.KEYWORD}
 """Field → index of every collection of ours; LlamaIndex deletes a document's nodes by `doc_id`."""
 METADATA_KEY = "unified_embeddings"
 """Key of the collection's metadata under which the model is recorded."""
+
+
+_NO_METADATA = (
+    "the server does not keep a collection's metadata; upgrade it to Qdrant 1.16 or later"
+)
 
 
 @dataclass(frozen=True)
@@ -102,20 +113,26 @@ def sparse_params(embedder: TextEmbedder) -> qm.SparseVectorParams:
     return qm.SparseVectorParams(index=qm.SparseIndexParams(), modifier=_sparse_modifier(embedder))
 
 
-def colbert_params(width: int) -> qm.VectorParams:
-    """Return the parameters of ColBERT vectors: scored row by row, and without an index.
+def stored_colbert(info: qm.CollectionInfo) -> StoredColbert | None:
+    """Return how a collection stores ColBERT vectors; None if it stores none."""
+    return read_stored_colbert(info, _read_record(info))
 
-    They rerank what the other vectors find, for which an index over every row would be of no use.
 
-    Args:
-        width: Numbers in a row.
+def record_colbert(client: Client, name: str, colbert: StoredColbert) -> None:
+    """Record how a collection's ColBERT vectors are pooled; what else is recorded stays.
+
+    This comes before the first of them is written, or even the name of the vectors, so that nobody
+    takes pooled vectors for others.
+
+    Raises:
+        StoreError: If Qdrant fails, or is too old to keep metadata.
     """
-    return qm.VectorParams(
-        size=width,
-        distance=qm.Distance.COSINE,
-        multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
-        hnsw_config=qm.HnswConfigDiff(m=0),
-    )
+    with store_errors(name, "recording how its ColBERT vectors are pooled"):
+        record = {**_read_record(client.get_collection(name)), RECORD_KEY: colbert.record}
+        client.update_collection(name, metadata={METADATA_KEY: record})
+        recorded = _read_record(client.get_collection(name)).get(RECORD_KEY)
+    if recorded != colbert.record:
+        raise StoreError(name, "recording how its ColBERT vectors are pooled", _NO_METADATA)
 
 
 def check_adopt(adopt: object) -> None:
@@ -135,8 +152,9 @@ def ensure_collection(
     *,
     names: VectorNames | None = None,
     adopt: Literal["trust"] | None = None,
+    colbert: StoredColbert | None = None,
     **options: Any,
-) -> None:
+) -> StoredColbert | None:
     """Create the collection for an embedder's vectors, or check the existing one.
 
     A fingerprint that an earlier version recorded is replaced by today's.
@@ -147,24 +165,63 @@ def ensure_collection(
         embedder: The embedder whose vectors it will hold.
         names: What its vectors are called; None for the names of a collection of ours.
         adopt: "trust" accepts an existing collection that does not record its model.
+        colbert: How it stores ColBERT vectors; None takes what an existing collection does, and
+            stores none in a new one.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
 
+    Returns:
+        How the collection stores ColBERT vectors; None if it stores none.
+
     Raises:
         FingerprintMismatchError: If it holds another model's vectors.
-        StoreError: If Qdrant cannot be reached or refuses, or the collection does not record its
-            model.
+        StoreError: If Qdrant cannot be reached or refuses, the collection does not record its
+            model, or it stores ColBERT vectors in another way than `colbert` says.
     """
     names = names or own_names(embedder)
-    with store_errors(name, "creating the collection"):
-        if not client.collection_exists(name):
-            _create_collection(client, name, embedder, names, options)
+    with store_errors(name, "looking for the collection"):
+        exists = client.collection_exists(name)
+    if not exists:
+        # The model may have to be asked how wide its rows are: its errors are not the store's.
+        params = vector_params(embedder, names, colbert)
+        with store_errors(name, "creating the collection"):
+            _create_collection(client, name, embedder, names, params, colbert, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     check_collection(name, info, embedder, dense=names.dense, sparse=names.sparse, adopt=adopt)
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
         record_model(client, name, embedder)
+    stored = stored_colbert(info)
+    if colbert is not None:
+        check_stored_colbert(name, colbert, stored)
+    return stored
+
+
+def vector_params(
+    embedder: TextEmbedder, names: VectorNames, colbert: StoredColbert | None
+) -> dict[str, qm.VectorParams]:
+    """Return the parameters of a new collection's vectors, without the sparse ones.
+
+    Raises:
+        InputError: If ColBERT vectors are to be stored, and the model gives none.
+        ModelLoadError: If they are, and the model cannot be loaded.
+    """
+    params = {names.dense: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)}
+    if colbert is not None:
+        params[COLBERT_VECTOR] = colbert.params(colbert_width(embedder))
+    return params
+
+
+def colbert_width(embedder: TextEmbedder) -> int:
+    """Return how many numbers a row of a model's ColBERT vectors has; runs the model once.
+
+    Raises:
+        InputError: If the model gives none.
+        ModelLoadError: If it cannot be loaded.
+    """
+    (rows,) = embedder.encode(["a"], role="document", heads=["colbert"]).colbert or []
+    return int(rows.shape[1])
 
 
 def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
@@ -188,8 +245,7 @@ def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
         raise StoreError(
             name,
             "recording its model",
-            "the server does not keep a collection's metadata; upgrade it to Qdrant 1.16 or later, "
-            "or open the collection with adopt='trust' (--adopt trust) each time",
+            f"{_NO_METADATA}, or open the collection with adopt='trust' (--adopt trust) each time",
         )
 
 
@@ -326,18 +382,23 @@ def _create_collection(
     name: str,
     embedder: TextEmbedder,
     names: VectorNames,
+    params: dict[str, qm.VectorParams],
+    colbert: StoredColbert | None,
     options: dict[str, Any],
 ) -> None:
-    dense_params = qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
+    record: dict[str, object] = dict(_record_of(embedder))
+    if colbert is not None:
+        record[RECORD_KEY] = colbert.record
     sparse_config = None
     if names.sparse is not None:
         sparse_config = {names.sparse: sparse_params(embedder)}
     try:
         client.create_collection(
             name,
-            vectors_config={names.dense: dense_params} if names.dense else dense_params,
+            # The unnamed vectors of other software's collections are not a mapping.
+            vectors_config=params[""] if list(params) == [""] else params,
             sparse_vectors_config=sparse_config,
-            metadata={METADATA_KEY: _record_of(embedder)},
+            metadata={METADATA_KEY: record},
             **options,
         )
     except (ApiException, RpcError, ValueError) as error:

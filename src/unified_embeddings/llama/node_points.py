@@ -1,0 +1,118 @@
+"""Nodes as points: each with its payload and all vectors that the collection holds.
+
+What lives here: a node's vectors by name, in batches that fit into memory and a request. What does
+not: what a node becomes in the payload (`payloads`), and sending points (`fingerprinted_store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode
+from qdrant_client import models as qm
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import InputError
+from unified_embeddings.llama.payloads import without_graph_ids
+from unified_embeddings.llama.sparse_functions import SparseLists
+from unified_embeddings.llama.stored_layout import StoredLayout
+from unified_embeddings.stores.request_sizes import split_by_size
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR, StoredColbert
+from unified_embeddings.validation import require_vector
+
+SparseFunction = Callable[[list[str]], SparseLists]
+
+
+@dataclass(frozen=True)
+class PointLayout:
+    """What a collection's points hold.
+
+    Attributes:
+        dense_name: Name of the dense vectors.
+        sparse_name: Name of the sparse vectors.
+        sparse_function: Gives them; None if points hold none.
+        colbert: How points hold ColBERT vectors; None if they hold none.
+        payloads: How nodes are written, and what ids their points have.
+    """
+
+    dense_name: str
+    sparse_name: str
+    sparse_function: SparseFunction | None
+    colbert: StoredColbert | None
+    payloads: StoredLayout
+
+
+def build_batches(
+    nodes: list[BaseNode], embedder: TextEmbedder, layout: PointLayout, batch_size: int
+) -> Iterator[list[qm.PointStruct]]:
+    """Yield the points of nodes; all nodes are checked before the first.
+
+    They are one batch, unless they hold ColBERT vectors, which are large: then as many as fit into
+    a request.
+
+    Args:
+        nodes: The nodes, with embeddings.
+        embedder: Gives the other vectors.
+        layout: Which vectors the points hold.
+        batch_size: How many nodes are embedded at once.
+
+    Raises:
+        InputError: If a node has no embedding, or metadata that is not JSON.
+    """
+    payloads = layout.payloads.build_payloads(nodes)
+    fields = layout.payloads.fields
+    point_ids = [fields.to_point_id(node.node_id, index) for index, node in enumerate(nodes)]
+    dense = _read_embeddings(nodes, embedder.dimension)
+    every: list[qm.PointStruct] = []
+    for start in range(0, len(nodes), batch_size):
+        batch = slice(start, start + batch_size)
+        vectors = _build_vectors(nodes[batch], dense[batch], embedder, layout)
+        points = [
+            # Not validated, which takes long for ColBERT vectors: all parts are checked.
+            qm.PointStruct.model_construct(id=point_id, payload=payload, vector=named_vectors)
+            for point_id, payload, named_vectors in zip(
+                point_ids[batch], payloads[batch], vectors, strict=True
+            )
+        ]
+        if layout.colbert is None:
+            every += points
+        else:
+            yield from split_by_size(zip(points, vectors, strict=True))
+    if every:
+        yield every
+
+
+def _read_embeddings(nodes: list[BaseNode], dimension: int) -> list[list[float]]:
+    """Return the nodes' own embeddings, checked."""
+    embeddings: list[list[float]] = []
+    for index, node in enumerate(nodes):
+        if node.embedding is None:
+            raise InputError(f"node {node.node_id} has no embedding", index=index)
+        vector = require_vector(
+            node.embedding,
+            dimension,
+            subject=f"the embedding of node {node.node_id}",
+            index=index,
+        )
+        embeddings.append(vector.tolist())
+    return embeddings
+
+
+def _build_vectors(
+    nodes: list[BaseNode], dense: list[list[float]], embedder: TextEmbedder, layout: PointLayout
+) -> list[dict[str, Any]]:
+    """Return the vectors of each node by name."""
+    vectors: list[dict[str, Any]] = [{layout.dense_name: own} for own in dense]
+    embedded = map(without_graph_ids, nodes)
+    texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
+    if layout.colbert is not None:
+        rows_of_texts = embedder.encode_pooled(texts, layout.colbert.pool)
+        for named_vectors, rows in zip(vectors, rows_of_texts, strict=True):
+            named_vectors[COLBERT_VECTOR] = rows.tolist()
+    if layout.sparse_function is not None:
+        sparse_lists = layout.sparse_function(texts)
+        for named_vectors, indices, values in zip(vectors, *sparse_lists, strict=True):
+            named_vectors[layout.sparse_name] = qm.SparseVector(indices=indices, values=values)
+    return vectors
