@@ -97,10 +97,10 @@ def test_dspys_cache_mistakes_functions_and_is_left_out(dspy: Any) -> None:
 class RoleEmbedder(FakeEmbedder):
     """Puts "passage" and "query" before texts, as some models do."""
 
-    def _encode(self, texts: Any, role: Any, heads: Any, *, show_progress: bool) -> Any:
+    def _encode(self, texts: Any, role: Any, heads: Any, show_progress: bool) -> Any:
         word = {"document": "passage", "query": "query"}[role]
         prefixed = [f"{word} {text}" for text in texts]
-        return super()._encode(prefixed, role, heads, show_progress=show_progress)
+        return super()._encode(prefixed, role, heads, show_progress)
 
 
 @needs_dspy

@@ -27,10 +27,13 @@ from llama_index.core.graph_stores.types import (
 from llama_index.core.indices.property_graph import ImplicitPathExtractor, VectorContextRetriever
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import BaseNode, TextNode, TransformComponent
-from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import (
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQueryMode,
+)
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
-from qdrant_client import models as qm
 
 from unified_embeddings import UnifiedTextEmbedding
 from unified_embeddings.embedders.fake import FakeEmbedder
@@ -91,11 +94,12 @@ def vector_retriever(
     )
 
 
-def stored_points(store: FingerprintedStore) -> list[qm.Record]:
+def stored_vectors(store: FingerprintedStore) -> dict[str, dict[str, Any]]:
+    """Return each entity's vectors by their names."""
     points, _ = store.client.scroll(
         store.collection_name, limit=100, with_payload=True, with_vectors=True
     )
-    return points
+    return {point.payload[VECTOR_SOURCE_KEY]: point.vector for point in points}
 
 
 def test_paths_are_found_through_entities(any_client: Client) -> None:
@@ -143,17 +147,16 @@ def test_entities_are_embedded_once_and_their_ids_are_no_part_of_it() -> None:
     make_index(store, embedder)
     # One pass for the chunks, and one for the entities: their sparse vectors are cached by it.
     assert embedder.stats().forwards == 2
-    points = {point.payload[VECTOR_SOURCE_KEY]: point for point in stored_points(store)}
-    assert set(points) == {"foxes", "hares", "owls", "whales", "oceans"}
-    for name, point in points.items():
+    stored = stored_vectors(store)
+    assert set(stored) == {"foxes", "hares", "owls", "whales", "oceans"}
+    for name, vectors in stored.items():
         expected = FakeEmbedder(32).encode_documents([name])
         assert expected.dense is not None
         assert expected.sparse is not None
-        assert point.vector[store.dense_vector_name] == pytest.approx(
-            expected.dense[0].tolist(), abs=1e-6
-        )
-        sparse = point.vector[store.sparse_vector_name]
-        assert sparse == qm.SparseVector(**expected.sparse[0].to_qdrant())
+        dense, sparse = vectors[store.dense_vector_name], vectors[store.sparse_vector_name]
+        assert dense == pytest.approx(expected.dense[0].tolist(), abs=1e-6)
+        assert sparse.indices == expected.sparse[0].indices.tolist()
+        assert sparse.values == expected.sparse[0].values.tolist()
 
 
 def test_a_callers_node_is_not_changed_by_storing_it() -> None:
@@ -201,6 +204,7 @@ def test_persisted_and_reloaded_it_finds_the_same(tmp_path: Path) -> None:
         kg_extractors=[Sentences()],
         embed_model=UnifiedTextEmbedding(embedder),
     )
+    assert isinstance(loaded, PropertyGraphIndex)
     for again in (loaded, existing):
         after = vector_retriever(again, embedder).retrieve("foxes")
         assert [(node.text, node.score) for node in after] == [
@@ -242,6 +246,27 @@ def test_filters_restrict_the_entities() -> None:
     index = make_index(store, embedder)
     filters = MetadataFilters(filters=[MetadataFilter(key=TRIPLET_SOURCE_KEY, value="chunk-2")])
     found = vector_retriever(index, embedder, filters=filters).retrieve("foxes")
+    assert {node.text for node in found} == {"whales -> cross -> oceans"}
+
+
+def test_a_query_of_an_index_can_name_the_points(any_client: Client) -> None:
+    embedder = FakeEmbedder(32)
+    store = build_vector_store(embedder, "entities", client=any_client)
+    index = make_index(store, embedder)
+    (owls,) = [node for node in store.get_nodes() if node.metadata[VECTOR_SOURCE_KEY] == "owls"]
+    assert store.get_nodes([owls.node_id])[0].get_content() == "owls"
+    found = vector_retriever(index, embedder, node_ids=[owls.node_id]).retrieve("foxes")
+    assert {node.text for node in found} == {"hares -> fear -> owls"}
+    store.delete_nodes([owls.node_id])
+    assert store.get_nodes([owls.node_id]) == []
+
+
+@pytest.mark.parametrize("mode", ["default", "mmr", VectorStoreQueryMode.MMR])
+def test_a_query_of_an_index_can_name_its_mode(mode: str) -> None:
+    embedder = FakeEmbedder(32)
+    store = build_vector_store(embedder, "entities", client=QdrantClient(":memory:"))
+    index = make_index(store, embedder)
+    found = vector_retriever(index, embedder, mode=mode, similarity_top_k=1).retrieve("whales")
     assert {node.text for node in found} == {"whales -> cross -> oceans"}
 
 
@@ -288,6 +313,42 @@ def test_hybrid_sends_the_words_beside_the_embedding() -> None:
     for number in (3, 11, 17):
         (found,) = retriever.retrieve(f"p{number}")
         assert found.text == f"p{number} -> needs -> q{number}"
+
+
+def test_hybrid_finds_no_path_where_it_finds_no_entity() -> None:
+    embedder = FakeEmbedder(32)
+    store = build_vector_store(embedder, "entities", client=QdrantClient(":memory:"))
+    index = make_index(store, embedder)
+    nowhere = MetadataFilters(filters=[MetadataFilter(key=TRIPLET_SOURCE_KEY, value="nowhere")])
+    # LlamaIndex's own retriever takes that for a question about the whole graph.
+    stock = vector_retriever(index, embedder, filters=nowhere).retrieve("foxes")
+    assert [node.score for node in stock] == 3 * [0.0]
+    retriever = HybridContextRetriever(
+        index.property_graph_store,
+        vector_store=store,
+        embed_model=UnifiedTextEmbedding(embedder),
+        filters=nowhere,
+    )
+    assert retriever.retrieve("foxes") == []
+    assert asyncio.run(retriever.aretrieve("foxes")) == []
+
+
+def test_hybrid_keeps_deeper_paths() -> None:
+    embedder = FakeEmbedder(32)
+    store = build_vector_store(embedder, "entities", client=QdrantClient(":memory:"))
+    index = make_index(store, embedder)
+    retriever = HybridContextRetriever(
+        index.property_graph_store,
+        vector_store=store,
+        embed_model=UnifiedTextEmbedding(embedder),
+        similarity_top_k=1,
+        path_depth=2,
+        include_text=False,
+    )
+    found = retriever.retrieve("foxes")
+    scores = {node.text: node.get_score() for node in found}
+    assert set(scores) == {"foxes -> chase -> hares", "hares -> fear -> owls"}
+    assert scores["foxes -> chase -> hares"] > scores["hares -> fear -> owls"] == 0
 
 
 def test_hybrid_refuses_a_store_without_sparse_vectors() -> None:

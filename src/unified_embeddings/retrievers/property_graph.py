@@ -12,7 +12,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.graph_stores.types import PropertyGraphStore
 from llama_index.core.indices.property_graph import VectorContextRetriever
-from llama_index.core.schema import QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from unified_embeddings.errors import InputError
@@ -27,7 +27,8 @@ class HybridContextRetriever(VectorContextRetriever):
     `PropertyGraphIndex.as_retriever(sub_retrievers=[...])`, or use it by itself.
 
     A path's score is that of the entity in it that was found better: of the fused ranking, so that
-    `similarity_score` is a bound on that.
+    `similarity_score` is a bound on that. Where no entity is found, there is no path; LlamaIndex's
+    own takes every path of a SimplePropertyGraphStore then.
 
     Args:
         graph_store: The graph.
@@ -75,11 +76,43 @@ class HybridContextRetriever(VectorContextRetriever):
             )
         super().__init__(graph_store, vector_store=vector_store, embed_model=embed_model, **options)
 
+    def retrieve_from_graph(
+        self, query_bundle: QueryBundle, limit: int | None = None
+    ) -> list[NodeWithScore]:
+        """Return the paths through the entities that answer a question best, best first.
+
+        Args:
+            query_bundle: The question.
+            limit: The most paths; None for the number given at the beginning.
+
+        Raises:
+            InputError: If the question is blank or not a text.
+            StoreError: If Qdrant fails, or the collection does not exist.
+        """
+        return _through_entities(super().retrieve_from_graph(query_bundle, limit))
+
+    async def aretrieve_from_graph(
+        self, query_bundle: QueryBundle, limit: int | None = None
+    ) -> list[NodeWithScore]:
+        """Like `retrieve_from_graph`, but without blocking the event loop."""
+        return _through_entities(await super().aretrieve_from_graph(query_bundle, limit))
+
     def _get_vector_store_query(self, query_bundle: QueryBundle) -> VectorStoreQuery:
         return _with_words(super()._get_vector_store_query(query_bundle), query_bundle)
 
     async def _aget_vector_store_query(self, query_bundle: QueryBundle) -> VectorStoreQuery:
         return _with_words(await super()._aget_vector_store_query(query_bundle), query_bundle)
+
+
+def _through_entities(paths: list[NodeWithScore]) -> list[NodeWithScore]:
+    """Return the paths if an entity was found.
+
+    LlamaIndex asks the graph for no entities then, which a SimplePropertyGraphStore takes as asking
+    for all. The paths have the score 0. One through an entity that was found has more.
+    """
+    if any(path.get_score() > 0 for path in paths):
+        return paths
+    return []
 
 
 def _with_words(query: VectorStoreQuery, bundle: QueryBundle) -> VectorStoreQuery:
