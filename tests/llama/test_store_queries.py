@@ -236,8 +236,18 @@ class TestNumbers:
 
     @pytest.mark.parametrize("mode", ["svm", "logistic_regression", "linear_regression"])
     def test_modes_of_other_stores_are_refused(self, store: FingerprintedStore, mode: str) -> None:
-        with pytest.raises(InputError, match="not one that Qdrant answers; take default"):
+        with pytest.raises(InputError, match="not one that Qdrant answers; take one of default"):
             ask(store, QUESTIONS[0], mode)
+
+    def test_a_mode_may_be_a_text(self, store: FingerprintedStore) -> None:
+        vector = MODEL.get_query_embedding(QUESTIONS[0])
+        expected = ask(store, QUESTIONS[0], "hybrid").ids
+        query = VectorStoreQuery(query_str=QUESTIONS[0], query_embedding=vector, similarity_top_k=5)
+        query.mode = "hybrid"  # type: ignore[assignment]
+        assert store.query(query).ids == expected
+        query.mode = "best"  # type: ignore[assignment]
+        with pytest.raises(InputError, match="there is no mode 'best'; take one of default"):
+            store.query(query)
 
 
 @pytest.mark.parametrize("mode", ["default", "sparse", "hybrid", "semantic_hybrid", "mmr"])

@@ -179,6 +179,7 @@ def check_query(
     if not isinstance(query, VectorStoreQuery):
         raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
     own_filter = build_query_filter(query, fields)
+    query = replace(query, mode=_read_mode(query.mode))
     mode = _check_mode(query, embedder)
     changes: Options = {}
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
@@ -213,6 +214,19 @@ def to_result(answer: SearchAnswer) -> VectorStoreQueryResult:
     )
 
 
+def _read_mode(mode: object) -> VectorStoreQueryMode:
+    """Return a mode that is given as LlamaIndex's own value or as a text.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    try:
+        return VectorStoreQueryMode(mode)
+    except ValueError:
+        known = ", ".join(each.value for each in _MODES)
+        raise InputError(f"there is no mode {mode!r:.80}; take one of {known}") from None
+
+
 def _check_mode(query: VectorStoreQuery, embedder: TextEmbedder) -> Mode:
     """Return the lists that a query searches.
 
@@ -223,7 +237,9 @@ def _check_mode(query: VectorStoreQuery, embedder: TextEmbedder) -> Mode:
     mode = _MODES.get(query.mode)
     if mode is None:
         known = ", ".join(each.value for each in _MODES)
-        raise InputError(f"the mode {query.mode!s} is not one that Qdrant answers; take {known}")
+        raise InputError(
+            f"the mode {query.mode.value!r} is not one that Qdrant answers; take one of {known}"
+        )
     check_heads(embedder, mode, _RERANKED.get(query.mode))
     if mode != "dense" and not isinstance(query.query_str, str):
         raise InputError(f"the mode {query.mode.value!r} needs query_str, a text")
