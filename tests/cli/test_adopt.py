@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from llama_index.core.schema import MetadataMode
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
@@ -65,25 +66,39 @@ def test_from_an_unknown_collection_to_hybrid_search(run: Run, work: Path, xlmr:
     assert run("adopt", "theirs", "--model", xlmr).out.endswith("already; nothing to do\n")
 
 
-def test_unnamed_dense_vectors_are_led_to_a_collection_with_names(
+def test_unnamed_dense_vectors_are_searched_and_given_sparse_ones(
     run: Run, work: Path, xlmr: Path
 ) -> None:
     with EdgeQdrantClient("qdrant_data") as client, ModelEmbedder(str(xlmr)) as embedder:
         fill(client, "unnamed", embedder, NODES, dense_name="")
     question = ("search", NODES[3].text, "-c", "unnamed", "--model", xlmr)
+    assert f"unified-embeddings adopt unnamed --model {xlmr}" in run(*question).err
+    adopted = run("adopt", "unnamed", "--model", xlmr)
+    assert (adopted.code, adopted.out.endswith("s)\n")) == (0, True)
     refused = run(*question).err
-    assert f"unified-embeddings adopt unnamed --model {xlmr}" in refused
-    command = f"unified-embeddings add-vectors unnamed --copy-to NEW --sparse --model {xlmr}"
-    assert command in refused
-    adopted = run("adopt", "unnamed", "--model", xlmr).out
-    assert f"unified-embeddings add-vectors unnamed --copy-to NEW --model {xlmr}" in adopted
-    assert "adopt unnamed" not in run(*question).err
-    added = run("add-vectors", "unnamed", "--sparse", "--model", xlmr).out
-    assert "its dense vectors have no name" in added
-    ended = run("add-vectors", "unnamed", "--copy-to", "named", "--model", xlmr)
-    assert (ended.code, ended.err) == (0, "")
-    ended = run(*question[:2], "-c", "named", "--model", xlmr, "--json")
+    assert "mode='dense'" in refused
+    assert "unified-embeddings add-vectors unnamed --sparse" in refused
+    ended = run(*question, "--mode", "dense", "--json")
     assert (ended.code, ended.json[0]["text"]) == (0, NODES[3].text)
+    ended = run("add-vectors", "unnamed", "--sparse", "--model", xlmr)
+    assert (ended.code, ended.err) == (0, "")
+    ended = run(*question, "--json")
+    assert (ended.code, ended.json[0]["text"]) == (0, NODES[3].text)
+
+
+def test_texts_under_a_key_of_their_own_are_searched_with_it(
+    run: Run, work: Path, xlmr: Path
+) -> None:
+    payloads = [{"body": node.text, "shelf": number % 3} for number, node in enumerate(NODES)]
+    with EdgeQdrantClient("qdrant_data") as client, ModelEmbedder(str(xlmr)) as embedder:
+        fill(client, "plain", embedder, NODES, mode=MetadataMode.NONE, payloads=payloads)
+    adopted = run("adopt", "plain", "--model", xlmr, "--text-key", "body").out
+    assert "search --text-key" in adopted
+    question = ("search", NODES[3].text, "-c", "plain", "--model", xlmr, "--mode", "dense")
+    assert "(text_key=)" in run(*question).err
+    found = run(*question, "--text-key", "body", "--filter", "shelf=0", "--json")
+    assert found.json[0]["text"] == NODES[3].text
+    assert {row["metadata"]["shelf"] for row in found.json} == {0}
 
 
 def test_a_forgotten_path_is_seen_in_the_message(run: Run, work: Path, xlmr: Path) -> None:

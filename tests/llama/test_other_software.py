@@ -20,6 +20,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import (
     BaseNode,
+    MetadataMode,
     NodeRelationship,
     NodeWithScore,
     RelatedNodeInfo,
@@ -455,7 +456,7 @@ def own_sparse(*, with_metadata: bool) -> list[qm.SparseVector]:
     texts = TEXTS
     if with_metadata:
         nodes = [TextNode(text=text, metadata=metadata) for text, metadata in ARTICLES]
-        texts = [node.get_content(metadata_mode="embed") for node in nodes]  # type: ignore[arg-type]
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
     vectors = EMBEDDER.encode_documents(texts, sparse=True).sparse or []
     return [qm.SparseVector.model_validate(vector.to_qdrant()) for vector in vectors]
 
@@ -506,7 +507,7 @@ def test_another_models_sparse_vectors_are_not_searched(
     assert (store.vector_names.sparse, store.enable_hybrid) == (None, False)
     for mode in ("hybrid", "sparse"):
         with pytest.raises(StoreError, match=r"mode='dense'.*add-vectors theirs --sparse"):
-            UnifiedHybridRetriever(store, EMBEDDER, mode=mode)  # type: ignore[arg-type]
+            UnifiedHybridRetriever(store, EMBEDDER, mode=mode)
     index = VectorStoreIndex.from_vector_store(store, embed_model=MODEL)
     with pytest.raises(StoreError, match="mode='dense'"):
         index.as_retriever(vector_store_query_mode="hybrid").retrieve("fox")
@@ -537,7 +538,7 @@ def test_sparse_vectors_that_the_caller_names_are_searched(
     VectorStoreIndex.from_vector_store(store, embed_model=MODEL).insert_nodes([new_node()])
     for text in (*TEXTS, "A new fox."):
         for mode in ("hybrid", "sparse", "dense"):
-            retriever = UnifiedHybridRetriever(store, EMBEDDER, mode=mode)  # type: ignore[arg-type]
+            retriever = UnifiedHybridRetriever(store, EMBEDDER, mode=mode)
             assert retriever.retrieve(text)[0].text == text
 
 

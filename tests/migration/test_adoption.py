@@ -254,7 +254,7 @@ def test_a_wrong_dimension_is_refused_before_anything_is_embedded(client: Client
 def test_several_dense_vectors_need_a_name(memory: Client) -> None:
     params = qm.VectorParams(size=64, distance=qm.Distance.COSINE)
     memory.create_collection("theirs", {"a": params, "b": params})
-    with pytest.raises(StoreError, match=r"'a', 'b'\); name one"):
+    with pytest.raises(StoreError, match=r"'a' of 64 dimensions, 'b' of 64 dimensions\); name one"):
         adopt_collection(memory, "theirs", FakeEmbedder())
     with pytest.raises(StoreError, match="no dense vector named 'c'"):
         adopt_collection(memory, "theirs", FakeEmbedder(), dense_vector="c")

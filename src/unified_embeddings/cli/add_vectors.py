@@ -102,11 +102,6 @@ def add_vectors(
         return
     for line in _describe(report):
         shared.print_line(shared.printable(line))
-    if report.is_in_place:
-        options = existing.repeat_options(path, url, model)
-        unread = existing.describe_unread(client, name, None, options)
-        if unread is not None:
-            shared.print_line(shared.printable(unread))
 
 
 def _read_stored_colbert(

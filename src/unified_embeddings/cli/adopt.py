@@ -66,10 +66,9 @@ def adopt(
         for line in _describe(report):
             shared.print_line(shared.printable(line))
         if report.is_accepted:
-            options = existing.repeat_options(path, url, model)
-            unread = existing.describe_unread(client, name, report.layout, options)
-            if unread is not None:
-                shared.print_line(shared.printable(unread))
+            reading = existing.describe_reading(report.layout)
+            if reading is not None:
+                shared.print_line(reading)
     if report.outcome == "refused":
         if not as_json:
             shared.print_error(_refusal(report))

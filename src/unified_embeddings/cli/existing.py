@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -76,43 +75,23 @@ def open_existing(
     )
 
 
-def describe_unread(client: Client, name: str, layout: str | None, options: str) -> str | None:
-    """Return why retrievers cannot read a collection, and what helps; None if they can.
+def describe_reading(layout: str | None) -> str | None:
+    """Return what has to be given to read a collection; None if nothing has to be.
 
     Args:
-        client: Of its place.
-        name: The collection's own name.
         layout: Of its payloads; None if they were not read.
-        options: The options of place and model, to be repeated in the command that helps.
-
-    Raises:
-        StoreError: If its settings cannot be read.
     """
-    from unified_embeddings.stores.errors import store_errors
-    from unified_embeddings.stores.schema import dense_vectors
-
-    with store_errors(name, "reading its settings"):
-        is_unnamed = "" in dense_vectors(client.get_collection(name))
-    problems = []
-    if is_unnamed:
-        problems.append("its dense vectors have no name, so that search and retrievers miss them")
-    if layout not in (None, "llama_index"):
-        problems.append(
-            f"its payloads are not LlamaIndex's ({layout}), so that retrievers find no text in them"
+    if layout == "plain":
+        return (
+            "to read it, give the key of its texts: vector_store(..., text_key=...), or search "
+            "--text-key"
         )
-    if not problems:
-        return None
-    return (
-        f"{'; '.join(problems)}. To copy it into a collection that they read: unified-embeddings "
-        f"add-vectors {shlex.quote(name)} --copy-to NEW{options}"
-    )
-
-
-def repeat_options(path: Path, url: str | None, model: str | None) -> str:
-    """Return the options of place and model as they were given, for a command that comes next."""
-    given = {"--path": "" if url or path == shared.DEFAULT_PATH else str(path)}
-    given |= {"--url": url or "", "--model": model or ""}
-    return "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value)
+    if layout == "mixed":
+        return (
+            "its payloads are of several layouts; to open it, give the keys of the software that "
+            "is to read what is written: vector_store(..., text_key=..., metadata_key=...)"
+        )
+    return None
 
 
 def _open_place(collection: str, path: Path, url: str | None, api_key: str | None) -> Client:

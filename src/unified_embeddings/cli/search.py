@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unified_embeddings.cli import shared
+from unified_embeddings.cli import existing, shared
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_weights
@@ -72,6 +72,8 @@ def search(
         ),
     ] = None,
     adopt: shared.Adopt = None,
+    text_key: existing.TextKey = None,
+    metadata_key: existing.MetadataKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
     """Print the passages that best answer a question."""
@@ -81,7 +83,16 @@ def search(
     conditions = parse_conditions(filters or [])
     parsed_weights = _parse_weights(weights)
     config = shared.open_config(model, sparse_model, model_url)
-    store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
+    store = shared.open_store(
+        config,
+        collection,
+        path,
+        url,
+        create=False,
+        adopt=adopt,
+        text_key=text_key,
+        metadata_key=metadata_key,
+    )
     check_conditions(conditions, store)
     options: Options = {
         "similarity_top_k": top_k,

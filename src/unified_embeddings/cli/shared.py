@@ -108,7 +108,7 @@ def open_store(
     *,
     create: bool,
     adopt: Literal["trust"] | None = None,
-    **settings: int,
+    **settings: int | str | None,
 ) -> FingerprintedStore:
     """Open the collection to work on: on the server `url` if given, otherwise in a folder.
 
@@ -119,7 +119,8 @@ def open_store(
         url: Address of a server.
         create: Whether to create the collection if it does not exist.
         adopt: Whether to accept a collection that does not record its model.
-        **settings: Result of `server_settings`, used if the collection is created.
+        **settings: Result of `server_settings`, used if the collection is created, and what an
+            existing collection's fields are called.
 
     Raises:
         StoreError: If the collection does not exist and `create` is False.

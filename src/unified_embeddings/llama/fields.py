@@ -107,6 +107,30 @@ LLAMA_INDEX_FIELDS = Fields()
 """The fields of LlamaIndex's payloads."""
 
 
+def document_fields(metadata_key: str | None) -> Fields:
+    """Return the fields of payloads with a text under a key, as LangChain's are.
+
+    Args:
+        metadata_key: Key of the metadata; None if they are at the top.
+    """
+    return Fields(is_llama_index=False, metadata_key=metadata_key)
+
+
+def haystack_fields(point_ids: PointIds) -> Fields:
+    """Return the fields of Haystack's payloads.
+
+    Args:
+        point_ids: Of what a point's id is made.
+    """
+    return Fields(
+        is_llama_index=False,
+        metadata_key="meta",
+        note_in_metadata=True,
+        own_document=f"meta.{HAYSTACK_DOCUMENT}",
+        point_ids=point_ids,
+    )
+
+
 def to_point_id(node_id: str, index: int) -> qm.ExtendedPointId:
     """Return a node's id as Qdrant's: a UUID, or a number below 2^64.
 

@@ -32,7 +32,14 @@ from llama_index.core.schema import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.fields import HAYSTACK_DOCUMENT, NOTE_KEY
+from unified_embeddings.llama.fields import (
+    HAYSTACK_DOCUMENT,
+    LLAMA_INDEX_FIELDS,
+    NOTE_KEY,
+    Fields,
+    document_fields,
+    haystack_fields,
+)
 from unified_embeddings.llama.payloads import build_payloads
 
 LayoutName: TypeAlias = Literal["llama_index", "langchain", "haystack", "plain", "mixed"]
@@ -113,6 +120,17 @@ class PayloadReader:
         self.layout: LayoutName = layout
         self._text_key = text_key or ""
         self._metadata_key = metadata_key
+
+    @property
+    def fields(self) -> Fields:
+        """Where the payloads have the metadata, for filters on nodes that go by the points' ids."""
+        if self.layout == "haystack":
+            return haystack_fields("node")
+        if self.layout == "langchain":
+            return document_fields("metadata")
+        if self.layout == "plain":
+            return document_fields(self._metadata_key)
+        return LLAMA_INDEX_FIELDS
 
     def read(self, point_id: int | str, payload: Payload | None) -> SourceText | UnreadablePoint:
         """Return a point's text and node, or why it has none; no payload raises an error."""

@@ -31,6 +31,5 @@ def open_search(
 
 def fields_of(store: QdrantVectorStore) -> Fields:
     """Return where the payloads of a store's collection have the metadata."""
-    if isinstance(store, FingerprintedStore):
-        return store.fields
-    return LLAMA_INDEX_FIELDS
+    fields = getattr(store, "fields", None)
+    return fields if isinstance(fields, Fields) else LLAMA_INDEX_FIELDS

@@ -22,12 +22,13 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.fields import (
-    HAYSTACK_DOCUMENT,
     LLAMA_INDEX_FIELDS,
     NOTE_KEY,
     NOTED_DOCUMENT,
     Fields,
     PointIds,
+    document_fields,
+    haystack_fields,
 )
 from unified_embeddings.llama.layouts import (
     NODE_KEY,
@@ -186,14 +187,7 @@ def haystack_layout(point_ids: PointIds) -> StoredLayout:
         point_ids: "haystack" where the id of a point is what Haystack makes of a document's id, and
             nodes go by that document's id.
     """
-    fields = Fields(
-        is_llama_index=False,
-        metadata_key="meta",
-        note_in_metadata=True,
-        own_document=f"meta.{HAYSTACK_DOCUMENT}",
-        point_ids=point_ids,
-    )
-    return StoredLayout("haystack", "content", "meta", fields)
+    return StoredLayout("haystack", "content", "meta", haystack_fields(point_ids))
 
 
 def document_layout(
@@ -206,8 +200,7 @@ def document_layout(
         metadata_key: Key of the metadata; None if they are at the top.
         name: Whose layout it is.
     """
-    fields = Fields(is_llama_index=False, metadata_key=metadata_key)
-    return StoredLayout(name, text_key, metadata_key, fields)
+    return StoredLayout(name, text_key, metadata_key, document_fields(metadata_key))
 
 
 LANGCHAIN_LAYOUT = document_layout("page_content", "metadata", "langchain")

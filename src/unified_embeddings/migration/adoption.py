@@ -35,20 +35,17 @@ from unified_embeddings.migration.probes import DETECTED, Layout, Probe, Probes,
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.schema import (
-    DENSE_VECTOR,
     SPARSE_VECTOR,
     check_collection,
-    dense_vectors,
     record_model,
     recorded_model,
     sparse_vectors,
 )
+from unified_embeddings.stores.vector_names import choose_dense
 from unified_embeddings.types import HeadName
 
 Outcome: TypeAlias = Literal["recorded", "recorded before", "proved", "trusted", "refused"]
 
-_SPARSE_NAMES = (SPARSE_VECTOR, "text-sparse")
-"""Names under which LlamaIndex's stores, new and old, look for sparse vectors."""
 _EXACT = 0.9999
 """Two runs of the same model on the same text are at least so much alike; no form explains more."""
 _KIN = 0.25
@@ -114,8 +111,8 @@ def adopt_collection(
         layout: How its payloads are laid out; seen from a sample unless named.
         dense_vector: Name of its dense vectors, "" for unnamed ones. None takes LlamaIndex's name,
             or the only ones.
-        sparse_vector: Name of its sparse vectors. None takes LlamaIndex's names; others are not
-            compared unless named here.
+        sparse_vector: Name of its sparse vectors. None takes LlamaIndex's name; others, which
+            opening the collection does not trust, are not compared unless named here.
         trust: Record the model without a proof.
         record: Whether to record a model that was proved.
 
@@ -197,30 +194,17 @@ def _choose_vectors(
         StoreError: If there are none, or it is not clear which.
     """
     chosen: dict[HeadName, str] = {}
-    dense_names = [
-        vector for vector, params in dense_vectors(info).items() if not params.multivector_config
-    ]
     if "dense" in embedder.heads:
-        if dense_vector is not None:
-            chosen["dense"] = dense_vector
-        elif DENSE_VECTOR in dense_names:
-            chosen["dense"] = DENSE_VECTOR
-        elif len(dense_names) == 1:
-            chosen["dense"] = dense_names[0]
-        elif dense_names:
-            raise StoreError(
-                name,
-                "choosing its vectors",
-                f"it has several dense vectors ({', '.join(map(repr, dense_names))}); name one "
-                "(--dense-vector)",
-            )
+        dense = choose_dense(
+            name, info, embedder.dimension, given=dense_vector, option="--dense-vector"
+        )
+        if dense is not None:
+            chosen["dense"] = dense
     if "sparse" in embedder.heads:
-        sparse_names = sparse_vectors(info)
-        usual_names = [vector for vector in _SPARSE_NAMES if vector in sparse_names]
         if sparse_vector is not None:
             chosen["sparse"] = sparse_vector
-        elif usual_names:
-            chosen["sparse"] = usual_names[0]
+        elif SPARSE_VECTOR in sparse_vectors(info):
+            chosen["sparse"] = SPARSE_VECTOR
     if not chosen:
         raise StoreError(
             name,

@@ -22,6 +22,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import StoreError
+from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.llama.layouts import PayloadReader, UnreadablePoint
 from unified_embeddings.stores.aliases import resolve_name
 from unified_embeddings.stores.errors import store_errors
@@ -31,7 +32,6 @@ from unified_embeddings.stores.schema import (
     SPARSE_VECTOR,
     dense_vectors,
     recorded_model,
-    sparse_vectors,
 )
 
 
@@ -151,9 +151,15 @@ class ReadingStore(QdrantVectorStore):
             client=cast("QdrantClient", client),  # an EdgeQdrantClient has the methods called
             aclient=async_view(client),
             dense_vector_name=_choose_dense_name(info),
-            sparse_vector_name=_choose_sparse_name(info),
+            # Under other names, other software keeps the vectors of other models.
+            sparse_vector_name=SPARSE_VECTOR,
         )
         self._reader = reader
+
+    @property
+    def fields(self) -> Fields:
+        """Where the payloads have the metadata, for filters."""
+        return LLAMA_INDEX_FIELDS if self._reader is None else self._reader.fields
 
     def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
         """Return the points as nodes, whatever software wrote their payloads.
@@ -184,12 +190,4 @@ def _choose_dense_name(info: qm.CollectionInfo) -> str:
     names = sorted(dense_vectors(info))
     if DENSE_VECTOR in names or len(names) != 1 or not names[0]:
         return DENSE_VECTOR
-    return names[0]
-
-
-def _choose_sparse_name(info: qm.CollectionInfo) -> str:
-    """Return the name of a collection's sparse vectors, likewise."""
-    names = sorted(sparse_vectors(info))
-    if SPARSE_VECTOR in names or len(names) != 1:
-        return SPARSE_VECTOR
     return names[0]
