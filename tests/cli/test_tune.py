@@ -22,9 +22,11 @@ from unified_embeddings.cli import shared
 from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers import both_lists
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import read_choice, write_choice
 from unified_embeddings.types import HeadName
@@ -289,3 +291,86 @@ def test_the_lists_are_searched_as_deep_as_the_models_own_fusion_reaches(
     monkeypatch.setattr(both_lists, "search_both_lists", remember)
     assert tune("docs", "--data", data, *place, "--dry-run")[0] == 0
     assert depths == [150]
+
+
+# --- relevance ----------------------------------------------------------------------------------
+
+
+def read_own_calibration(place: tuple[str, str]) -> Calibration | None:
+    option, value = place
+    if option == "--url":
+        client = QdrantClient(url=value, check_compatibility=False)
+        return read_calibration("docs", client.get_collection("docs"))
+    with EdgeQdrantClient(value) as edge:
+        return read_calibration("docs", edge.get_collection("docs"))
+
+
+def test_a_calibration_is_fitted_recorded_and_used(
+    place: tuple[str, str], data: Path, tune: Tune
+) -> None:
+    code, out, err = tune("docs", "--data", data, "--calibrate", *place)
+    assert (code, err) == (0, "")
+    assert "judged: 30 judged questions, 300 hits among the first ten, 10% of them relevant" in out
+    assert "Held out, each question judged by a calibration fitted without it:" in out
+    assert "Recorded in docs. To undo: tune --calibrate --reset" in out
+    calibration = read_own_calibration(place)
+    assert calibration is not None
+    assert calibration.source.startswith("fitted to 30 judged questions of judged")
+    # The dense vectors are noise, and the sparse score is exact.
+    assert calibration.sparse_share + calibration.sparse_lead + calibration.agreement > 0
+    assert calibration.ece is not None
+    assert calibration.ece < 0.1
+    assert read(place) is None  # the fusion stays
+    if place[0] == "--path":
+        with EdgeQdrantClient(place[1]) as client:
+            store = build_vector_store(EMBEDDER, "docs", client=client)
+            retriever = UnifiedHybridRetriever(store, EMBEDDER, score="relevance")
+            best, *_, last = retriever.retrieve(f"{WORDS[4]} {WORDS[5]}")
+            assert best.score is not None
+            assert last.score is not None
+            assert best.metadata["paper"] == "p5"
+            assert best.score > 0.5 > last.score
+
+
+def test_resetting_a_calibration(place: tuple[str, str], data: Path, tune: Tune) -> None:
+    tune("docs", "--data", data, "--calibrate", *place)
+    code, out, _ = tune("docs", "--calibrate", "--reset", *place)
+    assert (code, out) == (0, "docs: the calibration is removed\n")
+    assert read_own_calibration(place) is None
+    code, out, _ = tune("docs", "--calibrate", "--reset", *place)
+    assert (code, out) == (0, "docs: no calibration is recorded\n")
+
+
+def test_what_does_not_record_a_calibration(place: tuple[str, str], data: Path, tune: Tune) -> None:
+    code, out, _ = tune("docs", "--data", data, "--calibrate", "--dry-run", *place)
+    assert code == 0
+    assert out.endswith("Nothing is recorded: --dry-run\n")
+    (data / "generated.json").write_text("{}")
+    code, out, _ = tune("docs", "--data", data, "--calibrate", *place)
+    assert code == 0
+    assert "Nothing is recorded: the queries are generated" in out
+    assert read_own_calibration(place) is None
+
+
+def test_a_calibration_as_json(place: tuple[str, str], data: Path, tune: Tune) -> None:
+    code, out, _ = tune("docs", "--data", data, "--calibrate", "--json", *place)
+    report = json.loads(out)
+    assert code == 0
+    assert report["written"]
+    assert report["model_own"] is None
+    assert report["hits"] == 300
+    assert report["held_out"]["queries"] == 30
+    assert Calibration.from_dict(report["calibration"]) == read_own_calibration(place)
+
+
+def test_a_calibration_as_good_as_the_models_own_is_not_recorded(
+    place: tuple[str, str], data: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune("docs", "--data", data, "--calibrate", *place)
+    fitted = read_own_calibration(place)
+    tune("docs", "--calibrate", "--reset", *place)
+    monkeypatch.setattr(DenseNoise, "calibration", fitted)
+    code, out, _ = tune("docs", "--data", data, "--calibrate", *place)
+    assert code == 0
+    assert "With the model's own calibration:" in out
+    assert "Nothing is recorded: the model's own calibration is as close" in out

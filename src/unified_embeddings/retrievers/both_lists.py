@@ -26,6 +26,7 @@ from unified_embeddings.llama.hybrid_search import order_lists
 from unified_embeddings.llama.store_settings import open_search
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.fusing import Ranking, scored_ids
+from unified_embeddings.search.options import check_heads
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.search.query_vectors import QueryVectors
 
@@ -100,6 +101,7 @@ class _ListSearcher:
     """
 
     def __init__(self, store: QdrantVectorStore, embedder: TextEmbedder, *, depth: int) -> None:
+        check_heads(embedder, "hybrid", None)
         self._embedder = embedder
         self._search = open_search(store, embedder)
         self._search.check("hybrid")
