@@ -88,7 +88,9 @@ class UnifiedHybridRetriever(Explaining):
             (`unified-embeddings tune`), or else the model's own, `embedder.fusion`; "model" takes
             the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
-        rerank: "colbert" scores the candidates' texts against the question token by token.
+        rerank: "colbert" scores the candidates against the question token by token: in the same
+            request where the points hold ColBERT vectors (`vector_store(colbert=...)`), or else by
+            encoding their texts, and the log says beforehand how long that takes.
         score: "rrf" gives the fused score, whatever the fusion. "relevance" gives how likely a node
             is relevant, from 0 to 1, in the same order; docs/scores.md says what that counts. It
             needs the mode "hybrid", and a calibration: the collection's own
@@ -166,7 +168,8 @@ class UnifiedHybridRetriever(Explaining):
         self._mode = mode
         self._rerank = rerank
         self._score = score
-        # Reranking runs the model over each text, which costs far more than searching deeper.
+        # Reranking may run the model over each text, which costs far more than searching deeper,
+        # and deeper reranking is no better (docs/late-interaction.md).
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._fields = fields_of(vector_store)
         self._filter = translate_filters(filters, self._fields)
