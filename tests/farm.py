@@ -45,9 +45,7 @@ def farm_nodes() -> list[TextNode]:
             id_=node_id(text),
             text=text,
             metadata=dict(metadata),
-            relationships={
-                NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(metadata["kind"]))
-            },
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(metadata["kind"]))},
         )
         for text, metadata in PASSAGES.items()
     ]

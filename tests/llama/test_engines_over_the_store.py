@@ -20,7 +20,6 @@ from farm import COW, FOX, HEN, OWL, TAME, WHALE, answers_of, farm_store, index_
 from scripted import ScriptedLLM
 from unified_embeddings import UnifiedHybridRetriever
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
@@ -33,10 +32,10 @@ QUESTION = "Which animals hunt after dark?"
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Iterator[TextEmbedder]:
+def embedder() -> TextEmbedder:
     from unified_embeddings import UnifiedEmbeddingConfig
 
-    yield UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu").embedder
+    return UnifiedEmbeddingConfig("mini-m3", precision="fp32", device="cpu").embedder
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Ingestion pipelines, refreshed documents, and indexes that are persisted, over a store of ours."""
+"""Ingestion pipelines, refreshed documents and persisted indexes over a store of ours."""
 
 from __future__ import annotations
 

@@ -11,7 +11,11 @@ from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.indices.vector_store import VectorIndexAutoRetriever
 from llama_index.core.node_parser import HierarchicalNodeParser, get_leaf_nodes
-from llama_index.core.retrievers import AutoMergingRetriever, QueryFusionRetriever
+from llama_index.core.retrievers import (
+    AutoMergingRetriever,
+    QueryFusionRetriever,
+    VectorIndexRetriever,
+)
 from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
 from llama_index.core.schema import Document, NodeWithScore
 from llama_index.core.storage.docstore import SimpleDocumentStore
@@ -62,6 +66,11 @@ CHAPTERS = (
 )
 
 
+def parent_of(scored: NodeWithScore) -> str | None:
+    parent = scored.node.parent_node
+    return parent.node_id if parent is not None else None
+
+
 @sync_and_async
 async def test_leaves_that_are_found_together_are_merged_into_their_parent(
     tmp_path: Path, is_async: bool
@@ -77,6 +86,7 @@ async def test_leaves_that_are_found_together_are_merged_into_their_parent(
         index = index_over(store)
         index.insert_nodes(leaves)
         base = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=4)
+        assert isinstance(base, VectorIndexRetriever)
         retriever = AutoMergingRetriever(base, context, simple_ratio_thresh=0.4)
         found = await retrieved(retriever, "foxes", is_async=is_async)
         unmerged = await retrieved(base, "foxes", is_async=is_async)
@@ -85,7 +95,7 @@ async def test_leaves_that_are_found_together_are_merged_into_their_parent(
     merged = [scored for scored in found if scored.node.node_id not in leaf_ids]
     assert merged
     for parent in merged:
-        children = [n for n in unmerged if n.node.parent_node.node_id == parent.node.node_id]
+        children = [n for n in unmerged if parent_of(n) == parent.node.node_id]
         assert len(children) > 0.4 * len(parent.node.child_nodes or [])
         assert all(child.node.get_content() in parent.node.get_content() for child in children)
         assert parent.score == pytest.approx(

@@ -72,7 +72,7 @@ async def test_a_router_asks_the_engine_that_was_chosen(
     found = texts_of(answer.source_nodes)
     assert found[0] == expected
     assert (set(found) == {COW, HEN}) is (choice == 1)
-    assert answer.metadata["selector_result"].ind == choice - 1
+    assert (answer.metadata or {})["selector_result"].ind == choice - 1
     assert all("fused" in n.node.metadata[RETRIEVAL_KEY] for n in answer.source_nodes)
 
 
@@ -145,7 +145,7 @@ async def test_an_agent_answers_from_the_passages_of_its_tool(
     script = Script("farm", "Who eats krill in the cold sea?")
     llm = MockFunctionCallingLLM(response_generator=script, is_chat_model=True)
     agent = FunctionAgent(tools=[tool], llm=llm, streaming=False)
-    answer = await agent.run("What do whales eat?")
+    answer: Any = await agent.run("What do whales eat?")
     assert len(script.seen) == 1
     assert WHALE in str(answer)
     assert HEN not in str(answer)
@@ -173,7 +173,8 @@ async def test_an_agent_calls_a_tool_many_times_at_once(index: VectorStoreIndex)
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=calls)
 
     llm = MockFunctionCallingLLM(response_generator=script, is_chat_model=True)
-    answer = await FunctionAgent(tools=[tool], llm=llm, streaming=False).run("What is eaten?")
+    agent = FunctionAgent(tools=[tool], llm=llm, streaming=False)
+    answer: Any = await agent.run("What is eaten?")
     assert all(text in str(answer) for text in questions.values())
     for call in answer.tool_calls:
         assert questions[call.tool_kwargs["input"]] in call.tool_output.content
@@ -227,7 +228,8 @@ class Research(Workflow):
 
 async def test_a_workflow_searches_in_parallel(index: VectorStoreIndex) -> None:
     runs = [Research(index).run(question="grass, krill, eggs, foxes, owls") for _ in range(4)]
-    for result in await asyncio.gather(*runs):
+    results: list[Any] = await asyncio.gather(*runs)
+    for result in results:
         assert {question: texts_of(nodes) for question, nodes in result.items()} == {
             "grass": [COW],
             "krill": [WHALE],
