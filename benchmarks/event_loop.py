@@ -8,9 +8,11 @@ and questions: LlamaIndex's retriever over our store, our retriever, the embedde
 same requests in as many threads: what its calls cost the loop whoever makes them), and the stock
 store, over our embedded core and over qdrant-client's local mode, with the same sparse vectors.
 
-Pauses are milliseconds. "CPU wait" is the part of the longest one that the loop's thread spent
-ready to run while no processor was free, as Linux counts it: on a busy machine other programs cause
-it. The program fails if the rest is above 20 ms for either of ours.
+Pauses are milliseconds. "longest" is by the clock, whoever caused it. "ours" is the longest for
+which this process can be at fault: without the time that the loop's thread was ready and no
+processor was free, and at most the processor time that this process used meanwhile. On a machine
+with nothing else to do both are nearly the same. The program fails if "ours" is above 20 ms for our
+store or our retriever, and above what the core alone causes.
 """
 
 from __future__ import annotations
@@ -69,15 +71,22 @@ Ask: TypeAlias = Callable[[str], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Pause:
-    """A wake-up of the heartbeat: how late it was, and how long of that it waited for a CPU."""
+    """How late the heartbeat woke up, in seconds.
+
+    Attributes:
+        seconds: By the clock.
+        ready: Of these, how long the loop's thread was ready to run and no processor was free.
+        used: Processor time that all threads of this process used meanwhile.
+    """
 
     seconds: float
-    cpu_wait: float
+    ready: float
+    used: float
 
     @property
-    def own(self) -> float:
-        """The part that is not waiting for a processor."""
-        return max(self.seconds - self.cpu_wait, 0.0)
+    def ours(self) -> float:
+        """The part for which this process can be at fault."""
+        return max(min(self.seconds - self.ready, self.used), 0.0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,13 +102,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{options.points:,} points, {options.questions} questions, {options.at_once} at once"
         )
-        print(f"{'':44}{'longest':>10}{'CPU wait':>10}{'99.9%':>8}{'questions/s':>13}", flush=True)
+        print(
+            f"{'pauses, ms':40}{'longest':>9}{'ours':>9}{'99.9%':>9}{'questions/s':>13}", flush=True
+        )
         ask = _asking_llama_index(store, config)
         ours = _measure("LlamaIndex's retriever, our store", ask, questions, options.at_once)
         ask = config.retriever(store).aretrieve
         ours += _measure("our retriever", ask, questions, options.at_once)
         ask = _asking_the_core(client, config.embedder, questions)
-        _measure("the embedded core alone", ask, questions, options.at_once)
+        of_core = _measure("the embedded core alone", ask, questions, options.at_once)
         stock = _stock_store(config.embedder, client, async_view(client))
         ask = _asking_llama_index(stock, config)
         _measure("stock store over the embedded core", ask, questions, options.at_once)
@@ -107,9 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
         few = questions[: max(1, len(questions) // _LOCAL_SHARE)]
         ask = _asking_llama_index(local, config)
         _measure("stock store over local mode", ask, few, options.at_once)
-    worst = 1000 * max(pause.own for pause in ours)
-    if worst > LIMIT_MS:
-        sys.exit(f"expected pauses of at most {LIMIT_MS:g} ms, got {worst:.1f} ms")
+    limit = max(LIMIT_MS, 1000 * max(pause.ours for pause in of_core))
+    worst = 1000 * max(pause.ours for pause in ours)
+    if worst > limit:
+        sys.exit(f"expected pauses of at most {limit:.1f} ms, got {worst:.1f} ms")
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -248,11 +260,11 @@ def _measure(name: str, ask: Ask, questions: Sequence[str], at_once: int) -> lis
     """Print and return the pauses of a loop in which the questions are asked."""
     gc.collect()
     pauses, seconds = asyncio.run(_ask_all(ask, questions, at_once))
-    longest = max(pauses, key=lambda pause: pause.own)
-    late = float(np.quantile([pause.seconds for pause in pauses], 0.999))
+    longest = max(pause.seconds for pause in pauses)
+    ours = [pause.ours for pause in pauses]
     print(
-        f"{name:44}{1000 * longest.seconds:10.1f}{1000 * longest.cpu_wait:10.1f}"
-        f"{1000 * late:8.1f}{len(questions) / seconds:13.0f}",
+        f"{name:40}{1000 * longest:9.1f}{1000 * max(ours):9.1f}"
+        f"{1000 * float(np.quantile(ours, 0.999)):9.1f}{len(questions) / seconds:13.0f}",
         flush=True,
     )
     return pauses
@@ -279,17 +291,20 @@ async def _ask_all(ask: Ask, questions: Sequence[str], at_once: int) -> tuple[li
 async def _beat(pauses: list[Pause]) -> None:
     """Note how late each wake-up is, until cancelled."""
     statistics_file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
-    waited = _cpu_wait(statistics_file)
     while True:
+        ready, used = _ready_seconds(statistics_file), time.process_time()
         due = time.perf_counter() + _BEAT
         await asyncio.sleep(_BEAT)
-        late = time.perf_counter() - due
-        now_waited = _cpu_wait(statistics_file)
-        pauses.append(Pause(max(late, 0.0), min(now_waited - waited, max(late, 0.0))))
-        waited = now_waited
+        pauses.append(
+            Pause(
+                seconds=time.perf_counter() - due,
+                ready=_ready_seconds(statistics_file) - ready,
+                used=time.process_time() - used,
+            )
+        )
 
 
-def _cpu_wait(statistics_file: Path) -> float:
+def _ready_seconds(statistics_file: Path) -> float:
     """Return the seconds that a thread has been ready to run without a processor, so far."""
     if not statistics_file.exists():
         return 0.0
