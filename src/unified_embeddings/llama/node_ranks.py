@@ -7,7 +7,7 @@ out of the store (`llama.payloads`), and the reasons for a score (`explain`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from llama_index.core.schema import NodeWithScore
 from qdrant_client import models as qm
@@ -15,6 +15,19 @@ from qdrant_client import models as qm
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY
 from unified_embeddings.search.fusing import Ranking
 from unified_embeddings.search.relevance_scores import JudgedAnswer
+
+
+class FoundMetadata(dict[str, Any]):
+    """The metadata of a node that was found, with the note of its ranks.
+
+    `str` leaves the note out: LlamaIndex makes the hash of a node of it, and tells by the hash
+    whether two questions, or two retrievers, found the same node. `repr` shows all.
+    """
+
+    def __str__(self) -> str:
+        """Return the text of the metadata that the node had before it was found."""
+        return str({key: value for key, value in self.items() if key != RETRIEVAL_KEY})
+
 
 _Places: TypeAlias = dict[qm.ExtendedPointId, dict[str, float]]
 """Where each point of a list stands: its rank and its score."""
@@ -46,10 +59,13 @@ def note_ranks(
         }
     for scored, (point, _) in zip(nodes, best, strict=True):
         node = scored.node
-        node.metadata[RETRIEVAL_KEY] = {name: at.get(point.id) for name, at in places.items()}
+        note = {name: at.get(point.id) for name, at in places.items()}
+        metadata = FoundMetadata({**node.metadata, RETRIEVAL_KEY: note})
         for excluded in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
             if RETRIEVAL_KEY not in excluded:
                 excluded.append(RETRIEVAL_KEY)
+        # Assigned to the node, it would be validated and become a plain dict.
+        scored.node = node.model_copy(update={"metadata": metadata})
 
 
 def note_relevance(nodes: Sequence[NodeWithScore], best: Ranking, judged: JudgedAnswer) -> None:
