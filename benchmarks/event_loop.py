@@ -50,7 +50,7 @@ from unified_embeddings.stores.edge.core_types import CoreShard
 from unified_embeddings.stores.edge.queries import to_core_query
 from unified_embeddings.stores.edge.settings import Settings
 from unified_embeddings.stores.opening import async_view
-from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.types import Embeddings
 
 LIMIT_MS = 20.0
