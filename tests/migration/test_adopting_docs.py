@@ -75,7 +75,7 @@ def test_the_commands_do_what_the_page_says(outputs: dict[str, str]) -> None:
     assert "what was embedded: the text with the metadata meant for it" in adopted
     assert "articles: made by mini-m3, and recorded now" in adopted
     assert "what was embedded: the text alone" in notes
-    assert "its payloads are not LlamaIndex's (plain)" in notes
+    assert "search --text-key" in notes
     assert "our-notes: sparse vectors added to 24 of 24 points" in copied
     assert "open our-notes from now on" in copied
     assert "articles: sparse and colbert vectors added to 24 of 24 points" in added
