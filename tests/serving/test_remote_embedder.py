@@ -63,7 +63,7 @@ def embedder(url: str) -> Iterator[RemoteEmbedder]:
 def test_says_what_the_model_is(embedder: RemoteEmbedder, local: TextEmbedder) -> None:
     for name in (
         "model_name", "heads", "dimension", "max_length", "document_length", "fingerprint",
-        "former_fingerprints", "revision", "fusion", "sparse_idf",
+        "former_fingerprints", "revision", "fusion", "calibration", "sparse_idf",
     ):  # fmt: skip
         assert getattr(embedder, name) == getattr(local, name), name
     assert embedder.info.precision == "fp32"

@@ -62,6 +62,12 @@ def search(
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Rerank the candidates with ColBERT.")
     ] = False,
+    score: Annotated[
+        Literal["rrf", "relevance"],
+        typer.Option(
+            help="What a passage's score is: what it was ranked by, or how likely it is relevant."
+        ),
+    ] = "rrf",
     explain: Annotated[
         bool, typer.Option("--explain", help="Say why each passage has its score.")
     ] = False,
@@ -99,6 +105,7 @@ def search(
         "filters": to_filters(conditions),
         "rerank": "colbert" if rerank else None,
         "weights": parsed_weights,
+        "score": score,
     }
     if mode is not None:
         options["mode"] = mode
@@ -112,6 +119,9 @@ def search(
     explanations = [retriever.explain(query, node) for node in nodes] if explain else []
     if as_json:
         rows = [_to_json(node) for node in nodes]
+        if score == "relevance":
+            for row, node in zip(rows, nodes, strict=True):
+                row["weak"] = _is_weak(node)
         for row, explanation in zip(rows, explanations, strict=False):
             row["explanation"] = explanation.to_dict()
         typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -120,8 +130,17 @@ def search(
         _print_passage(rank, node)
         for explanation in explanations[rank - 1 : rank]:
             _print_explanation(explanation)
+    if score == "relevance" and any(_is_weak(node) for node in nodes):
+        shared.out.print("weak: these are hardly better than any other passages")
     if not nodes:
         shared.out.print("no passage found")
+
+
+def _is_weak(node: NodeWithScore) -> bool:
+    """Tell whether a passage belongs to an answer that is known to be no better than chance."""
+    from unified_embeddings.llama.payloads import RETRIEVAL_KEY
+
+    return node.node.metadata[RETRIEVAL_KEY].get("weak") is True
 
 
 def _to_json(node: NodeWithScore) -> dict[str, object]:
