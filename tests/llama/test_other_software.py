@@ -42,6 +42,7 @@ from unified_embeddings import UnifiedTextEmbedding
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
@@ -312,6 +313,26 @@ def test_a_point_without_a_text_is_named() -> None:
     client.upsert("theirs", [qm.PointStruct(id=5, vector={}, payload={"title": "Fox"})])
     with pytest.raises(StoreError, match=r"point 5.*no 'page_content', but the keys 'title'"):
         store.get_nodes()
+
+
+def test_a_hit_is_explained(software: Software) -> None:
+    store = open_theirs(QdrantClient(":memory:"), software)
+    retriever = UnifiedHybridRetriever(store, EMBEDDER, mode="dense", similarity_top_k=4)
+    (first, *_) = retriever.retrieve("fox river")
+    by_node = retriever.explain("fox river", first)
+    by_id = retriever.explain("fox river", software.id_of(0))
+    assert by_node == by_id
+    assert (by_node.node_id, by_node.text) == (software.id_of(0), TEXTS[0])
+    assert by_node.dense is not None
+    assert by_node.dense.score == pytest.approx(first.score, abs=1e-5)
+
+
+def test_files_are_not_indexed_among_them(tmp_path: Path) -> None:
+    store = open_theirs(QdrantClient(":memory:"), SOFTWARE["langchain"])
+    (tmp_path / "fox.txt").write_text("A fox.")
+    with pytest.raises(InputError, match="other software's"):
+        index_paths([tmp_path], store, EMBEDDER)
+    assert texts_of(store.get_nodes()) == set(TEXTS)
 
 
 # --- writing --------------------------------------------------------------------------------------

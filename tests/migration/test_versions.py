@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.schema import NodeWithScore
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -155,6 +156,18 @@ def test_a_collection_of_other_software_needs_its_model_named(any_client: Client
     best, _ = retriever.retrieve("Which foxes jump over dogs?")
     assert (best.text, best.node.node_id) == (TEXTS[0], "0")
     assert own_metadata(best.node) == {"n": 1}
+    for number, count in ((1, 2), (2, 0)):
+        filters = MetadataFilters(filters=[MetadataFilter(key="n", value=number)])
+        filtered = VersionedRetriever(
+            any_client,
+            "docs",
+            [NEW],
+            known={"chain": OLD},
+            readers={"chain": PayloadReader("langchain")},
+            similarity_top_k=2,
+            filters=filters,
+        )
+        assert len(filtered.retrieve("foxes")) == count
     # What the collection itself records wins over what it is said to be.
     fill(any_client, "docs-2", NEW)
     point(any_client, "docs", "docs-2")

@@ -30,6 +30,7 @@ from unified_embeddings.llama.reading import (
     read_chunks,
 )
 from unified_embeddings.llama.splitter import FEWEST_TOKENS, UnifiedSentenceSplitter
+from unified_embeddings.llama.store_settings import fields_of
 from unified_embeddings.llama.stored_files import (
     StoredFile,
     identify,
@@ -123,8 +124,9 @@ def index_paths(
 
     Raises:
         InputError: If a path does not exist and nothing of it is stored, a path or pattern is not
-            usable, or chunk_tokens < 32. If a path does not exist or holds no file any more, and
-            `prune` does not allow to remove what is stored of it. Nothing is changed then.
+            usable, chunk_tokens < 32, or the collection has other software's payloads. If a path
+            does not exist or holds no file any more, and `prune` does not allow to remove what is
+            stored of it. Nothing is changed then.
         StoreError: If Qdrant fails.
     """
     if chunk_tokens < FEWEST_TOKENS:
@@ -134,6 +136,11 @@ def index_paths(
             raise InputError(f"{name} takes several, so put it into a list: [{values!r}]")
     if store is None and not dry_run:
         raise InputError("indexing needs a store; only a dry run goes without")
+    if store is not None and not fields_of(store).is_llama_index:
+        raise InputError(
+            f"collection {store.collection_name!r} is laid out as other software's, where it is "
+            "not known which files its points are of; index files into a collection of their own"
+        )
     roots = [named_path(Path(path)) for path in paths]
     run = _IndexRun(
         store,
