@@ -86,6 +86,9 @@ class Service:
     def info(self, body: Any) -> Any:
         embedder = self.embedder
         fusion = embedder.fusion
+        calibration = None
+        if embedder.calibration is not None:
+            calibration = embedder.calibration.to_dict()
         return {
             "model_id": embedder.model_name,
             "model_sha": None,
@@ -110,6 +113,7 @@ class Service:
                     "candidates": fusion.candidates,
                     "source": fusion.source,
                 },
+                "calibration": calibration,
                 "sparse_idf": embedder.sparse_idf,
             },
         }

@@ -16,7 +16,16 @@ import unified_embeddings
 ROOT = Path(unified_embeddings.__file__).parent
 PACKAGE = "unified_embeddings"
 
-GROUND = {"_version", "errors", "types", "validation", "heads", "fusion"}
+GROUND = {
+    "_version",
+    "errors",
+    "types",
+    "validation",
+    "heads",
+    "fusion",
+    "score_scales",
+    "relevance",
+}
 """Modules in the package root: values, errors and arithmetic. They import no room."""
 ROOMS = [
     {"system", "images", "cache", "models"},

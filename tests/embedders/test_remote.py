@@ -40,6 +40,7 @@ from unified_embeddings import (
 )
 from unified_embeddings.embedders import remote_transport
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import DEFAULT_FUSION
 from unified_embeddings.types import Embeddings
 
@@ -91,11 +92,19 @@ class TestVectors:
         found = embedder.encode_queries(TEXTS[::-1], sparse=False)
         assert_same(found, service.embedder.encode_queries(TEXTS[::-1], sparse=False))
 
+    def test_a_services_calibration_is_its_models(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calibration = MODELS["mini-m3"].calibration
+        monkeypatch.setattr(FakeEmbedder, "calibration", calibration)
+        assert calibration is not None
+        assert RemoteEmbedder(service.url).calibration == calibration
+
     def test_what_the_model_is_is_what_the_service_says(self, service: Service) -> None:
         embedder, local = RemoteEmbedder(service.url), service.embedder
         for name in (
             "model_name", "heads", "dimension", "max_length", "document_length", "fingerprint",
-            "former_fingerprints", "revision", "sparse_idf", "fusion",
+            "former_fingerprints", "revision", "sparse_idf", "fusion", "calibration",
         ):  # fmt: skip
             assert getattr(embedder, name) == getattr(local, name), name
         assert embedder.fusion == DEFAULT_FUSION
@@ -441,6 +450,10 @@ class TestBadAnswers:
             (_set("unified_embeddings", "heads", to=["words"]), "heads as some of dense, sparse"),
             (_set("unified_embeddings", "fingerprint", to="x"), "32 hex digits"),
             (_set("unified_embeddings", "fusion", to={"weights": [0, 0]}), "fusion is not usable"),
+            (
+                _set("unified_embeddings", "calibration", to={"intercept": 1}),
+                "calibration is not usable: it takes .* needs",
+            ),
             (_set("max_client_batch_size", to=0), "max_client_batch_size as a whole number"),
         ],
     )
