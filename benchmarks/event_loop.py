@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -290,26 +291,41 @@ async def _ask_all(ask: Ask, questions: Sequence[str], at_once: int) -> tuple[li
 
 async def _beat(pauses: list[Pause]) -> None:
     """Note how late each wake-up is, until cancelled."""
-    statistics_file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
-    while True:
-        ready, used = _ready_seconds(statistics_file), time.process_time()
-        due = time.perf_counter() + _BEAT
-        await asyncio.sleep(_BEAT)
-        pauses.append(
-            Pause(
-                seconds=time.perf_counter() - due,
-                ready=_ready_seconds(statistics_file) - ready,
-                used=time.process_time() - used,
+    with _thread_statistics() as ready_seconds:
+        while True:
+            ready, used = ready_seconds(), time.process_time()
+            due = time.perf_counter() + _BEAT
+            await asyncio.sleep(_BEAT)
+            pauses.append(
+                Pause(
+                    seconds=time.perf_counter() - due,
+                    ready=ready_seconds() - ready,
+                    used=time.process_time() - used,
+                )
             )
-        )
 
 
-def _ready_seconds(statistics_file: Path) -> float:
-    """Return the seconds that a thread has been ready to run without a processor, so far."""
-    if not statistics_file.exists():
-        return 0.0
-    _, waited, _ = statistics_file.read_text("ascii").split()
-    return int(waited) / 1e9
+@contextmanager
+def _thread_statistics() -> Iterator[Callable[[], float]]:
+    """Yield what tells how long this thread has been ready to run without a processor, so far.
+
+    Where Linux does not count it, that is 0.
+    """
+    statistics = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    if not statistics.exists():
+        yield lambda: 0.0
+        return
+    descriptor = os.open(statistics, os.O_RDONLY)
+
+    def ready_seconds() -> float:
+        # One call, as each gives the interpreter lock away for a while.
+        _, waited, _ = os.pread(descriptor, 100, 0).split()
+        return int(waited) / 1e9
+
+    try:
+        yield ready_seconds
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -153,3 +154,31 @@ def test_one_request_holds_both_lists(searched: Searched, monkeypatch: pytest.Mo
     monkeypatch.setattr(searched.store.client, "query_batch_points", noted)
     engines(searched)[3].query("word1 word2")
     assert batches == [[searched.store.dense_vector_name, searched.store.sparse_vector_name]]
+
+
+async def test_a_search_in_this_process_has_threads_of_its_own(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind calls of a model it would wait in a queue, and then run at once with all others."""
+    threads: dict[str, set[str]] = {"model": set(), "search": set(), "nodes": set()}
+    encode, search = searched.embedder.encode_query, searched.store.client.query_batch_points
+    parse = type(searched.store).parse_to_query_result
+
+    def noted(step: str, method: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            threads[step].add(threading.current_thread().name)
+            return method(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(searched.embedder, "encode_query", noted("model", encode))
+    monkeypatch.setattr(searched.store.client, "query_batch_points", noted("search", search))
+    monkeypatch.setattr(type(searched.store), "parse_to_query_result", noted("nodes", parse))
+    retriever = UnifiedHybridRetriever(searched.store, searched.embedder, similarity_top_k=3)
+    await asyncio.gather(*[retriever.aretrieve(text) for text in questions()[:20]])
+    assert all(name.startswith("asyncio") for name in threads["model"])
+    await asyncio.gather(*[engines(searched)[3].aquery(text) for text in questions()[:20]])
+    for step in ("search", "nodes"):
+        assert threads[step]
+        assert all(name.startswith("store-search") for name in threads[step])
+    assert threading.current_thread().name not in threads["model"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,3 +128,15 @@ async def test_a_found_node_that_is_added_again_is_stored_without_the_note(
     await store.async_add(list(UnifiedTextEmbedding(EMBEDDER)(copies[:1])))
     after = store.client.retrieve("docs", [found.node_id])
     assert RETRIEVAL_KEY not in str(after[0].payload)
+
+
+def test_a_found_node_has_the_hash_that_it_has_in_the_store(store: QdrantVectorStore) -> None:
+    """LlamaIndex tells by the hash whether two retrievers found the same node."""
+    stored = {node.node_id: node.hash for node in store.get_nodes()}
+    for question in (QUERY, "lazy dog"):
+        for scored in UnifiedHybridRetriever(store, EMBEDDER).retrieve(question):
+            for node in (scored.node, copy.deepcopy(scored.node), scored.node.model_copy()):
+                assert node.hash == stored[node.node_id]
+                assert RETRIEVAL_KEY in node.metadata
+            assert RETRIEVAL_KEY in repr(scored.node.metadata)
+            assert scored.node.to_dict()["metadata"] == dict(scored.node.metadata)

@@ -18,8 +18,9 @@ from qdrant_client import models as qm
 from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.layouts import LayoutName, layout_of
 from unified_embeddings.stores.aliases import aresolve_name, resolve_name
+from unified_embeddings.stores.asynchronous import AsyncView
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client, make_thread_safe
+from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
 
 _LOOK_UP = "get_collection"
 _SEARCH = "query_batch_points"
@@ -72,6 +73,14 @@ class CollectionReader:
     def has_sync_client(self) -> bool:
         """Whether the methods that are not coroutines can be called."""
         return self._client is not None
+
+    @property
+    def runs_in_process(self) -> bool:
+        """Whether Qdrant runs in this process, in the thread that asks it."""
+        aclient: object = self._aclient
+        if aclient is not None and not isinstance(aclient, AsyncView):
+            return False
+        return self._client is not None and is_in_process(self._client)
 
     def exists(self) -> bool:
         """Tell whether the collection exists."""

@@ -44,6 +44,7 @@ from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLayout
 from unified_embeddings.search.plan import SearchPlan
+from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
@@ -296,6 +297,8 @@ class FingerprintedStore(QdrantVectorStore):
         checked = check_query(query, self._embedder, kwargs, self.fields)
         if self._is_fused_by_caller(checked):  # the stock method runs the model in the event loop
             return await self._embedder.in_thread(partial(self.query, query, **kwargs))
+        if self._search.reader.runs_in_process and not checked.runs_model:
+            return await in_search_thread(partial(self.query, query, **kwargs))
         await self._search.acheck(checked.mode)
         plan = self._plan(checked, kwargs)
         vectors = await self._embedder.in_thread(partial(checked.embed, self._embedder))

@@ -37,6 +37,7 @@ from unified_embeddings.search.plan import (
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.search.ranking import first_limit, next_limits, order_points
 from unified_embeddings.search.relevance_scores import can_judge, has_usual_scores, judge_answer
+from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.fusion_choice import read_choice
 from unified_embeddings.stores.schema import check_collection, dense_vectors, stored_colbert
@@ -237,6 +238,8 @@ class HybridSearch:
 
     async def asearch(self, query: QueryVectors, plan: SearchPlan) -> SearchAnswer:
         """Like `search`, but without blocking the event loop."""
+        if self.reader.runs_in_process and query.colbert is None:
+            return await in_search_thread(partial(self.search, query, plan))
         if plan.diversity is not None:
             request = build_diverse_request(query, plan, dense_name=self.dense_name)
             (points,) = await self.reader.asearch([request])

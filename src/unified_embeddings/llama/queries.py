@@ -95,6 +95,15 @@ class CheckedQuery:
         """Whether ColBERT orders the nodes anew."""
         return self.query.mode in _RERANKED
 
+    @property
+    def runs_model(self) -> bool:
+        """Whether answering it runs the model.
+
+        A question that is searched for by its own embedding was embedded by LlamaIndex just now,
+        and the words' vector of that pass is in the cache.
+        """
+        return self.mode == "sparse" or self.reranks
+
     def choose_fusion(self, own: Fusion, chosen: Fusion | None) -> Fusion:
         """Return how the query's lists are fused.
 

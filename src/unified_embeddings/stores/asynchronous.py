@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 _PLAIN_METHODS = frozenset(("upload_points", "upload_collection"))
 """AsyncQdrantClient has these as plain methods: its callers do not await them."""
@@ -20,6 +23,8 @@ _READ_PREFIXES = ("get_", "query_", "collection_exists", "retrieve", "scroll", "
 _WRITER_THREADS = 4
 _SERVER_THREADS = 32
 """How many requests may wait for servers at once."""
+_SEARCH_THREADS = 4
+"""How many searches in this process run at once: they share Python's interpreter lock."""
 
 
 class AsyncView:
@@ -60,6 +65,22 @@ class AsyncView:
         return call
 
 
+async def in_search_thread(function: Callable[[], Result]) -> Result:
+    """Await a search in this process, in one of a few threads for that.
+
+    In the event loop's own threads searches queue behind calls of a model. They then run all at
+    once, and the loop waits for Python's interpreter lock behind each of them (docs/adr/0029).
+    """
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_search_threads(), partial(context.run, function))
+
+
+@cache
+def _search_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_SEARCH_THREADS, thread_name_prefix="store-search")
+
+
 @cache
 def _writer_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_WRITER_THREADS, thread_name_prefix="store-write")
@@ -74,3 +95,4 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     # A forked process has none of its parent's threads, although the pools would believe so.
     os.register_at_fork(after_in_child=_writer_threads.cache_clear)
     os.register_at_fork(after_in_child=_server_threads.cache_clear)
+    os.register_at_fork(after_in_child=_search_threads.cache_clear)
