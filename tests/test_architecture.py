@@ -84,7 +84,7 @@ HOMES = {
         "serving.searching",
         "cli",
     },
-    "qdrant_edge": {"stores.edge"},
+    "qdrant_edge": {"stores.edge", "embedders.qdrant_words"},
     "opentelemetry": {"monitoring"},
     "orjson": {"serving"},
     "prometheus_client": {"monitoring", "serving.metrics"},
