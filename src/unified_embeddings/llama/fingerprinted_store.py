@@ -37,6 +37,7 @@ from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, keyword_vectors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
@@ -58,13 +59,15 @@ class FingerprintedStore(QdrantVectorStore):
         make_collection: Creates the collection, or checks the one that exists.
         reopen: Opens the store again, for a pickled copy; None if only the caller's client can.
         adopt: How the collection was opened; a retriever over the store takes it over.
+        keywords: What counts words for the collection's keyword list; None if it has none.
         **options: The stock store's own.
     """
 
     _embedder: TextEmbedder = PrivateAttr()
-    _make_collection: Callable[[], None] = PrivateAttr()
+    _make_collection: Callable[[], object] = PrivateAttr()
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
+    _keywords: TextEmbedder | None = PrivateAttr()
 
     def __init__(
         self,
@@ -73,9 +76,10 @@ class FingerprintedStore(QdrantVectorStore):
         *,
         client: Client,
         aclient: AsyncQdrantClient,
-        make_collection: Callable[[], None],
+        make_collection: Callable[[], object],
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
+        keywords: TextEmbedder | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -90,11 +94,17 @@ class FingerprintedStore(QdrantVectorStore):
         self._make_collection = make_collection
         self._reopen = reopen
         self._adopt = adopt
+        self._keywords = keywords
 
     @property
     def adopt(self) -> Adopt | None:
         """How a collection that does not record its model is treated."""
         return self._adopt
+
+    @property
+    def keywords(self) -> TextEmbedder | None:
+        """What counts words for the collection's keyword list; None if it has none."""
+        return self._keywords
 
     def check_model(self, fingerprint: str, model_name: str) -> None:
         """Reject another model than the one that the collection was opened for.
@@ -216,6 +226,11 @@ class FingerprintedStore(QdrantVectorStore):
             rows = zip(vectors, *self._sparse_doc_fn(texts), strict=True)
             for named_vectors, indices, values in rows:
                 named_vectors[sparse_vector_name] = qm.SparseVector(indices=indices, values=values)
+        if self._keywords is not None:
+            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            keyword_rows = keyword_vectors(self._keywords, texts)
+            for named_vectors, keyword_vector in zip(vectors, keyword_rows, strict=True):
+                named_vectors[KEYWORD_VECTOR] = keyword_vector
         return vectors
 
     # --- finding --------------------------------------------------------------------------------

@@ -87,8 +87,10 @@ def build_vector_store(
         **options: Qdrant's settings of a new collection (hnsw_config, quantization_config, ...; for
             a server or a cluster also shard_number, replication_factor, ...), and options of
             LlamaIndex's store that keep their meaning (batch_size, payload_indexes, ...); see
-            `StoreOptions`. A payload index holds values of its own type, and Qdrant answers from
-            it: with one of integers, a condition does not see 2.5 in that field.
+            `StoreOptions`. `keywords` gives a new collection a keyword list, which later openings
+            need not name: see docs/bm25.md. A payload index holds values of its own type, and
+            Qdrant answers from it: with one of integers, a condition does not see 2.5 in that
+            field.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, the name is blank, an
@@ -116,7 +118,7 @@ def build_vector_store(
         ensure_collection, client, collection, embedder, adopt=adopt, **settings
     )
     with _discarding_unused(client, new_folders):
-        make_collection()
+        keywords = make_collection()
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
@@ -126,6 +128,7 @@ def build_vector_store(
             make_collection=make_collection,
             reopen=reopen,
             adopt=adopt,
+            keywords=keywords,
             **select_options(given, WritingOptions),
         )
 

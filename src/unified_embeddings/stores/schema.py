@@ -19,10 +19,19 @@ from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import (
+    KEYWORD_VECTOR,
+    check_beside,
+    keyword_params,
+    keyword_record,
+    open_keywords,
+    require_keywords,
+)
 from unified_embeddings.stores.opening import Client, is_local_mode
 
 if TYPE_CHECKING:  # copying needs this module, and embeds nothing
     from unified_embeddings.embedders.base import TextEmbedder
+    from unified_embeddings.embedders.bm25 import Bm25Embedder
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,8 +121,9 @@ def ensure_collection(
     embedder: TextEmbedder,
     *,
     adopt: Literal["trust"] | None = None,
+    keywords: str | None = None,
     **options: Any,
-) -> None:
+) -> Bm25Embedder | None:
     """Create the collection for an embedder's vectors, or check the existing one.
 
     A fingerprint that an earlier version recorded is replaced by today's.
@@ -123,17 +133,25 @@ def ensure_collection(
         name: The collection's name.
         embedder: The embedder whose vectors it will hold.
         adopt: "trust" accepts an existing collection that does not record its model.
+        keywords: The keyword list of a new collection, as "bm25:german"; an existing one must have
+            the same. None takes what it has.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
+
+    Returns:
+        What counts words for its keyword list; None if it has none.
 
     Raises:
         FingerprintMismatchError: If it holds another model's vectors.
         StoreError: If Qdrant cannot be reached or refuses, or the collection does not record its
-            model.
+            model, or has no keyword list or another one.
     """
+    if keywords is not None:
+        check_beside(embedder)
+        options = {**options, "keywords": open_keywords(keywords)}
     with store_errors(name, "creating the collection"):
         if not client.collection_exists(name):
-            _create_collection(client, name, embedder, options)
+            _create_collection(client, name, embedder, **options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
@@ -141,6 +159,7 @@ def ensure_collection(
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
         record_model(client, name, embedder)
+    return require_keywords(name, info, keywords)
 
 
 def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
@@ -294,19 +313,28 @@ def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
 
 
 def _create_collection(
-    client: Client, name: str, embedder: TextEmbedder, options: dict[str, Any]
+    client: Client,
+    name: str,
+    embedder: TextEmbedder,
+    *,
+    keywords: TextEmbedder | None = None,
+    **options: Any,
 ) -> None:
-    sparse_config = None
+    sparse_config: dict[str, qm.SparseVectorParams] = {}
+    metadata: dict[str, object] = {METADATA_KEY: _record_of(embedder)}
     if "sparse" in embedder.heads:
-        sparse_config = {SPARSE_VECTOR: sparse_params(embedder)}
+        sparse_config[SPARSE_VECTOR] = sparse_params(embedder)
+    if keywords is not None:
+        sparse_config[KEYWORD_VECTOR] = keyword_params()
+        metadata.update(keyword_record(keywords))
     try:
         client.create_collection(
             name,
             vectors_config={
                 DENSE_VECTOR: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)
             },
-            sparse_vectors_config=sparse_config,
-            metadata={METADATA_KEY: _record_of(embedder)},
+            sparse_vectors_config=sparse_config or None,
+            metadata=metadata,
             **options,
         )
     except (ApiException, RpcError, ValueError) as error:
