@@ -41,7 +41,7 @@ from unified_embeddings.evaluation.rank_correlation import kendall_tau
 from unified_embeddings.evaluation.rankings import Run, ndcg
 from unified_embeddings.evaluation.tuning import tune_fusion
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.retrievers.ranking import id_order
+from unified_embeddings.search.ranking import id_order
 from unified_embeddings.types import FloatArray
 
 _SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)

@@ -35,7 +35,7 @@ from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.tuning import TuningReport, tune_fusion
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.both_lists import search_both_lists
-from unified_embeddings.retrievers.ranking import id_order
+from unified_embeddings.search.ranking import id_order
 from unified_embeddings.system.progress import progress_bar
 
 _THRESHOLDS = (0.0, 1.0, 1.5, 2.0, 2.5)

@@ -55,6 +55,21 @@ def is_weight(value: object) -> TypeGuard[float]:
         return False
 
 
+def require_share(name: str, value: object) -> float:
+    """Return a number from 0 to 1 as a float, and refuse everything else.
+
+    Args:
+        name: What the caller calls it, for the message.
+        value: What came: Python's or NumPy's number. A bool is not a number here.
+
+    Raises:
+        InputError: If it is no number, or out of range.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+        raise InputError(f"{name} must be a number from 0 to 1, got {value!r:.80}")
+    return float(value)
+
+
 def require_weights(weights: object, *, of: str) -> tuple[float, float]:
     """Return two weights as floats, and refuse everything else.
 

@@ -18,7 +18,7 @@ from unified_embeddings.evaluation.systems import (
     parse_systems,
 )
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.retrievers.options import choose_fusion
+from unified_embeddings.search.options import choose_fusion
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from unified_embeddings.retrievers.multimodal import UnifiedMultiModalRetriever
 from unified_embeddings.stores import opening
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.schema import recorded_model
+from unified_embeddings.types import Embeddings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Failed to obtain server version")
 
@@ -449,25 +450,27 @@ def test_a_mode_that_the_model_cannot_serve_is_refused(mode: VectorStoreQueryMod
     dense_only = FakeEmbedder(dimension=16, heads=("dense",))
     store = build_vector_store(dense_only, "docs", client=QdrantClient(":memory:"))
     query = VectorStoreQuery(query_str="fox", query_embedding=[1.0] * 16, mode=mode)
-    with pytest.raises(InputError, match=f"no sparse vectors, which the mode '{mode.value}'"):
+    with pytest.raises(InputError, match="no sparse ones, which this mode needs"):
         store.query(query)
 
 
-def test_the_model_never_runs_in_the_event_loop(store: FingerprintedStore) -> None:
+def test_the_model_never_runs_in_the_event_loop(
+    store: FingerprintedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     insert(store, "a red fox", "an owl")
     threads: list[threading.Thread] = []
-    sparse = store._sparse_query_fn
-    assert sparse is not None
+    encode_query = EMBEDDER.encode_query
+    embedding = MODEL.get_query_embedding("fox")
 
-    def watched(texts: list[str]) -> Any:
+    def watched(text: str, **options: Any) -> Embeddings:
         threads.append(threading.current_thread())
-        return sparse(texts)
+        return encode_query(text, **options)
 
-    store._sparse_query_fn = watched
+    monkeypatch.setattr(EMBEDDER, "encode_query", watched)
     for mode in (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SPARSE):
         query = VectorStoreQuery(
             query_str="fox",
-            query_embedding=MODEL.get_query_embedding("fox"),
+            query_embedding=embedding,
             mode=mode,
             alpha=0.0,
             similarity_top_k=1,

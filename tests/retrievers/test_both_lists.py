@@ -19,7 +19,7 @@ from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.both_lists import search_both_lists
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.ranking import id_order
+from unified_embeddings.search.ranking import id_order
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 EMBEDDER = FakeEmbedder(dimension=16)

@@ -20,7 +20,7 @@ from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.options import choose_fusion
+from unified_embeddings.search.options import choose_fusion
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import FUSION_KEY, write_choice
 

@@ -27,10 +27,10 @@ from unified_embeddings.heads import colbert_score
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.ranking import (
+from unified_embeddings.search.ranking import (
     first_limit,
     id_order,
-    next_limit,
+    next_limits,
     order_points,
 )
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
@@ -405,14 +405,16 @@ class TestHowDeep:
     def test_as_far_as_the_tie_at_the_cut_goes(
         self, scores: list[float], expected: int | None
     ) -> None:
-        assert next_limit([numbered(scores)], depth=20, limit=30) == expected
+        anew = None if expected is None else [expected]
+        assert next_limits([numbered(scores)], [20], [30]) == anew
         clear = numbered([float(step) for step in range(30)])
-        assert next_limit([clear, numbered(scores)], depth=20, limit=30) == expected
+        both = None if expected is None else [30, expected]
+        assert next_limits([clear, numbered(scores)], [20, 20], [30, 30]) == both
 
     def test_not_beyond_a_thousand(self) -> None:
-        assert next_limit([numbered([0.5] * 480)], depth=20, limit=480) == 1000
-        assert next_limit([numbered([0.5] * 1000)], depth=20, limit=1000) is None
-        assert next_limit([numbered([0.5] * 2010)], depth=2000, limit=2010) is None
+        assert next_limits([numbered([0.5] * 480)], [20], [480]) == [1000]
+        assert next_limits([numbered([0.5] * 1000)], [20], [1000]) is None
+        assert next_limits([numbered([0.5] * 2010)], [2000], [2010]) is None
 
 
 # --- a thousand questions -------------------------------------------------------------------------

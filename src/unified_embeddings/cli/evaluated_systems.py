@@ -128,7 +128,7 @@ class _SharedModel:
         Raises:
             InputError: If the model gives no such vectors, or a query is blank.
         """
-        from unified_embeddings.retrievers.options import check_heads
+        from unified_embeddings.search.options import check_heads
 
         mode = search.mode or _default_mode(self.config)
         check_heads(self.config.embedder, mode, "colbert" if search.rerank else None)

@@ -141,7 +141,7 @@ def _tune(
     from unified_embeddings.evaluation.fusion_choices import DEEPEST, list_choices, score_choices
     from unified_embeddings.evaluation.tuning import tune_fusion
     from unified_embeddings.retrievers.both_lists import search_both_lists
-    from unified_embeddings.retrievers.ranking import id_order
+    from unified_embeddings.search.ranking import id_order
     from unified_embeddings.system.progress import progress_bar
 
     assert corpus.qrels is not None  # read_beir's corpora have judgements

@@ -8,7 +8,8 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
+    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -31,10 +33,17 @@ from unified_embeddings.llama.filters import (
     select_points,
     to_point_id,
 )
+from unified_embeddings.llama.hybrid_search import HybridSearch
 from unified_embeddings.llama.payloads import build_payloads
-from unified_embeddings.llama.queries import SPARSE_MODES, build_query_filter, check_query
+from unified_embeddings.llama.queries import (
+    CheckedQuery,
+    build_query_filter,
+    check_query,
+    to_result,
+)
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, keyword_vectors
@@ -68,6 +77,8 @@ class FingerprintedStore(QdrantVectorStore):
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
     _keywords: TextEmbedder | None = PrivateAttr()
+    _search: HybridSearch = PrivateAttr()
+    _has_own_fusion: bool = PrivateAttr()
 
     def __init__(
         self,
@@ -95,6 +106,13 @@ class FingerprintedStore(QdrantVectorStore):
         self._reopen = reopen
         self._adopt = adopt
         self._keywords = keywords
+        self._search = self._make_search()
+        self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
+
+    def _make_search(self) -> HybridSearch:
+        # Through a proxy: in a cycle of references, a store that is no longer used would keep its
+        # folder open until Python looks for cycles.
+        return HybridSearch(weakref.proxy(self), self._embedder, adopt=self._adopt)
 
     @property
     def adopt(self) -> Adopt | None:
@@ -236,30 +254,50 @@ class FingerprintedStore(QdrantVectorStore):
     # --- finding --------------------------------------------------------------------------------
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Search, as LlamaIndex's own retrievers do.
+        """Search, as LlamaIndex's own retrievers do; `llama.queries` says what each mode means.
+
+        Args:
+            query: The query.
+            **kwargs: `qdrant_filters` (a filter of Qdrant's, in place of the query's own),
+                `search_params` and `shard_identifier`, as in the stock store, and `mmr_threshold`,
+                as in LlamaIndex's SimpleVectorStore. Others are ignored, as in the stock store.
 
         Raises:
-            InputError: If a filter of the query cannot be translated with its meaning.
-            StoreError: If Qdrant fails.
+            InputError: If the query lacks what its mode searches by, has a number out of range, or
+                a filter that cannot be translated with its meaning.
+            FingerprintMismatchError: If the collection was replaced by another model's.
+            StoreError: If Qdrant fails, or the collection does not exist.
         """
-        query = self._check_query(query)
-        with store_errors(self.collection_name, "querying"):
-            return super().query(query, **kwargs)
+        checked = check_query(query, self._embedder, kwargs)
+        if self._is_fused_by_caller(checked):
+            with store_errors(self.collection_name, "querying"):
+                return super().query(checked.query, **kwargs)
+        self._search.check(checked.mode)
+        plan = self._plan(checked, kwargs)
+        return to_result(self._search.search(checked.embed(self._embedder), plan))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
-        query = self._check_query(query)
-        if query.mode in SPARSE_MODES:  # the stock method runs the model in the event loop
+        checked = check_query(query, self._embedder, kwargs)
+        if self._is_fused_by_caller(checked):  # the stock method runs the model in the event loop
             return await self._embedder.in_thread(partial(self.query, query, **kwargs))
-        with store_errors(self.collection_name, "querying"):
-            return await super().aquery(query, **kwargs)
+        await self._search.acheck(checked.mode)
+        plan = self._plan(checked, kwargs)
+        vectors = await self._embedder.in_thread(partial(checked.embed, self._embedder))
+        return to_result(await self._search.asearch(vectors, plan))
 
-    def _check_query(self, query: VectorStoreQuery) -> VectorStoreQuery:
-        """Reject a query here: in the stock methods an InputError would count as the client's."""
-        return check_query(query, self._embedder, is_hybrid=self.enable_hybrid)
+    def _plan(self, checked: CheckedQuery, options: Mapping[str, Any]) -> SearchPlan:
+        """Return what a query is to find; the collection has been looked up."""
+        shard = options.get("shard_identifier")
+        shard_key = None if shard is None else self._generate_shard_key_selector(shard)
+        return checked.plan(self._embedder.fusion, self._search.read_choice(), shard_key)
+
+    def _is_fused_by_caller(self, checked: CheckedQuery) -> bool:
+        """Tell whether a function of the caller's fuses the lists, as in the stock store."""
+        return self._has_own_fusion and checked.query.mode == VectorStoreQueryMode.HYBRID
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
-        return build_query_filter(query)
+        return build_query_filter(query)  # the stock method asks for it
 
     def get_nodes(
         self,
@@ -401,6 +439,12 @@ class FingerprintedStore(QdrantVectorStore):
 
     # --- copies ---------------------------------------------------------------------------------
 
+    def __copy__(self) -> FingerprintedStore:
+        """Return a copy with the same clients."""
+        store = super().__copy__()
+        store._search = store._make_search()
+        return store
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> FingerprintedStore:
         """Return a copy with the same clients, which can be shared but not copied."""
         return self.__copy__()
@@ -422,3 +466,10 @@ class FingerprintedStore(QdrantVectorStore):
 def _to_list(nodes: Sequence[BaseNode]) -> list[BaseNode]:
     check_is_list(nodes, "nodes")
     return list(nodes)
+
+
+def adopt_of(vector_store: QdrantVectorStore) -> Adopt | None:
+    """Return the `adopt` that a store was opened with; a store of other software has none."""
+    if isinstance(vector_store, FingerprintedStore):
+        return vector_store.adopt
+    return None

@@ -7,12 +7,11 @@ document that each point belongs to. What does not: fusing them in many ways (`e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from llama_index.core.schema import QueryBundle
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.evaluation.corpora import require_questions
@@ -23,11 +22,12 @@ from unified_embeddings.evaluation.documents import (
     read_document_id,
 )
 from unified_embeddings.evaluation.fusion_choices import SearchedQuery
+from unified_embeddings.llama.fingerprinted_store import adopt_of
+from unified_embeddings.llama.hybrid_search import HybridSearch, order_lists
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.retrievers.branches import Branch
-from unified_embeddings.retrievers.fusing import Ranking, scored_ids
-from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.ranking import order_points
+from unified_embeddings.search.fusing import Ranking, scored_ids
+from unified_embeddings.search.plan import SearchPlan
+from unified_embeddings.search.query_vectors import QueryVectors
 
 
 def search_both_lists(
@@ -67,7 +67,7 @@ def search_both_lists(
             first_lists[query_id] = searcher.search(text)
             on_query(1)
         document_field = _find_document_field(first_lists.values(), judged_ids)
-    searcher.payload = _needed_payload(document_field)
+    searcher.read_only(_needed_payload(document_field))
     searched = {
         query_id: _name_documents(lists, document_field) for query_id, lists in first_lists.items()
     }
@@ -77,39 +77,38 @@ def search_both_lists(
     return searched
 
 
-class _ListSearcher(UnifiedHybridRetriever):
-    """A retriever that returns its two rankings as they are.
+class _ListSearcher:
+    """Searches for the two rankings of a question, as they are.
 
-    Attributes:
-        payload: Fields of the payload to bring back; True brings back all.
+    Args:
+        store: Over the collection.
+        embedder: Its model.
+        depth: Points of each ranking.
     """
 
-    def __init__(
-        self,
-        store: QdrantVectorStore,
-        embedder: TextEmbedder,
-        *,
-        depth: int,
-    ) -> None:
+    def __init__(self, store: QdrantVectorStore, embedder: TextEmbedder, *, depth: int) -> None:
+        self._embedder = embedder
+        self._search = HybridSearch(store, embedder, adopt=adopt_of(store))
+        self._search.check("hybrid")
         both = Fusion(weights=(1.0, 1.0), candidates=depth)
-        super().__init__(store, embedder, similarity_top_k=1, fusion=both)
-        self.payload: bool | list[str] = True
+        self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=both)
+
+    def read_only(self, payload: bool | list[str]) -> None:
+        """Bring back no more than these fields of the payload from now on."""
+        self._plan = replace(self._plan, payload=payload)
 
     def search(self, text: str) -> tuple[Ranking, Ranking]:
         """Return the dense and the sparse ranking of a question, best first."""
-        query = self._embed(QueryBundle(text))
-        branches = self._build_branches(query)
-        rankings = [order_points(points)[: self._depth] for points in self._search(branches)]
+        encoded = self._embedder.encode_query(text, dense=True, sparse=True)
+        assert encoded.dense is not None
+        assert encoded.sparse is not None
+        query = QueryVectors(dense=encoded.dense[0], sparse=encoded.sparse[0])
+        branches = self._search.build_branches(query, self._plan)
+        rankings = order_lists(branches, self._search.search_lists(branches, self._plan))
         if len(rankings) == 1:  # no lexical weights
             return rankings[0], []
         dense, sparse = rankings
         return dense, sparse
-
-    def _build_requests(self, branches: Sequence[Branch], limit: int) -> list[qm.QueryRequest]:
-        requests = super()._build_requests(branches, limit)
-        for request in requests:
-            request.with_payload = self.payload
-        return requests
 
 
 def _needed_payload(document_field: str) -> bool | list[str]:

@@ -10,7 +10,6 @@ it counts, or vectors of lower precision in its index.
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,30 +18,28 @@ from typing import Literal, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.labels import label_indices
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.filters import to_point_id
+from unified_embeddings.llama.hybrid_search import HybridSearch, order_lists
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.retrievers.branches import Branch
-from unified_embeddings.retrievers.collection_reader import CollectionReader
 from unified_embeddings.retrievers.explanation import (
     DensePart,
     Explanation,
     Ranks,
 )
-from unified_embeddings.retrievers.options import Mode
-from unified_embeddings.retrievers.questions import QueryVectors
-from unified_embeddings.retrievers.ranking import order_points
 from unified_embeddings.retrievers.score_parts import (
     explain_colbert,
     explain_fusion,
     explain_sparse,
     rank_of,
 )
+from unified_embeddings.search.branches import Branch
+from unified_embeddings.search.plan import SearchPlan
+from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.types import SparseVector
 
 NodeOrId: TypeAlias = NodeWithScore | BaseNode | str | int
@@ -58,6 +55,7 @@ class _Question:
 
     Attributes:
         text: The question.
+        plan: What it is to find.
         vectors: Its vectors.
         branches: The searches.
         rankings: The points that each found, as Qdrant returned them.
@@ -65,6 +63,7 @@ class _Question:
     """
 
     text: str
+    plan: SearchPlan
     vectors: QueryVectors
     branches: Sequence[Branch]
     rankings: Sequence[Sequence[qm.ScoredPoint]]
@@ -74,35 +73,21 @@ class _Question:
 class Explaining(BaseRetriever):
     """What makes a hybrid retriever able to explain its scores."""
 
-    _reader: CollectionReader
+    _search: HybridSearch
     _embedder: TextEmbedder
-    _store: QdrantVectorStore
-    _fusion: Fusion
-    _mode: Mode
-    _rerank: Literal["colbert"] | None
-    _filter: qm.Filter | None
-    _dense_name: str
 
     # --- what the retriever does -----------------------------------------------------------------
 
     @property
     @abstractmethod
-    def _depth(self) -> int: ...
-
-    @abstractmethod
-    def _check_collection(self, info: qm.CollectionInfo) -> None: ...
+    def fusion(self) -> Fusion:
+        """Return how rankings are fused."""
 
     @abstractmethod
     def _embed(self, bundle: QueryBundle) -> QueryVectors: ...
 
     @abstractmethod
-    def _build_branches(self, query: QueryVectors) -> list[Branch]: ...
-
-    @abstractmethod
-    def _search(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]: ...
-
-    @abstractmethod
-    async def _asearch(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]: ...
+    def _plan(self) -> SearchPlan: ...
 
     # --- what it can do then ---------------------------------------------------------------------
 
@@ -126,16 +111,18 @@ class Explaining(BaseRetriever):
             StoreError: If Qdrant fails, or the collection does not exist.
         """
         point_id = _to_point_id(node_or_id)
-        info = self._reader.look_up()
-        self._check_collection(info)
+        info = self._search.check(self._plan().mode, anew=True)
+        plan = self._plan()  # the collection's own fusion may be another one now
         bundle = _to_bundle(query)
         vectors = self._embed(bundle)
-        branches = self._build_branches(vectors)
-        rankings = self._search(branches)
-        question = self._to_question(bundle, vectors, branches, rankings, info)
-        point = self._require_point(point_id, self._reader.fetch(point_id, self._fetched_vectors))
-        probes = self._build_probes(vectors, point)
-        scores = _read_scores(probes, self._reader.search(list(probes.values())))
+        branches = self._search.build_branches(vectors, plan)
+        rankings = self._search.search_lists(branches, plan)
+        question = self._to_question(bundle, plan, vectors, branches, rankings, info)
+        point = self._require_point(
+            point_id, self._search.reader.fetch(point_id, self._fetched_vectors(plan))
+        )
+        probes = self._build_probes(question, point)
+        scores = _read_scores(probes, self._search.reader.search(list(probes.values())))
         return self._put_together(question, point, scores, colbert)
 
     async def aexplain(
@@ -143,17 +130,17 @@ class Explaining(BaseRetriever):
     ) -> Explanation:
         """Like `explain`, but without blocking the event loop."""
         point_id = _to_point_id(node_or_id)
-        info = await self._reader.alook_up()
-        await asyncio.to_thread(self._check_collection, info)
+        info = await self._search.acheck(self._plan().mode, anew=True)
+        plan = self._plan()
         bundle = _to_bundle(query)
         vectors = await self._embedder.in_thread(partial(self._embed, bundle))
-        branches = self._build_branches(vectors)
-        rankings = await self._asearch(branches)
-        question = self._to_question(bundle, vectors, branches, rankings, info)
-        fetched = await self._reader.afetch(point_id, self._fetched_vectors)
+        branches = self._search.build_branches(vectors, plan)
+        rankings = await self._search.asearch_lists(branches, plan)
+        question = self._to_question(bundle, plan, vectors, branches, rankings, info)
+        fetched = await self._search.reader.afetch(point_id, self._fetched_vectors(plan))
         point = self._require_point(point_id, fetched)
-        probes = self._build_probes(vectors, point)
-        scores = _read_scores(probes, await self._reader.asearch(list(probes.values())))
+        probes = self._build_probes(question, point)
+        scores = _read_scores(probes, await self._search.reader.asearch(list(probes.values())))
         return await self._embedder.in_thread(
             partial(self._put_together, question, point, scores, colbert)
         )
@@ -163,46 +150,51 @@ class Explaining(BaseRetriever):
     def _to_question(
         self,
         bundle: QueryBundle,
+        plan: SearchPlan,
         vectors: QueryVectors,
         branches: Sequence[Branch],
         rankings: Sequence[Sequence[qm.ScoredPoint]],
         info: qm.CollectionInfo,
     ) -> _Question:
-        settings = (info.config.params.sparse_vectors or {}).get(self._store.sparse_vector_name)
+        settings = (info.config.params.sparse_vectors or {}).get(self._search.sparse_name)
         return _Question(
             text=bundle.query_str,
+            plan=plan,
             vectors=vectors,
             branches=branches,
             rankings=rankings,
             has_idf=settings is not None and settings.modifier == qm.Modifier.IDF,
         )
 
-    @property
-    def _fetched_vectors(self) -> list[str]:
-        """The passage's stored vectors that are needed."""
-        return [] if self._mode == "dense" else [self._store.sparse_vector_name]
+    def _fetched_vectors(self, plan: SearchPlan) -> list[str]:
+        """Return the names of the passage's stored vectors that are needed."""
+        return [] if plan.mode == "dense" else [self._search.sparse_name]
 
     def _require_point(self, point_id: qm.ExtendedPointId, point: qm.Record | None) -> qm.Record:
         if point is None:
             raise InputError(
-                f"collection {self._reader.collection!r} has no passage {point_id!r}; give a node "
-                "that the retriever returned, or its id"
+                f"collection {self._search.reader.collection!r} has no passage {point_id!r}; give "
+                "a node that the retriever returned, or its id"
             )
         return point
 
-    def _build_probes(self, query: QueryVectors, point: qm.Record) -> dict[_Probe, qm.QueryRequest]:
+    def _build_probes(self, question: _Question, point: qm.Record) -> dict[_Probe, qm.QueryRequest]:
         """Return what to ask Qdrant about one point, in one round trip."""
         only_this = qm.HasIdCondition(has_id=[point.id])
         alone = qm.Filter(must=[only_this])
-        among_filtered = (
-            alone if self._filter is None else qm.Filter(must=[only_this, self._filter])
-        )
+        among_filtered = alone
+        if question.plan.filter is not None:
+            among_filtered = qm.Filter(must=[only_this, question.plan.filter])
+        query = question.vectors
         probes: dict[_Probe, qm.QueryRequest] = {
             "filters": qm.QueryRequest(filter=among_filtered, limit=1)
         }
         if query.dense is not None:
             probes["dense"] = qm.QueryRequest(
-                query=query.dense.tolist(), using=self._dense_name or None, filter=alone, limit=1
+                query=query.dense.tolist(),
+                using=self._search.dense_name or None,
+                filter=alone,
+                limit=1,
             )
         if query.sparse is None:
             return probes
@@ -217,7 +209,7 @@ class Explaining(BaseRetriever):
                 query=qm.SparseVector(
                     indices=vector.indices.tolist(), values=vector.values.tolist()
                 ),
-                using=self._store.sparse_vector_name,
+                using=self._search.sparse_name,
                 filter=alone,
                 limit=1,
             )
@@ -226,7 +218,7 @@ class Explaining(BaseRetriever):
     def _stored_sparse(self, point: qm.Record) -> dict[int, float]:
         """Return a point's sparse vector; it has none where its text has no lexical weights."""
         vectors = point.vector
-        sparse = vectors.get(self._store.sparse_vector_name) if isinstance(vectors, dict) else None
+        sparse = vectors.get(self._search.sparse_name) if isinstance(vectors, dict) else None
         if not isinstance(sparse, qm.SparseVector):
             return {}
         return dict(zip(sparse.indices, sparse.values, strict=True))
@@ -245,14 +237,15 @@ class Explaining(BaseRetriever):
             # Where vectors are quantised, a single point's score may be another than the one that
             # gave the rank.
             scores.update((name, scored.score) for scored in found if scored.id == point.id)
-        rankings = [order_points(found)[: self._depth] for found in question.rankings]
+        plan = question.plan
+        rankings = order_lists(question.branches, question.rankings)
         ranks = {
             name: rank_of(point.id, ranking) for name, ranking in zip(names, rankings, strict=True)
         }
         fused, fused_rank = None, None
-        if self._mode == "hybrid":
+        if plan.mode == "hybrid":
             weights = [branch.weight for branch in question.branches]
-            fused, fused_rank = explain_fusion(point.id, names, rankings, weights, self._fusion)
+            fused, fused_rank = explain_fusion(point.id, names, rankings, weights, plan.fusion)
         dense, sparse = None, None
         if "dense" in scores:
             dense = DensePart(scores["dense"])
@@ -265,7 +258,7 @@ class Explaining(BaseRetriever):
                 score=scores.get("sparse", 0.0),
                 has_idf=question.has_idf,
             )
-        (passage,) = self._reader.to_nodes([point], [0.0])
+        (passage,) = self._search.reader.to_nodes([point], [0.0])
         text = passage.node.get_content(metadata_mode=MetadataMode.EMBED)
         matches = None
         if colbert or (colbert is None and "colbert" in self._embedder.heads):
@@ -279,9 +272,9 @@ class Explaining(BaseRetriever):
             colbert=matches,
             ranks=Ranks(ranks.get("dense"), ranks.get("sparse"), fused_rank),
             fused=fused,
-            candidates=self._depth,
+            candidates=plan.depth_of("sparse" if plan.mode == "sparse" else "dense"),
             matches_filters="filters" in scores,
-            reranked=self._rerank is not None,
+            reranked=plan.reranked is not None,
         )
 
 

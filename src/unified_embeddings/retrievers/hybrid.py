@@ -1,15 +1,12 @@
 """The hybrid retriever: one forward pass, one round trip to Qdrant, two rankings fused.
 
-What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the checks of
-its options (`options`), the question's vectors (`questions`), the order of equal scores
-(`ranking`), and fusing (`fusing`).
+What lives here: LlamaIndex's BaseRetriever over a QdrantVectorStore. What does not: the question's
+vectors (`questions`), and the search (`llama.hybrid_search`), which the store's own queries share.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -17,37 +14,17 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.vector_stores.qdrant import QdrantVectorStore
-from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.filters import translate_filters
-from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore, adopt_of
+from unified_embeddings.llama.hybrid_search import HybridSearch, SearchAnswer
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
-from unified_embeddings.retrievers.branches import Branch
-from unified_embeddings.retrievers.collection_reader import CollectionReader
 from unified_embeddings.retrievers.explain import Explaining
-from unified_embeddings.retrievers.fusing import fuse
-from unified_embeddings.retrievers.node_ranks import note_ranks
-from unified_embeddings.retrievers.options import (
-    Auto,
-    FusionOption,
-    Mode,
-    check_callbacks,
-    check_heads,
-    check_mode,
-    check_store,
-    choose_fusion,
-    is_auto,
-)
-from unified_embeddings.retrievers.questions import QueryVectors, embed_question
-from unified_embeddings.retrievers.ranking import (
-    first_limit,
-    next_limit,
-    order_points,
-)
-from unified_embeddings.retrievers.reranking import rerank_nodes
+from unified_embeddings.retrievers.options import check_callbacks, check_store
+from unified_embeddings.retrievers.questions import embed_question
 from unified_embeddings.retrievers.timing import (
     SearchCounters,
     SearchStats,
@@ -55,8 +32,18 @@ from unified_embeddings.retrievers.timing import (
     note_points,
     timed,
 )
-from unified_embeddings.stores.fusion_choice import read_choice
-from unified_embeddings.stores.schema import check_adopt, check_collection
+from unified_embeddings.search.options import (
+    Auto,
+    FusionOption,
+    Mode,
+    check_heads,
+    check_mode,
+    choose_fusion,
+    is_auto,
+)
+from unified_embeddings.search.plan import SearchPlan
+from unified_embeddings.search.query_vectors import QueryVectors
+from unified_embeddings.stores.schema import check_adopt
 from unified_embeddings.validation import require_whole_number
 
 
@@ -155,29 +142,26 @@ class UnifiedHybridRetriever(Explaining):
             weights=weights,
             fusion=fusion,
         )
-        self._fusion = self._choose_fusion()
+        unchosen = self._choose_fusion()  # rejects options out of range
         self._takes_choice = mode == "hybrid" and is_auto(fusion) and is_auto(weights)
         check_mode(mode, rerank)
         check_store(vector_store)
         check_heads(embedder, mode, rerank)
         check_adopt(adopt)
         check_callbacks(callback_manager)
-        self._adopt = adopt or _adopt_of(vector_store)
         self._store = vector_store
+        self._search = HybridSearch(vector_store, embedder, adopt=adopt or adopt_of(vector_store))
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
         # Reranking runs the model over each text, which costs far more than searching deeper.
-        reranked = PLAIN_CANDIDATES if is_auto(candidates) else self._fusion.candidates
-        self._reranked = max(reranked, self._top_k)
+        self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._filter = translate_filters(filters)
-        self._reader = CollectionReader(vector_store)
-        self._dense_name = vector_store.dense_vector_name
         self.searches = SearchCounters(mode, self._top_k)
-        self._collection_is_checked = False
         super().__init__(callback_manager=callback_manager)
-        if self._reader.has_sync_client and self._reader.exists():
-            self._check_collection(self._reader.look_up())
+        if self._search.reader.has_sync_client and self._search.reader.exists():
+            self._search.check(mode)
+            _ = self.fusion  # rejects a choice that cannot be read
 
     @property
     def fusion(self) -> Fusion:
@@ -186,8 +170,13 @@ class UnifiedHybridRetriever(Explaining):
         A collection's own choice is known once the collection was looked at: when the retriever is
         made, or at the first query if the collection did not exist yet or the store has only an
         async client.
+
+        Raises:
+            StoreError: If the collection's own choice cannot be read.
         """
-        return self._fusion
+        if self._takes_choice:
+            return self._choose_fusion(chosen=self._search.read_choice())
+        return self._choose_fusion()
 
     def stats(self) -> tuple[SearchStats, ...]:
         """Return how many searches there were since it was made, and how long they took."""
@@ -197,40 +186,89 @@ class UnifiedHybridRetriever(Explaining):
         """Return a copy over the same store and embedder, which can be shared but not copied."""
         return copy.copy(self)
 
-    def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """Return the nodes that answer a question best, best first.
+    def __copy__(self) -> UnifiedHybridRetriever:
+        """Return a copy over the same search."""
+        retriever = object.__new__(type(self))
+        retriever.__dict__.update(self.__dict__)
+        return retriever
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what is pickled.
 
         Raises:
-            InputError: If the question is not a text, or blank.
+            InputError: If the store is a stock one, which loses its clients when it is pickled.
+        """
+        if not isinstance(self._store, FingerprintedStore):
+            raise InputError(
+                f"a retriever over a {type(self._store).__name__} cannot be pickled, since its "
+                "client cannot; open the store with UnifiedEmbeddingConfig.vector_store()"
+            )
+        return self.__dict__
+
+    # --- searching ------------------------------------------------------------------------------
+
+    def retrieve(
+        self,
+        str_or_query_bundle: QueryType,
+        *,
+        similarity_top_k: int | None = None,
+        filters: MetadataFilters | None = None,
+    ) -> list[NodeWithScore]:
+        """Return the nodes that answer a question best, best first.
+
+        Args:
+            str_or_query_bundle: The question.
+            similarity_top_k: For this question, in place of the retriever's own.
+            filters: For this question, in place of the retriever's own.
+
+        Raises:
+            InputError: If the question is not a text, or blank, or an option is out of range.
             FingerprintMismatchError: If the collection was made with another model.
             StoreError: If Qdrant fails, or the collection does not exist.
         """
-        return super().retrieve(_require_question(str_or_query_bundle))
+        retriever = self._for_call(similarity_top_k, filters)
+        return super(UnifiedHybridRetriever, retriever).retrieve(
+            _require_question(str_or_query_bundle)
+        )
 
-    async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+    async def aretrieve(
+        self,
+        str_or_query_bundle: QueryType,
+        *,
+        similarity_top_k: int | None = None,
+        filters: MetadataFilters | None = None,
+    ) -> list[NodeWithScore]:
         """Like `retrieve`, but without blocking the event loop."""
-        return await super().aretrieve(_require_question(str_or_query_bundle))
+        retriever = self._for_call(similarity_top_k, filters)
+        return await super(UnifiedHybridRetriever, retriever).aretrieve(
+            _require_question(str_or_query_bundle)
+        )
+
+    def _for_call(
+        self, similarity_top_k: int | None, filters: MetadataFilters | None
+    ) -> UnifiedHybridRetriever:
+        """Return the retriever with the options of one call, over the same search."""
+        if similarity_top_k is None and filters is None:
+            return self
+        retriever = copy.copy(self)
+        if similarity_top_k is not None:
+            retriever._top_k = require_whole_number("similarity_top_k", similarity_top_k)
+        if filters is not None:
+            retriever._filter = translate_filters(filters)
+        return retriever
 
     @timed
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        if not self._collection_is_checked:
-            self._check_collection(self._reader.look_up())
+        self._search.check(self._mode)
         query = self._embed(query_bundle)
-        branches = self._build_branches(query)
-        return self._build_answer(query, branches, self._search(branches))
+        return _note_answer(query, self._search.search(query, self._plan()))
 
     @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        # The check may resolve the model's files, and the other two steps may run the model. Each
-        # can take seconds, so they run in worker threads.
-        if not self._collection_is_checked:
-            info = await self._reader.alook_up()
-            await asyncio.to_thread(self._check_collection, info)
+        await self._search.acheck(self._mode)
+        # The model can take seconds, so it runs in a worker thread.
         query = await self._embedder.in_thread(partial(self._embed, query_bundle))
-        branches = self._build_branches(query)
-        rankings = await self._asearch(branches)
-        build_answer = partial(self._build_answer, query, branches, rankings)
-        return await self._embedder.in_thread(build_answer)
+        return _note_answer(query, await self._search.asearch(query, self._plan()))
 
     def _embed(self, bundle: QueryBundle) -> QueryVectors:
         return embed_question(
@@ -241,146 +279,25 @@ class UnifiedHybridRetriever(Explaining):
             callback_manager=self.callback_manager,
         )
 
-    # --- the round trip to Qdrant ---------------------------------------------------------------
-
-    @property
-    def _answer_size(self) -> int:
-        """How many nodes the search has to yield: those returned, or those to rerank."""
-        return self._top_k if self._rerank is None else self._reranked
-
-    @property
-    def _depth(self) -> int:
-        """How many points of each ranking are needed."""
-        if self._mode == "hybrid":
-            return max(self._fusion.candidates, self._answer_size)
-        return self._answer_size
-
-    def _build_branches(self, query: QueryVectors) -> list[Branch]:
-        """Return the searches that the question's vectors allow, the dense one first.
-
-        A ranking of weight 0 would add nothing, so it is not searched for.
-        """
-        dense_weight, sparse_weight = 1.0, 1.0
-        if self._mode == "hybrid":
-            dense_weight, sparse_weight = self._fusion.weights
-        branches = []
-        if query.dense is not None and dense_weight > 0:
-            branches.append(
-                Branch(
-                    vector=query.dense.tolist(),
-                    vector_name=self._dense_name or None,
-                    weight=dense_weight,
-                )
-            )
-        # A question made of unknown or special tokens alone has no lexical weights.
-        if query.sparse is not None and len(query.sparse) > 0 and sparse_weight > 0:
-            branches.append(
-                Branch(
-                    vector=qm.SparseVector(
-                        indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
-                    ),
-                    vector_name=self._store.sparse_vector_name,
-                    weight=sparse_weight,
-                )
-            )
-        return branches
-
-    def _build_requests(self, branches: Sequence[Branch], limit: int) -> list[qm.QueryRequest]:
-        """Return the requests to send in one batch, one for each ranking.
-
-        Each asks for payloads, which a batch leaves out otherwise.
-        """
-        return [
-            qm.QueryRequest(
-                query=branch.vector,
-                using=branch.vector_name,
-                filter=self._filter,
-                limit=limit,
-                with_payload=True,
-            )
-            for branch in branches
-        ]
-
-    def _search(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]:
-        """Return what each search finds, deep enough that no tie is cut where it matters."""
-        limit = first_limit(self._depth) if branches else None
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limit is not None:
-            rankings = self._reader.search(self._build_requests(branches, limit))
-            limit = next_limit(rankings, self._depth, limit)
-        return rankings
-
-    async def _asearch(self, branches: Sequence[Branch]) -> list[list[qm.ScoredPoint]]:
-        """Like `_search`, but without blocking the event loop."""
-        limit = first_limit(self._depth) if branches else None
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limit is not None:
-            rankings = await self._reader.asearch(self._build_requests(branches, limit))
-            limit = next_limit(rankings, self._depth, limit)
-        return rankings
-
-    # --- the answer -----------------------------------------------------------------------------
-
-    def _build_answer(
-        self,
-        query: QueryVectors,
-        branches: Sequence[Branch],
-        rankings: Sequence[Sequence[qm.ScoredPoint]],
-    ) -> list[NodeWithScore]:
-        """Return the nodes found, best first, reranked if that was asked for."""
-        if branches and branches[0].list_name == "dense":
-            note_points(query.dense, rankings[0])
-        ordered = [order_points(points)[: self._depth] for points in rankings]
-        best: list[tuple[qm.ScoredPoint, float]] = []
-        if self._mode == "hybrid":
-            weights = [branch.weight for branch in branches]
-            best = fuse(ordered, self._fusion, weights)[: self._answer_size]
-        elif ordered:
-            (best,) = ordered
-        nodes = self._reader.to_nodes([point for point, _ in best], [score for _, score in best])
-        lists = {
-            branch.list_name: ranking for branch, ranking in zip(branches, ordered, strict=True)
-        }
-        note_ranks(nodes, best, lists, fused=self._mode == "hybrid")
-        if query.colbert is None or not nodes:
-            return nodes
-        return rerank_nodes(self._embedder, query.colbert, nodes)[: self._top_k]
-
-    # --- the collection -------------------------------------------------------------------------
-
-    def _check_collection(self, info: qm.CollectionInfo) -> None:
-        """Reject a collection whose vectors do not fit, and note the name of its dense ones."""
-        vectors = info.config.params.vectors
-        # LlamaIndex's older collections, and its stores without a hybrid mode, name no vectors.
-        is_unnamed = isinstance(vectors, qm.VectorParams) or "" in (vectors or {})
-        self._dense_name = "" if is_unnamed else self._store.dense_vector_name
-        needed_dense = needed_sparse = None
-        if self._mode != "sparse":
-            needed_dense = self._dense_name
-        if self._mode != "dense":
-            needed_sparse = self._store.sparse_vector_name
-        check_collection(
-            self._reader.collection,
-            info,
-            self._embedder,
-            dense=needed_dense,
-            sparse=needed_sparse,
-            adopt=self._adopt,
+    def _plan(self) -> SearchPlan:
+        """Return what a question is to find."""
+        return SearchPlan(
+            mode=self._mode,
+            top_k=self._top_k,
+            fusion=self.fusion,
+            reranked=None if self._rerank is None else self._reranked,
+            filter=self._filter,
         )
-        if self._takes_choice:
-            choice = read_choice(self._reader.collection, info)
-            self._fusion = self._choose_fusion(chosen=choice)
-        self._collection_is_checked = True
-
-
-def _adopt_of(vector_store: QdrantVectorStore) -> Adopt | None:
-    """Return the `adopt` that a store was opened with; a store of other software has none."""
-    if isinstance(vector_store, FingerprintedStore):
-        return vector_store.adopt
-    return None
 
 
 def _require_question(query: QueryType) -> QueryType:
     if not isinstance(query, str | QueryBundle):
         raise InputError(f"a query must be one str or QueryBundle, got {type(query).__name__}")
     return query
+
+
+def _note_answer(query: QueryVectors, answer: SearchAnswer) -> list[NodeWithScore]:
+    """Return the nodes found, and note the dense list's best score for those who watch."""
+    if answer.branches and answer.branches[0].list_name == "dense":
+        note_points(query.dense, answer.rankings[0])
+    return answer.nodes

@@ -28,8 +28,8 @@ from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, re
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES
 from unified_embeddings.retrievers.embedding_events import embedding_events
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
-from unified_embeddings.retrievers.options import Auto, Mode, choose_fusion
 from unified_embeddings.retrievers.timing import SearchCounters, SearchStats, atimed, timed
+from unified_embeddings.search.options import Auto, Mode, choose_fusion
 from unified_embeddings.validation import require_weights, require_whole_number
 
 

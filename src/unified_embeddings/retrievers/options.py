@@ -1,113 +1,15 @@
-"""Checks of a retriever's options, made while it is being constructed.
+"""Checks of what a retriever is made from.
 
-What lives here: the ranges of the options, and which vectors each mode needs. What does not:
-metadata filters (`llama.filters`), and anything that sends a request or runs a model.
+What lives here: the store and the callback manager. What does not: the options of a search
+(`search.options`), and metadata filters (`llama.filters`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal, TypeAlias, TypeGuard, get_args
-
 from llama_index.core.callbacks import CallbackManager
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.models.fusion import PLAIN_RRF, Fusion
-from unified_embeddings.types import HeadName
-from unified_embeddings.validation import require_weights, require_whole_number
-
-Mode = Literal["hybrid", "dense", "sparse"]
-Auto = Literal["auto"]
-"""Leaves an option to the collection or the model."""
-FusionOption: TypeAlias = Fusion | Literal["auto", "model"]
-"""How to fuse: as given, as chosen for the collection or else the model, or as for the model."""
-
-_HEADS_OF_MODE: dict[Mode, tuple[HeadName, ...]] = {
-    "hybrid": ("dense", "sparse"),
-    "dense": ("dense",),
-    "sparse": ("sparse",),
-}
-_ADVICE_FOR_MISSING_HEAD: dict[HeadName, str] = {
-    "dense": "which this mode needs; choose a model that does",
-    "sparse": "which this mode needs; search with mode='dense', or set a sparse_model for it",
-    "colbert": "which rerank='colbert' needs; leave rerank out, or choose bge-m3",
-}
-
-
-def choose_fusion(
-    own: Fusion,
-    *,
-    candidates: object,
-    rrf_k: object,
-    weights: object,
-    fusion: object = "auto",
-    chosen: Fusion | None = None,
-) -> Fusion:
-    """Return how a retriever fuses: as its options say, or its collection, or its model.
-
-    A caller who gives weights gets plain RRF with them: other numbers were chosen for other
-    weights. A caller who gives rrf_k gets RRF, whose k it is.
-
-    Args:
-        own: The model's own.
-        candidates: Depth of each ranking, or "auto".
-        rrf_k: RRF's damping, or "auto".
-        weights: Weights of the dense and the sparse ranking; "auto" takes those of `fusion`.
-        fusion: A `Fusion`; "auto" takes the collection's or else the model's own, "model" the
-            model's own.
-        chosen: What was chosen for the collection; None if nothing was, or it is not known yet.
-
-    Raises:
-        InputError: If an option is out of range, or two contradict; the message names the first.
-    """
-    base = _choose_base(own, chosen, fusion)
-    if isinstance(fusion, Fusion) and not (is_auto(weights) and is_auto(rrf_k)):
-        raise InputError("fusion= has weights and k of its own; leave weights= and rrf_k= out")
-    if not is_auto(weights):
-        given_weights = require_weights(weights, of="dense and sparse")
-        base = Fusion(weights=given_weights, source="given by the caller")
-    if not is_auto(rrf_k):
-        k = require_whole_number("rrf_k", rrf_k, least=0)
-        ranked = next(usable for usable in (base, own, PLAIN_RRF) if usable.method == "rrf")
-        base = dataclasses.replace(ranked, k=k)
-    if not is_auto(candidates):
-        depth = require_whole_number("candidates", candidates)
-        base = dataclasses.replace(base, candidates=depth)
-    return base
-
-
-def _choose_base(own: Fusion, chosen: Fusion | None, fusion: object) -> Fusion:
-    """Return what the options `weights`, `rrf_k` and `candidates` change.
-
-    Raises:
-        InputError: If `fusion` is none of those allowed.
-    """
-    if isinstance(fusion, Fusion):
-        return fusion
-    if is_auto(fusion):
-        return chosen or own
-    if isinstance(fusion, str) and fusion == "model":
-        return own
-    raise InputError(f"fusion must be 'auto', 'model' or a Fusion, not {fusion!r}")
-
-
-def is_auto(value: object) -> TypeGuard[Auto]:
-    """Tell whether an option is left open; an array compared with a text is not."""
-    return isinstance(value, str) and value == "auto"
-
-
-def check_mode(mode: str, rerank: str | None) -> None:
-    """Reject an unknown mode or an unknown way to rerank.
-
-    Raises:
-        InputError: If one is unknown; the message names the known ones.
-    """
-    if mode not in get_args(Mode):
-        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-    if rerank not in (None, "colbert"):
-        raise InputError(f"rerank must be 'colbert' or None, not {rerank!r}")
 
 
 def check_store(store: object) -> None:
@@ -129,20 +31,3 @@ def check_callbacks(callback_manager: object) -> None:
     if not isinstance(callback_manager, CallbackManager | None):
         kind = type(callback_manager).__name__
         raise InputError(f"callback_manager must be a CallbackManager, not {kind}")
-
-
-def check_heads(embedder: TextEmbedder, mode: Mode, rerank: Literal["colbert"] | None) -> None:
-    """Reject an embedder that lacks a type of vector that the mode or the reranking needs.
-
-    Raises:
-        InputError: If it lacks one; the message says what to do instead.
-    """
-    needed_heads: list[HeadName] = [*_HEADS_OF_MODE[mode]]
-    if rerank is not None:
-        needed_heads.append(rerank)
-    for head in needed_heads:
-        if head not in embedder.heads:
-            raise InputError(
-                f"{embedder.model_name!r} gives {' and '.join(embedder.heads)} vectors, no {head} "
-                f"ones, {_ADVICE_FOR_MISSING_HEAD[head]}"
-            )

@@ -6,8 +6,6 @@ in for. What does not: the model (`embedders`), and searching (`hybrid`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import QueryBundle
 
@@ -15,24 +13,10 @@ from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.retrievers.embedding_events import embedding_events
-from unified_embeddings.retrievers.options import Mode
-from unified_embeddings.types import FloatArray, SparseVector
+from unified_embeddings.search.options import Mode
+from unified_embeddings.search.query_vectors import QueryVectors
+from unified_embeddings.types import FloatArray
 from unified_embeddings.validation import require_vector
-
-
-@dataclass(frozen=True)
-class QueryVectors:
-    """A question's vectors.
-
-    Attributes:
-        dense: float32 (dimension,); None in the mode "sparse".
-        sparse: Its lexical weights, possibly none; None in the mode "dense".
-        colbert: For reranking, float32 (q, d); None without reranking.
-    """
-
-    dense: FloatArray | None = None
-    sparse: SparseVector | None = None
-    colbert: FloatArray | None = None
 
 
 def embed_question(

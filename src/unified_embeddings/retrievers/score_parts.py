@@ -25,7 +25,7 @@ from unified_embeddings.retrievers.explanation import (
     TokenMatch,
     TokenShare,
 )
-from unified_embeddings.retrievers.fusing import Ranking, fuse, fusion_terms
+from unified_embeddings.search.fusing import Ranking, fuse, fusion_terms
 
 
 def explain_sparse(

@@ -13,16 +13,18 @@ ListName: TypeAlias = Literal["dense", "sparse"]
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the searches that a query consists of: with what, in which vectors, at what weight.
+    """One of the searches that a query consists of.
 
-    Unnamed vectors have the name None.
+    Attributes:
+        list_name: What its ranking is called.
+        vector: What is searched with.
+        vector_name: Which of the points' vectors it is compared with; None for unnamed ones.
+        weight: Of its ranking among those that are fused.
+        depth: How many points of its ranking are wanted.
     """
 
+    list_name: ListName
     vector: list[float] | qm.SparseVector
     vector_name: str | None
     weight: float
-
-    @property
-    def list_name(self) -> ListName:
-        """Return what its ranking is called."""
-        return "dense" if isinstance(self.vector, list) else "sparse"
+    depth: int

@@ -1,7 +1,7 @@
 """Reading a store's collection: its settings, and the answers to a batch of queries.
 
 What lives here: the calls to Qdrant, sync and async, and points turned into LlamaIndex's nodes.
-What does not: what is asked for, and what the answers mean (`hybrid`).
+What does not: what is asked for, and what the answers mean (`hybrid_search`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient
 from qdrant_client import models as qm
 
-from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.errors import StoreError
 from unified_embeddings.stores.aliases import aresolve_name, resolve_name
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, make_thread_safe
@@ -53,16 +52,7 @@ class CollectionReader:
             make_thread_safe(self._client)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the store.
-
-        Raises:
-            InputError: If the store is a stock one, which loses its clients when it is pickled.
-        """
-        if not isinstance(self._store, FingerprintedStore):
-            raise InputError(
-                f"a retriever over a {type(self._store).__name__} cannot be pickled, since its "
-                "client cannot; open the store with UnifiedEmbeddingConfig.vector_store()"
-            )
+        """Pickle the store: a copy looks the collection up again."""
         return CollectionReader, (self._store,)
 
     @property

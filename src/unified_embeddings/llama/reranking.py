@@ -9,7 +9,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 from unified_embeddings import heads
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.fusion import sort_by_score
-from unified_embeddings.retrievers.ranking import TOLERANCE
+from unified_embeddings.search.ranking import TOLERANCE
 from unified_embeddings.types import FloatArray
 
 

@@ -13,7 +13,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.fusion import dbsf, dbsf_terms, rrf, rrf_terms
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.retrievers.ranking import id_order
+from unified_embeddings.search.ranking import id_order
 
 Ranking: TypeAlias = Sequence[tuple[qm.ScoredPoint, float]]
 """Points with their scores, best first, as `ranking.order_points` orders them."""

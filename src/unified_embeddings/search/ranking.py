@@ -36,20 +36,24 @@ def first_limit(depth: int) -> int:
     return depth + _SPARE
 
 
-def next_limit(rankings: Sequence[Sequence[qm.ScoredPoint]], depth: int, limit: int) -> int | None:
+def next_limits(
+    rankings: Sequence[Sequence[qm.ScoredPoint]], depths: Sequence[int], limits: Sequence[int]
+) -> list[int] | None:
     """Return how many points to fetch next; None if no ranking has to be fetched again.
 
     Args:
-        rankings: What searches for `limit` points found.
-        depth: How many points of each are needed.
-        limit: How many were asked for.
+        rankings: What searches found.
+        depths: How many points of each are needed.
+        limits: How many were asked for.
     """
-    if limit >= _DEEPEST:
-        return None
-    for points in rankings:
-        if len(points) >= limit and _is_cut_through_tie(points, depth):
-            return min(limit * _GROWTH, _DEEPEST)
-    return None
+    next_limits = []
+    for points, depth, limit in zip(rankings, depths, limits, strict=True):
+        is_cut = len(points) >= limit and _is_cut_through_tie(points, depth)
+        if is_cut and limit < _DEEPEST:
+            next_limits.append(min(limit * _GROWTH, _DEEPEST))
+        else:
+            next_limits.append(limit)
+    return None if next_limits == list(limits) else next_limits
 
 
 def order_points(points: Sequence[qm.ScoredPoint]) -> list[tuple[qm.ScoredPoint, float]]:

@@ -13,15 +13,14 @@ from llama_index.core.schema import NodeWithScore
 from qdrant_client import models as qm
 
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY
-from unified_embeddings.retrievers.branches import ListName
-from unified_embeddings.retrievers.fusing import Ranking
+from unified_embeddings.search.fusing import Ranking
 
 _Places: TypeAlias = dict[qm.ExtendedPointId, dict[str, float]]
 """Where each point of a list stands: its rank and its score."""
 
 
 def note_ranks(
-    nodes: Sequence[NodeWithScore], best: Ranking, lists: Mapping[ListName, Ranking], *, fused: bool
+    nodes: Sequence[NodeWithScore], best: Ranking, lists: Mapping[str, Ranking], *, fused: bool
 ) -> None:
     """Write each node's rank and score in each list into its metadata.
 
