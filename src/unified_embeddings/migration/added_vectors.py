@@ -42,6 +42,11 @@ from unified_embeddings.migration.payloads import (
 from unified_embeddings.migration.probes import DETECTED, Layout
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import (
+    KEYWORD_VECTOR,
+    check_addable,
+    record_keywords,
+)
 from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
 from unified_embeddings.stores.sampling import sample_ids
 from unified_embeddings.stores.schema import dense_vectors
@@ -66,6 +71,7 @@ class AddedVectorsReport:
         collection: The collection's name.
         target: The collection that has the heads now: the same, or the new one.
         heads: The heads that were asked for.
+        keywords: The keyword list that was asked for; "" if none was.
         added: Points that got vectors in this run.
         total: Points of the target.
         problems: Why points have no vectors → how many.
@@ -76,6 +82,7 @@ class AddedVectorsReport:
     collection: str
     target: str
     heads: tuple[HeadName, ...]
+    keywords: str
     added: int
     total: int
     problems: dict[str, int]
@@ -94,6 +101,7 @@ def add_vectors(
     embedder: TextEmbedder,
     heads: Sequence[HeadName],
     *,
+    keywords: str | None = None,
     layout: Layout = DETECTED,
     copy_to: str | None = None,
     alias: str = "",
@@ -112,7 +120,9 @@ def add_vectors(
         client: Client of the collection's place.
         name: The collection's name, not an alias.
         embedder: Embedder of the model that made the collection.
-        heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`.
+        heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`, or adds a
+            keyword list alone.
+        keywords: "bm25", "bm25:german" and so on adds a keyword list, which takes no model.
         layout: How its payloads are laid out; seen from a sample unless named.
         copy_to: Name of a second collection to fill instead; where the store cannot add vectors in
             place, one is named after the heads.
@@ -144,24 +154,27 @@ def add_vectors(
     make_thread_safe(client)
     with store_errors(name, "reading its settings"):
         info = client.get_collection(name)
-    if not heads and copy_to is None:
-        raise InputError("expected heads to add: sparse, colbert or both")
+    if not heads and copy_to is None and keywords is None:
+        raise InputError("expected something to add: heads, sparse or colbert, or keywords")
     check_heads(name, info, embedder, heads)
-    params = describe_heads(embedder, heads)
+    counter = None if keywords is None else check_addable(name, info, embedder, keywords)
+    params = describe_heads(embedder, heads, counter)
     reader = _open_reader(client, name, layout)
     target, alias_switched = name, ""
     lacking = [] if copy_to else find_lacking(name, info, params)
     if copy_to or not _create_names(client, name, {key: params[key] for key in lacking}):
-        target = copy_to or "-".join((name, *heads))
+        target = copy_to or "-".join((name, *heads, *(["keywords"] if counter else [])))
         added, problems = copy_with_heads(
-            client, name, target, info, embedder, params, reader, watching
+            client, name, target, info, embedder, params, reader, watching, counter
         )
         if alias:
             switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
         _leave_unindexed(client, name, params)
-        filler = _Filler(client, name, embedder, heads, reader)
+        if counter is not None:
+            record_keywords(client, name, counter)
+        filler = _Filler(client, name, embedder, heads, reader, counter)
         added, problems = filler.fill(watching)
     with store_errors(target, "counting its points"):
         total = client.count(target, exact=True).count
@@ -169,6 +182,7 @@ def add_vectors(
         collection=name,
         target=target,
         heads=tuple(heads),
+        keywords=keywords or "",
         added=added,
         total=total,
         problems=problems,
@@ -247,16 +261,21 @@ class _Filler:
         embedder: TextEmbedder,
         heads: Sequence[HeadName],
         reader: PayloadReader,
+        keywords: TextEmbedder | None,
     ) -> None:
         self._client = client
         self._name = name
         self._embedder = embedder
         self._heads = heads
         self._reader = reader
+        self._keywords = keywords
+        vector_names = [NAMES[head] for head in heads]
+        if keywords is not None:
+            vector_names.append(KEYWORD_VECTOR)
         self._lacking = qm.Filter(
             should=[
-                qm.Filter(must_not=[qm.HasVectorCondition(has_vector=NAMES[head])])
-                for head in heads
+                qm.Filter(must_not=[qm.HasVectorCondition(has_vector=vector)])
+                for vector in vector_names
             ]
         )
         self._added: set[PointId] = set()
@@ -320,7 +339,7 @@ class _Filler:
                 sources.append(source)
         if not sources:
             return
-        vectors, problems = encode_heads(self._embedder, sources, self._heads)
+        vectors, problems = encode_heads(self._embedder, sources, self._heads, self._keywords)
         items: list[tuple[PointId, Vectors]] = []
         for source, own_vectors, problem in zip(sources, vectors, problems, strict=True):
             if problem:

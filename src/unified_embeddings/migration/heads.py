@@ -11,6 +11,11 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.migration.payloads import SourceText
+from unified_embeddings.stores.keyword_list import (
+    KEYWORD_VECTOR,
+    keyword_params,
+    keyword_vectors,
+)
 from unified_embeddings.stores.schema import (
     COLBERT_VECTOR,
     SPARSE_VECTOR,
@@ -20,7 +25,7 @@ from unified_embeddings.stores.schema import (
     sparse_params,
     sparse_vectors,
 )
-from unified_embeddings.types import HeadName
+from unified_embeddings.types import Embeddings, HeadName
 
 T = TypeVar("T")
 Vectors: TypeAlias = dict[str, qm.SparseVector | list[list[float]]]
@@ -75,9 +80,19 @@ def check_heads(
     check_collection(name, info, embedder, dense=None, sparse=None)
 
 
-def describe_heads(embedder: TextEmbedder, heads: Sequence[HeadName]) -> dict[str, VectorParams]:
-    """Return the parameters of the vectors of heads, by their names in a collection."""
+def describe_heads(
+    embedder: TextEmbedder, heads: Sequence[HeadName], keywords: TextEmbedder | None = None
+) -> dict[str, VectorParams]:
+    """Return the parameters of the vectors of heads, by their names in a collection.
+
+    Args:
+        embedder: The embedder.
+        heads: Of sparse and colbert.
+        keywords: What counts words for a keyword list; None for no list.
+    """
     params: dict[str, VectorParams] = {}
+    if keywords is not None:
+        params[KEYWORD_VECTOR] = keyword_params()
     if "sparse" in heads:
         params[SPARSE_VECTOR] = sparse_params(embedder)
     if "colbert" in heads:
@@ -118,23 +133,32 @@ def _space_of(params: VectorParams) -> str:
 
 
 def encode_heads(
-    embedder: TextEmbedder, sources: Sequence[SourceText], heads: Sequence[HeadName]
+    embedder: TextEmbedder,
+    sources: Sequence[SourceText],
+    heads: Sequence[HeadName],
+    keywords: TextEmbedder | None = None,
 ) -> tuple[list[Vectors], list[str]]:
     """Embed texts once for all heads.
 
     Args:
         embedder: The embedder.
         sources: n texts.
-        heads: Of sparse and colbert, at least one.
+        heads: Of sparse and colbert; none where only words are counted.
+        keywords: What counts words for a keyword list; None for no list.
 
     Returns:
         The vectors of each text, and a problem for each, "" for none. A ColBERT vector larger than
         Qdrant holds is left out.
     """
     texts = [source.text for source in sources]
-    embeddings = embedder.encode(texts, role="document", heads=heads)
+    embeddings = Embeddings()
+    if heads:
+        embeddings = embedder.encode(texts, role="document", heads=heads)
     vectors: list[Vectors] = [{} for _ in sources]
     problems = [""] * len(sources)
+    if keywords is not None:
+        for own_vectors, counted in zip(vectors, keyword_vectors(keywords, texts), strict=True):
+            own_vectors[KEYWORD_VECTOR] = counted
     for place, weights in enumerate(embeddings.sparse or ()):
         vectors[place][SPARSE_VECTOR] = qm.SparseVector(
             indices=weights.indices.tolist(), values=weights.values.tolist()

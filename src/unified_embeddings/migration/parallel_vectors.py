@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from qdrant_client import models as qm
 
@@ -44,6 +45,7 @@ from unified_embeddings.stores.copy_points import (
 )
 from unified_embeddings.stores.copying import creation_options, payload_indexes
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import record_keywords
 from unified_embeddings.stores.opening import Client, is_local_mode
 from unified_embeddings.stores.schema import DENSE_VECTOR, dense_vectors
 from unified_embeddings.types import HeadName
@@ -63,6 +65,7 @@ def copy_with_heads(
     params: Mapping[str, VectorParams],
     reader: PayloadReader,
     watching: Watching,
+    keywords: TextEmbedder | None = None,
 ) -> tuple[int, dict[str, int]]:
     """Copy a collection's points and add the vectors of heads to them.
 
@@ -77,6 +80,7 @@ def copy_with_heads(
         params: The vectors to add, by their names.
         reader: Reads the points' texts.
         watching: What is told meanwhile.
+        keywords: What counts words for a keyword list, if one is among the vectors to add.
 
     Returns:
         How many points were copied, and why some have no new vectors → how many.
@@ -87,6 +91,8 @@ def copy_with_heads(
     """
     heads = [head for head, vector in NAMES.items() if vector in params]
     _prepare_target(client, name, target, info, embedder, params, heads)
+    if keywords is not None:
+        record_keywords(client, target, keywords)
     points_reader = PointReader(
         client, name, info, max_points=_POINTS_PER_REQUEST, max_bytes=_REQUEST_BYTES
     )
@@ -99,7 +105,9 @@ def copy_with_heads(
         missing_ids = [point_id for point_id in page_ids if point_id not in existing]
         for points in points_reader.requests(missing_ids):
             watching.check()
-            problems.update(_send(client, target, embedder, heads, reader, points))
+            encode = partial(encode_heads, embedder, heads=heads, keywords=keywords)
+            wanted = encode if params else None
+            problems.update(_send(client, target, wanted, reader, points))
             copied += len(points)
             watching.on_points(len(points))
     return copied, dict(problems)
@@ -158,12 +166,11 @@ def _named_params(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
 def _send(
     client: Client,
     target: str,
-    embedder: TextEmbedder,
-    heads: Sequence[HeadName],
+    encode: Callable[[list[SourceText]], tuple[list[Vectors], list[str]]] | None,
     reader: PayloadReader,
     points: Sequence[qm.PointStruct],
 ) -> list[str]:
-    """Write points with the vectors of heads, and return what is wrong with some of them."""
+    """Write points with further vectors, if there are any, and return what is wrong with some."""
     readable: dict[PointId, SourceText] = {}
     problems = []
     for point in points:
@@ -173,8 +180,8 @@ def _send(
         else:
             readable[source.point_id] = source
     added: dict[PointId, Vectors] = {}
-    if readable and heads:
-        vectors, own_problems = encode_heads(embedder, list(readable.values()), heads)
+    if readable and encode is not None:
+        vectors, own_problems = encode(list(readable.values()))
         added = dict(zip(readable, vectors, strict=True))
         problems += [problem for problem in own_problems if problem]
     items = [(point, added.get(plain_id(point.id), {})) for point in points]

@@ -14,7 +14,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import PLAIN_RRF, Fusion
 from unified_embeddings.types import HeadName
-from unified_embeddings.validation import require_weights, require_whole_number
+from unified_embeddings.validation import require_list_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
 Auto = Literal["auto"]
@@ -52,10 +52,12 @@ def choose_fusion(
         own: The model's own.
         candidates: Depth of each ranking, or "auto".
         rrf_k: RRF's damping, or "auto".
-        weights: Weights of the dense and the sparse ranking; "auto" takes those of `fusion`.
+        weights: Weights of the dense and the sparse ranking, and of a keyword list; "auto" takes
+            those of `fusion`.
         fusion: A `Fusion`; "auto" takes the collection's or else the model's own, "model" the
             model's own.
-        chosen: What was chosen for the collection; None if nothing was, or it is not known yet.
+        chosen: What was chosen for the collection, or suits its keyword list; None if nothing
+            does, or it is not known yet.
 
     Raises:
         InputError: If an option is out of range, or two contradict; the message names the first.
@@ -64,7 +66,7 @@ def choose_fusion(
     if isinstance(fusion, Fusion) and not (is_auto(weights) and is_auto(rrf_k)):
         raise InputError("fusion= has weights and k of its own; leave weights= and rrf_k= out")
     if not is_auto(weights):
-        given_weights = require_weights(weights, of="dense and sparse")
+        given_weights = require_list_weights(weights)
         base = Fusion(weights=given_weights, source="given by the caller")
     if not is_auto(rrf_k):
         k = require_whole_number("rrf_k", rrf_k, least=0)

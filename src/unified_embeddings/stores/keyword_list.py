@@ -128,6 +128,36 @@ def require_keywords(name: str, info: qm.CollectionInfo, wanted: str | None) -> 
     return keywords
 
 
+def recorded_name(info: qm.CollectionInfo) -> str | None:
+    """Return the name of the BM25 that wrote a collection's keyword list; None without a list."""
+    record = (info.config.metadata or {}).get(KEYWORDS_KEY)
+    return str(record.get("model")) if isinstance(record, dict) else None
+
+
+def check_addable(
+    name: str, info: qm.CollectionInfo, embedder: TextEmbedder, wanted: str
+) -> Bm25Embedder:
+    """Return what counts words for a list that is to be added to a collection, or completed.
+
+    Raises:
+        InputError: If `wanted` is not a name of BM25's, or the model has no sparse vectors.
+        StoreError: If the collection has another keyword list.
+        MissingExtraError: If the stemming library is not installed.
+    """
+    check_beside(embedder)
+    keywords = open_keywords(wanted)
+    record = (info.config.metadata or {}).get(KEYWORDS_KEY)
+    has_vectors = KEYWORD_VECTOR in (info.config.params.sparse_vectors or {})
+    if has_vectors and record not in (None, keyword_record(keywords)[KEYWORDS_KEY]):
+        raise StoreError(
+            name,
+            "adding a keyword list",
+            f"it has one by {recorded_name(info)!r}, whose words are others; delete the vector "
+            f"{KEYWORD_VECTOR!r} first (client.delete_vector_name), and run the command again",
+        )
+    return keywords
+
+
 def check_beside(embedder: TextEmbedder) -> None:
     """Refuse a keyword list beside a model that has no sparse vectors of its own.
 
