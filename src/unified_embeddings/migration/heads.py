@@ -25,7 +25,7 @@ from unified_embeddings.stores.schema import (
     sparse_params,
     sparse_vectors,
 )
-from unified_embeddings.types import Embeddings, HeadName
+from unified_embeddings.types import FloatArray, HeadName, SparseVector
 
 T = TypeVar("T")
 Vectors: TypeAlias = dict[str, qm.SparseVector | list[list[float]]]
@@ -151,19 +151,21 @@ def encode_heads(
         Qdrant holds is left out.
     """
     texts = [source.text for source in sources]
-    embeddings = Embeddings()
+    sparse: Sequence[SparseVector] = ()
+    colbert: Sequence[FloatArray] = ()
     if heads:
         embeddings = embedder.encode(texts, role="document", heads=heads)
+        sparse, colbert = embeddings.sparse or (), embeddings.colbert or ()
     vectors: list[Vectors] = [{} for _ in sources]
     problems = [""] * len(sources)
     if keywords is not None:
         for own_vectors, counted in zip(vectors, keyword_vectors(keywords, texts), strict=True):
             own_vectors[KEYWORD_VECTOR] = counted
-    for place, weights in enumerate(embeddings.sparse or ()):
+    for place, weights in enumerate(sparse):
         vectors[place][SPARSE_VECTOR] = qm.SparseVector(
             indices=weights.indices.tolist(), values=weights.values.tolist()
         )
-    for place, rows in enumerate(embeddings.colbert or ()):
+    for place, rows in enumerate(colbert):
         if rows.size > _MOST_NUMBERS:
             problems[place] = (
                 f"its ColBERT vector has more numbers than Qdrant holds, {_MOST_NUMBERS:,}; "
