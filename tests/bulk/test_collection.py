@@ -19,9 +19,11 @@ import command
 from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 from unified_embeddings.bulk.rows import InputOptions
 from unified_embeddings.bulk.run import embed_rows
+from unified_embeddings.embedders.bm25 import Bm25Embedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.migration.added_vectors import add_vectors
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 
 CHILD = Path(__file__).with_name("collection_child.py")
@@ -187,3 +189,18 @@ def test_search_finds_what_embed_put_into_a_collection(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "The ferry leaves at nine." in found.stdout
+
+
+def test_a_collections_keyword_list_is_filled(tmp_path: Path) -> None:
+    client = QdrantClient(":memory:")
+    run(make_rows(45), tmp_path / "first", client)
+    embedder = poisoned.make_poisoned(model="fake")
+    assert add_vectors(client, "notes", embedder, [], keywords="bm25:none").added == 45
+    rows = [{"id": "part-1", "text": "Part AB-1234C", "place": 99}]
+    run(rows, tmp_path / "second", client)
+    vector = Bm25Embedder("bm25:none").encode_query("1234c").sparse[0]  # type: ignore[index]
+    query = qm.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    (found,) = client.query_points("notes", query=query, using="text-bm25").points
+    assert found.payload is not None
+    assert found.payload["place"] == 99
+    client.close()
