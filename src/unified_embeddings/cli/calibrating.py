@@ -82,6 +82,11 @@ def fit_and_record(
     name = shared.printable(store.collection_name)
     if written:
         shared.print_line(f"\nRecorded in {name}. To undo: tune --calibrate --reset")
+        if store.keywords is not None:
+            shared.print_line(
+                "Its hits are those without the keyword list, and relevance needs fusion='model' "
+                "or two weights, which leave that list out"
+            )
         return
     reason = "the model's own calibration is as close to the judgements"
     if dry_run:
@@ -171,14 +176,19 @@ def _fit(
 def _read_settings(
     store: FingerprintedStore, embedder: TextEmbedder
 ) -> tuple[Fusion, Calibration | None]:
-    """Return how the collection's lists are fused, and the model's calibration if it holds here."""
+    """Return how the collection's lists are fused, and the model's calibration if it holds here.
+
+    Where a keyword list is fused too, the model's own fusion is returned: relevance is to be had
+    with that one alone.
+    """
     from unified_embeddings.search.relevance_scores import has_usual_scores
     from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.fusion_choice import read_choice
 
     with store_errors(store.collection_name, "reading the collection's settings"):
         info = store.client.get_collection(store.collection_name)
-    fusion = read_choice(store.collection_name, info) or embedder.fusion
+    chosen = read_choice(store.collection_name, info)
+    fusion = embedder.fusion if chosen is None or chosen.keyword_weight else chosen
     is_usual = has_usual_scores(
         info,
         dense_name=store.dense_vector_name,

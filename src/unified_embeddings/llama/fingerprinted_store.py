@@ -46,6 +46,7 @@ from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLay
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.clearing import clear_collection
+from unified_embeddings.stores.creating import CollectionParts
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.pages import Pages
@@ -54,6 +55,8 @@ from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.validation import check_is_list
 
 _LOG = logging.getLogger(__name__)
+
+_NO_PARTS = CollectionParts()
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -73,7 +76,7 @@ class FingerprintedStore(QdrantVectorStore):
         names: The names of the vectors that are searched and written.
         layout: How nodes are written, and payloads understood.
         adopt: How the collection was opened; a retriever over the store takes it over.
-        stored_colbert: How its points hold ColBERT vectors; None if they hold none.
+        parts: What the collection holds beside these vectors.
         **options: The stock store's own.
     """
 
@@ -84,6 +87,7 @@ class FingerprintedStore(QdrantVectorStore):
     _names: VectorNames = PrivateAttr()
     _layout: StoredLayout = PrivateAttr()
     _stored_colbert: StoredColbert | None = PrivateAttr()
+    _keywords: TextEmbedder | None = PrivateAttr()
     _pooled_rows: PooledRows | None = PrivateAttr()
     _second_pass: SecondPass = PrivateAttr(default_factory=SecondPass)
     _search: HybridSearch = PrivateAttr()
@@ -101,7 +105,7 @@ class FingerprintedStore(QdrantVectorStore):
         layout: StoredLayout = LLAMA_INDEX_LAYOUT,
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
-        stored_colbert: StoredColbert | None = None,
+        parts: CollectionParts = _NO_PARTS,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -120,10 +124,11 @@ class FingerprintedStore(QdrantVectorStore):
         self._adopt = adopt
         self._names = names
         self._layout = layout
+        self._keywords = parts.keywords
         self._search = self._make_search()
         self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
-        self._stored_colbert = stored_colbert
-        if stored_colbert is not None and "colbert" not in embedder.heads:
+        self._stored_colbert = parts.colbert
+        if parts.colbert is not None and "colbert" not in embedder.heads:
             self._stored_colbert = None
             _LOG.warning(
                 "Collection %r holds ColBERT vectors, and %r gives none: nodes added here hold "
@@ -167,6 +172,11 @@ class FingerprintedStore(QdrantVectorStore):
     def adopt(self) -> Adopt | None:
         """How a collection that does not record its model is treated."""
         return self._adopt
+
+    @property
+    def keywords(self) -> TextEmbedder | None:
+        """What counts words for the collection's keyword list; None if it has none."""
+        return self._keywords
 
     def check_model(self, fingerprint: str, model_name: str) -> None:
         """Reject another model than the one that the collection was opened for.
@@ -261,6 +271,7 @@ class FingerprintedStore(QdrantVectorStore):
             sparse_name=sparse_vector_name,
             sparse_function=self._sparse_doc_fn if self.enable_hybrid else None,
             colbert=self._stored_colbert,
+            keywords=self._keywords,
             payloads=self._layout,
             second_pass=self._second_pass,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from llama_index.core.schema import NodeWithScore
@@ -22,11 +22,17 @@ from unified_embeddings.llama.collection_reader import CollectionReader
 from unified_embeddings.llama.node_ranks import note_ranks, note_relevance
 from unified_embeddings.llama.reranking import Reranker, TokenScores
 from unified_embeddings.llama.stock_arguments import Adopt
+from unified_embeddings.models.bm25 import KEYWORD_FUSION
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.search.branches import Branch
+from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.fusing import Ranking, fuse
-from unified_embeddings.search.options import Mode, Score, require_calibration
+from unified_embeddings.search.options import (
+    Mode,
+    Score,
+    refuse_keyword_list,
+    require_calibration,
+)
 from unified_embeddings.search.plan import (
     SearchPlan,
     build_branches,
@@ -40,6 +46,7 @@ from unified_embeddings.search.relevance_scores import can_judge, has_usual_scor
 from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.fusion_choice import read_choice
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, read_keywords
 from unified_embeddings.stores.schema import check_collection, dense_vectors, stored_colbert
 from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.types import FloatArray, Options
@@ -88,6 +95,7 @@ class HybridSearch:
         self._why_no_sparse = why_no_sparse
         self._reranker = Reranker(self.reader, embedder)
         self._info: qm.CollectionInfo | None = None
+        self._keywords: TextEmbedder | None = None
         self._checked_modes: frozenset[Mode] = frozenset()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -150,20 +158,30 @@ class HybridSearch:
                 "choosing its vectors",
                 f"search it with mode='dense'; {self._why_no_sparse}",
             )
+        if mode == "hybrid":
+            self._keywords = read_keywords(self.reader.collection, info)
         known_modes = self._checked_modes if info is self._info else frozenset[Mode]()
         self._info = info
         self._checked_modes = known_modes | {mode}
         return info
 
     def read_choice(self) -> Fusion | None:
-        """Return the fusion that was chosen for the collection; None if none was, or is known yet.
+        """Return the fusion that was chosen for the collection, or that suits its keyword list.
+
+        None if nothing was chosen and there is no such list, or neither is known yet.
 
         Raises:
             StoreError: If its record cannot be read.
         """
         if self._info is None:
             return None
-        return read_choice(self.reader.collection, self._info)
+        own = None if self._keywords is None else KEYWORD_FUSION
+        return read_choice(self.reader.collection, self._info) or own
+
+    @property
+    def keywords(self) -> TextEmbedder | None:
+        """What counts words for the keyword list; None without one, or before the mode "hybrid"."""
+        return self._keywords
 
     def find_calibration(self, score: Score, fusion: Fusion) -> Calibration | None:
         """Return by what relevance is computed: the collection's own calibration, or the model's.
@@ -173,13 +191,19 @@ class HybridSearch:
             fusion: How the lists are fused.
 
         Returns:
-            The calibration; None if there is none, or the collection has not been looked up.
+            The calibration; None if there is none, the collection has not been looked up, or its
+            keyword list is fused too: relevance is calibrated on the two others.
 
         Raises:
-            InputError: If relevance is wanted, and the collection is known to have none.
+            InputError: If relevance is wanted, and the collection is known to have none, or its
+                keyword list is fused too.
             StoreError: If the collection's own cannot be read.
         """
         if self._info is None:
+            return None
+        if self._keywords is not None and fusion.keyword_weight > 0:
+            if score == "relevance":
+                refuse_keyword_list(fusion)
             return None
         calibration = read_calibration(self.reader.collection, self._info)
         if calibration is None and has_usual_scores(
@@ -253,7 +277,20 @@ class HybridSearch:
 
     def build_branches(self, query: QueryVectors, plan: SearchPlan) -> list[Branch]:
         """Return the searches that the question's vectors allow, the dense one first."""
-        return build_branches(query, plan, dense_name=self.dense_name, sparse_name=self.sparse_name)
+        vector_names: dict[ListName, str] = {
+            "dense": self.dense_name,
+            "sparse": self.sparse_name,
+            "bm25": KEYWORD_VECTOR,
+        }
+        return build_branches(self.count_words(query), plan, vector_names=vector_names)
+
+    def count_words(self, query: QueryVectors) -> QueryVectors:
+        """Return a question's vectors with the one for the keyword list, where there is one."""
+        if self._keywords is None or query.words is None or query.bm25 is not None:
+            return query
+        counted = self._keywords.encode_query(query.words).sparse
+        assert counted is not None
+        return replace(query, bm25=counted[0])
 
     def search_lists(
         self, branches: Sequence[Branch], plan: SearchPlan

@@ -47,6 +47,8 @@ class CollectionOptions(TypedDict, total=False):
     quantization_config: qm.QuantizationConfig | None
     strict_mode_config: qm.StrictModeConfig | None
     timeout: int | None
+    keywords: str | None
+    """Not Qdrant's: the collection's keyword list, "bm25:german" and so on."""
 
 
 class WritingOptions(TypedDict, total=False):
@@ -118,7 +120,7 @@ class RetrieverOptions(CommonRetrieverOptions, total=False):
     """Options of `UnifiedHybridRetriever`, which has the defaults."""
 
     candidates: int | Literal["auto"]
-    weights: tuple[float, float] | Literal["auto"]
+    weights: tuple[float, ...] | Literal["auto"]
     fusion: Fusion | Literal["auto", "model"]
     score: Literal["rrf", "relevance"]
 

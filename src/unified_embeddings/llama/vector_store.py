@@ -40,6 +40,7 @@ from unified_embeddings.llama.store_options import (
     select_options,
 )
 from unified_embeddings.stores.aliases import resolve_name
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import (
     Client,
@@ -49,7 +50,7 @@ from unified_embeddings.stores.opening import (
     missing_folders,
     open_folder,
 )
-from unified_embeddings.stores.schema import check_adopt, ensure_collection
+from unified_embeddings.stores.schema import check_adopt
 from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
@@ -95,9 +96,10 @@ def build_vector_store(
         **options: `colbert`, which has points hold ColBERT vectors too; Qdrant's settings of a new
             collection (hnsw_config, quantization_config, ...; for a server or a cluster also
             shard_number, replication_factor, ...); and options of LlamaIndex's store that keep
-            their meaning (batch_size, payload_indexes, ...). See `StoreOptions`. A payload index
-            holds values of its own type, and Qdrant answers from it: with one of integers, a
-            condition does not see 2.5 in that field.
+            their meaning (batch_size, payload_indexes, ...). See `StoreOptions`. `keywords`
+            gives a new collection a keyword list, which later openings need not name: see
+            docs/bm25.md. A payload index holds values of its own type, and Qdrant answers from it:
+            with one of integers, a condition does not see 2.5 in that field.
 
     Raises:
         InputError: If not exactly one of url, path and client is given, the name is blank, an
@@ -134,15 +136,15 @@ def build_vector_store(
             adopt=adopt,
             **settings,
         )
-        stored_colbert = make_collection(colbert=given.get("colbert"))
+        parts = make_collection(colbert=given.get("colbert"))
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
             collection,
             client=client,
             aclient=aclient or async_view(client),
-            make_collection=partial(make_collection, colbert=stored_colbert),
-            stored_colbert=stored_colbert,
+            make_collection=partial(make_collection, **parts.options),
+            parts=parts,
             names=recognised.names,
             layout=recognised.layout,
             reopen=reopen,

@@ -82,11 +82,12 @@ class UnifiedHybridRetriever(Explaining):
             least `similarity_top_k`. "auto" fuses as deep as `fusion` says, or 20 deep if you give
             weights, and reranks 20 nodes.
         rrf_k: RRF's damping, >= 0. "auto" takes that of `fusion`, or 60 if you give weights.
-        weights: Weights of the dense and the sparse ranking in RRF. "auto" takes those of `fusion`;
-            (1, 1) is plain RRF.
-        fusion: How the two rankings are fused. "auto" takes what was chosen for the collection
-            (`unified-embeddings tune`), or else the model's own, `embedder.fusion`; "model" takes
-            the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
+        weights: Weights of the dense and the sparse ranking in RRF, and of the collection's keyword
+            list, which two weights leave out. "auto" takes those of `fusion`; (1, 1) is plain RRF.
+        fusion: How the rankings are fused. "auto" takes what was chosen for the collection
+            (`unified-embeddings tune`), or what suits its keyword list, or else the model's own,
+            `embedder.fusion`; "model" takes the model's own. A `Fusion` of yours takes neither
+            weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates against the question token by token: in the same
             request where the points hold ColBERT vectors (`vector_store(colbert=...)`), or else by
@@ -136,7 +137,7 @@ class UnifiedHybridRetriever(Explaining):
         similarity_top_k: int = 10,
         candidates: int | Auto = "auto",
         rrf_k: int | Auto = "auto",
-        weights: tuple[float, float] | Auto = "auto",
+        weights: tuple[float, ...] | Auto = "auto",
         fusion: FusionOption = "auto",
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
