@@ -25,6 +25,7 @@ from unified_embeddings.models.bm25 import KEYWORD_FUSION
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.fusing import Ranking, fuse
+from unified_embeddings.search.keywords import read_keywords
 from unified_embeddings.search.options import Mode
 from unified_embeddings.search.plan import (
     SearchPlan,
@@ -35,7 +36,7 @@ from unified_embeddings.search.plan import (
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.search.ranking import first_limit, next_limits, order_points
 from unified_embeddings.stores.fusion_choice import read_choice
-from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, read_keywords
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR
 from unified_embeddings.stores.schema import check_collection
 
 

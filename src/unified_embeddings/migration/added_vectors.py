@@ -40,13 +40,10 @@ from unified_embeddings.migration.payloads import (
     choose_reader,
 )
 from unified_embeddings.migration.probes import DETECTED, Layout
+from unified_embeddings.search.keywords import check_addable, open_keywords
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.keyword_list import (
-    KEYWORD_VECTOR,
-    check_addable,
-    record_keywords,
-)
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, record_keywords
 from unified_embeddings.stores.opening import Client, is_in_process, make_thread_safe
 from unified_embeddings.stores.sampling import sample_ids
 from unified_embeddings.stores.schema import dense_vectors
@@ -155,9 +152,12 @@ def add_vectors(
     with store_errors(name, "reading its settings"):
         info = client.get_collection(name)
     if not heads and copy_to is None and keywords is None:
-        raise InputError("expected something to add: heads, sparse or colbert, or keywords")
+        raise InputError("expected heads to add: sparse, colbert or both; or keywords")
     check_heads(name, info, embedder, heads)
-    counter = None if keywords is None else check_addable(name, info, embedder, keywords)
+    counter = None
+    if keywords is not None:
+        counter = open_keywords(keywords, embedder)
+        check_addable(name, info, counter)
     params = describe_heads(embedder, heads, counter)
     reader = _open_reader(client, name, layout)
     target, alias_switched = name, ""

@@ -21,17 +21,14 @@ from unified_embeddings.errors import FingerprintMismatchError, InputError, Stor
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.keyword_list import (
     KEYWORD_VECTOR,
-    check_beside,
+    KEYWORDS_KEY,
     keyword_params,
     keyword_record,
-    open_keywords,
-    require_keywords,
 )
 from unified_embeddings.stores.opening import Client, is_local_mode
 
 if TYPE_CHECKING:  # copying needs this module, and embeds nothing
     from unified_embeddings.embedders.base import TextEmbedder
-    from unified_embeddings.embedders.bm25 import Bm25Embedder
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,9 +118,9 @@ def ensure_collection(
     embedder: TextEmbedder,
     *,
     adopt: Literal["trust"] | None = None,
-    keywords: str | None = None,
+    keywords: TextEmbedder | None = None,
     **options: Any,
-) -> Bm25Embedder | None:
+) -> qm.CollectionInfo:
     """Create the collection for an embedder's vectors, or check the existing one.
 
     A fingerprint that an earlier version recorded is replaced by today's.
@@ -133,25 +130,21 @@ def ensure_collection(
         name: The collection's name.
         embedder: The embedder whose vectors it will hold.
         adopt: "trust" accepts an existing collection that does not record its model.
-        keywords: The keyword list of a new collection, as "bm25:german"; an existing one must have
-            the same. None takes what it has.
+        keywords: What writes a new collection's keyword list; None for no list.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
 
     Returns:
-        What counts words for its keyword list; None if it has none.
+        What Qdrant reports about it.
 
     Raises:
         FingerprintMismatchError: If it holds another model's vectors.
         StoreError: If Qdrant cannot be reached or refuses, or the collection does not record its
-            model, or has no keyword list or another one.
+            model.
     """
-    if keywords is not None:
-        check_beside(embedder)
-        options = {**options, "keywords": open_keywords(keywords)}
     with store_errors(name, "creating the collection"):
         if not client.collection_exists(name):
-            _create_collection(client, name, embedder, **options)
+            _create_collection(client, name, embedder, keywords, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     sparse = SPARSE_VECTOR if "sparse" in embedder.heads else None
@@ -159,7 +152,7 @@ def ensure_collection(
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
         record_model(client, name, embedder)
-    return require_keywords(name, info, keywords)
+    return info
 
 
 def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
@@ -316,9 +309,8 @@ def _create_collection(
     client: Client,
     name: str,
     embedder: TextEmbedder,
-    *,
-    keywords: TextEmbedder | None = None,
-    **options: Any,
+    keywords: TextEmbedder | None,
+    options: dict[str, Any],
 ) -> None:
     sparse_config: dict[str, qm.SparseVectorParams] = {}
     metadata: dict[str, object] = {METADATA_KEY: _record_of(embedder)}
@@ -326,7 +318,7 @@ def _create_collection(
         sparse_config[SPARSE_VECTOR] = sparse_params(embedder)
     if keywords is not None:
         sparse_config[KEYWORD_VECTOR] = keyword_params()
-        metadata.update(keyword_record(keywords))
+        metadata[KEYWORDS_KEY] = keyword_record(keywords)
     try:
         client.create_collection(
             name,
