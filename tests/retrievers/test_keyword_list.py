@@ -26,9 +26,10 @@ from unified_embeddings.models.bm25 import KEYWORD_FUSION
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.retrievers.both_lists import search_both_lists
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.search.keywords import open_keywords
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import write_choice
-from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, KEYWORDS_KEY, check_beside
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, KEYWORDS_KEY
 
 EMBEDDER = FakeEmbedder(dimension=16)
 COUNTER = Bm25Embedder("bm25:none")
@@ -283,7 +284,7 @@ class TestCollection:
         assert not memory.collection_exists("docs")
         pair = UnifiedEmbeddingConfig("arctic", sparse_model="bm25:none").embedder
         with pytest.raises(InputError, match="BM25's already"):
-            check_beside(pair)
+            open_keywords("bm25", pair)
 
     def test_names_are_checked(self, memory: QdrantClient) -> None:
         for name in ("splade", "bm25:klingon"):

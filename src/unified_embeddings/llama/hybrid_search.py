@@ -27,6 +27,7 @@ from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.fusing import Ranking, fuse
+from unified_embeddings.search.keywords import read_keywords
 from unified_embeddings.search.options import (
     Mode,
     Score,
@@ -46,7 +47,7 @@ from unified_embeddings.search.relevance_scores import can_judge, has_usual_scor
 from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.fusion_choice import read_choice
-from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, read_keywords
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR
 from unified_embeddings.stores.schema import check_collection, dense_vectors, stored_colbert
 from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.types import FloatArray, Options

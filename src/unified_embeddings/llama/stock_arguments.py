@@ -47,8 +47,6 @@ class CollectionOptions(TypedDict, total=False):
     quantization_config: qm.QuantizationConfig | None
     strict_mode_config: qm.StrictModeConfig | None
     timeout: int | None
-    keywords: str | None
-    """Not Qdrant's: the collection's keyword list, "bm25:german" and so on."""
 
 
 class WritingOptions(TypedDict, total=False):
@@ -83,6 +81,7 @@ class PlaceOptions(TypedDict, total=False):
     aclient: AsyncQdrantClient | None
     api_key: str | None
     adopt: Adopt | None
+    keywords: str | None
 
 
 class StoreOptions(CollectionOptions, WritingOptions, NamingOptions, total=False):

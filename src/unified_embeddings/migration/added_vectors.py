@@ -37,9 +37,10 @@ from unified_embeddings.migration.heads import (
 )
 from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
 from unified_embeddings.migration.probes import DETECTED, Layout
+from unified_embeddings.search.keywords import check_addable, open_keywords
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.keyword_list import check_addable, record_keywords
+from unified_embeddings.stores.keyword_list import record_keywords
 from unified_embeddings.stores.opening import Client, is_local_mode, make_thread_safe
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.sampling import sample_ids
@@ -158,9 +159,12 @@ def add_vectors(
     with store_errors(name, "reading its settings"):
         info = client.get_collection(name)
     if not heads and copy_to is None and keywords is None:
-        raise InputError("expected something to add: heads, sparse or colbert, or keywords")
+        raise InputError("expected heads to add: sparse, colbert or both; or keywords")
     check_heads(name, info, embedder, heads)
-    counter = None if keywords is None else check_addable(name, info, embedder, keywords)
+    counter = None
+    if keywords is not None:
+        counter = open_keywords(keywords, embedder)
+        check_addable(name, info, counter)
     stored = _choose_colbert(name, info, heads, colbert)
     addition = Addition(embedder, list(heads), stored, counter)
     params = addition.describe()

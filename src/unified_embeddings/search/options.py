@@ -163,8 +163,8 @@ def refuse_keyword_list(fusion: Fusion) -> NoReturn:
     """
     raise InputError(
         "score='relevance' is calibrated on the dense and the sparse list, and this fusion has a "
-        f"keyword list too: {fusion}; two weights leave it out: take weights=(1, 0.5), alpha=0.6 or "
-        "--weights 1,0.5 (your own numbers), or fusion='model'"
+        f"keyword list too: {fusion}. Two weights leave it out: weights=(1, 0.5), alpha=0.6 or "
+        "--weights 1,0.5, with numbers of your own, or fusion='model'"
     )
 
 

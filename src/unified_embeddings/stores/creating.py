@@ -17,11 +17,9 @@ from unified_embeddings.errors import StoreError
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.keyword_list import (
     KEYWORD_VECTOR,
-    check_beside,
+    KEYWORDS_KEY,
     keyword_params,
     keyword_record,
-    open_keywords,
-    require_keywords,
 )
 from unified_embeddings.stores.opening import Client, is_local_mode
 from unified_embeddings.stores.schema import (
@@ -60,11 +58,8 @@ class CollectionParts:
     colbert: StoredColbert | None = None
     keywords: TextEmbedder | None = None
 
-    @property
-    def options(self) -> Options:
-        """Return the options of `ensure_collection` that make a collection with the same parts."""
-        keywords = None if self.keywords is None else self.keywords.model_name
-        return {"colbert": self.colbert, "keywords": keywords}
+
+_NOTHING = CollectionParts()
 
 
 def ensure_collection(
@@ -74,10 +69,9 @@ def ensure_collection(
     *,
     names: VectorNames | None = None,
     adopt: Literal["trust"] | None = None,
-    colbert: StoredColbert | None = None,
-    keywords: str | None = None,
+    parts: CollectionParts = _NOTHING,
     **options: Any,
-) -> CollectionParts:
+) -> qm.CollectionInfo:
     """Create the collection for an embedder's vectors, or check the existing one.
 
     A fingerprint that an earlier version recorded is replaced by today's.
@@ -88,46 +82,37 @@ def ensure_collection(
         embedder: The embedder whose vectors it will hold.
         names: What its vectors are called; None for the names of a collection of ours.
         adopt: "trust" accepts an existing collection that does not record its model.
-        colbert: How it stores ColBERT vectors; None takes what an existing collection does, and
-            stores none in a new one.
-        keywords: The keyword list of a new collection, as "bm25:german"; an existing one must have
-            the same. None takes what it has.
+        parts: What else a new collection holds. An existing one must store ColBERT vectors in the
+            same way, if there is one here; its keyword list is for the caller to check.
         **options: Passed to `create_collection`: shard_number, replication_factor,
             quantization_config, ...
 
     Returns:
-        What else the collection holds.
+        What Qdrant reports about it.
 
     Raises:
-        InputError: If `keywords` is not a name of BM25's, or the model has no sparse vectors beside
-            which there could be a keyword list, or no ColBERT vectors to store.
+        InputError: If ColBERT vectors are to be stored, and the model gives none.
         FingerprintMismatchError: If it holds another model's vectors.
         StoreError: If Qdrant cannot be reached or refuses, the collection does not record its
-            model, it stores ColBERT vectors in another way than `colbert` says, or it has no
-            keyword list or another one.
+            model, or it stores ColBERT vectors in another way.
     """
     names = names or own_names(embedder)
-    wanted = CollectionParts(colbert)
-    if keywords is not None:
-        check_beside(embedder)
-        wanted = CollectionParts(colbert, open_keywords(keywords))
     with store_errors(name, "looking for the collection"):
         exists = client.collection_exists(name)
     if not exists:
         # The model may have to be asked how wide its rows are: its errors are not the store's.
-        params = _vector_params(embedder, names, colbert)
+        params = _vector_params(embedder, names, parts.colbert)
         with store_errors(name, "creating the collection"):
-            _create_collection(client, name, embedder, names, params, wanted, options)
+            _create_collection(client, name, embedder, names, params, parts, options)
     with store_errors(name, "reading the collection's settings"):
         info = client.get_collection(name)
     check_collection(name, info, embedder, dense=names.dense, sparse=names.sparse, adopt=adopt)
     model = recorded_model(info)
     if model is not None and model.fingerprint != embedder.fingerprint:
         record_model(client, name, embedder)
-    stored = stored_colbert(info)
-    if colbert is not None:
-        check_stored_colbert(name, colbert, stored)
-    return CollectionParts(stored, require_keywords(name, info, keywords))
+    if parts.colbert is not None:
+        check_stored_colbert(name, parts.colbert, stored_colbert(info))
+    return info
 
 
 def colbert_width(embedder: TextEmbedder) -> int:
@@ -200,5 +185,5 @@ def _build_metadata(embedder: TextEmbedder, parts: CollectionParts) -> Options:
         record[RECORD_KEY] = parts.colbert.record
     metadata: Options = {METADATA_KEY: record}
     if parts.keywords is not None:
-        metadata |= keyword_record(parts.keywords)
+        metadata[KEYWORDS_KEY] = keyword_record(parts.keywords)
     return metadata
