@@ -94,8 +94,9 @@ class UnifiedHybridRetriever(Explaining):
             encoding their texts, and the log says beforehand how long that takes.
         score: "rrf" gives the fused score, whatever the fusion. "relevance" gives how likely a node
             is relevant, from 0 to 1, in the same order; docs/scores.md says what that counts. It
-            needs the mode "hybrid", and a calibration: the collection's own
-            (`unified-embeddings tune --calibrate`) or the model's, `embedder.calibration`.
+            needs the mode "hybrid", a fusion without a keyword list, and a calibration: the
+            collection's own (`unified-embeddings tune --calibrate`) or the model's,
+            `embedder.calibration`.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
             each means.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
