@@ -228,16 +228,6 @@ def test_without_the_keyword_list_relevance_is_what_it_is_without_one(client: An
         assert "weak" in ours.retrieve(QUESTION)[0].node.metadata[RETRIEVAL_KEY]
 
 
-def test_where_nothing_has_keywords_a_third_weight_does_not_forbid_relevance() -> None:
-    store = build_vector_store(EMBEDDER, "docs", client=QdrantClient(":memory:"))
-    store.add(to_nodes())
-    three = UnifiedHybridRetriever(
-        store, EMBEDDER, score="relevance", fusion=Fusion((1.0, 0.5, 0.7))
-    )
-    two = UnifiedHybridRetriever(store, EMBEDDER, score="relevance", fusion=Fusion((1.0, 0.5)))
-    assert by_id(three.retrieve(QUESTION)) == by_id(two.retrieve(QUESTION))
-
-
 def test_colbert_vectors_and_a_keyword_list_are_added_together(client: Any) -> None:
     build_vector_store(EMBEDDER, "docs", client=client).add(to_nodes())
     way = StoredColbert(pool=2, quantisation=None)

@@ -180,13 +180,14 @@ class TestSearch:
         assert [scored.node.node_id for scored in found] == ranked[:10]
         assert found[0].score == pytest.approx(1 / 61)
 
-    def test_three_weights_without_such_a_list_are_two(self, memory: QdrantClient) -> None:
-        store = fill(memory, keywords=None)
-        three = UnifiedHybridRetriever(store, EMBEDDER, weights=(1, 0.5, 0.7))
-        two = UnifiedHybridRetriever(store, EMBEDDER, weights=(1, 0.5))
-        assert shown(three.retrieve("pump seal")) == {
-            scored.node.node_id: scored.score for scored in two.retrieve("pump seal")
-        }
+    def test_three_weights_without_such_a_list_are_refused(self, memory: QdrantClient) -> None:
+        retriever = UnifiedHybridRetriever(
+            fill(memory, keywords=None), EMBEDDER, weights=(1, 0.5, 0.7)
+        )
+        with pytest.raises(InputError, match=r"no keyword list.*add-vectors docs --keywords bm25"):
+            retriever.retrieve("pump seal")
+        third_is_zero = UnifiedHybridRetriever(retriever._store, EMBEDDER, weights=(1, 0.5, 0))
+        assert third_is_zero.retrieve("pump seal")
 
     def test_what_was_chosen_for_the_collection_goes_first(self, memory: QdrantClient) -> None:
         store = fill(memory)

@@ -47,8 +47,8 @@ def search(
         str,
         typer.Option(
             metavar="DENSE,SPARSE",
-            help="Weights of the two rankings, as in 1,0.3; 1,1 is plain RRF; auto is what `tune` "
-            "chose for the collection, or else the model's own.",
+            help="Weights of the rankings, as in 1,0.3, or 1,0.3,0.5 with a keyword list; 1,1 is "
+            "plain RRF; auto is what `tune` chose for the collection, or else the model's own.",
         ),
     ] = "auto",
     filters: Annotated[

@@ -17,7 +17,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.errors import StoreError
+from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.collection_reader import CollectionReader
 from unified_embeddings.llama.node_ranks import note_ranks, note_relevance
 from unified_embeddings.llama.reranking import Reranker, TokenScores
@@ -277,7 +277,17 @@ class HybridSearch:
         return await self._embedder.in_thread(build_answer)
 
     def build_branches(self, query: QueryVectors, plan: SearchPlan) -> list[Branch]:
-        """Return the searches that the question's vectors allow, the dense one first."""
+        """Return the searches that the question's vectors allow, the dense one first.
+
+        Raises:
+            InputError: If the plan weighs a keyword list, and the collection has none.
+        """
+        if self._keywords is None and plan.weight_of("bm25") > 0:
+            raise InputError(
+                f"collection {self.reader.collection!r} has no keyword list, which the third of "
+                f"the weights {plan.fusion.weights} is for; give two numbers, or add the list: "
+                f"unified-embeddings add-vectors {self.reader.collection} --keywords bm25"
+            )
         vector_names: dict[ListName, str] = {
             "dense": self.dense_name,
             "sparse": self.sparse_name,

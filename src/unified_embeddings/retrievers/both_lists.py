@@ -111,7 +111,8 @@ class _ListSearcher:
         self._embedder = embedder
         self._search = open_search(store, embedder)
         self._search.check("hybrid")
-        every = Fusion(weights=(1.0, 1.0, 1.0), candidates=depth)
+        weights = (1.0, 1.0) if self._search.keywords is None else (1.0, 1.0, 1.0)
+        every = Fusion(weights=weights, candidates=depth)
         self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=every)
 
     def read_only(self, payload: bool | list[str]) -> None:
