@@ -19,7 +19,7 @@ from qdrant_client import models as qm
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.llama.collection_reader import CollectionReader
 from unified_embeddings.llama.node_ranks import note_ranks
-from unified_embeddings.llama.reranking import rerank_nodes
+from unified_embeddings.llama.reranking import Reranker, TokenScores
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch
@@ -30,11 +30,14 @@ from unified_embeddings.search.plan import (
     build_branches,
     build_diverse_request,
     build_requests,
+    build_token_request,
 )
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.search.ranking import first_limit, next_limits, order_points
 from unified_embeddings.stores.fusion_choice import read_choice
-from unified_embeddings.stores.schema import check_collection
+from unified_embeddings.stores.schema import check_collection, stored_colbert
+from unified_embeddings.stores.stored_colbert import StoredColbert
+from unified_embeddings.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class HybridSearch:
         self._store = store
         self._embedder = embedder
         self._adopt = adopt
+        self._reranker = Reranker(self.reader, embedder)
         self._info: qm.CollectionInfo | None = None
         self._checked_modes: frozenset[Mode] = frozenset()
 
@@ -142,6 +146,11 @@ class HybridSearch:
         return read_choice(self.reader.collection, self._info)
 
     @property
+    def stored_colbert(self) -> StoredColbert | None:
+        """How points hold ColBERT vectors; None if they hold none, or it is not known yet."""
+        return None if self._info is None else stored_colbert(self._info)
+
+    @property
     def dense_name(self) -> str:
         """Name of the dense vectors; "" for unnamed ones."""
         if self._info is None:
@@ -176,7 +185,8 @@ class HybridSearch:
             (points,) = self.reader.search([request])
             return self._build_diverse_answer(points)
         branches = self.build_branches(query, plan)
-        return self._build_answer(query, plan, branches, self.search_lists(branches, plan))
+        rankings, token_scores = self._search_all(branches, plan, self._stored_rows(query))
+        return self._build_answer(query, plan, branches, rankings, token_scores)
 
     async def asearch(self, query: QueryVectors, plan: SearchPlan) -> SearchAnswer:
         """Like `search`, but without blocking the event loop."""
@@ -185,9 +195,10 @@ class HybridSearch:
             (points,) = await self.reader.asearch([request])
             return await self._embedder.in_thread(partial(self._build_diverse_answer, points))
         branches = self.build_branches(query, plan)
-        rankings = await self.asearch_lists(branches, plan)
-        # Reranking runs the model, and reading many nodes takes a while.
-        build_answer = partial(self._build_answer, query, plan, branches, rankings)
+        question = self._stored_rows(query)
+        rankings, token_scores = await self._asearch_all(branches, plan, question)
+        # Reranking may run the model, and reading many nodes takes a while.
+        build_answer = partial(self._build_answer, query, plan, branches, rankings, token_scores)
         return await self._embedder.in_thread(build_answer)
 
     def build_branches(self, query: QueryVectors, plan: SearchPlan) -> list[Branch]:
@@ -201,25 +212,49 @@ class HybridSearch:
 
         That takes one round trip, and more only where many points tie.
         """
-        depths = [branch.depth for branch in branches]
-        limits: list[int] | None = [first_limit(depth) for depth in depths]
-        rankings: list[list[qm.ScoredPoint]] = []
-        while limits:
-            rankings = self.reader.search(build_requests(branches, plan, limits))
-            limits = next_limits(rankings, depths, limits)
+        rankings, _ = self._search_all(branches, plan, None)
         return rankings
 
     async def asearch_lists(
         self, branches: Sequence[Branch], plan: SearchPlan
     ) -> list[list[qm.ScoredPoint]]:
         """Like `search_lists`, but without blocking the event loop."""
+        rankings, _ = await self._asearch_all(branches, plan, None)
+        return rankings
+
+    def _search_all(
+        self, branches: Sequence[Branch], plan: SearchPlan, question: FloatArray | None
+    ) -> tuple[list[list[qm.ScoredPoint]], TokenScores]:
+        """Return what each search finds, and the ColBERT scores of all that may be in the answer.
+
+        Args:
+            branches: What is searched.
+            plan: What is wanted.
+            question: What stored ColBERT vectors are compared with; None for no such scores.
+        """
         depths = [branch.depth for branch in branches]
         limits: list[int] | None = [first_limit(depth) for depth in depths]
-        rankings: list[list[qm.ScoredPoint]] = []
+        found: list[list[qm.ScoredPoint]] = []
         while limits:
-            rankings = await self.reader.asearch(build_requests(branches, plan, limits))
-            limits = next_limits(rankings, depths, limits)
-        return rankings
+            found = self.reader.search(_build_batch(branches, plan, limits, question))
+            limits = next_limits(found[: len(branches)], depths, limits)
+        return _split_batch(found, len(branches))
+
+    async def _asearch_all(
+        self, branches: Sequence[Branch], plan: SearchPlan, question: FloatArray | None
+    ) -> tuple[list[list[qm.ScoredPoint]], TokenScores]:
+        """Like `_search_all`, but without blocking the event loop."""
+        depths = [branch.depth for branch in branches]
+        limits: list[int] | None = [first_limit(depth) for depth in depths]
+        found: list[list[qm.ScoredPoint]] = []
+        while limits:
+            found = await self.reader.asearch(_build_batch(branches, plan, limits, question))
+            limits = next_limits(found[: len(branches)], depths, limits)
+        return _split_batch(found, len(branches))
+
+    def _stored_rows(self, query: QueryVectors) -> FloatArray | None:
+        """Return what stored ColBERT vectors are compared with; None if nothing is."""
+        return None if self.stored_colbert is None else query.colbert
 
     # --- the answer -----------------------------------------------------------------------------
 
@@ -229,6 +264,7 @@ class HybridSearch:
         plan: SearchPlan,
         branches: Sequence[Branch],
         rankings: Sequence[Sequence[qm.ScoredPoint]],
+        token_scores: TokenScores,
     ) -> SearchAnswer:
         ordered = order_lists(branches, rankings)
         best: Ranking = []
@@ -237,20 +273,22 @@ class HybridSearch:
             best = fuse(ordered, plan.fusion, weights)[: plan.answer_size]
         elif ordered:
             (best,) = ordered
-        nodes = self._to_nodes(best)
+        answer = best
+        if query.colbert is not None and best:
+            answer = self._reranker.rerank(query.colbert, best, self.stored_colbert, token_scores)
+            answer = answer[: plan.top_k]
+        nodes = self._to_nodes(answer)
         lists: dict[str, Ranking] = {
             branch.list_name: ranking for branch, ranking in zip(branches, ordered, strict=True)
         }
-        note_ranks(nodes, best, lists, fused=plan.mode == "hybrid")
-        if query.colbert is not None and nodes:
-            nodes = rerank_nodes(self._embedder, query.colbert, nodes)[: plan.top_k]
+        note_ranks(nodes, answer, lists, fused=best if plan.mode == "hybrid" else None)
         return SearchAnswer(nodes, branches, rankings)
 
     def _build_diverse_answer(self, points: Sequence[qm.ScoredPoint]) -> SearchAnswer:
         # The points keep their order, which is not that of their scores.
         best = [(point, point.score) for point in points]
         nodes = self._to_nodes(best)
-        note_ranks(nodes, best, {"mmr": best}, fused=False)
+        note_ranks(nodes, best, {"mmr": best})
         return SearchAnswer(nodes)
 
     def _to_nodes(self, best: Ranking) -> list[NodeWithScore]:
@@ -270,3 +308,24 @@ def order_lists(
         order_points(points)[: branch.depth]
         for branch, points in zip(branches, rankings, strict=True)
     ]
+
+
+def _build_batch(
+    branches: Sequence[Branch],
+    plan: SearchPlan,
+    limits: Sequence[int],
+    question: FloatArray | None,
+) -> list[qm.QueryRequest]:
+    """Return the requests of one round trip: the lists' and, last, that for ColBERT scores."""
+    requests = build_requests(branches, plan, limits)
+    if question is not None:
+        requests.append(build_token_request(question, branches, plan, limits))
+    return requests
+
+
+def _split_batch(
+    found: Sequence[list[qm.ScoredPoint]], lists: int
+) -> tuple[list[list[qm.ScoredPoint]], TokenScores]:
+    """Return what was found for each list, and the ColBERT scores; see `_build_batch`."""
+    token_scores = {point.id: point.score for points in found[lists:] for point in points}
+    return list(found[:lists]), token_scores

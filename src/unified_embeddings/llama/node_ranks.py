@@ -20,7 +20,11 @@ _Places: TypeAlias = dict[qm.ExtendedPointId, dict[str, float]]
 
 
 def note_ranks(
-    nodes: Sequence[NodeWithScore], best: Ranking, lists: Mapping[str, Ranking], *, fused: bool
+    nodes: Sequence[NodeWithScore],
+    best: Ranking,
+    lists: Mapping[str, Ranking],
+    *,
+    fused: Ranking | None = None,
 ) -> None:
     """Write each node's rank and score in each list into its metadata.
 
@@ -32,12 +36,12 @@ def note_ranks(
         nodes: The nodes found, which nobody else holds.
         best: Their points with the scores that they got, in the same order.
         lists: The searched lists by name.
-        fused: Whether `best` was fused from them; it is noted as the list "fused" then.
+        fused: What was fused from them; it is noted as the list "fused". None if nothing was.
     """
     places: dict[str, _Places] = {name: _places(ranking) for name, ranking in lists.items()}
-    if fused:
+    if fused is not None:
         places["fused"] = {
-            point.id: {"rank": rank, "score": score} for rank, (point, score) in enumerate(best, 1)
+            point.id: {"rank": rank, "score": score} for rank, (point, score) in enumerate(fused, 1)
         }
     for scored, (point, _) in zip(nodes, best, strict=True):
         node = scored.node

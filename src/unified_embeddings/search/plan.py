@@ -15,6 +15,8 @@ from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.options import Mode
 from unified_embeddings.search.query_vectors import QueryVectors
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
+from unified_embeddings.types import FloatArray
 
 DIVERSE_CANDIDATES = 4
 """Points that MMR chooses among, for each that it returns: LlamaIndex's `mmr_prefetch_factor`."""
@@ -136,6 +138,40 @@ def build_requests(
         )
         for branch, limit in zip(branches, limits, strict=True)
     ]
+
+
+def build_token_request(
+    question: FloatArray, branches: Sequence[Branch], plan: SearchPlan, limits: Sequence[int]
+) -> qm.QueryRequest:
+    """Return the request for the ColBERT scores of all points that the lists may hold.
+
+    It goes into the same batch as the lists' own requests, whose points it finds again by the same
+    searches. Their payloads come with the lists.
+
+    Args:
+        question: The question's ColBERT vectors, float32 (q, d).
+        branches: What is searched.
+        plan: What is wanted.
+        limits: How many points are fetched of each list.
+    """
+    prefetches = [
+        qm.Prefetch(
+            query=branch.vector,
+            using=branch.vector_name,
+            filter=plan.filter,
+            params=plan.params,
+            limit=limit,
+        )
+        for branch, limit in zip(branches, limits, strict=True)
+    ]
+    return qm.QueryRequest(
+        query=question.tolist(),
+        using=COLBERT_VECTOR,
+        prefetch=prefetches,
+        shard_key=plan.shard_key,
+        limit=sum(limits),
+        with_payload=False,
+    )
 
 
 def build_diverse_request(
