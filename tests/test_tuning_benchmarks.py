@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import generated_queries
+import stored_colbert
 import tuning
 
 TOPICS = ["fox", "heron", "otter", "badger", "lynx", "stoat", "marten", "hare", "vole", "shrew",
@@ -45,6 +46,21 @@ def test_tuning_prints_what_is_gained_held_out(
     (row,) = [line for line in lines if line.startswith("| animals | 12 |")]
     assert len(row.split(" | ")) == 8
     assert "### Tuned on n queries" in "\n".join(lines)
+
+
+def test_stored_colbert_prints_quality_bytes_and_times(
+    folder: Path, xlmr: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_colbert.main([str(folder), "--model", str(xlmr), "--points", "20", "--queries", "2"])
+    out = capsys.readouterr().out
+    quality, times = out.split("### Time of a query")
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in quality.splitlines()}
+    assert set(map(str, stored_colbert.WAYS)) <= rows.keys()
+    full = rows["not pooled, float32"]
+    assert float(full[2].strip(" %")) == pytest.approx(0, abs=1e-6)  # as encoded at each query
+    # A row of 32 numbers in float32, and its share of a file's last block.
+    assert float(full[3].replace(",", "")) >= 4 * 32
+    assert {str(way) in times for way in stored_colbert.TIMED} == {True}
 
 
 def test_generated_queries_prints_correlations(

@@ -187,3 +187,19 @@ def test_search_finds_what_embed_put_into_a_collection(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "The ferry leaves at nine." in found.stdout
+
+
+def test_rows_go_into_a_collection_that_holds_colbert_vectors(tmp_path: Path) -> None:
+    client, embedder = QdrantClient(":memory:"), FakeEmbedder(dimension=8, model_name="fake")
+    build_vector_store(embedder, "notes", client=client, colbert="pooled")
+    rows = make_rows(30)
+    with pytest.raises(InputError, match=r"holds ColBERT vectors \(pooled by 2, turbo4\)"):
+        run(rows, tmp_path / "refused", client)
+    run(rows, tmp_path / "out", client, heads=("dense", "sparse", "colbert"))
+    points, _ = client.scroll("notes", limit=100, with_payload=True, with_vectors=["text-colbert"])
+    assert len(points) == 30
+    for point in points:
+        text = rows[(point.payload or {})["place"]]["text"]
+        (expected,) = embedder.encode_pooled([text], 2)
+        assert isinstance(point.vector, dict)
+        assert point.vector["text-colbert"] == pytest.approx(expected, abs=1e-6)

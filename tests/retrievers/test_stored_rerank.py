@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores import ExactMatchFilter, MetadataFilters
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
@@ -172,18 +172,25 @@ def test_equal_texts_come_in_the_order_of_the_lists(client: Client) -> None:
     assert ids == [f"00000000-0000-0000-0000-{number:012}" for number in range(6)]
 
 
+def ranks(found: list[NodeWithScore]) -> dict[str, dict[str, int | None]]:
+    """Return each hit's rank in each list, as its metadata tells it."""
+    noted = {}
+    for hit in found:
+        places = hit.node.metadata["_retrieval"]
+        noted[hit.node_id] = {name: place and place["rank"] for name, place in places.items()}
+    return noted
+
+
 def test_ranks_in_the_lists_are_told(client: Client) -> None:
     embedder = FakeEmbedder()
     store = opened(client, "docs", "pooled", embedder)
     options: dict[str, Any] = {"candidates": 20, "similarity_top_k": 20}
     plain = UnifiedHybridRetriever(store, embedder, **options)
     reranking = UnifiedHybridRetriever(store, embedder, rerank="colbert", **options)
-    expected = {
-        hit.node_id: hit.node.metadata["_retrieval"] for hit in plain.retrieve(QUESTIONS[2])
-    }
-    found = reranking.retrieve(QUESTIONS[2])
-    assert {hit.node_id: hit.node.metadata["_retrieval"] for hit in found} == expected
-    assert [hit.node_id for hit in found] != list(expected)
+    expected = ranks(plain.retrieve(QUESTIONS[2]))
+    found = ranks(reranking.retrieve(QUESTIONS[2]))
+    assert found == expected
+    assert list(found) != list(expected)
 
 
 # --- points without ---------------------------------------------------------------------------

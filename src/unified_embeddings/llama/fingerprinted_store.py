@@ -8,6 +8,8 @@ node becomes (`payloads`).
 from __future__ import annotations
 
 import asyncio
+import logging
+import shlex
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -51,6 +53,8 @@ from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import DENSE_VECTOR
 from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.validation import check_is_list
+
+_LOG = logging.getLogger(__name__)
 
 
 class FingerprintedStore(QdrantVectorStore):
@@ -108,7 +112,17 @@ class FingerprintedStore(QdrantVectorStore):
         self._adopt = adopt
         self._search = self._make_search()
         self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
-        self._stored_colbert = stored_colbert if "colbert" in embedder.heads else None
+        self._stored_colbert = stored_colbert
+        if stored_colbert is not None and "colbert" not in embedder.heads:
+            self._stored_colbert = None
+            _LOG.warning(
+                "Collection %r holds ColBERT vectors, and %r gives none: nodes added here hold "
+                "none. Add them with a model that does: unified-embeddings add-vectors %s "
+                "--colbert",
+                collection,
+                embedder.model_name,
+                shlex.quote(collection),
+            )
         # As long as this is held, the pass that gives nodes their embeddings pools rows as well.
         self._pooled_rows = None
         if self._stored_colbert is not None:
