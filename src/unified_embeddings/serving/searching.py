@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, StoreError
-from unified_embeddings.llama.payloads import own_metadata
+from unified_embeddings.llama.payloads import RETRIEVAL_KEY, own_metadata
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, open_folder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unified_embeddings.retrievers.timing import SearchStats
 
 Mode = Literal["hybrid", "dense", "sparse"]
-_LISTS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
+_LISTS = ("dense", "sparse")
 
 
 class Search:
@@ -89,33 +89,28 @@ class Search:
         """
         if not question.strip():
             raise InputError("the query is blank; ask a question")
-        options: Options = {"filters": _to_filters(conditions)}
-        main = dict(options, similarity_top_k=top_k, rerank="colbert" if rerank else None)
+        options: Options = {
+            "filters": _to_filters(conditions),
+            "similarity_top_k": top_k,
+            "rerank": "colbert" if rerank else None,
+        }
         if mode is not None:
-            main["mode"] = mode
-        retriever = self._config.retriever(self._store, **main)
+            options["mode"] = mode
+        retriever = self._config.retriever(self._store, **options)
         try:
             nodes = retriever.retrieve(question)
         finally:
             self._count(retriever.stats())
-        depth = max(top_k, retriever.fusion.candidates)
-        ranks: dict[str, dict[str, int]] = {}
-        for head in _LISTS:
-            if head in self._config.embedder.heads:
-                ranks[head] = self._rank(question, head, depth, options)
-        passages: list[dict[str, object]] = []
-        for node in nodes:
-            node_id = node.node.node_id
-            passages.append(
-                {
-                    "id": node_id,
-                    "score": float(node.score or 0.0),
-                    "text": node.node.get_content(),
-                    "metadata": own_metadata(node.node),
-                    "ranks": {head: by_id.get(node_id) for head, by_id in ranks.items()},
-                }
-            )
-        return passages
+        return [
+            {
+                "id": scored.node.node_id,
+                "score": float(scored.score or 0.0),
+                "text": scored.node.get_content(),
+                "metadata": own_metadata(scored.node),
+                "ranks": _read_ranks(scored),
+            }
+            for scored in nodes
+        ]
 
     def _count(self, all_stats: Sequence[SearchStats]) -> None:
         """Add what one question's retriever has counted."""
@@ -124,13 +119,15 @@ class Search:
                 counted = self._stats.get(stats.mode)
                 self._stats[stats.mode] = stats if counted is None else counted + stats
 
-    def _rank(self, question: str, mode: Mode, depth: int, options: Options) -> dict[str, int]:
-        """Return the rank of each of the best passages by one kind of vector, counted from 1."""
-        retriever = self._config.retriever(
-            self._store, mode=mode, similarity_top_k=depth, **options
-        )
-        found: list[NodeWithScore] = retriever.retrieve(question)
-        return {node.node.node_id: rank for rank, node in enumerate(found, 1)}
+
+def _read_ranks(scored: NodeWithScore) -> dict[str, int | None]:
+    """Return a passage's rank in each list; None where it was not searched or lacks it."""
+    places: Mapping[str, Mapping[str, int] | None] = scored.node.metadata[RETRIEVAL_KEY]
+    ranks: dict[str, int | None] = {}
+    for name in _LISTS:
+        place = places.get(name)
+        ranks[name] = None if place is None else place["rank"]
+    return ranks
 
 
 def _to_filters(conditions: Sequence[Mapping[str, object]]) -> MetadataFilters | None:
