@@ -83,7 +83,9 @@ class UnifiedHybridRetriever(Explaining):
             (`unified-embeddings tune`), or else the model's own, `embedder.fusion`; "model" takes
             the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
-        rerank: "colbert" scores the candidates' texts against the question token by token.
+        rerank: "colbert" scores the candidates against the question token by token: in the same
+            request where the points hold ColBERT vectors (`vector_store(colbert=...)`), or else by
+            encoding their texts, and the log says beforehand how long that takes.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
             each means.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
@@ -154,7 +156,8 @@ class UnifiedHybridRetriever(Explaining):
         self._embedder = embedder
         self._mode = mode
         self._rerank = rerank
-        # Reranking runs the model over each text, which costs far more than searching deeper.
+        # Reranking may run the model over each text, which costs far more than searching deeper,
+        # and deeper reranking is no better (docs/late-interaction.md).
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._filter = translate_filters(filters)
         self.searches = SearchCounters(mode, self._top_k)

@@ -373,6 +373,10 @@ def _create_collection(
         )
     except (ApiException, RpcError, ValueError) as error:
         if "already exists" not in str(error):
+            if colbert is not None and colbert.advice:
+                raise StoreError(
+                    name, "creating the collection", f"{error}{colbert.advice}"
+                ) from error
             raise
         return  # another process was first; the caller checks the collection it made
     if is_local_mode(client):  # has no payload indexes and warns at every call

@@ -33,6 +33,8 @@ _DATATYPES: Mapping[str, qm.Datatype] = {
     "turbo8": qm.Datatype.TURBO8,
     "turbo4": qm.Datatype.TURBO4,
 }
+_SINCE: Mapping[str, str] = {"turbo8": "1.20", "turbo4": "1.19"}
+"""Quantisation → the version of Qdrant that has it."""
 _LAYERS: Mapping[str, qm.QuantizationConfig] = {
     "int8": qm.ScalarQuantization(
         scalar=qm.ScalarQuantizationConfig(type=qm.ScalarType.INT8, always_ram=True)
@@ -89,6 +91,17 @@ class StoredColbert:
     def __str__(self) -> str:
         pooled = "not pooled" if self.pool == 1 else f"pooled by {self.pool}"
         return f"{pooled}, {self.quantisation or 'float32'}"
+
+    @property
+    def advice(self) -> str:
+        """Return what to do where Qdrant refuses the vectors; "" where every version takes them."""
+        version = _SINCE.get(self.quantisation or "")
+        if version is None:
+            return ""
+        return (
+            f". {self.quantisation} needs Qdrant {version}: if the server is older, upgrade it, or "
+            "give StoredColbert(quantisation='int8')"
+        )
 
     @property
     def record(self) -> dict[str, object]:
