@@ -36,7 +36,6 @@ from unified_embeddings.evaluation.rankings import Run, ndcg_by_query
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR, FULL
 from unified_embeddings.system.progress import progress_bar
-from unified_embeddings.types import FloatArray
 
 _CACHE_BYTES = 2 * 2**30
 _BLOCK = 512
@@ -215,10 +214,11 @@ def measure_times(
         retrievers["hybrid"] = config.retriever(stores[0])
         for retriever in retrievers.values():
             retriever.retrieve(texts[0])
-        order = list(times)
+        names = list(times)
         for number, text in enumerate(texts):
-            for way in order[number % len(order) :] + order[: number % len(order)]:
-                times[way].note(partial(retrievers[way].retrieve, text))
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                times[name].note(partial(retrievers[name].retrieve, text))
         for store in stores:
             store.client.close()
     times["encoding"] = time_encoding(config, texts)
@@ -239,15 +239,13 @@ def fill(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus, points: int
     batch: list[qm.PointStruct] = []
     for number in range(points):
         place = number % len(texts)
-        dense: FloatArray = embeddings.dense[place] + random.normal(
-            0, _NOISE, embeddings.dense.shape[1]
-        ).astype(np.float32)
+        noise = random.normal(0, _NOISE, embeddings.dense.shape[1])
         payload = node_to_metadata_dict(TextNode(text=texts[place]), flat_metadata=False)
         point = qm.PointStruct.model_construct(
             id=number,
             payload=payload,
             vector={
-                DENSE_VECTOR: dense.tolist(),
+                DENSE_VECTOR: (embeddings.dense[place] + noise).tolist(),
                 SPARSE_VECTOR: embeddings.sparse[place].to_qdrant(),
                 COLBERT_VECTOR: rows[place].tolist(),
             },

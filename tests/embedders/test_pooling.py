@@ -25,7 +25,8 @@ TEXTS = [
 
 
 def unit_rows(count: int, width: int, seed: int = 0) -> FloatArray:
-    return heads.normalise(np.random.default_rng(seed).standard_normal((count, width)))
+    numbers = np.random.default_rng(seed).standard_normal((count, width))
+    return heads.normalise(numbers.astype(np.float32))
 
 
 def at(*degrees: float) -> FloatArray:

@@ -76,10 +76,10 @@ def opened(client: Client, name: str, colbert: Any, embedder: FakeEmbedder) -> F
     return store
 
 
-def answers(retriever: UnifiedHybridRetriever) -> list[list[tuple[str, float | None]]]:
+def answers(retriever: UnifiedHybridRetriever) -> list[list[tuple[str, float]]]:
     found = []
     for question in QUESTIONS:
-        found.append([(hit.node.node_id, hit.score) for hit in retriever.retrieve(question)])
+        found.append([(hit.node_id, hit.get_score()) for hit in retriever.retrieve(question)])
     return found
 
 
@@ -202,7 +202,7 @@ def test_points_without_vectors_are_scored_by_their_texts(
     embedder = FakeEmbedder()
     store = opened(client, "docs", StoredColbert(pool=2, quantisation=None), embedder)
     whole = answers(UnifiedHybridRetriever(store, embedder, rerank="colbert"))
-    some = [f"00000000-0000-0000-0000-{number:012}" for number in range(0, 60, 3)]
+    some: list[Any] = [f"00000000-0000-0000-0000-{number:012}" for number in range(0, 60, 3)]
     client.delete_vectors("docs", ["text-colbert"], some)
     embedder.cache.clear()
     with caplog.at_level(logging.INFO, logger="unified_embeddings"):
@@ -240,7 +240,7 @@ class SlowEmbedder(FakeEmbedder):
         super().__init__()
         self._clock = clock
 
-    def _run(self, texts: Any, role: Any, heads: Any) -> Any:  # type: ignore[override]
+    def _run(self, texts: Any, role: Any, heads: Any) -> Any:
         for pair in super()._run(texts, role, heads):
             self._clock.now += 0.5
             yield pair
