@@ -16,6 +16,7 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings import StoredColbert, UnifiedTextEmbedding
+from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.indexing import index_paths
@@ -174,6 +175,55 @@ def test_many_long_texts_are_sent_in_requests_that_a_server_takes() -> None:
     store.add(nodes_of(wide, texts))
     assert len(sizes) == 6
     assert max(sizes) <= 700_000
+
+
+def test_what_the_cache_could_not_hold_costs_one_more_pass_and_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, embedder = QdrantClient(":memory:"), FakeEmbedder(cache=EmbeddingCache(600_000))
+    store = build_vector_store(embedder, "docs", client=client, colbert="full")
+    texts = [" ".join(f"w{number}n{place}" for place in range(30)) for number in range(128)]
+    nodes = nodes_of(embedder, texts)  # 8 kB each, of which the cache holds about 70
+    assert embedder.stats().forwards == 2  # one is for the width of the rows
+    store.add(nodes)
+    assert embedder.stats().forwards == 4  # two batches of 64, each once
+    (record,) = caplog.records
+    assert "insert_batch_size=128" in record.getMessage()
+    assert {len(rows) for rows in stored_rows(client).values()} == {31}
+    caplog.clear()
+    store.add(nodes[:1])
+    assert not caplog.records
+
+
+def test_nodes_of_the_cache_are_added_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    embedder = FakeEmbedder()
+    store = build_vector_store(embedder, "docs", client=QdrantClient(":memory:"), colbert="pooled")
+    store.add(nodes_of(embedder))
+    assert not caplog.records
+
+
+class Rowless(FakeEmbedder):
+    """The same model, asked through something that gives no ColBERT vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = ("dense", "sparse")
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the whole model's."""
+        return FakeEmbedder().fingerprint
+
+
+def test_an_embedder_without_rows_says_that_it_adds_none(caplog: pytest.LogCaptureFixture) -> None:
+    client = QdrantClient(":memory:")
+    build_vector_store(FakeEmbedder(), "docs", client=client, colbert="pooled")
+    assert not caplog.records
+    store = build_vector_store(Rowless(), "docs", client=client)
+    (record,) = caplog.records
+    assert "'fake' gives none: nodes added here hold none" in record.getMessage()
+    store.add(nodes_of(Rowless()))
+    assert client.count("docs").count == 2
 
 
 def test_a_node_without_an_embedding_stores_nothing(client: Client) -> None:

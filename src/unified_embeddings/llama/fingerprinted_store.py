@@ -36,7 +36,7 @@ from unified_embeddings.llama.filters import (
     select_points,
 )
 from unified_embeddings.llama.hybrid_search import HybridSearch
-from unified_embeddings.llama.node_points import PointLayout, build_batches
+from unified_embeddings.llama.node_points import PointLayout, SecondPass, build_batches
 from unified_embeddings.llama.queries import (
     CheckedQuery,
     build_query_filter,
@@ -82,6 +82,7 @@ class FingerprintedStore(QdrantVectorStore):
     _adopt: Adopt | None = PrivateAttr()
     _stored_colbert: StoredColbert | None = PrivateAttr()
     _pooled_rows: PooledRows | None = PrivateAttr()
+    _second_pass: SecondPass = PrivateAttr(default_factory=SecondPass)
     _search: HybridSearch = PrivateAttr()
     _has_own_fusion: bool = PrivateAttr()
 
@@ -236,6 +237,7 @@ class FingerprintedStore(QdrantVectorStore):
             sparse_name=sparse_vector_name,
             sparse_function=self._sparse_doc_fn if self.enable_hybrid else None,
             colbert=self._stored_colbert,
+            second_pass=self._second_pass,
         )
         return build_batches(nodes, self._embedder, layout, self.batch_size)
 

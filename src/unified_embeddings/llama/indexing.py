@@ -20,6 +20,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -43,6 +44,8 @@ from unified_embeddings.stores.errors import store_errors
 _CHUNK_TOKENS = 512
 _BATCH_CHUNKS = 256
 """How many chunks are embedded and stored at a time. It bounds the memory they take."""
+_BATCH_CHUNKS_WITH_COLBERT = 64
+"""The same where their ColBERT vectors are stored too: up to 2 MB each with BGE-M3."""
 
 
 @dataclass
@@ -340,8 +343,8 @@ class _IndexRun:
     def _store_batch(self, batch: Sequence[FileChunks]) -> None:
         """Store the chunks of changed files, and only then remove their old chunks."""
         chunks: list[BaseNode] = [node for changed in batch for node in changed.nodes]
-        for start in range(0, len(chunks), _BATCH_CHUNKS):
-            self._add_chunks(chunks[start : start + _BATCH_CHUNKS])
+        for start in range(0, len(chunks), self._added_at_once):
+            self._add_chunks(chunks[start : start + self._added_at_once])
         self.report.chunks_added += len(chunks)
         for changed in batch:
             new_ids = {node.node_id for node in changed.nodes}
@@ -360,6 +363,13 @@ class _IndexRun:
             chunk.embedding = vector.tolist()
         with store_errors(self._store.collection_name, "adding chunks"):
             self._store.add(chunks)
+
+    @property
+    def _added_at_once(self) -> int:
+        """How many chunks are embedded before they are stored; the cache has to hold that many."""
+        if isinstance(self._store, FingerprintedStore) and self._store.stored_colbert is not None:
+            return _BATCH_CHUNKS_WITH_COLBERT
+        return _BATCH_CHUNKS
 
     def _remove_chunks(self, chunk_ids: set[str]) -> None:
         self.report.chunks_removed += len(chunk_ids)

@@ -6,6 +6,7 @@ not: what a node becomes in the payload (`payloads`), and sending points (`finge
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,29 @@ from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR, StoredColbert
 from unified_embeddings.validation import require_vector
 
+_LOG = logging.getLogger(__name__)
+
 SparseFunction = Callable[[list[str]], SparseLists]
+
+
+class SecondPass:
+    """Says once that nodes ran through the model again, when they were added."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def note(self, nodes: int) -> None:
+        """Say it, unless it was said."""
+        if self._is_said:
+            return
+        self._is_said = True
+        _LOG.warning(
+            "Nodes run through the model as they are added (%d so far), for their ColBERT and "
+            "sparse vectors: the cache does not hold those of the pass that gave the embeddings. "
+            "Add fewer nodes at once (VectorStoreIndex(insert_batch_size=128)), or give the "
+            "embedder a larger cache (cache=EmbeddingCache(max_bytes=...)). Said once.",
+            nodes,
+        )
 
 
 @dataclass(frozen=True)
@@ -34,12 +57,14 @@ class PointLayout:
         sparse_name: Name of the sparse vectors.
         sparse_function: Gives them; None if points hold none.
         colbert: How points hold ColBERT vectors; None if they hold none.
+        second_pass: Told of nodes whose ColBERT vectors were not in the cache.
     """
 
     dense_name: str
     sparse_name: str
     sparse_function: SparseFunction | None
     colbert: StoredColbert | None
+    second_pass: SecondPass
 
 
 def build_batches(
@@ -104,6 +129,11 @@ def _build_vectors(
     vectors: list[dict[str, Any]] = [{layout.dense_name: own} for own in dense]
     texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
     if layout.colbert is not None:
+        # All that is asked for below, from the cache or from one pass.
+        passes = embedder.stats().forwards
+        embedder.encode_documents(texts)
+        if embedder.stats().forwards > passes:
+            layout.second_pass.note(len(texts))
         rows_of_texts = embedder.encode_pooled(texts, layout.colbert.pool)
         for named_vectors, rows in zip(vectors, rows_of_texts, strict=True):
             named_vectors[COLBERT_VECTOR] = rows.tolist()
