@@ -68,13 +68,13 @@ class Measured:
     Attributes:
         ndcg: Mean nDCG@10.
         disk: Bytes of a passage's vectors on the disk, originals included.
-        resident: Bytes of those that a search reads; the originals beside quantised ones are read
-            only where they are scored again.
+        read: Bytes of those that a question reads: beside "int8" not the originals, which only
+            "binary" scores anew.
     """
 
     ndcg: float
     disk: float
-    resident: float
+    read: float
 
 
 @dataclass
@@ -135,7 +135,9 @@ def measure_quality(
             else:
                 ndcg = search(config, store, corpus, "colbert")
                 store.client.flush()
-                measured[way] = Measured(ndcg, *stored_bytes(Path(work), len(corpus.documents)))
+                measured[way] = Measured(
+                    ndcg, *stored_bytes(Path(work), len(corpus.documents), way)
+                )
                 print(f"{way}: {measured[way]}", file=sys.stderr)
             store.client.close()
     return measured
@@ -154,8 +156,9 @@ def search(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus, rerank: A
     return mean(ndcg_by_query(run, corpus.qrels))
 
 
-def stored_bytes(folder: Path, passages: int) -> tuple[float, float]:
-    """Return the bytes on the disk of a passage's ColBERT vectors, and of those a search reads."""
+def stored_bytes(folder: Path, passages: int, way: StoredColbert) -> tuple[float, float]:
+    """Return the bytes of a passage's ColBERT vectors: on the disk, and those a question reads."""
+    is_read_alone = way.quantisation == "int8"
     originals = quantised = 0
     for file in folder.rglob("*"):
         parts = [part for part in file.parts if part.endswith(f"-{COLBERT_VECTOR}")]
@@ -166,7 +169,8 @@ def stored_bytes(folder: Path, passages: int) -> tuple[float, float]:
             quantised += size
         else:
             originals += size
-    return (originals + quantised) / passages, (quantised or originals) / passages
+    disk = (originals + quantised) / passages
+    return disk, quantised / passages if is_read_alone and quantised else disk
 
 
 def format_quality(measured: dict[StoredColbert | str, Measured]) -> str:
@@ -180,8 +184,8 @@ def format_quality(measured: dict[StoredColbert | str, Measured]) -> str:
             cells = [
                 f"{result.disk:,.0f}",
                 f"1/{share:.1f}",
-                f"{result.resident:,.0f}",
-                f"1/{reference.disk / result.resident:.1f}",
+                f"{result.read:,.0f}",
+                f"1/{reference.disk / result.read:.1f}",
             ]
         lost = f"{100 * (1 - result.ndcg / full.ndcg):.2f}%"
         lines.append([_name(way), f"{result.ndcg:.4f}", lost, *cells])
@@ -233,7 +237,10 @@ def fill(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus, points: int
     texts = list(corpus.documents.values())
     embeddings = config.embedder.encode_documents(texts)
     assert embeddings.dense is not None
-    assert embeddings.sparse is not None
+    sparse = [
+        qm.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+        for vector in embeddings.sparse or ()
+    ]
     rows = config.embedder.encode_pooled(texts, store.stored_colbert.pool)
     random = np.random.default_rng(0)
     batch: list[qm.PointStruct] = []
@@ -246,7 +253,7 @@ def fill(config: UnifiedEmbeddingConfig, store: Any, corpus: Corpus, points: int
             payload=payload,
             vector={
                 DENSE_VECTOR: (embeddings.dense[place] + noise).tolist(),
-                SPARSE_VECTOR: embeddings.sparse[place].to_qdrant(),
+                SPARSE_VECTOR: sparse[place],
                 COLBERT_VECTOR: rows[place].tolist(),
             },
         )

@@ -50,7 +50,7 @@ _POOLED = "pooled"
 class StoredColbert:
     """How a collection stores a text's ColBERT vectors.
 
-    The defaults lose 0.3% of nDCG@10 and take a fifteenth of the bytes (mini-m3 on XQuAD-R; see
+    The defaults lose 0.24% of nDCG@10 and take a fifteenth of the bytes (mini-m3 on XQuAD-R; see
     docs/late-interaction.md).
 
     Args:
@@ -58,7 +58,9 @@ class StoredColbert:
         quantisation: "turbo4" and "turbo8" store 4 and 8 bits of a number and nothing else; a
             server needs Qdrant 1.19 for the first, 1.20 for the second. "float16" stores 16 bits.
             "int8" and "binary" score by 8 bits and 1 bit of a number in memory, and keep the
-            originals on the disk; the embedded store makes them in `optimize`. None stores 32 bits.
+            originals on the disk; the embedded store makes them in `optimize`. Candidates are
+            scored anew from the originals of "binary", so it gains nothing here. None stores 32
+            bits.
         on_disk: Whether the vectors themselves stay on the disk; None leaves it to Qdrant, except
             beside "int8" and "binary", where it is True.
 
