@@ -31,6 +31,26 @@ def test_the_python_examples_print_what_their_comments_say(words: str, tmp_path:
     assert run_example(example, tmp_path).splitlines() == expected
 
 
+def test_the_commands_index_with_them_and_search_by_them(tmp_path: Path) -> None:
+    (tmp_path / "handbook").mkdir()
+    (tmp_path / "handbook" / "travel.md").write_text("Ask the travel desk for reimbursements.")
+    (tmp_path / "handbook" / "desk.md").write_text("The desk opens at nine.")
+    indexing, searching, *_ = PAGE.commands
+    for line in (indexing, indexing, searching):
+        ended = run_command(line, tmp_path)
+        assert ended.code == 0, ended.err
+    assert "reimbursements" in ended.out.splitlines()[1]
+    with EdgeQdrantClient(tmp_path / "qdrant_data") as client:
+        assert stored_colbert(client.get_collection("manual")) == StoredColbert()
+    for way, words in (
+        ("full", "stored pooled by 2, turbo4, and colbert= asks for not pooled, float32"),
+        ("half", "takes 'pooled', 'full' or a StoredColbert, got 'half'"),
+    ):
+        ended = run_command(indexing.replace("--colbert pooled", f"--colbert {way}"), tmp_path)
+        assert ended.code == 1
+        assert words in " ".join(ended.err.split())
+
+
 def test_the_commands_add_them_and_search_by_them(tmp_path: Path) -> None:
     config = UnifiedEmbeddingConfig("mini-m3")
     # The command's own place: the folder in which it is called.
@@ -38,7 +58,7 @@ def test_the_commands_add_them_and_search_by_them(tmp_path: Path) -> None:
     texts = ["Music for the garden party.", "The desk opens at nine."]
     store.add(config.text_model([TextNode(text=text) for text in texts]))
     store.client.close()
-    adding, searching = PAGE.commands
+    *_, adding, searching = PAGE.commands
     ended = run_command(adding, tmp_path)
     assert ended.code == 0, ended.err
     assert "colbert vectors added to 2 of 2 points" in ended.out

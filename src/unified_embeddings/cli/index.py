@@ -70,6 +70,13 @@ def index(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what became of each file.")
     ] = False,
+    colbert: Annotated[
+        str | None,
+        typer.Option(
+            "--colbert",
+            help="Store ColBERT vectors too, for search --rerank: pooled or full.",
+        ),
+    ] = None,
     shard_number: shared.ShardNumber = None,
     replication_factor: shared.ReplicationFactor = None,
     write_consistency: shared.WriteConsistency = None,
@@ -88,7 +95,15 @@ def index(
     config = shared.open_config(model, sparse_model, model_url)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     store = _open_store(
-        config, collection, path, url, paths, dry_run=dry_run, adopt=adopt, **settings
+        config,
+        collection,
+        path,
+        url,
+        paths,
+        dry_run=dry_run,
+        adopt=adopt,
+        colbert=colbert,
+        **settings,
     )
     shows_bar = shared.is_terminal() and not (verbose or dry_run)
     lists_files = (verbose or dry_run) and not as_json
@@ -131,6 +146,7 @@ def _open_store(
     *,
     dry_run: bool,
     adopt: Literal["trust"] | None,
+    colbert: str | None,
     **settings: int,
 ) -> QdrantVectorStore | None:
     """Open the collection; make it unless there is nothing to store in it.
@@ -147,10 +163,19 @@ def _open_store(
     missing = [root for root in map(named_path, paths) if is_gone(root)]
     if not missing and not dry_run:
         return shared.open_store(
-            config, collection, path, url, create=True, adopt=adopt, **settings
+            config,
+            collection,
+            path,
+            url,
+            create=True,
+            adopt=adopt,
+            colbert=colbert,
+            **settings,
         )
     try:
-        return shared.open_store(config, collection, path, url, create=False, adopt=adopt)
+        return shared.open_store(
+            config, collection, path, url, create=False, adopt=adopt, colbert=colbert
+        )
     except shared.MissingCollectionError:
         if not missing:
             return None

@@ -108,6 +108,7 @@ def open_store(
     *,
     create: bool,
     adopt: Literal["trust"] | None = None,
+    colbert: str | None = None,
     **settings: int,
 ) -> FingerprintedStore:
     """Open the collection to work on: on the server `url` if given, otherwise in a folder.
@@ -119,6 +120,8 @@ def open_store(
         url: Address of a server.
         create: Whether to create the collection if it does not exist.
         adopt: Whether to accept a collection that does not record its model.
+        colbert: Whether points hold ColBERT vectors too, "pooled" or "full"; None does as an
+            existing collection does.
         **settings: Result of `server_settings`, used if the collection is created.
 
     Raises:
@@ -130,7 +133,7 @@ def open_store(
     if not create:
         client, collection = require_collection(collection, path, url)
         _note_other_model(client, collection, config)
-    options: Options = {**settings, "adopt": adopt}
+    options: Options = {**settings, "adopt": adopt, "colbert": colbert}
     if url:
         options["url"] = url
     else:
