@@ -33,6 +33,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
@@ -541,6 +542,32 @@ def test_another_models_sparse_vectors_are_not_searched(
     new_id = haystack_point_id(uuid_of(90)) if software.node_id else uuid_of(90)
     (record,) = client.retrieve("theirs", [new_id], with_vectors=True)
     assert not isinstance(record.vector, dict) or software.sparse_name not in record.vector
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_retriever_over_a_stock_store_looks_at_its_sparse_vectors(is_own: bool) -> None:
+    client = QdrantClient(":memory:")
+    sparse = own_sparse(with_metadata=True) if is_own else (SPLADE,) * len(ARTICLES)
+    fill(client, llama_index("text-sparse-new"), sparse=sparse)
+    stock = QdrantVectorStore("theirs", client=client)
+    options: dict[str, Any] = {"adopt": "trust", "similarity_top_k": 1}
+    dense = UnifiedHybridRetriever(stock, EMBEDDER, mode="dense", **options)
+    assert dense.retrieve(TEXTS[1])[0].text == TEXTS[1]
+    if is_own:
+        for mode in ("hybrid", "sparse"):
+            retriever = UnifiedHybridRetriever(stock, EMBEDDER, mode=mode, **options)
+            assert retriever.retrieve(TEXTS[1])[0].text == TEXTS[1]
+        return
+    refused = r"mode='dense'.*'text-sparse-new'.*not those of 'fake'"
+    with pytest.raises(StoreError, match=refused):
+        UnifiedHybridRetriever(stock, EMBEDDER, **options)
+    late = QdrantVectorStore("later", client=client)
+    retriever = UnifiedHybridRetriever(late, EMBEDDER, **options)
+    alias = qm.CreateAlias(collection_name="theirs", alias_name="later")
+    client.update_collection_aliases([qm.CreateAliasOperation(create_alias=alias)])
+    for _ in range(2):
+        with pytest.raises(StoreError, match=refused):
+            asyncio.run(retriever.aretrieve("fox"))
 
 
 @pytest.mark.parametrize("software", [SOFTWARE["langchain, hybrid"], SOFTWARE["haystack, sparse"]])
