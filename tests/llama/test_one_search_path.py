@@ -22,13 +22,14 @@ from llama_index.core.query_engine import BaseQueryEngine
 from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import TextNode
 
-from farm import answers_of, index_over
+from farm import answers_of, farm_store, index_over
 from unified_embeddings import UnifiedHybridRetriever, UnifiedTextEmbedding
 from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.stores.opening import Client
 from unified_embeddings.types import HeadName, SparseVector
 
 QUESTIONS = 1000
@@ -182,3 +183,19 @@ async def test_a_search_in_this_process_has_threads_of_its_own(
         assert threads[step]
         assert all(name.startswith("store-search") for name in threads[step])
     assert threading.current_thread().name not in threads["model"]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "sparse", "default"])
+async def test_over_every_kind_of_client_sync_and_async_agree(
+    any_client: Client, mode: str
+) -> None:
+    store = farm_store(any_client)
+    retriever = index_over(store).as_retriever(vector_store_query_mode=mode, similarity_top_k=4)
+    own_mode: Any = {"default": "dense"}.get(mode, mode)
+    ours = UnifiedHybridRetriever(store, FakeEmbedder(), similarity_top_k=4, mode=own_mode)
+    for question in ("owls in the barn", "cold sea", "night"):
+        expected = answers_of(ours.retrieve(question))
+        assert expected
+        assert answers_of(retriever.retrieve(question)) == expected
+        assert answers_of(await retriever.aretrieve(question)) == expected
+        assert answers_of(await ours.aretrieve(question)) == expected

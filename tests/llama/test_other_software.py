@@ -20,6 +20,9 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import (
     BaseNode,
+    Document,
+    ImageNode,
+    IndexNode,
     MetadataMode,
     NodeRelationship,
     NodeWithScore,
@@ -33,6 +36,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
@@ -374,6 +378,25 @@ def test_what_is_added_is_read_by_both(client: Client, software: Software) -> No
         assert payloads[str(software.point_id(place))] == software.payload(text, metadata, place)
 
 
+@pytest.mark.parametrize("name", ["langchain", "haystack", "plain"])
+def test_every_kind_of_node_is_stored_whole(name: str) -> None:
+    store = open_theirs(QdrantClient(":memory:"), SOFTWARE[name])
+    fields: dict[str, Any] = {"metadata": {"n": 1}, "embedding": [0.25] * 16}
+    nodes: list[BaseNode] = [
+        IndexNode(id_=uuid_of(50), text="Points on.", index_id="other", **fields),
+        ImageNode(id_=uuid_of(51), text="A caption.", image_url="http://x/y.png", **fields),
+        Document(id_=uuid_of(52), text="A whole one.", **fields),
+        TextNode(id_=uuid_of(53), text="", **fields),
+    ]
+    store.add(nodes)
+    for node in nodes:
+        (stored,) = store.get_nodes([node.node_id])
+        assert (stored.node_id, stored.get_content()) == (node.node_id, node.get_content())
+        assert stored.metadata == {"n": 1}
+    assert store.get_nodes([uuid_of(50)])[0].to_dict()["index_id"] == "other"
+    assert store.get_nodes([uuid_of(51)])[0].to_dict()["image_url"] == "http://x/y.png"
+
+
 def test_what_the_other_software_changes_is_what_is_read() -> None:
     client = QdrantClient(":memory:")
     store = open_theirs(client, SOFTWARE["langchain"])
@@ -544,6 +567,32 @@ def test_another_models_sparse_vectors_are_not_searched(
     assert not isinstance(record.vector, dict) or software.sparse_name not in record.vector
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_retriever_over_a_stock_store_looks_at_its_sparse_vectors(is_own: bool) -> None:
+    client = QdrantClient(":memory:")
+    sparse = own_sparse(with_metadata=True) if is_own else (SPLADE,) * len(ARTICLES)
+    fill(client, llama_index("text-sparse-new"), sparse=sparse)
+    stock = QdrantVectorStore("theirs", client=client)
+    options: dict[str, Any] = {"adopt": "trust", "similarity_top_k": 1}
+    dense = UnifiedHybridRetriever(stock, EMBEDDER, mode="dense", **options)
+    assert dense.retrieve(TEXTS[1])[0].text == TEXTS[1]
+    if is_own:
+        for mode in ("hybrid", "sparse"):
+            retriever = UnifiedHybridRetriever(stock, EMBEDDER, mode=mode, **options)
+            assert retriever.retrieve(TEXTS[1])[0].text == TEXTS[1]
+        return
+    refused = r"mode='dense'.*'text-sparse-new'.*not those of 'fake'"
+    with pytest.raises(StoreError, match=refused):
+        UnifiedHybridRetriever(stock, EMBEDDER, **options)
+    late = QdrantVectorStore("later", client=client)
+    retriever = UnifiedHybridRetriever(late, EMBEDDER, **options)
+    alias = qm.CreateAlias(collection_name="theirs", alias_name="later")
+    client.update_collection_aliases([qm.CreateAliasOperation(create_alias=alias)])
+    for _ in range(2):
+        with pytest.raises(StoreError, match=refused):
+            asyncio.run(retriever.aretrieve("fox"))
+
+
 @pytest.mark.parametrize("software", [SOFTWARE["langchain, hybrid"], SOFTWARE["haystack, sparse"]])
 def test_sparse_vectors_that_the_caller_names_are_searched(
     client: Client, software: Software
@@ -651,10 +700,15 @@ def test_unknown_and_mixed_payloads_are_listed() -> None:
     client.delete("theirs", points_selector=qm.Filter(must=[qm.HasIdCondition(has_id=[2, 3])]))
     with pytest.raises(InputError, match=r"several layouts \(1 of langchain, 1 of llama_index\)"):
         build_vector_store(EMBEDDER, "theirs", **openings)
-    store = build_vector_store(
-        EMBEDDER, "theirs", text_key="page_content", metadata_key="metadata", **openings
+    client.upsert(
+        "theirs",
+        [qm.PointStruct(id=9, vector={}, payload=haystack_payload("third", "Three.", {}))],
     )
-    assert texts_of(store.get_nodes()) == {"One.", "Two."}
+    for text_key, metadata_key in (("page_content", "metadata"), ("content", "meta")):
+        store = build_vector_store(
+            EMBEDDER, "theirs", text_key=text_key, metadata_key=metadata_key, **openings
+        )
+        assert texts_of(store.get_nodes()) == {"One.", "Two.", "Three."}
 
 
 def test_the_stock_text_key_reads_the_payloads_that_hold_no_node() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import pickle
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core import VectorStoreIndex
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -18,19 +23,27 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings import UnifiedTextEmbedding
+from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.fusion import Method
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.calibration import Calibration
+from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.search.fusing import fuse
+from unified_embeddings.search.ranking import order_points
+from unified_embeddings.search.relevance_scores import judge_answer
 from unified_embeddings.stores.calibration_record import (
     CALIBRATION_KEY,
     read_calibration,
     write_calibration,
 )
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.types import SparseVector
 
 CALIBRATION = Calibration(
     intercept=-4.0,
@@ -307,3 +320,47 @@ class TestStore:
         )
         with pytest.raises(InputError, match="without rerank"):
             asked.retrieve("quick fox")
+
+
+whole = st.integers(0, 30)
+
+
+@given(
+    st.dictionaries(st.integers(1, 12), whole, min_size=1, max_size=12),
+    st.dictionaries(st.integers(1, 12), whole.filter(bool), max_size=12),
+    st.sampled_from(get_args(Method)),
+)
+def test_of_two_points_one_that_is_better_in_both_lists_is_not_less_relevant(
+    dense: dict[int, int], sparse: dict[int, int], method: Method
+) -> None:
+    lists = {}
+    for name, scores in (("dense", dense), ("sparse", sparse)):
+        points = [
+            qm.ScoredPoint(id=point_id, version=0, score=score / 30)
+            for point_id, score in sorted(scores.items(), key=lambda pair: -pair[1])
+        ]
+        lists[name] = order_points(points)
+    fused = fuse(list(lists.values()), Fusion((1.0, 0.6), method=method), [1.0, 0.6])
+    query = SparseVector(np.array([7], dtype=np.int32), np.array([0.9], dtype=np.float32))
+    judged = judge_answer(dataclasses.replace(CALIBRATION, depth=8), lists, fused, query)
+    assert [point.id for point, _ in judged.ranking] == [point.id for point, _ in fused]
+    relevances = {int(point.id): relevance for point, relevance in judged.ranking}
+    assert all(0 <= relevance <= 1 for relevance in relevances.values())
+    for one, other in itertools.permutations(relevances, 2):
+        is_better = True
+        for scores in (dense, sparse):
+            in_neither = one not in scores and other not in scores
+            is_better &= in_neither or scores.get(one, -1) > scores.get(other, -1)
+        if is_better:
+            assert relevances[one] >= relevances[other] - 1e-12
+
+
+def test_another_sparse_model_has_no_calibration_of_the_first() -> None:
+    """Nothing is loaded: what is known of a model is its spec."""
+    assert make_embedder("mini-m3").calibration is MODELS["mini-m3"].calibration
+    assert make_embedder("mini-m3", sparse_model="bm25:none").calibration is None
+    own = ModelSpec("pair", "me/dense", sparse_model="me/sparse", calibration=CALIBRATION)
+    pair = make_embedder(own)
+    assert pair.calibration == CALIBRATION
+    assert pickle.loads(pickle.dumps(pair)).calibration == CALIBRATION
+    assert make_embedder(own, sparse_model="bm25:none").calibration is None

@@ -38,7 +38,7 @@ def evaluate(
             "-s",
             help="What to evaluate; repeatable. A model: mini-m3, mini-m3:dense, "
             "mini-m3:hybrid+colbert, or with options mini-m3:hybrid,k=60,weights=1/0.3 (also "
-            "fusion=dbsf, candidates=, sparse=MODEL, name=). A live collection: "
+            "fusion=dbsf, min_max or z, candidates=, sparse=MODEL, name=). A live collection: "
             "path=STORE,collection=NAME (or url=ADDRESS; also model=, mode=, rerank=colbert, "
             "field=, adopt=trust and those above). A TREC run: run=FILE.",
         ),

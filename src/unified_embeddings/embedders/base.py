@@ -314,11 +314,8 @@ class TextEmbedder(WatchedCalls, Closeable):
         """Return the ColBERT vectors of texts to be searched, pooled (see `embedders.pooling`).
 
         Args:
-            texts: n texts.
+            texts: n texts; their n arrays float32 (k_i, d) come in the same order.
             factor: About how many rows become one; 1 pools nothing.
-
-        Returns:
-            n arrays float32 (k_i, d) of unit rows, in the order given.
 
         Raises:
             InputError: As in `encode_documents`, or if `factor` is not a whole number >= 1.
@@ -335,12 +332,7 @@ class TextEmbedder(WatchedCalls, Closeable):
         """Have pooled rows computed and cached in the pass that gives documents' dense vectors.
 
         A store that holds them asks for this: LlamaIndex embeds nodes first and adds them then.
-
-        Args:
-            factor: As in `encode_pooled`.
-
-        Returns:
-            What to hold as long as that is wanted; None where there is no cache to put them into.
+        Hold what is returned as long as that is wanted; it is None where there is no such pass.
         """
         del factor
         return None

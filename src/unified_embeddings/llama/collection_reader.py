@@ -17,6 +17,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import StoreError
 from unified_embeddings.llama.layouts import LayoutName, layout_of
+from unified_embeddings.llama.sparse_proof import POINTS_READ
 from unified_embeddings.stores.aliases import aresolve_name, resolve_name
 from unified_embeddings.stores.asynchronous import AsyncView
 from unified_embeddings.stores.errors import store_errors
@@ -25,6 +26,7 @@ from unified_embeddings.stores.opening import Client, is_in_process, make_thread
 _LOOK_UP = "get_collection"
 _SEARCH = "query_batch_points"
 _FETCH = "retrieve"
+_SAMPLE = "scroll"
 """The operations that a StoreError names: qdrant-client's methods."""
 _SOFTWARE: Mapping[LayoutName, str] = {"langchain": "LangChain", "haystack": "Haystack"}
 """Layouts in which LlamaIndex's store finds no node → the software's name."""
@@ -157,6 +159,29 @@ class CollectionReader:
                 self.collection, [point_id], with_payload=True, with_vectors=list(vectors)
             )
         return points[0] if points else None
+
+    def sample(self, vector_name: str) -> list[qm.Record]:
+        """Return a few points with their payloads and the vectors of a name.
+
+        Raises:
+            StoreError: If the collection does not exist, or Qdrant fails.
+        """
+        client = self._require_client(_SAMPLE)
+        with store_errors(self.collection, _SAMPLE):
+            points, _ = client.scroll(
+                self.collection, limit=POINTS_READ, with_vectors=[vector_name]
+            )
+        return points
+
+    async def asample(self, vector_name: str) -> list[qm.Record]:
+        """Like `sample`, but without blocking the event loop."""
+        if self._aclient is None:
+            return await asyncio.to_thread(self.sample, vector_name)
+        with store_errors(self.collection, _SAMPLE):
+            points, _ = await self._aclient.scroll(
+                self.collection, limit=POINTS_READ, with_vectors=[vector_name]
+            )
+        return points
 
     def to_nodes(
         self, points: Sequence[qm.ScoredPoint | qm.Record], scores: Sequence[float]

@@ -8,6 +8,7 @@ the vectors of a question.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.collection_reader import CollectionReader
 from unified_embeddings.llama.node_ranks import note_ranks, note_relevance
 from unified_embeddings.llama.reranking import Reranker, TokenScores
+from unified_embeddings.llama.sparse_proof import gives_sparse_vectors
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.models.bm25 import KEYWORD_FUSION
 from unified_embeddings.models.calibration import Calibration
@@ -48,7 +50,12 @@ from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.fusion_choice import read_choice
 from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR
-from unified_embeddings.stores.schema import check_collection, dense_vectors, stored_colbert
+from unified_embeddings.stores.schema import (
+    check_collection,
+    dense_vectors,
+    recorded_model,
+    stored_colbert,
+)
 from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.types import FloatArray, Options
 
@@ -79,6 +86,8 @@ class HybridSearch:
         adopt: "trust" accepts a collection that does not record its model.
         why_no_sparse: Why no sparse vectors are to be searched though the model gives them, in
             words; "" if they are.
+        doubts_sparse: Whether sparse vectors of a collection that records no model are compared
+            with the model's for a few texts, before they are searched.
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class HybridSearch:
         *,
         adopt: Adopt | None = None,
         why_no_sparse: str = "",
+        doubts_sparse: bool = False,
     ) -> None:
         self.reader = CollectionReader(store)
         self._store = store
@@ -95,13 +105,18 @@ class HybridSearch:
         self._adopt = adopt
         self._why_no_sparse = why_no_sparse
         self._reranker = Reranker(self.reader, embedder)
+        self._doubts_sparse = doubts_sparse
         self._info: qm.CollectionInfo | None = None
         self._keywords: TextEmbedder | None = None
         self._checked_modes: frozenset[Mode] = frozenset()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle store and model: a copy looks the collection up again."""
-        options: Options = {"adopt": self._adopt, "why_no_sparse": self._why_no_sparse}
+        options: Options = {
+            "adopt": self._adopt,
+            "why_no_sparse": self._why_no_sparse,
+            "doubts_sparse": self._doubts_sparse,
+        }
         return partial(HybridSearch, **options), (self._store, self._embedder)
 
     # --- the collection -------------------------------------------------------------------------
@@ -118,19 +133,26 @@ class HybridSearch:
             StoreError: If it does not exist, lacks the vectors that the mode needs, or does not
                 record its model, or Qdrant fails.
         """
-        if self._info is None or anew:
-            return self.check_info(self.reader.look_up(), mode)
-        return self.check_info(self._info, mode)
+        info = self._info
+        if info is None or anew:
+            info = self.reader.look_up()
+        self.check_info(info, mode)
+        if self._needs_proof(info, mode):
+            self._prove_sparse(self.reader.sample(self.sparse_name))
+        return info
 
     async def acheck(self, mode: Mode, *, anew: bool = False) -> qm.CollectionInfo:
         """Like `check`, but without blocking the event loop."""
         info = self._info
         if info is None or anew:
             info = await self.reader.alook_up()
-        elif mode in self._checked_modes:
-            return info
-        # The model's fingerprint may read its files, which can take seconds.
-        return await asyncio.to_thread(self.check_info, info, mode)
+        if info is not self._info or mode not in self._checked_modes:
+            # The model's fingerprint may read its files, which can take seconds.
+            await asyncio.to_thread(self.check_info, info, mode)
+        if self._needs_proof(info, mode):
+            points = await self.reader.asample(self.sparse_name)
+            await self._embedder.in_thread(partial(self._prove_sparse, points))
+        return info
 
     def check_info(self, info: qm.CollectionInfo, mode: Mode) -> qm.CollectionInfo:
         """Reject a collection whose vectors do not fit, and keep what is known about it.
@@ -165,6 +187,32 @@ class HybridSearch:
         self._info = info
         self._checked_modes = known_modes | {mode}
         return info
+
+    def _needs_proof(self, info: qm.CollectionInfo, mode: Mode) -> bool:
+        """Tell whether nothing says yet that the sparse vectors to be searched are the model's."""
+        return mode != "dense" and self._doubts_sparse and recorded_model(info) is None
+
+    def _prove_sparse(self, points: Sequence[qm.Record]) -> None:
+        """Reject sparse vectors that the model does not give for a few of the texts.
+
+        Raises:
+            StoreError: If it does not.
+        """
+        probes = []
+        for point in points:
+            with contextlib.suppress(StoreError):  # a point without a text proves nothing
+                (scored,) = self.reader.to_nodes([point], [0.0])
+                probes.append((point, scored.node))
+        if points and not gives_sparse_vectors(self._embedder, self.sparse_name, probes):
+            raise StoreError(
+                self.reader.collection,
+                "checking",
+                f"search it with mode='dense'; its sparse vectors ({self.sparse_name!r}) are not "
+                f"those of {self._embedder.model_name!r} for a few of its texts: other software "
+                "fills them with another model's (SPLADE, BM25). If this model made them, open it "
+                "by UnifiedEmbeddingConfig.vector_store(..., sparse_vector_name=...)",
+            )
+        self._doubts_sparse = False
 
     def read_choice(self) -> Fusion | None:
         """Return the fusion that was chosen for the collection, or that suits its keyword list.

@@ -26,7 +26,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.fields import haystack_point_id
 from unified_embeddings.llama.layouts import NODE_KEY, LayoutName, describe_keys, layout_of
-from unified_embeddings.llama.sparse_proof import gives_sparse_vectors
+from unified_embeddings.llama.sparse_proof import POINTS_READ, gives_sparse_vectors
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.llama.stored_layout import (
     LANGCHAIN_LAYOUT,
@@ -50,8 +50,6 @@ from unified_embeddings.stores.vector_names import choose_dense, usual_sparse
 
 _LOG = logging.getLogger(__name__)
 
-_POINTS_READ = 10
-"""Points whose payloads are looked at."""
 _STOCK_TEXT_KEY = "text"
 """Where LlamaIndex's store looks for the text of a payload that holds no node."""
 _USUAL_KEYS: Mapping[LayoutName, tuple[str, str]] = {
@@ -127,7 +125,7 @@ def recognise_collection(
         dense = DENSE_VECTOR
     check_collection(name, info, embedder, dense=dense, sparse=None, adopt=adopt)
     with store_errors(name, "reading a few points"):
-        points, _ = client.scroll(name, limit=_POINTS_READ, with_payload=True, with_vectors=False)
+        points, _ = client.scroll(name, limit=POINTS_READ, with_payload=True, with_vectors=False)
     layout = _choose_layout(name, points, given)
     sparse, why_none = None, ""
     if "sparse" in embedder.heads:
@@ -239,19 +237,6 @@ def _holds_text(layout: StoredLayout, point: qm.Record) -> bool:
     return True
 
 
-def _read_nodes(
-    layout: StoredLayout, points: Sequence[qm.Record]
-) -> dict[qm.ExtendedPointId, BaseNode]:
-    """Return the nodes of those points that hold one, by the points' ids."""
-    nodes = {}
-    for point in points:
-        try:
-            nodes[point.id] = layout.read(point.id, point.payload or {})
-        except InputError:
-            continue
-    return nodes
-
-
 # --- the sparse vectors ---------------------------------------------------------------------------
 
 
@@ -280,9 +265,8 @@ def _choose_sparse(
     if usual == SPARSE_VECTOR and recorded_model(info) is not None:
         return usual, ""
     if usual is not None:
-        if not points or gives_sparse_vectors(
-            client, name, embedder, usual, _read_nodes(layout, points)
-        ):
+        probes = _read_probes(client, name, usual, layout)
+        if not points or gives_sparse_vectors(embedder, usual, probes):
             return usual, ""
         existing = [usual]
     command = f"unified-embeddings add-vectors {shlex.quote(name)} --sparse"
@@ -294,3 +278,18 @@ def _choose_sparse(
         f"fills them with another model's (SPLADE, BM25). If this model made them, give "
         f"sparse_vector_name={existing[0]!r}; otherwise add this model's: {command}"
     )
+
+
+def _read_probes(
+    client: Client, name: str, vector_name: str, layout: StoredLayout
+) -> list[tuple[qm.Record, BaseNode]]:
+    """Return a few points with their sparse vectors, and the nodes that they hold."""
+    with store_errors(name, "reading a few sparse vectors"):
+        records, _ = client.scroll(name, limit=POINTS_READ, with_vectors=[vector_name])
+    probes = []
+    for record in records:
+        try:
+            probes.append((record, layout.read(record.id, record.payload or {})))
+        except InputError:
+            continue
+    return probes

@@ -9,10 +9,9 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.stores.copy_points import plain_id
-from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client
 
+POINTS_READ = 10
+"""Points that are looked at."""
 _PROBES = 3
 """Texts that are embedded again."""
 _LEAST_COSINE = 0.9
@@ -23,42 +22,28 @@ _FORMS = (MetadataMode.EMBED, MetadataMode.NONE, MetadataMode.ALL)
 
 
 def gives_sparse_vectors(
-    client: Client,
-    name: str,
-    embedder: TextEmbedder,
-    vector_name: str,
-    nodes: Mapping[qm.ExtendedPointId, BaseNode],
+    embedder: TextEmbedder, vector_name: str, probes: Sequence[tuple[qm.Record, BaseNode]]
 ) -> bool:
     """Tell whether a model gives the sparse vectors that a collection holds for a few of its texts.
 
     Args:
-        client: Client of the collection's place.
-        name: The collection's name.
         embedder: Gives sparse vectors.
         vector_name: Name of the collection's sparse vectors.
-        nodes: Some of its points, by their ids; the shortest texts are compared.
+        probes: Some of its points with these vectors, and the nodes that they hold; the shortest
+            texts are compared.
 
     Returns:
         Whether most of the texts that have sparse vectors have the model's. False if none has any.
-
-    Raises:
-        StoreError: If Qdrant fails.
     """
-    by_id = {str(plain_id(point_id)): node for point_id, node in nodes.items()}
-    if not by_id:
-        return False
-    with store_errors(name, "reading sparse vectors"):
-        records = client.retrieve(name, list(nodes), with_payload=False, with_vectors=[vector_name])
-    stored: dict[str, Mapping[int, float]] = {}
-    for record in records:
+    stored: list[tuple[BaseNode, Mapping[int, float]]] = []
+    for record, node in probes:
         vector = record.vector.get(vector_name) if isinstance(record.vector, dict) else None
         if isinstance(vector, qm.SparseVector) and vector.indices:
-            weights = dict(zip(vector.indices, vector.values, strict=True))
-            stored[str(plain_id(record.id))] = weights
-    # No model cuts a short text.
-    probes = sorted(stored, key=lambda key: len(by_id[key].get_content()))[:_PROBES]
-    matching = [key for key in probes if _is_made_by(embedder, by_id[key], stored[key])]
-    return len(matching) > len(probes) / 2
+            stored.append((node, dict(zip(vector.indices, vector.values, strict=True))))
+    stored.sort(key=lambda item: len(item[0].get_content()))  # no model cuts a short text
+    shortest = stored[:_PROBES]
+    matching = [node for node, weights in shortest if _is_made_by(embedder, node, weights)]
+    return len(matching) > len(shortest) / 2
 
 
 def _is_made_by(embedder: TextEmbedder, node: BaseNode, stored: Mapping[int, float]) -> bool:

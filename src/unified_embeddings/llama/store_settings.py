@@ -22,11 +22,10 @@ def open_search(
         adopt: "trust" accepts a collection that does not record its model; None takes over what the
             store was opened with.
     """
-    why_no_sparse = ""
-    if isinstance(store, FingerprintedStore):
-        adopt = adopt or store.adopt
-        why_no_sparse = store.vector_names.why_no_sparse
-    return HybridSearch(store, embedder, adopt=adopt, why_no_sparse=why_no_sparse)
+    if not isinstance(store, FingerprintedStore):
+        return HybridSearch(store, embedder, adopt=adopt, doubts_sparse=True)
+    why_no_sparse = store.vector_names.why_no_sparse
+    return HybridSearch(store, embedder, adopt=adopt or store.adopt, why_no_sparse=why_no_sparse)
 
 
 def fields_of(store: QdrantVectorStore) -> Fields:

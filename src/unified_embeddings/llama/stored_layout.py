@@ -34,7 +34,6 @@ from unified_embeddings.llama.layouts import (
     NODE_KEY,
     LayoutName,
     Payload,
-    StoredDocument,
     layout_of,
     read_document,
     read_haystack,
@@ -113,22 +112,19 @@ class StoredLayout:
         """
         if isinstance(payload.get(NODE_KEY), str):
             return read_node(payload)
-        shown = layout_of(payload)
-        if self.name == "haystack" or (shown == "haystack" and self.fields.is_llama_index):
+        layout = self._layout_of(payload)
+        if layout == "haystack":
             return self._read_haystack(str(point_id), payload)
-        if self.fields.is_llama_index:
-            return read_document(payload, "page_content", "metadata").to_node(str(point_id))
-        return self._read_document(payload, shown).to_node(str(point_id))
+        if layout == "langchain" and self.name != "langchain":
+            return LANGCHAIN_LAYOUT.read(point_id, payload)
+        return read_document(payload, self.text_key, self.metadata_key).to_node(str(point_id))
 
-    def _read_document(self, payload: Payload, shown: LayoutName | None) -> StoredDocument:
-        try:
-            return read_document(payload, self.text_key, self.metadata_key)
-        except InputError:
-            if shown == "langchain":
-                return read_document(payload, "page_content", "metadata")
-            if shown == "haystack":
-                return read_haystack(payload)
-            raise
+    def _layout_of(self, payload: Payload) -> LayoutName:
+        """Return the layout of a payload: this one, or a known one where this one has no text."""
+        first_key = self.text_key.partition(".")[0]
+        if self.text_key in payload or first_key in payload:
+            return self.name
+        return layout_of(payload) or self.name
 
     def _read_haystack(self, point_id: str, payload: Payload) -> BaseNode:
         if "content" in payload and payload["content"] is None:  # a document of bytes, not of text
@@ -152,7 +148,7 @@ class StoredLayout:
         if "text" in content:
             content["text"] = ""
         if content.get("text_resource"):
-            content["text_resource"] = None
+            content["text_resource"]["text"] = ""
         note = {
             NODE_KEY: json.dumps(content, ensure_ascii=False),
             _TYPE_KEY: stock[_TYPE_KEY],

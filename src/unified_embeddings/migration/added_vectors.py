@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import UnexpectedResponse
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
@@ -29,7 +28,6 @@ from unified_embeddings.llama.layouts import (
 from unified_embeddings.migration.heads import (
     UNWATCHED,
     Addition,
-    VectorParams,
     Vectors,
     Watching,
     check_heads,
@@ -37,14 +35,15 @@ from unified_embeddings.migration.heads import (
 )
 from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
 from unified_embeddings.migration.probes import DETECTED, Layout
+from unified_embeddings.migration.vector_names import complete_params, create_names
 from unified_embeddings.search.keywords import check_addable, open_keywords
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.keyword_list import record_keywords
-from unified_embeddings.stores.opening import Client, is_local_mode, make_thread_safe
+from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.sampling import sample_ids
-from unified_embeddings.stores.schema import dense_vectors, record_colbert, stored_colbert
+from unified_embeddings.stores.schema import record_colbert, stored_colbert
 from unified_embeddings.stores.stored_colbert import (
     COLBERT_VECTOR,
     FULL,
@@ -60,8 +59,6 @@ _PASSES = 5
 """Each sees what was added during the one before."""
 _ATTEMPTS = 3
 """How often a point is embedded whose text changes meanwhile."""
-_UNKNOWN_ROUTE = (404, 405)
-"""What servers before Qdrant 1.18 answer to the request for a new vector name."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def add_vectors(
     lacking = [] if copy_to else find_lacking(name, info, params)
     if COLBERT_VECTOR in lacking:
         record_colbert(client, name, stored)
-    if copy_to or not _create_names(client, name, {key: params[key] for key in lacking}):
+    if copy_to or not create_names(client, name, {key: params[key] for key in lacking}):
         target = copy_to or "-".join((name, *heads, *(["keywords"] if counter else [])))
         added, problems = copy_with_heads(
             client, name, target, info, addition, params, reader, watching
@@ -182,7 +179,7 @@ def add_vectors(
             switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
-        _complete_params(client, name, params)
+        complete_params(client, name, params)
         if counter is not None:
             record_keywords(client, name, counter)
         filler = _Filler(client, name, addition, reader)
@@ -231,70 +228,6 @@ def _open_reader(client: Client, name: str, layout: Layout) -> PayloadReader:
         text_key=layout.text_key,
         metadata_key=layout.metadata_key,
     )
-
-
-def _create_names(client: Client, name: str, params: Mapping[str, VectorParams]) -> bool:
-    """Create vector names in a collection; return whether the store can do that.
-
-    Raises:
-        StoreError: If it fails.
-    """
-    for vector, wanted in params.items():
-        config: qm.DenseVectorNameConfig | qm.SparseVectorNameConfig
-        if isinstance(wanted, qm.SparseVectorParams):
-            config = qm.SparseVectorNameConfig(
-                sparse=qm.SparseVectorConfig(modifier=wanted.modifier)
-            )
-        else:
-            config = qm.DenseVectorNameConfig(
-                dense=qm.DenseVectorConfig(
-                    size=wanted.size,
-                    distance=wanted.distance,
-                    multivector_config=wanted.multivector_config,
-                    datatype=_to_storage_datatype(wanted.datatype),
-                )
-            )
-        with store_errors(name, f"adding the vector {vector!r}"):
-            try:
-                client.create_vector_name(name, vector, config)
-            except UnexpectedResponse as error:
-                if error.status_code not in _UNKNOWN_ROUTE:
-                    raise
-                return False
-    return True
-
-
-def _to_storage_datatype(datatype: qm.Datatype | None) -> qm.VectorStorageDatatype | None:
-    """Return a data type; qdrant-client has another enum of them for vectors added later."""
-    return None if datatype is None else qm.VectorStorageDatatype(datatype.value)
-
-
-def _complete_params(client: Client, name: str, params: Mapping[str, VectorParams]) -> None:
-    """Switch off the index over multi-vectors, and set how they are quantised.
-
-    A new name cannot be given these settings, only an existing one. So they are looked at in each
-    run, in case an earlier one ended in between. Local mode has none of them.
-    """
-    if is_local_mode(client):
-        return
-    with store_errors(name, "switching off an index that nothing would use"):
-        existing = dense_vectors(client.get_collection(name))
-        for vector, wanted in params.items():
-            if not isinstance(wanted, qm.VectorParams) or vector not in existing:
-                continue
-            diff = _difference(existing[vector], wanted)
-            if diff is not None:
-                client.update_collection(name, vectors_config={vector: diff})
-
-
-def _difference(existing: qm.VectorParams, wanted: qm.VectorParams) -> qm.VectorParamsDiff | None:
-    """Return what to change about a vector; None if it is as wanted."""
-    changes = {}
-    for field in ("hnsw_config", "quantization_config", "on_disk"):
-        value = getattr(wanted, field)
-        if value is not None and value != getattr(existing, field):
-            changes[field] = value
-    return qm.VectorParamsDiff(**changes) if changes else None
 
 
 class _Filler:
