@@ -110,8 +110,8 @@ class _ListSearcher:
         check_heads(embedder, "hybrid", None)
         self._embedder = embedder
         self._search = open_search(store, embedder)
-        self._search.check("hybrid")
-        weights = (1.0, 1.0) if self._search.keywords is None else (1.0, 1.0, 1.0)
+        self._search.collection.check("hybrid")
+        weights = (1.0, 1.0) if self._search.collection.keywords is None else (1.0, 1.0, 1.0)
         every = Fusion(weights=weights, candidates=depth)
         self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=every)
 

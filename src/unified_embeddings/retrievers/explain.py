@@ -133,7 +133,7 @@ class Explaining(BaseRetriever):
             StoreError: If Qdrant fails, or the collection does not exist.
         """
         point_id = _to_point_id(node_or_id, self._fields)
-        info = self._search.check(self._plan().mode, anew=True)
+        info = self._search.collection.check(self._plan().mode, anew=True)
         # The collection's own fusion may be another one now. Relevance is not explained.
         plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
@@ -153,7 +153,7 @@ class Explaining(BaseRetriever):
     ) -> Explanation:
         """Like `explain`, but without blocking the event loop."""
         point_id = _to_point_id(node_or_id, self._fields)
-        info = await self._search.acheck(self._plan().mode, anew=True)
+        info = await self._search.collection.acheck(self._plan().mode, anew=True)
         plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
         embedded = await self._embedder.in_thread(partial(self._embed, bundle))
@@ -193,8 +193,8 @@ class Explaining(BaseRetriever):
         """Return the lists that a question searches by words."""
         settings = info.config.params.sparse_vectors or {}
         asked: list[tuple[ListName, str, SparseVector | None, TextEmbedder | None]] = [
-            ("sparse", self._search.sparse_name, vectors.sparse, self._embedder),
-            ("bm25", KEYWORD_VECTOR, vectors.bm25, self._search.keywords),
+            ("sparse", self._search.collection.sparse_name, vectors.sparse, self._embedder),
+            ("bm25", KEYWORD_VECTOR, vectors.bm25, self._search.collection.keywords),
         ]
         word_lists = []
         for name, vector_name, query, embedder in asked:
@@ -227,7 +227,7 @@ class Explaining(BaseRetriever):
         if query.dense is not None:
             probes["dense"] = qm.QueryRequest(
                 query=query.dense.tolist(),
-                using=self._search.dense_name or None,
+                using=self._search.collection.dense_name or None,
                 filter=alone,
                 limit=1,
             )

@@ -178,7 +178,7 @@ class UnifiedHybridRetriever(Explaining):
         self.searches = SearchCounters(mode, self._top_k)
         super().__init__(callback_manager=callback_manager)
         if self._search.reader.has_sync_client and self._search.reader.exists():
-            self._search.check(mode)
+            self._search.collection.check(mode)
             _ = self._plan()  # rejects a choice or a calibration that cannot be read, or is missing
 
     @property
@@ -193,7 +193,7 @@ class UnifiedHybridRetriever(Explaining):
             StoreError: If the collection's own choice cannot be read.
         """
         if self._takes_choice:
-            return self._choose_fusion(chosen=self._search.read_choice())
+            return self._choose_fusion(chosen=self._search.collection.read_choice())
         return self._choose_fusion()
 
     def stats(self) -> tuple[SearchStats, ...]:
@@ -277,13 +277,13 @@ class UnifiedHybridRetriever(Explaining):
 
     @timed
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        self._search.check(self._mode)
+        self._search.collection.check(self._mode)
         query = self._embed(query_bundle)
         return _note_answer(query, self._search.search(query, self._plan()))
 
     @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        await self._search.acheck(self._mode)
+        await self._search.collection.acheck(self._mode)
         # The model can take seconds, so it runs in a worker thread.
         query = await self._embedder.in_thread(partial(self._embed, query_bundle))
         return _note_answer(query, await self._search.asearch(query, self._plan()))
@@ -302,7 +302,7 @@ class UnifiedHybridRetriever(Explaining):
         fusion = self.fusion
         calibration = None
         if self._mode == "hybrid":
-            calibration = self._search.find_calibration(self._score, fusion)
+            calibration = self._search.collection.find_calibration(self._score, fusion)
         return SearchPlan(
             mode=self._mode,
             top_k=self._top_k,
