@@ -463,6 +463,71 @@ def test_metadata_in_the_place_of_the_text_are_refused() -> None:
     assert raised.value.index == 0
 
 
+def test_a_text_is_put_beside_metadata_in_one_field() -> None:
+    client = QdrantClient(":memory:")
+    software = Software(
+        payload=lambda text, metadata, _: {"doc": {"body": text, **metadata}},
+        point_id=uuid_of,
+        text_of=lambda payload: (payload["doc"]["body"], payload["doc"]),
+        options={"text_key": "doc.body", "metadata_key": "doc"},
+    )
+    store = open_theirs(client, software)
+    store.add([new_node(metadata={"author": "Ash"}, embedding=[0.25] * 16)])
+    (record,) = client.retrieve("theirs", [uuid_of(90)])
+    assert (record.payload or {})["doc"] == {"body": "A new fox.", "author": "Ash"}
+    (stored,) = store.get_nodes([uuid_of(90)])
+    assert (stored.get_content(), stored.metadata) == ("A new fox.", {"author": "Ash"})
+    with pytest.raises(InputError, match=r"metadata 'doc.body' of node"):
+        store.add([new_node(metadata={"body": "of evidence"}, embedding=[0.25] * 16)])
+
+
+@pytest.mark.parametrize("metadata", [{"doc.body": "x"}, {"doc": "x"}])
+def test_metadata_that_would_be_read_as_the_text_are_refused(metadata: dict[str, Any]) -> None:
+    store = open_theirs(
+        QdrantClient(":memory:"),
+        Software(
+            payload=lambda text, metadata, _: {"doc": {"body": text}, **metadata},
+            point_id=uuid_of,
+            text_of=lambda payload: (payload["doc"]["body"], payload),
+            options={"text_key": "doc.body"},
+        ),
+    )
+    with pytest.raises(InputError, match=r"has its texts under that key; rename it"):
+        store.add([new_node(metadata=metadata, embedding=[0.25] * 16)])
+
+
+def test_a_haystack_documents_own_metadata_id_is_not_its_id() -> None:
+    store = open_theirs(QdrantClient(":memory:"), SOFTWARE["haystack"])
+    node = new_node(metadata={"id": "ISBN 0-19-853453-1", "n": 1}, embedding=[0.25] * 16)
+    store.add([node])
+    (stored,) = store.get_nodes([node.node_id])
+    assert (stored.node_id, stored.metadata) == (node.node_id, node.metadata)
+    assert stored.hash == node.hash
+
+
+@pytest.mark.parametrize("name", ["langchain", "haystack", "plain"])
+@pytest.mark.parametrize("value", [{"x": 1}, "mine"])
+def test_metadata_of_the_notes_name_are_kept_or_refused(name: str, value: object) -> None:
+    store = open_theirs(QdrantClient(":memory:"), SOFTWARE[name])
+    node = new_node(metadata={"_llama_index": value}, embedding=[0.25] * 16)
+    if name != "langchain":  # the note would be in the same place
+        with pytest.raises(InputError, match=r"metadata '_llama_index' of node .*rename it"):
+            store.add([node])
+        assert texts_of(store.get_nodes()) == set(TEXTS)
+        return
+    store.add([node])
+    (stored,) = store.get_nodes([node.node_id])
+    assert (stored.metadata, stored.ref_doc_id) == (node.metadata, "report-1")
+
+
+def test_metadata_that_would_be_read_as_a_node_are_refused() -> None:
+    store = open_theirs(QdrantClient(":memory:"), SOFTWARE["plain"])
+    node = new_node(metadata={"_node_content": "{}"}, embedding=[0.25] * 16)
+    with pytest.raises(InputError, match="metadata '_node_content' of node"):
+        store.add([node])
+    assert texts_of(store.get_nodes()) == set(TEXTS)
+
+
 def test_an_open_store_is_cleared_and_pickled(tmp_path: Path) -> None:
     software = SOFTWARE["langchain, other keys"]
     with EdgeQdrantClient(tmp_path / "store") as client:

@@ -276,6 +276,8 @@ class StoredDocument:
 def read_haystack(payload: Payload) -> StoredDocument:
     """Return what a payload of Haystack holds, its document's id among the metadata.
 
+    Metadata of the name `id` takes precedence there; the document's is `payload.id` then.
+
     Raises:
         InputError: If it has no text.
     """
@@ -320,17 +322,31 @@ def read_document(payload: Payload, text_key: str, metadata_key: str | None) -> 
     if not isinstance(text, str):
         raise InputError(f"its {text_key!r} is not a text but {type(text).__name__}")
     metadata: dict[str, Any] = {}
+    note = _take_note(rest)
     if metadata_key is not None:
         inner = rest.pop(metadata_key, None)
         if isinstance(inner, Mapping):
             metadata.update(inner)
         elif inner is not None:
             rest[metadata_key] = inner
+    if note is None:
+        note = _take_note(metadata)
     for key, value in rest.items():
         # Metadata come first; a field of the same name beside them is kept under another.
         metadata[f"payload.{key}" if key in metadata else key] = value
-    note = metadata.pop(NOTE_KEY, None)
-    return StoredDocument(text, metadata, note if isinstance(note, Mapping) else None)
+    return StoredDocument(text, metadata, note)
+
+
+def _take_note(fields: dict[str, Any]) -> Payload | None:
+    """Remove the note of what LlamaIndex alone knows, and return it; None if there is none.
+
+    Metadata of that name which is no such note stays metadata.
+    """
+    note = fields.get(NOTE_KEY)
+    if not isinstance(note, Mapping) or NODE_KEY not in note:
+        return None
+    del fields[NOTE_KEY]
+    return note
 
 
 def _take(payload: dict[str, Any], key: str) -> object:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from llama_index.core.schema import BaseNode, MetadataMode
@@ -129,15 +129,14 @@ class StoredLayout:
     def _read_haystack(self, point_id: str, payload: Payload) -> BaseNode:
         if "content" in payload and payload["content"] is None:  # a document of bytes, not of text
             payload = {**payload, "content": ""}
-        document = read_haystack(payload)
+        document_id = payload.get("id")
         node_id = point_id
-        if self.fields.point_ids == "haystack":
-            node_id = str(document.metadata.get("id", point_id))
+        if self.fields.point_ids == "haystack" and document_id is not None:
+            node_id = str(document_id)
         # Its own id of a document; of what this package wrote, and of a digest, it is the node's.
-        if document.metadata.get("id") == node_id:
-            metadata = {key: value for key, value in document.metadata.items() if key != "id"}
-            document = replace(document, metadata=metadata)
-        return document.to_node(node_id)
+        if document_id == node_id:
+            payload = {key: value for key, value in payload.items() if key != "id"}
+        return read_haystack(payload).to_node(node_id)
 
     def _build_payload(
         self, node: BaseNode, index: int, stock: Mapping[str, Any]
@@ -155,6 +154,7 @@ class StoredLayout:
             NOTED_DOCUMENT: node.ref_doc_id,
         }
         text = node.get_content(metadata_mode=MetadataMode.NONE)
+        self._check_metadata(metadata, node, index)
         if self.name == "haystack":
             return {
                 "id": node.node_id,
@@ -170,6 +170,25 @@ class StoredLayout:
             payload[self.metadata_key] = metadata
         _put(payload, self.text_key, text, node, index)
         return payload
+
+    def _check_metadata(self, metadata: Mapping[str, Any], node: BaseNode, index: int) -> None:
+        """Refuse metadata in the place of what tells how a payload is to be read.
+
+        Raises:
+            InputError: If there are any.
+        """
+        taken: tuple[str, ...] = ()
+        if self.fields.note_in_metadata:
+            taken = (NOTE_KEY,)
+        elif self.metadata_key is None:
+            taken = (NOTE_KEY, NODE_KEY)
+        for key in taken:
+            if key in metadata:
+                raise InputError(
+                    f"metadata {key!r} of node {node.node_id} cannot be stored: the collection "
+                    "keeps what LlamaIndex knows of a node under that key; rename it",
+                    index=index,
+                )
 
 
 LLAMA_INDEX_LAYOUT = StoredLayout("llama_index", "", None, LLAMA_INDEX_FIELDS)
@@ -209,14 +228,19 @@ def _put(payload: dict[str, Any], key: str, text: str, node: BaseNode, index: in
     Raises:
         InputError: If metadata are in that place.
     """
-    first, _, rest = key.partition(".")
-    if first in payload:
+    is_taken = key in payload  # reading looks there first, also for a key with dots
+    place = payload
+    *steps, last_step = key.split(".")
+    for step in steps:
+        inner = place.setdefault(step, {})
+        if not isinstance(inner, dict):
+            is_taken = True
+            break
+        place = inner
+    if is_taken or last_step in place:
         raise InputError(
-            f"metadata {first!r} of node {node.node_id} cannot be stored: the collection has its "
+            f"metadata {key!r} of node {node.node_id} cannot be stored: the collection has its "
             "texts under that key; rename it",
             index=index,
         )
-    value: Any = text
-    for step in reversed(rest.split(".") if rest else []):
-        value = {step: value}
-    payload[first] = value
+    place[last_step] = text
