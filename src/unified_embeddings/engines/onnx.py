@@ -125,7 +125,7 @@ class OnnxEngine:
         passes = [self._run_pass(texts, heads) for texts in self._divide(batch)]
         pooled = token_weights = token_vectors = None
         if "dense" in heads:
-            pooled = np.concatenate([outputs["dense"] for outputs in passes])
+            pooled = np.stack([row for outputs in passes for row in outputs["dense"]])
         if "sparse" in heads:
             token_weights = [row for outputs in passes for row in outputs["sparse"]]
         if "colbert" in heads:
@@ -152,7 +152,7 @@ class OnnxEngine:
 
     def _run_pass(
         self, texts: Sequence[IntArray], heads: frozenset[HeadName]
-    ) -> dict[HeadName, Sequence[FloatArray]]:
+    ) -> dict[HeadName, list[FloatArray]]:
         """Run one forward pass; returns each head's output for each text, without padding."""
         lengths = [len(text) for text in texts]
         shape = (len(texts), max(lengths))
@@ -188,10 +188,10 @@ class OnnxEngine:
                 )
 
 
-def _cut(head: HeadName, output: FloatArray, lengths: list[int]) -> Sequence[FloatArray]:
+def _cut(head: HeadName, output: FloatArray, lengths: list[int]) -> list[FloatArray]:
     """Return a head's output for each text, without what stands for padding."""
     if head == "dense":
-        return output
+        return list(output)
     # ColBERT's rows leave the leading special token out.
     skipped = 1 if head == "colbert" else 0
     pairs = zip(output, lengths, strict=True)

@@ -139,11 +139,9 @@ def _write_embeddings(writer: LayerWriter, model: Model) -> States:
     table = _read_array(backbone, POSITION_TABLE) + _read_array(backbone, TYPE_TABLE)[0]
     table_name = writer.add_constant("embeddings/positions/table", table)
     places = writer.add_node("Gather", [table_name, positions], "embeddings/positions")
-    nothing = np.zeros(backbone.width, dtype=np.float32)
-    residual = States(places, nothing)
-    return _write_norm(
-        writer, backbone, words, nothing, residual, "embeddings.LayerNorm", "embeddings/norm"
-    )
+    zeros = np.zeros(backbone.width, dtype=np.float32)
+    norm, name = "embeddings.LayerNorm", "embeddings/norm"
+    return _write_norm(writer, backbone, words, zeros, States(places, zeros), norm, name)
 
 
 def _write_packing(writer: GraphWriter, width: int) -> None:
@@ -212,8 +210,7 @@ def _write_layer(writer: LayerWriter, backbone: Backbone, number: int, states: S
     norm = f"{prefix}.attention.output.LayerNorm"
     states = _write_norm(writer, backbone, product, bias, states, norm, f"{name}/attention/norm")
     weight, bias = _read_linear(backbone, f"{prefix}.intermediate.dense")
-    rotation = Rotation.of(backbone.width)
-    product = writer.add_product(states.name, weight, f"{name}/wide", rotation)
+    product = writer.add_product(states.name, weight, f"{name}/wide", Rotation.of(backbone.width))
     bias = bias + weight @ states.shift
     activated = _write_activation(writer, product, bias, backbone.activation, f"{name}/wide")
     weight, bias = _read_linear(backbone, f"{prefix}.output.dense")
