@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
     from unified_embeddings.embedders.base import TextEmbedder
@@ -171,7 +173,11 @@ def _fit(
 def _read_settings(
     store: FingerprintedStore, embedder: TextEmbedder
 ) -> tuple[Fusion, Calibration | None]:
-    """Return how the collection's lists are fused, and the model's calibration if it holds here."""
+    """Return how the collection's lists are fused, and the model's calibration if it holds here.
+
+    Raises:
+        InputError: If one list is left out, for which relevance is not calibrated.
+    """
     from unified_embeddings.search.relevance_scores import has_usual_scores
     from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.fusion_choice import read_choice
@@ -179,6 +185,11 @@ def _read_settings(
     with store_errors(store.collection_name, "reading the collection's settings"):
         info = store.client.get_collection(store.collection_name)
     fusion = read_choice(store.collection_name, info) or embedder.fusion
+    if 0 in fusion.weights:
+        raise InputError(
+            f"the fusion is {fusion}, and relevance is calibrated on both lists; remove the choice "
+            f"first: unified-embeddings tune {shlex.quote(store.collection_name)} --reset"
+        )
     is_usual = has_usual_scores(
         info,
         dense_name=store.dense_vector_name,
