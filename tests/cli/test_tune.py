@@ -373,6 +373,29 @@ def test_what_does_not_record_a_calibration(place: tuple[str, str], data: Path, 
     assert read_own_calibration(place) is None
 
 
+def test_a_calibration_needs_both_lists(place: tuple[str, str], data: Path, tune: Tune) -> None:
+    option, value = place
+    chosen = Fusion(weights=(0, 1), source="a test")
+    if option == "--url":
+        write_choice(QdrantClient(url=value, check_compatibility=False), "docs", chosen)
+    else:
+        with EdgeQdrantClient(value) as edge:
+            write_choice(edge, "docs", chosen)
+    code, _, err = tune("docs", "--data", data, "--calibrate", *place)
+    assert code == 1
+    assert "the fusion is sparse alone" in err
+    assert "unified-embeddings tune docs --reset" in err
+
+
+def test_a_field_that_names_no_judged_document(
+    place: tuple[str, str], data: Path, tune: Tune
+) -> None:
+    for option in ("--dry-run", "--calibrate"):
+        code, out, err = tune("docs", "--data", data, option, *place, "--document-field", "nope")
+        assert (code, out) == (1, "")
+        assert "the field 'nope' names no judged document in any answer; it has none at all" in err
+
+
 def test_a_calibration_as_json(place: tuple[str, str], data: Path, tune: Tune) -> None:
     code, out, _ = tune("docs", "--data", data, "--calibrate", "--json", *place)
     report = json.loads(out)

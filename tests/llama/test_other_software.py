@@ -800,6 +800,19 @@ def test_a_new_collection_gets_the_names_given(client: Client) -> None:
     assert found.text == "A new fox."
 
 
+def test_one_name_for_two_kinds_of_vectors_is_refused() -> None:
+    client = QdrantClient(":memory:")
+    with pytest.raises(InputError, match="both 'same'; give two names"):
+        build_vector_store(
+            EMBEDDER, "ours", client=client, dense_vector_name="same", sparse_vector_name="same"
+        )
+    with pytest.raises(InputError, match="'text-colbert' is the name of ColBERT vectors"):
+        build_vector_store(
+            EMBEDDER, "ours", client=client, dense_vector_name="text-colbert", colbert="full"
+        )
+    assert not client.collection_exists("ours")
+
+
 def test_an_empty_collection_is_filled_in_the_layout_given(client: Client) -> None:
     client.create_collection("theirs", qm.VectorParams(size=16, distance=qm.Distance.COSINE))
     store = build_vector_store(

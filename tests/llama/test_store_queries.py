@@ -345,6 +345,8 @@ def test_a_function_of_the_callers_fuses_as_in_the_stock_store() -> None:
         result = ask(store, QUESTIONS[0], "hybrid", way=way, sparse_top_k=7, hybrid_top_k=4)
         assert result.ids == dense_order(QUESTIONS[0])[:5]
     assert asked == [(5, 7, 0.5, 4)] * 2
+    with pytest.raises(InputError, match="the store has a hybrid_fusion_fn"):
+        ask(store, QUESTIONS[0], "hybrid", options={"score": "relevance"})
 
 
 @pytest.mark.parametrize("questions", [40, pytest.param(1000, marks=pytest.mark.endurance)])
@@ -363,5 +365,7 @@ def test_a_query_engine_finds_what_the_retriever_finds(tmp_path: Path, questions
             found: list[NodeWithScore] = engine.query(question).source_nodes
             assert [scored.node_id for scored in found] == [each.node_id for each in expected]
             assert np.allclose(
-                [scored.score for scored in found], [each.score for each in expected], atol=0
+                [scored.get_score() for scored in found],
+                [each.get_score() for each in expected],
+                atol=0,
             )

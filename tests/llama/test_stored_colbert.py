@@ -195,11 +195,42 @@ def test_what_the_cache_could_not_hold_costs_one_more_pass_and_a_warning(
     assert not caplog.records
 
 
+def test_without_a_cache_adding_costs_one_pass(caplog: pytest.LogCaptureFixture) -> None:
+    client, cached, embedder = QdrantClient(":memory:"), FakeEmbedder(), FakeEmbedder(cache=None)
+    store = build_vector_store(embedder, "docs", client=client, colbert="pooled")
+    nodes = nodes_of(embedder)
+    passes = embedder.stats().forwards
+    store.add(nodes)
+    assert embedder.stats().forwards == passes + 1
+    assert len(caplog.records) == 1
+    rows = cached.encode_pooled(TEXTS, 2)
+    for text, expected in zip(TEXTS, rows, strict=True):
+        np.testing.assert_allclose(stored_rows(client)[text], expected, atol=1e-6)
+    words = cached.encode_documents(TEXTS, sparse=True).sparse
+    assert words is not None
+    for node, weights in zip(nodes, words, strict=True):
+        (record,) = client.retrieve("docs", [node.node_id], with_vectors=["text-sparse-new"])
+        assert isinstance(record.vector, dict)
+        assert record.vector["text-sparse-new"] == qm.SparseVector(
+            indices=weights.indices.tolist(), values=weights.values.tolist()
+        )
+
+
 def test_nodes_of_the_cache_are_added_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     embedder = FakeEmbedder()
     store = build_vector_store(embedder, "docs", client=QdrantClient(":memory:"), colbert="pooled")
     store.add(nodes_of(embedder))
     assert not caplog.records
+
+
+def test_a_record_of_a_later_version_says_what_to_do() -> None:
+    client, embedder = QdrantClient(":memory:"), FakeEmbedder()
+    build_vector_store(embedder, "docs", client=client, colbert="pooled")
+    record = dict((client.get_collection("docs").config.metadata or {})["unified_embeddings"])
+    changed = {"unified_embeddings": {**record, "colbert": {"pool": 2, "quantisation": "int2"}}}
+    client.update_collection("docs", metadata=changed)
+    with pytest.raises(InputError, match=r"records ColBERT vectors .*'int2'; upgrade unified-emb"):
+        build_vector_store(embedder, "docs", client=client)
 
 
 class Rowless(FakeEmbedder):

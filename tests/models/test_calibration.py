@@ -50,7 +50,7 @@ def test_weak_is_below_the_bound_and_unknown_without_one() -> None:
 
 @given(
     st.tuples(*[st.floats(0, 50)] * 2, st.floats(-50, 50), st.floats(0, 1)),
-    st.floats(0, 5),
+    st.floats(0, 5, exclude_min=True),
     st.floats(-5, 5),
 )
 def test_adjusting_moves_the_log_odds_in_a_line_and_keeps_what_is_weak(
@@ -62,6 +62,12 @@ def test_adjusting_moves_the_log_odds_in_a_line_and_keeps_what_is_weak(
     if 1e-9 < before < 1 - 1e-9:
         assert after == pytest.approx(logistic(slope * log_odds(before) + offset), abs=1e-6)
     assert adjusted.weak_below == pytest.approx(logistic(slope * log_odds(0.25) + offset))
+
+
+def test_where_all_hits_are_alike_none_is_known_to_be_weak() -> None:
+    alike = ONE.adjust(0.0, -2.0)
+    assert alike.relevance(Evidence(1.0, 1.0, 1.0, 1.0)) == logistic(-2.0)
+    assert alike.is_weak(logistic(-2.0)) is None
 
 
 @pytest.mark.parametrize("far", [1e4, 1e308])

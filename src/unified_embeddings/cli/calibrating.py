@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
     from unified_embeddings.embedders.base import TextEmbedder
@@ -180,6 +182,9 @@ def _read_settings(
 
     Where a keyword list is fused too, the model's own fusion is returned: relevance is to be had
     with that one alone.
+
+    Raises:
+        InputError: If one list is left out, for which relevance is not calibrated.
     """
     from unified_embeddings.search.relevance_scores import has_usual_scores
     from unified_embeddings.stores.errors import store_errors
@@ -189,6 +194,11 @@ def _read_settings(
         info = store.client.get_collection(store.collection_name)
     chosen = read_choice(store.collection_name, info)
     fusion = embedder.fusion if chosen is None or chosen.keyword_weight else chosen
+    if 0 in fusion.weights[:2]:
+        raise InputError(
+            f"the fusion is {fusion}, and relevance is calibrated on both lists; remove the choice "
+            f"first: unified-embeddings tune {shlex.quote(store.collection_name)} --reset"
+        )
     is_usual = has_usual_scores(
         info,
         dense_name=store.dense_vector_name,

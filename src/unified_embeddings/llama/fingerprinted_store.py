@@ -282,7 +282,8 @@ class FingerprintedStore(StoredNodes):
         Raises:
             InputError: If the query lacks what its mode searches by, has a number out of range, or
                 a filter that cannot be translated with its meaning.
-            FingerprintMismatchError: If the collection was replaced by another model's.
+            FingerprintMismatchError: If another model's collection has taken its place since it was
+                opened; that is looked up once, at the first query.
             StoreError: If Qdrant fails, or the collection does not exist.
         """
         checked = check_query(query, self._embedder, kwargs, self.fields)
@@ -316,8 +317,19 @@ class FingerprintedStore(StoredNodes):
         return checked.plan(fusion, calibration, shard_key)
 
     def _is_fused_by_caller(self, checked: CheckedQuery) -> bool:
-        """Tell whether a function of the caller's fuses the lists, as in the stock store."""
-        return self._has_own_fusion and checked.query.mode == VectorStoreQueryMode.HYBRID
+        """Tell whether a function of the caller's fuses the lists, as in the stock store.
+
+        Raises:
+            InputError: If relevance is asked for, which is calibrated on this package's fusion.
+        """
+        if not self._has_own_fusion or checked.query.mode != VectorStoreQueryMode.HYBRID:
+            return False
+        if checked.score == "relevance":
+            raise InputError(
+                "score='relevance' is calibrated on this package's fusion, and the store has a "
+                "hybrid_fusion_fn; leave one of the two out"
+            )
+        return True
 
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
         return build_query_filter(query, self.fields)  # the stock method asks for it

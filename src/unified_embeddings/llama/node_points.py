@@ -15,6 +15,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.pooling import pool_rows
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.payloads import without_graph_ids
 from unified_embeddings.llama.sparse_functions import SparseLists
@@ -135,6 +136,9 @@ def _build_vectors(
     vectors: list[dict[str, Any]] = [{layout.dense_name: own} for own in dense]
     embedded = map(without_graph_ids, nodes)
     texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
+    if layout.colbert is not None and embedder.cache.max_bytes == 0:
+        _embed_at_once(texts, vectors, embedder, layout, layout.colbert)
+        return vectors
     if layout.colbert is not None:
         # All that is asked for below, from the cache or from one pass.
         passes = embedder.stats().forwards
@@ -153,3 +157,23 @@ def _build_vectors(
         for named_vectors, keyword_vector in zip(vectors, counted, strict=True):
             named_vectors[KEYWORD_VECTOR] = keyword_vector
     return vectors
+
+
+def _embed_at_once(
+    texts: list[str],
+    vectors: list[dict[str, Any]],
+    embedder: TextEmbedder,
+    layout: PointLayout,
+    colbert: StoredColbert,
+) -> None:
+    """Add ColBERT and sparse vectors of one pass; the cache holds none for a second question."""
+    has_sparse = layout.sparse_function is not None
+    encoded = embedder.encode_documents(texts, dense=False, sparse=has_sparse, colbert=True)
+    layout.second_pass.note(len(texts))
+    for named_vectors, rows in zip(vectors, encoded.colbert or (), strict=True):
+        named_vectors[COLBERT_VECTOR] = pool_rows(rows, colbert.pool).tolist()
+    if encoded.sparse is not None:
+        for named_vectors, weights in zip(vectors, encoded.sparse, strict=True):
+            named_vectors[layout.sparse_name] = qm.SparseVector(
+                indices=weights.indices.tolist(), values=weights.values.tolist()
+            )

@@ -46,6 +46,7 @@ from unified_embeddings.stores.schema import (
     recorded_model,
     sparse_vectors,
 )
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
 from unified_embeddings.stores.vector_names import choose_dense, usual_sparse
 
 _LOG = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def recognise_collection(
             f"sparse_vector_name= needs sparse vectors, which {embedder.model_name!r} does not "
             "give; set UnifiedEmbeddingConfig(sparse_model=...)"
         )
+    _check_vector_names(given)
     with store_errors(name, "looking the collection up"):
         info = client.get_collection(name) if client.collection_exists(name) else None
     if info is None:
@@ -133,6 +135,21 @@ def recognise_collection(
     if why_none:
         _LOG.warning("Collection %r is opened for its dense vectors alone: %s", name, why_none)
     return Recognised(VectorNames(dense, sparse, why_none), layout)
+
+
+def _check_vector_names(given: GivenNames) -> None:
+    """Reject a name for two kinds of vectors, of which a point would keep one.
+
+    Raises:
+        InputError: If there is one.
+    """
+    names = (given.dense_vector_name, given.sparse_vector_name)
+    if COLBERT_VECTOR in names:
+        raise InputError(f"{COLBERT_VECTOR!r} is the name of ColBERT vectors; give another name")
+    if names[0] is not None and names[0] == names[1]:
+        raise InputError(
+            f"dense_vector_name= and sparse_vector_name= are both {names[0]!r}; give two names"
+        )
 
 
 def _names_of_new(embedder: TextEmbedder, given: GivenNames) -> VectorNames:

@@ -146,7 +146,8 @@ class Calibration:
     def adjust(self, slope: float, offset: float) -> Calibration:
         """Return it with log-odds of slope · log-odds + offset (Platt 1999).
 
-        The questions that are weak stay the same.
+        The questions that are weak stay the same. With a slope of 0 all hits are alike, and which
+        are weak is not known.
 
         Args:
             slope: >= 0.
@@ -154,6 +155,8 @@ class Calibration:
         """
         scaled = {name: slope * getattr(self, name) for name in _COEFFICIENTS}
         weak_below = self.weak_below
+        if slope == 0:
+            weak_below = None
         if weak_below is not None and 0 < weak_below < 1:
             weak_below = logistic(slope * log_odds(weak_below) + offset)
         return replace(

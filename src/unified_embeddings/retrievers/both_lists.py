@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.corpora import require_questions
 from unified_embeddings.evaluation.documents import (
     POINT_ID,
@@ -60,7 +61,8 @@ def search_both_lists(
         on_query: Called with 1 after each question.
 
     Raises:
-        InputError: If a question is blank, which is named, or no field names a judged document.
+        InputError: If a question is blank, which is named, or no field, or not the one given, names
+            a judged document.
         FingerprintMismatchError: If the collection was made with another model.
         StoreError: If Qdrant fails, or the collection lacks dense or sparse vectors.
     """
@@ -81,6 +83,7 @@ def search_both_lists(
     for query_id, text in pending:
         searched[query_id] = _name_documents(searcher.search(text), document_field)
         on_query(1)
+    _check_documents(searched.values(), judged_ids, document_field)
     return searched
 
 
@@ -146,6 +149,24 @@ def _find_document_field(all_lists: Collection[Lists], judged_ids: Collection[st
         for ranking in lists.values():
             payloads.update((point.id, point.payload or {}) for point, _ in ranking)
     return choose_document_field(payloads.items(), judged_ids)
+
+
+def _check_documents(
+    searched: Collection[SearchedQuery], judged_ids: Collection[str], document_field: str
+) -> None:
+    """Refuse a field that names other things than the judgements do.
+
+    Raises:
+        InputError: If there are judgements, and nothing that was found is judged.
+    """
+    found_ids = {document for query in searched for document in query.document_of.values()}
+    if judged_ids and found_ids.isdisjoint(judged_ids):
+        has = f"such as {min(found_ids)!r}" if found_ids else "none at all"
+        raise InputError(
+            f"the field {document_field!r} names no judged document in any answer; it has {has}, "
+            f"and the judgements name documents such as {min(judged_ids)!r}. Leave the field out "
+            "to have it found"
+        )
 
 
 def _name_documents(lists: Lists, document_field: str) -> SearchedQuery:

@@ -166,6 +166,9 @@ def read_stored_colbert(
     Args:
         info: What Qdrant reports about the collection.
         record: What its metadata records of ours.
+
+    Raises:
+        InputError: If that cannot be used.
     """
     vectors = info.config.params.vectors
     params = vectors.get(COLBERT_VECTOR) if isinstance(vectors, Mapping) else None
@@ -173,11 +176,17 @@ def read_stored_colbert(
         return None
     recorded = record.get(RECORD_KEY)
     if isinstance(recorded, Mapping):
-        return StoredColbert(
-            pool=recorded.get("pool", 1),
-            quantisation=recorded.get("quantisation"),
-            on_disk=params.on_disk,
-        )
+        try:
+            return StoredColbert(
+                pool=recorded.get("pool", 1),
+                quantisation=recorded.get("quantisation"),
+                on_disk=params.on_disk,
+            )
+        except InputError as error:
+            raise InputError(
+                "the collection's metadata records ColBERT vectors that this version cannot use, "
+                f"as a later one may write them: {error.problem}; upgrade unified-embeddings"
+            ) from error
     return StoredColbert(pool=1, quantisation=_read_quantisation(params), on_disk=params.on_disk)
 
 
