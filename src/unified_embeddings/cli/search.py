@@ -75,14 +75,14 @@ def search(
     as_json: shared.AsJson = False,
 ) -> None:
     """Print the passages that best answer a question."""
-    from unified_embeddings.cli.conditions import check_conditions, parse_conditions, to_filters
+    from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
 
     shared.require_text(query)
     conditions = parse_conditions(filters or [])
     parsed_weights = _parse_weights(weights)
     config = shared.open_config(model, sparse_model, model_url)
     store = shared.open_store(config, collection, path, url, create=False, adopt=adopt)
-    check_conditions(conditions, store)
+    check_conditions(conditions, store, note=shared.print_note)
     options: Options = {
         "similarity_top_k": top_k,
         "filters": to_filters(conditions),
