@@ -120,5 +120,5 @@ def _open_library(
     if model is not None or sparse_model is not None or model_url is not None or adopt is not None:
         config = shared.open_config(model, sparse_model, model_url)
     client = shared.open_place(path, url)
-    place = Place(url=url) if url else Place(path=path.expanduser().resolve())
+    place = Place(url=url) if url else Place(path=path)
     return Library(client, place, config=config, adopt="trust" if adopt else None)

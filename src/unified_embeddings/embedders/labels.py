@@ -17,8 +17,8 @@ from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, Role
 
 _REACH = 200
-"""Characters after a word in which the next one is looked for. The words of a text follow each other,
-and a term that does not stand there must not be found in another paragraph."""
+"""Characters after a word in which the next one is looked for: words follow each other, and a term
+that does not stand there must not be found in another paragraph."""
 
 
 @dataclass(frozen=True)

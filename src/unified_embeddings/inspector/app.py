@@ -73,7 +73,7 @@ def make_app(
                 if require_ready is not None:
                     require_ready()
                 return view(request)
-            except Exception as error:  # noqa: BLE001 — a browser gets a page, and no traceback
+            except Exception as error:  # a browser gets a page, and no traceback
                 return views.tell(request, *describe(error))
 
         return answer

@@ -33,7 +33,7 @@ COLOURS = 8
 """Values of a field that get a colour of their own; the others share one."""
 _SHOWN_VALUES = 6
 _SHOWN_FIELDS = 30
-_SHOWN_GROUPS = 12
+_SHOWN_GROUPS = 6
 _SHOWN_MEMBERS = 5
 _VALUE_WIDTH = 60
 _MAP_SIZE = 1000

@@ -182,10 +182,13 @@ def draw_heat(part: ColbertPart) -> HeatMap:
 def shade(similarities: FloatArray) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Return the shade of each similarity: 0 for none and below, 9 for 1.
 
+    Tokens that have nothing to do with each other are still a little similar, so that shades rise
+    slowly at first.
+
     Args:
         similarities: float32 (q, p), at most 1.
     """
-    scaled = np.clip(similarities, 0.0, 1.0) * (HEAT_LEVELS - 1)
+    scaled = np.clip(similarities, 0.0, 1.0) ** 2 * (HEAT_LEVELS - 1)
     return np.rint(scaled).astype(np.int64)
 
 

@@ -6,7 +6,7 @@ pages, whose templates escape all texts (`pages`).
 The pages are for the browsers of this machine. Another site's page may point its own name at
 127.0.0.1 and so read what is here (DNS rebinding): such a request carries that name as its host,
 and is refused. And it may make a browser load addresses here without reading them, which costs
-searches: a browser says so in Sec-Fetch-Site, and those are refused but for links that are followed.
+searches: a browser says so in Sec-Fetch-Site, and only links that are followed are answered.
 """
 
 from __future__ import annotations

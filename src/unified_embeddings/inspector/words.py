@@ -22,9 +22,10 @@ LEVELS = 5
 """Strengths in which a word is marked."""
 _MOST_TOKENS = 48
 """Tokens of a question that are asked about: those with the largest weights."""
-_EXCERPT = 300
-_LEAD = 60
-"""Characters of an excerpt, and of them those before the first marked word."""
+_EXCERPT = 240
+_LEAD = 30
+_SEEN = 100
+"""Characters of an excerpt; those before its first marked word; those after it that surely show."""
 MOST_READ = 20_000
 """Characters of a passage in which words are looked for in a list."""
 
@@ -132,7 +133,7 @@ def _choose_excerpt(text: str, marks: Sequence[_Mark]) -> tuple[int, int]:
     """Return where to begin and end, so that what met the question most is seen."""
     best_start, best_share = 0, 0.0
     for first, mark in enumerate(marks):
-        within = [other for other in marks[first:] if other.end <= mark.start + _EXCERPT - _LEAD]
+        within = [other for other in marks[first:] if other.end <= mark.start + _SEEN]
         # A word counts once, however often it stands there.
         share = sum(
             {text[other.start : other.end].lower(): other.share for other in within}.values()

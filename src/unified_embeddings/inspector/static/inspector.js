@@ -49,7 +49,7 @@ async function copy(button, text) {
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () =>
-    copy(button, button.parentElement.querySelector("code").textContent));
+    copy(button, document.querySelector(".python code").textContent));
 }
 for (const button of document.querySelectorAll("[data-copy-link]")) {
   button.addEventListener("click", () => copy(button, location.href));
