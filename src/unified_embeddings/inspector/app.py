@@ -83,7 +83,7 @@ def make_app(
         message = _MESSAGES.get(error.status_code, str(error.detail))
         return views.tell(request, error.status_code, message)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", _go_to_search, name="start"),
             Route("/search", guard(views.search), name="search"),
@@ -95,6 +95,8 @@ def make_app(
         middleware=[Middleware(LocalOnly)],
         exception_handlers={HTTPException: tell_http_error},
     )
+    app.state.library = library
+    return app
 
 
 def describe(error: Exception) -> tuple[int, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import get_args
 from urllib.parse import urlencode
+
+from starlette.datastructures import QueryParams
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.search.options import Mode
@@ -22,16 +24,6 @@ _MOST_SHOWN = 50
 _MOST_CANDIDATES = 1_000
 _MOST_CONDITIONS = 20
 DEFAULT_SHOWN = 10
-
-
-class Values(Protocol):
-    """The parameters of a URL, as Starlette's QueryParams gives them."""
-
-    def get(self, key: str, default: str = "") -> str:
-        """Return a parameter's last value."""
-
-    def getlist(self, key: str) -> list[str]:
-        """Return all values of a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +101,7 @@ class Question:
         return f"{path}?{urlencode(pairs)}"
 
 
-def read_question(values: Values, *, collection: str) -> Question:
+def read_question(values: QueryParams, *, collection: str) -> Question:
     """Read a question and how to search from a URL.
 
     Args:
@@ -122,7 +114,7 @@ def read_question(values: Values, *, collection: str) -> Question:
     return Question(text=read_text(values, "q"), options=read_options(values, collection))
 
 
-def read_text(values: Values, name: str) -> str:
+def read_text(values: QueryParams, name: str) -> str:
     """Return a text that was typed, without what surrounds it.
 
     Raises:
@@ -137,7 +129,7 @@ def read_text(values: Values, name: str) -> str:
     return text
 
 
-def read_options(values: Values, collection: str, *, prefix: str = "") -> SearchOptions:
+def read_options(values: QueryParams, collection: str, *, prefix: str = "") -> SearchOptions:
     """Read how to search from a URL.
 
     Args:
@@ -183,7 +175,7 @@ def read_number(text: str, name: str, *, most: int) -> int | None:
     return int(text)
 
 
-def read_choice(values: Values, name: str, choices: Sequence[str]) -> str:
+def read_choice(values: QueryParams, name: str, choices: Sequence[str]) -> str:
     """Return one of several values, the first unless the URL says otherwise.
 
     Raises:
