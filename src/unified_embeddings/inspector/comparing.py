@@ -18,7 +18,7 @@ from unified_embeddings.evaluation.corpora import Qrels, read_questions
 from unified_embeddings.evaluation.documents import POINT_ID
 from unified_embeddings.evaluation.metrics import mean
 from unified_embeddings.evaluation.ranked_lists import list_overlap
-from unified_embeddings.evaluation.rankings import Run, ndcg_by_query, sort_by_score
+from unified_embeddings.evaluation.rankings import ndcg_by_query, sort_by_score
 from unified_embeddings.evaluation.significance import compare_scores
 from unified_embeddings.evaluation.trec import read_qrels
 from unified_embeddings.inspector.library import OpenedCollection
@@ -26,6 +26,7 @@ from unified_embeddings.inspector.parameters import Question, SearchOptions
 from unified_embeddings.inspector.retrieving import make_retriever
 from unified_embeddings.inspector.searching import Found, Passage, run_search
 from unified_embeddings.inspector.stages import Stages
+from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.retrievers.runs import collect_run, find_document_field
 
 DEPTH = 10
@@ -203,10 +204,15 @@ def compare_on_set(
     qrels = None
     if questions.qrels is not None:
         qrels = {key: questions.qrels[key] for key in asked}
+    field = POINT_ID
+    if qrels is not None:
+        with stages.measure("find documents", is_model=True):
+            field = _find_field((first, second), asked, qrels)
     runs = []
     for name, side in (("ask A", first), ("ask B", second)):
         with stages.measure(name, is_model=True):
-            runs.append(_collect(side, asked, qrels))
+            retriever = _make_deep_retriever(side)
+            runs.append(collect_run(retriever, asked, document_field=field))
     overlaps = {key: _overlap(runs[0][key], runs[1][key]) for key in asked}
     scores = None
     if qrels is not None:
@@ -227,15 +233,26 @@ def compare_on_set(
     )
 
 
-def _collect(side: Side, questions: Mapping[str, str], qrels: Qrels | None) -> Run:
-    """Return what a side finds: documents where judgements name them, passages otherwise."""
-    side.opened.embedder.encode_queries(list(questions.values()))  # in batches; cached then
-    retriever = make_retriever(side.opened, side.options, top_k=max(DEPTH, side.options.top_k))
-    field = POINT_ID
-    if qrels is not None:
-        judged = {name for grades in qrels.values() for name in grades}
-        field = find_document_field(retriever, questions, judged)
-    return collect_run(retriever, questions, document_field=field)
+def _make_deep_retriever(side: Side) -> UnifiedHybridRetriever:
+    return make_retriever(side.opened, side.options, top_k=max(DEPTH, side.options.top_k))
+
+
+def _find_field(sides: Sequence[Side], questions: Mapping[str, str], qrels: Qrels) -> str:
+    """Return the field that names the judged documents, for both sides the same.
+
+    Raises:
+        InputError: If neither side finds a judged document.
+    """
+    judged = {name for grades in qrels.values() for name in grades}
+    problem: InputError | None = None
+    for side in sides:
+        side.opened.embedder.encode_queries(list(questions.values()))  # in batches; cached then
+        try:
+            return find_document_field(_make_deep_retriever(side), questions, judged)
+        except InputError as error:
+            problem = error
+    assert problem is not None
+    raise problem
 
 
 def _overlap(first: Mapping[str, float], second: Mapping[str, float]) -> float:
