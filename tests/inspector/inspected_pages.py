@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
+import uvicorn
 from llama_index.core.schema import TextNode
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.inspector.app import make_app
 from unified_embeddings.inspector.library import Library, Place
+from unified_embeddings.inspector.server import address_of, open_port
 from unified_embeddings.stores.opening import Client
 
 QUESTION = "Who reimburses travel?"
@@ -139,3 +145,18 @@ def read_list(page: Element, name: str) -> list[tuple[str, str]]:
     return [
         (hit.attributes["data-key"], hit.one(cls="score").text) for hit in shown.find(cls="hit")
     ]
+
+
+@contextmanager
+def serve(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on this machine in a thread; yield its address."""
+    with open_port(0) as listener:
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield address_of(listener).rstrip("/")
+        finally:
+            server.should_exit = True
+            thread.join(30)
