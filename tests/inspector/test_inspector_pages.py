@@ -164,7 +164,7 @@ def test_filters_reach_every_list(handbook: TestClient) -> None:
     odd = {uuid_of(number) for number in (2, 4, 6)}  # the first page is 0
     for name in ("dense", "sparse", "fused"):
         assert {point_id for point_id, _ in read_list(page, name)} <= odd
-    assert page.one("input", id="filter-1").attributes["value"] == "page=1"
+    assert page.one("input", id="search-filter-1").attributes["value"] == "page=1"
 
 
 def test_the_address_of_a_search_opens_the_same_search(handbook: TestClient) -> None:

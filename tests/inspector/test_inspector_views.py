@@ -246,6 +246,7 @@ def test_only_this_machines_names_are_answered(
     [
         ("cross-site", "no-cors", 403),
         ("cross-site", "cors", 403),
+        ("same-site", "no-cors", 403),  # another port of this machine
         ("cross-site", "navigate", 200),
         ("same-origin", "no-cors", 200),
         ("none", "navigate", 200),

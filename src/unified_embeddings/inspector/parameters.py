@@ -69,6 +69,12 @@ class SearchOptions:
         return [(prefix + name, value) for name, value in pairs]
 
     @property
+    def has_more(self) -> bool:
+        """Whether more is set than the mode and the reranking."""
+        is_usual = self.top_k == DEFAULT_SHOWN and self.candidates is None and self.weights is None
+        return not is_usual or bool(self.conditions)
+
+    @property
     def written_weights(self) -> str:
         """Return the weights as they are written in a URL; empty for none."""
         if self.weights is None:

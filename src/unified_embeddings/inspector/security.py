@@ -74,7 +74,7 @@ def refuse(scope: Scope) -> PlainTextResponse | None:
         return PlainTextResponse("This page is only read.\n", 405, {"allow": ", ".join(_METHODS)})
     if len(scope.get("query_string", b"")) > _MOST_BYTES:
         return PlainTextResponse("The address is too long; ask a shorter question.\n", 414)
-    is_foreign = headers.get(b"sec-fetch-site", "none") == "cross-site"
+    is_foreign = headers.get(b"sec-fetch-site", "none") in ("cross-site", "same-site")
     if is_foreign and headers.get(b"sec-fetch-mode") != "navigate":
         return PlainTextResponse("Other sites may link to this page, not load it.\n", 403)
     return None
