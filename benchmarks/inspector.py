@@ -26,6 +26,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,10 +159,10 @@ def measure_retriever(folder: Path, questions: list[str]) -> tuple[float, float]
         store = config.vector_store(NAME, client=client)
         config.embedder.encode_query("warm-up")
         taken = [
-            _time(lambda question=question: config.retriever(store).retrieve(question))
-            for question in questions
+            _time(partial(config.retriever(store).retrieve, question)) for question in questions
         ]
-    return tuple(statistics.median(column) for column in zip(*taken, strict=True))  # type: ignore[return-value]
+    seconds, processor = (statistics.median(column) for column in zip(*taken, strict=True))
+    return seconds, processor
 
 
 @contextmanager
@@ -183,7 +184,7 @@ def _time_view(view: str, paths: list[str], address: str) -> Timing:
     seconds, processor, beyond = [], [], []
     for path in paths:
         headers: list[str] = []
-        taken = _time(lambda path=path, headers=headers: headers.append(_get(address + path)))
+        taken = _time(partial(_get, address + path, headers))
         seconds.append(taken[0])
         processor.append(taken[1])
         stages = re.findall(r"([a-z-]+);dur=([0-9.]+)", headers[0])
@@ -200,10 +201,11 @@ def _time_view(view: str, paths: list[str], address: str) -> Timing:
     )
 
 
-def _get(url: str) -> str:
+def _get(url: str, headers: list[str]) -> None:
+    """Ask for a page, and note its header Server-Timing."""
     with urllib.request.urlopen(url) as answer:
         answer.read()
-        return str(answer.headers.get("server-timing", ""))
+        headers.append(str(answer.headers.get("server-timing", "")))
 
 
 def _time(work: Callable[[], object]) -> tuple[float, float]:

@@ -23,8 +23,8 @@ LEVELS = 5
 _MOST_TOKENS = 48
 """Tokens of a question that are asked about: those with the largest weights."""
 _EXCERPT = 240
-_LEAD = 30
-_SEEN = 100
+_LEAD = 20
+_SEEN = 70
 """Characters of an excerpt; those before its first marked word; those after it that surely show."""
 MOST_READ = 20_000
 """Characters of a passage in which words are looked for in a list."""
