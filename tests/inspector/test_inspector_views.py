@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from inspected_pages import QUESTION, TEXTS, browse, fill, library_over, read_page, uuid_of
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.inspector.collection import FieldValue, count_fields, project
 from unified_embeddings.inspector.comparing import load_questions
@@ -331,6 +332,29 @@ def test_words_are_marked_where_they_stand(config: UnifiedEmbeddingConfig, whole
     marked = [segment.text for segment in segments if segment.level == 5]
     # Each word that the token is all or a part of: the model reads "foxglove" as "fox", "##glove".
     assert marked == ["Fox", "foxglove", "FOX", "fox"]
+
+
+@given(st.text(), st.floats(0.01, 5), st.booleans())
+def test_marking_changes_no_text(text: str, share: float, whole: bool) -> None:
+    embedder = FakeEmbedder()
+    text = text.encode(errors="replace").decode()
+    tokens = embedder.tokenise(text)
+    segments = mark_words(embedder, text, dict.fromkeys(tokens[::2], share), whole=whole)
+    if whole or len(text) < 200:
+        # A carriage return before a newline may stand at the end of one segment.
+        shown = "".join(segment.text for segment in segments).replace("␍\n", "\n")
+        assert shown == visible(text)
+    assert all(segment.level in range(6) for segment in segments)
+
+
+def test_a_collection_that_grows_is_sampled_again(config: UnifiedEmbeddingConfig) -> None:
+    client = QdrantClient(":memory:")
+    fill(config, client, TEXTS[:2])
+    browser = browse(library_over(config, client))
+    for count in (2, 6):
+        fill(config, client, TEXTS[:count])
+        page = read_page(browser.get("/collection").text)
+        assert len(page.one("div", data_map="").find("circle")) == count
 
 
 def test_an_excerpt_begins_where_the_most_words_met(config: UnifiedEmbeddingConfig) -> None:

@@ -13,7 +13,6 @@ from typing import TypeAlias
 import numpy as np
 from llama_index.core.schema import BaseNode
 from numpy.typing import NDArray
-from qdrant_client import models as qm
 
 from unified_embeddings.evaluation.near_duplicates import group_near_duplicates
 from unified_embeddings.inspector.library import OpenedCollection
@@ -173,7 +172,7 @@ def view_collection(opened: OpenedCollection, *, colour: str = "") -> Collection
     with stages.measure("measure"):
         size = measure_collection(opened.client, opened.name)
     with stages.measure("sample"):
-        sampled = _draw_sample(opened)
+        sampled = _draw_sample(opened, size.points)
     with stages.measure("count fields"):
         fields = count_fields([one.metadata for one in sampled])
     with stages.measure("draw map"):
@@ -251,9 +250,12 @@ def project(vectors: FloatArray) -> tuple[Doubles, float]:
     return placed, float(np.square(placed).sum()) / total
 
 
-def _draw_sample(opened: OpenedCollection) -> list[_Sampled]:
+def _draw_sample(opened: OpenedCollection, count: int) -> list[_Sampled]:
     client, name = opened.client, opened.name
-    ids: list[qm.ExtendedPointId] = list(sample_ids(client, name, SAMPLE))
+    if count not in opened.samples:
+        opened.samples.clear()
+        opened.samples[count] = list(sample_ids(client, name, SAMPLE))
+    ids = opened.samples[count]
     with store_errors(name, "reading a sample"):
         all_params = dense_vectors(client.get_collection(name))
         wanted = opened.store.dense_vector_name

@@ -6,7 +6,7 @@ What lives here: which model a collection is searched with. What does not: searc
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,8 @@ class OpenedCollection:
         client: Of the place.
         place: Where it is.
         model: What the config was made with, for the code that a page gives.
+        samples: Ids that were drawn for its page, by its number of points then. Drawing reads all
+            ids of an embedded store, which takes seconds for a million.
     """
 
     name: str
@@ -68,6 +70,9 @@ class OpenedCollection:
     client: Client
     place: Place
     model: dict[str, str]
+    samples: dict[int, list[qm.ExtendedPointId]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def embedder(self) -> TextEmbedder:
