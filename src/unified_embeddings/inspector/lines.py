@@ -20,12 +20,10 @@ class Line:
     Attributes:
         key: The passage.
         path: The line, as SVG's attribute `d` has it.
-        rises: Whether the passage stands higher in the list to the right.
     """
 
     key: str
     path: str
-    rises: bool
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ def join_lists(lists: Sequence[Sequence[str]]) -> Drawing:
             target = _find_next(lists, left, key)
             if target is not None:
                 right, target_row = target
-                path = _draw(left, row, right, target_row)
-                lines.append(Line(key, path, rises=target_row < row))
+                lines.append(Line(key, _draw(left, row, right, target_row)))
     columns = len(lists)
     width = columns * COLUMN + max(0, columns - 1) * GAP
     height = ROW * max((len(keys) for keys in lists), default=0)

@@ -6,7 +6,6 @@ writing them again. What does not: what is done with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 from urllib.parse import urlencode
@@ -179,18 +178,6 @@ def read_number(text: str, name: str, *, most: int) -> int | None:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:10]) <= most:
         raise InputError(f"{name} must be a whole number from 1 to {most}, got {text!r:.80}")
     return int(text)
-
-
-def read_choice(values: QueryParams, name: str, choices: Sequence[str]) -> str:
-    """Return one of several values, the first unless the URL says otherwise.
-
-    Raises:
-        InputError: If it is none of them.
-    """
-    value = values.get(name, "") or choices[0]
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}")
-    return value
 
 
 def _read_mode(text: str, prefix: str) -> Mode | None:

@@ -84,7 +84,6 @@ class PassageView:
         explanation: Why it has its score; None without a question.
         total: Its fused score as a sum; None unless lists are fused.
         heat: Which tokens meet; None where the model has no ColBERT vectors.
-        strongest: The largest share of a word.
         stages: Where the time went.
     """
 
@@ -95,7 +94,6 @@ class PassageView:
     explanation: Explanation | None
     total: Sum | None
     heat: HeatMap | None
-    strongest: float
     stages: Stages
 
 
@@ -144,7 +142,6 @@ def view_passage(opened: OpenedCollection, question: Question, point_id: str) ->
         explanation=explanation,
         total=total,
         heat=heat,
-        strongest=max(shares.values(), default=0.0),
         stages=stages,
     )
 

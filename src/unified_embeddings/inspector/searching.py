@@ -13,6 +13,7 @@ from functools import partial
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
+from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.inspector.library import OpenedCollection
 from unified_embeddings.inspector.parameters import Question, SearchOptions
 from unified_embeddings.inspector.stages import Stages
@@ -157,6 +158,29 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
             rerank=options.rerank,
             callback_manager=CallbackManager(),
         )
+    lists = _fill_lists(opened.embedder, search, query, plan, stages)
+    shown = _show_lists(lists, plan)
+    with stages.measure("words"):
+        passages = _build_passages(opened, search, query, plan, lists, shown)
+    return Found(
+        lists=tuple(shown),
+        passages=passages,
+        mode=mode,
+        fusion=plan.fusion,
+        reranked=None if lists.reranked is None else len(lists.reranked),
+        stages=stages,
+        notes=tuple(notes),
+    )
+
+
+def _fill_lists(
+    embedder: TextEmbedder,
+    search: HybridSearch,
+    query: QueryVectors,
+    plan: SearchPlan,
+    stages: Stages,
+) -> _Lists:
+    """Search, fuse and rerank, and keep what each step gives."""
     with stages.measure("search"):
         branches = search.build_branches(query, plan)
         found = search.search_lists(branches, plan)
@@ -164,7 +188,7 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
         ordered = order_lists(branches, found)
         weights = [branch.weight for branch in branches]
         fused: Ranking = []
-        if mode == "hybrid":
+        if plan.mode == "hybrid":
             fused = fuse(ordered, plan.fusion, weights)
         elif ordered:
             (fused,) = ordered
@@ -176,20 +200,8 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
         with stages.measure("rerank", is_model=True):
             best = fused[: plan.answer_size]
             nodes = search.reader.to_nodes([point for point, _ in best], [s for _, s in best])
-            reranked = rerank_nodes(opened.embedder, query.colbert, nodes)
-    lists = _Lists(rankings, weights, fused, reranked)
-    shown = _show_lists(lists, plan)
-    with stages.measure("words"):
-        passages = _build_passages(opened, search, query, plan, lists, shown)
-    return Found(
-        lists=tuple(shown),
-        passages=passages,
-        mode=mode,
-        fusion=plan.fusion,
-        reranked=None if reranked is None else len(reranked),
-        stages=stages,
-        notes=tuple(notes),
-    )
+            reranked = rerank_nodes(embedder, query.colbert, nodes)
+    return _Lists(rankings, weights, fused, reranked)
 
 
 def build_plan(

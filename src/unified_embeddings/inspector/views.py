@@ -147,17 +147,25 @@ class Views:
             )
             values["answer"], stages = answer, answer.stages
         elif text:
-            pair = compare_answers(both[0], both[1], text)
-            values["pair"] = pair
-            values["drawing"] = join_lists([[hit.key for hit in side] for side in pair.sides])
-            values["urls"] = [
-                Question(text=text, options=side.options).url(self._path(request, "passage"))
-                for side in both
-            ]
+            values |= self._compare_pair(request, both, text)
         if on_set or text:
             first, second = ((side.opened, side.options) for side in both)
             values["python"] = python_code.write_comparison(first, second, text or "your question")
         return self._answer(request, "compare.html", names, question, values, stages)
+
+    def _compare_pair(
+        self, request: Request, both: tuple[Side, Side], text: str
+    ) -> dict[str, object]:
+        """Return what the page shows of two answers to one question."""
+        pair = compare_answers(both[0], both[1], text)
+        root = request.scope.get("root_path", "")
+        return {
+            "pair": pair,
+            "drawing": join_lists([[hit.key for hit in side] for side in pair.sides]),
+            "urls": [
+                Question(text=text, options=side.options).url(f"{root}/passage") for side in both
+            ],
+        }
 
     def tell(self, request: Request, status: int, message: str) -> Response:
         """Show an error as a page."""
@@ -235,9 +243,6 @@ class Views:
             "version": __version__,
             "style": self._style,
         }
-
-    def _path(self, request: Request, name: str) -> str:
-        return f"{request.scope.get('root_path', '')}/{name}"
 
 
 def _with_rerank(question: Question) -> list[tuple[str, str]]:
