@@ -9,7 +9,7 @@ IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,bm25,bulk,onnx,plot,serve,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,bm25,bulk,onnx,plot,serve,inspect,dev]'
 	touch $@
 
 demo: $(INSTALLED)

@@ -35,7 +35,7 @@ ROOMS = [
     {"evaluation", "monitoring", "search"},
     {"llama", "retrievers", "bulk"},
     {"config", "dspy", "migration"},
-    {"serving"},
+    {"serving", "inspector"},
     {"cli"},
 ]
 """A module imports from its own room, from the ground, and from rooms in earlier rows.
@@ -49,6 +49,7 @@ NEIGHBOURS = {
     ("retrievers", "llama"),
     ("bulk", "llama"),
     ("migration", "config"),
+    ("serving", "inspector"),
 }
 """(importer, imported) in one row: the one import between two rooms that goes one way."""
 
@@ -72,8 +73,10 @@ HOMES = {
         "config",
         "migration",
         "serving.searching",
+        "inspector",
         "cli",
     },
+    "jinja2": {"inspector.pages"},
     "matplotlib": {"cli.precision_report", "evaluation.plots"},
     "mteb": {"evaluation.mteb"},
     "onnx": {"export.graph_writer"},
@@ -93,6 +96,7 @@ HOMES = {
         "search",
         "migration",
         "serving.searching",
+        "inspector",
         "cli",
     },
     "qdrant_edge": {"stores.edge", "embedders.qdrant_words"},
@@ -112,11 +116,11 @@ HOMES = {
         "embedders.tokenizer_file",
     },
     "runpod": {"serving.runpod"},
-    "starlette": {"serving"},
+    "starlette": {"serving", "inspector"},
     "torch": {"engines", "models.weights", "embedders.clip_model", "cli.doctor"},
     "transformers": {"engines", "embedders.clip_model"},
     "typer": {"cli"},
-    "uvicorn": {"serving"},
+    "uvicorn": {"serving", "inspector.server"},
     "zstandard": {"bulk"},
 }
 """Library → the rooms and modules that may import it."""

@@ -24,6 +24,7 @@ from unified_embeddings.cli import (
     evaluate,
     export_onnx,
     index,
+    inspect,
     make_queries,
     migrate,
     migrate_traffic,
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("inspect")(inspect.inspect)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
 app.command("copy")(copying.copy)

@@ -83,7 +83,7 @@ def search(
     as_json: shared.AsJson = False,
 ) -> None:
     """Print the passages that best answer a question."""
-    from unified_embeddings.cli.conditions import check_conditions, parse_conditions, to_filters
+    from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
 
     shared.require_text(query)
     conditions = parse_conditions(filters or [])
@@ -99,7 +99,7 @@ def search(
         text_key=text_key,
         metadata_key=metadata_key,
     )
-    check_conditions(conditions, store)
+    check_conditions(conditions, store, note=shared.print_note)
     options: Options = {
         "similarity_top_k": top_k,
         "filters": to_filters(conditions),

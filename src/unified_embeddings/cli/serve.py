@@ -89,6 +89,10 @@ def serve(
     images: Annotated[
         bool | None, typer.Option("--images", help="Offer /embed_image, with CLIP.")
     ] = None,
+    inspect: Annotated[
+        bool | None,
+        typer.Option("--inspect", help="Offer the inspector's pages under /inspect."),
+    ] = None,
     image_model: Annotated[
         str | None, typer.Option(help="A CLIP or SigLIP in place of the default.")
     ] = None,
@@ -125,6 +129,7 @@ def serve(
         "store_path": str(path) if path is not None else None,
         "qdrant_url": url,
         "images": images,
+        "inspect": inspect,
         "workers": workers,
         "runner": runner,
     }
@@ -149,7 +154,7 @@ def _start(settings_file: Path | None, flags: Options, model_flags: Options) -> 
     try:
         from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
         from unified_embeddings.serving.running import run
-        from unified_embeddings.serving.settings import load_settings
+        from unified_embeddings.serving.settings import LOOPBACK, load_settings
     except ImportError as error:
         if isinstance(error, MissingExtraError):
             raise
@@ -162,6 +167,6 @@ def _start(settings_file: Path | None, flags: Options, model_flags: Options) -> 
     if settings.collection is None and is_placed:
         raise InputError("--path and --url say where a collection is; name it with --collection")
     UnifiedEmbeddingConfig(**options)  # Says what is wrong with them before anything starts.
-    if not settings.api_keys and settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if not settings.api_keys and settings.host not in LOOPBACK:
         shared.print_note("anyone who reaches this address may use it; --api-key-file sets keys")
     run(options, settings, note=shared.print_note)

@@ -1,12 +1,13 @@
 """What the numbers in a text's vectors stand for: names of sparse indices and of ColBERT rows.
 
-What lives here: finding each vector's token in the text, prefix and cut included. What does not:
-splitting texts (`tokenization`), and scores.
+What lives here: finding each vector's token in the text, prefix and cut included, and where the
+words of tokens stand. What does not: splitting texts (`tokenization`), and scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.paired import PairedEmbedder
@@ -14,6 +15,25 @@ from unified_embeddings.embedders.values import Piece
 from unified_embeddings.embedders.word_pieces import BEGINS, GOES_ON
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import HeadName, Role
+
+_REACH = 200
+"""Characters after a word in which the next one is looked for: words follow each other, and a term
+that does not stand there must not be found in another paragraph."""
+
+
+@dataclass(frozen=True)
+class LocatedToken:
+    """A token, and where the word stands that it is all or a part of.
+
+    Attributes:
+        token_id: The index in the sparse vectors.
+        start: Where the word begins in the text.
+        end: Where it ends.
+    """
+
+    token_id: int
+    start: int
+    end: int
 
 
 def label_indices(
@@ -59,6 +79,43 @@ def label_rows(embedder: TextEmbedder, text: str, role: Role, rows: int) -> list
     # An embedder that does not tell its special tokens leaves the closing one unnamed.
     pieces += [Piece(-1, "", is_special=True)] * (rows - len(pieces))
     return [_named(piece) for piece in pieces]
+
+
+def locate_tokens(embedder: TextEmbedder, text: str, role: Role) -> Iterator[LocatedToken]:
+    """Yield the tokens of a text's sparse vector with the places of their words.
+
+    Tokens are found by their words, in the order of the text. One whose word does not stand in the
+    text as it is, as a stem, or a part of an identifier that was split before, is left out.
+
+    Args:
+        embedder: Gives the vectors.
+        text: The text.
+        role: What it is embedded as.
+    """
+    model = _model_of(embedder, "sparse")
+    prefix = _prefix(model, role)
+    whole = prefix + text
+    folded = whole.lower()
+    # Lower case may have another length: places would be wrong then.
+    searched = folded if len(folded) == len(whole) else whole
+    cursor, start, end, covered = 0, 0, 0, 0
+    last_word = ""
+    for piece in model.split(whole):
+        named = _named(piece)
+        word = named.word if searched is whole else named.word.lower()
+        if not word:
+            continue
+        # A word's further tokens share its place, until they have covered it.
+        if word != last_word or covered >= len(word):
+            start = searched.find(word, cursor, cursor + _REACH + len(word))
+            covered, last_word = 0, word
+            if start < 0:
+                last_word = ""
+                continue
+            end = cursor = start + len(word)
+        covered += len(named.text)
+        if start >= len(prefix):
+            yield LocatedToken(named.token_id, start - len(prefix), end - len(prefix))
 
 
 def _named(piece: Piece) -> Piece:

@@ -74,24 +74,37 @@ def read_beir(folder: Path, *, qrels: Qrels | None = None) -> Corpus:
     documents = {}
     for document_id, row in _read_texts(folder / "corpus.jsonl").items():
         documents[document_id] = f"{row.title}\n{row.text}".strip()
-    queries = {}
-    for query_id, row in _read_texts(folder / "queries.jsonl").items():
-        queries[query_id] = row.text
-    if qrels is None:
-        qrels = _read_judgements(folder / "qrels" / "test.tsv", queries)
-    for query_id in qrels:
-        if query_id not in queries:
-            raise InputError(
-                f"the judged query {query_id!r} is not in {folder / 'queries.jsonl'}; take the "
-                "judgements that belong to these queries"
-            )
-    judged_queries = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    queries, judgements = _read_judged(
+        folder / "queries.jsonl", folder / "qrels" / "test.tsv", qrels
+    )
     return Corpus(
         name=folder.name or str(folder),  # The name of "." is empty.
         documents=documents,
-        queries=judged_queries,
-        qrels=qrels,
+        queries=queries,
+        qrels=judgements,
     )
+
+
+def read_questions(
+    path: Path, *, qrels: Qrels | None = None
+) -> tuple[dict[str, str], Qrels | None]:
+    """Read questions without their documents, and judgements where there are some.
+
+    Args:
+        path: A folder with `queries.jsonl` and maybe `qrels/test.tsv`, or a file like the first.
+        qrels: Judgements from elsewhere, in place of `test.tsv`.
+
+    Returns:
+        Id → question, and the judgements; with judgements, only the questions that they judge.
+
+    Raises:
+        InputError: If a file is missing, empty or malformed.
+    """
+    file = path / "queries.jsonl" if path.is_dir() else path
+    judgements = path / "qrels" / "test.tsv"
+    if qrels is None and not judgements.is_file():
+        return {query_id: row.text for query_id, row in _read_texts(file).items()}, None
+    return _read_judged(file, judgements, qrels)
 
 
 def read_python_reference() -> Corpus:
@@ -167,6 +180,21 @@ def _read_texts(path: Path) -> dict[str, _TitledText]:
     if not texts:
         raise InputError(f"{path} is empty; expected one line per text")
     return texts
+
+
+def _read_judged(file: Path, judgements: Path, qrels: Qrels | None) -> tuple[dict[str, str], Qrels]:
+    """Return the questions that are judged, and the judgements, which may be given."""
+    queries = {query_id: row.text for query_id, row in _read_texts(file).items()}
+    if qrels is None:
+        qrels = _read_judgements(judgements, queries)
+    for query_id in qrels:
+        if query_id not in queries:
+            raise InputError(
+                f"the judged query {query_id!r} is not in {file}; take the judgements that belong "
+                "to these queries"
+            )
+    judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    return judged, qrels
 
 
 def _read_judgements(path: Path, queries: dict[str, str]) -> Qrels:

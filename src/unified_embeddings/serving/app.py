@@ -21,6 +21,7 @@ from unified_embeddings.serving.engine_thread import EngineThread
 from unified_embeddings.serving.envelopes import Problem, bad_input_status, contract_of, describe
 from unified_embeddings.serving.envelopes import write as write_problem
 from unified_embeddings.serving.guard import Guard
+from unified_embeddings.serving.inspecting import mount_inspector
 from unified_embeddings.serving.metrics import Metrics
 from unified_embeddings.serving.refusals import describe_validation
 from unified_embeddings.serving.routes import (
@@ -81,6 +82,8 @@ def make_app(config: UnifiedEmbeddingConfig, settings: ServiceSettings | None = 
     app.state.image_thread = EngineThread()
     for module in (operations, tei, openai, ollama, rerank, documents, images, search):
         app.include_router(module.router)
+    if settings.inspect:
+        mount_inspector(app)
     app.add_exception_handler(UnifiedEmbeddingsError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_request)
     app.add_exception_handler(HTTPException, _answer_http_error)

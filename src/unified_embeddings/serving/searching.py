@@ -60,6 +60,12 @@ class Search:
         self._lock = threading.Lock()
         self._stats: dict[str, SearchStats] = {}
 
+    @property
+    def client(self) -> Client:
+        """Return the client of the collection's place."""
+        client: Client = self._store.client
+        return client
+
     def stats(self) -> tuple[SearchStats, ...]:
         """Return how many questions were answered in each mode, and how long that took."""
         with self._lock:

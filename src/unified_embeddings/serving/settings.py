@@ -27,6 +27,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Names of this machine that no other reaches."""
 RUNNERS = ("processes", "ray")
 """What can run the workers of a service."""
 _MIB = 1024 * 1024
@@ -63,6 +65,7 @@ class ServiceSettings:
         qdrant_url: Address of a Qdrant server for `/search`.
         collection: The collection that `/search` reads; None switches it off.
         images: Whether `/embed_image` is offered.
+        inspect: Whether the inspector's pages are offered under `/inspect`, to this machine alone.
         workers: Processes behind the port; on Ray, the most of them.
         runner: "processes" on this machine, or "ray".
 
@@ -92,6 +95,7 @@ class ServiceSettings:
     qdrant_url: str | None = None
     collection: str | None = None
     images: bool = False
+    inspect: bool = False
     workers: int = 1
     runner: str = "processes"
 
@@ -124,11 +128,30 @@ class ServiceSettings:
             raise InputError("an API key must be printable ASCII and not blank")
         if self.collection is not None and not (self.store_path or self.qdrant_url):
             raise InputError("a collection for /search needs --path or --url to open it at")
+        if self.inspect:
+            self._check_inspector()
         if self.store_path is not None and (self.workers > 1 or self.runner == "ray"):
             raise InputError(
                 "several workers cannot open one embedded store; serve it with one worker, or copy "
                 "it to a Qdrant server and name its url"
             )
+
+    def _check_inspector(self) -> None:
+        """Refuse the inspector where its pages would be open to others, or to nobody."""
+        if self.collection is None:
+            raise InputError("--inspect shows a collection; name it with --collection")
+        if self.host not in LOOPBACK:
+            raise InputError(
+                f"--inspect shows passages to this machine alone, and --host is {self.host}; serve "
+                "on 127.0.0.1, or run `unified-embeddings inspect` beside the service"
+            )
+        if self.api_keys:
+            raise InputError(
+                "a browser sends no API key, so --inspect cannot be used with keys; run "
+                "`unified-embeddings inspect` beside the service"
+            )
+        if self.workers > 1 or self.runner == "ray":
+            raise InputError("--inspect runs in one process; leave --workers and Ray out")
 
 
 def load_settings(

@@ -1,7 +1,7 @@
-"""The conditions of `search --filter`: what they say, and whether a collection can meet them.
+"""Conditions as people write them: what they say, and whether a collection can meet them.
 
 What lives here: reading texts such as `year>=2020`, and rejecting a key that no passage has or an
-order that its values do not have. What does not: what a filter means (`llama.filters`).
+order that its values do not have. What does not: what a filter means (`filters`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,7 +21,6 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
-from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama import filter_numbers
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
@@ -42,17 +41,19 @@ _SHOWN_KEYS = 12
 
 @dataclass(frozen=True)
 class Condition:
-    """What one --filter says.
+    """What one condition says.
 
     Attributes:
         text: As it was given, for messages.
         key: A metadata key.
         filter: The condition as LlamaIndex's filter.
+        option: What messages call it.
     """
 
     text: str
     key: str
     filter: MetadataFilter
+    option: str = "--filter"
 
     @property
     def is_order(self) -> bool:
@@ -60,17 +61,21 @@ class Condition:
         return self.filter.operator not in _EQUALITIES.values()
 
 
-def parse_conditions(texts: Sequence[str]) -> list[Condition]:
+def parse_conditions(texts: Sequence[str], *, option: str = "--filter") -> list[Condition]:
     """Read texts such as `year>=2020`.
 
     In an equality a value stands for the text as written and for the number or truth value that it
     reads as: `page_label=2` finds "2" and 2. In quotes it is the text alone. A relative `file_path`
     also stands for the absolute one.
 
+    Args:
+        texts: The conditions.
+        option: What messages call each of them.
+
     Raises:
         InputError: If a text is not a condition, or compares a text in order.
     """
-    return [_parse_condition(text) for text in texts]
+    return [_parse_condition(text, option) for text in texts]
 
 
 def to_filters(conditions: Sequence[Condition]) -> MetadataFilters | None:
@@ -80,11 +85,16 @@ def to_filters(conditions: Sequence[Condition]) -> MetadataFilters | None:
     return MetadataFilters(filters=[condition.filter for condition in conditions])
 
 
-def check_conditions(conditions: Sequence[Condition], store: FingerprintedStore) -> None:
+def check_conditions(
+    conditions: Sequence[Condition], store: FingerprintedStore, *, note: Callable[[str], None]
+) -> None:
     """Reject conditions that hold for no passage whatever their value.
 
-    Says so on standard error where a key holds texts for some passages and numbers for others, and
-    only the numbers are compared.
+    Args:
+        conditions: What is asked for.
+        store: Over the collection.
+        note: Told where a key holds texts for some passages and numbers for others, and only the
+            numbers are compared.
 
     Raises:
         InputError: If a key is unknown; the nearest known ones are named. If numbers are asked for
@@ -96,7 +106,7 @@ def check_conditions(conditions: Sequence[Condition], store: FingerprintedStore)
         if not store.get_nodes(filters=_none_of(is_empty), limit=1):
             _check_is_known(condition, store)
         elif condition.is_order:
-            _check_has_numbers(condition, is_empty, store)
+            _check_has_numbers(condition, is_empty, store, note)
 
 
 def _check_is_known(condition: Condition, store: FingerprintedStore) -> None:
@@ -114,12 +124,16 @@ def _check_is_known(condition: Condition, store: FingerprintedStore) -> None:
         names = ", ".join(repr(key) for key in sorted(keys)[:_SHOWN_KEYS])
         advice = f"there are {names}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
     raise InputError(
-        f"--filter {condition.text!r}: no passage has metadata {condition.key!r}; {advice}"
+        f"{condition.option} {condition.text!r}: no passage has metadata {condition.key!r}; "
+        f"{advice}"
     )
 
 
 def _check_has_numbers(
-    condition: Condition, is_empty: MetadataFilter, store: FingerprintedStore
+    condition: Condition,
+    is_empty: MetadataFilter,
+    store: FingerprintedStore,
+    note: Callable[[str], None],
 ) -> None:
     is_number = _filter(condition.key, FilterOperator.GTE, -sys.float_info.max)
     others = store.get_nodes(filters=_none_of(is_empty, is_number), limit=1)
@@ -128,12 +142,12 @@ def _check_has_numbers(
     example = others[0].metadata.get(condition.key)
     if not store.get_nodes(filters=MetadataFilters(filters=[is_number]), limit=1):
         raise InputError(
-            f"--filter {condition.text!r} compares numbers, and {condition.key!r} holds none but "
-            f"values such as {example!r}; compare with = or != instead"
+            f"{condition.option} {condition.text!r} compares numbers, and {condition.key!r} holds "
+            f"none but values such as {example!r}; compare with = or != instead"
         )
-    shared.print_note(
-        f"--filter {condition.text!r} leaves out passages whose {condition.key!r} is not a number, "
-        f"such as {example!r}"
+    note(
+        f"{condition.option} {condition.text!r} leaves out passages whose {condition.key!r} is not "
+        f"a number, such as {example!r}"
     )
 
 
@@ -149,26 +163,26 @@ def _none_of(*filters: MetadataFilter) -> MetadataFilters:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _parse_condition(text: str) -> Condition:
+def _parse_condition(text: str, option: str) -> Condition:
     match = _CONDITION.match(text)
     if match is None:
         raise InputError(
-            f"--filter {text!r} should be KEY=VALUE (or != > >= < <=); quote it for the shell, as "
-            "in --filter 'file_size>10'"
+            f"{option} {text!r} should be KEY=VALUE (or != > >= < <=), as in "
+            f"{option} 'file_size>10'"
         )
     key, sign, written = (part.strip() for part in match.groups())
     if sign in _ORDERS:
         number = _to_number(written)
         if number is None:
             raise InputError(
-                f"--filter {text!r}: {sign} on {key!r} compares numbers, got {written!r}; texts "
+                f"{option} {text!r}: {sign} on {key!r} compares numbers, got {written!r}; texts "
                 "are compared with = or !="
             )
-        return Condition(text, key, _filter(key, FilterOperator(sign), number))
+        return Condition(text, key, _filter(key, FilterOperator(sign), number), option)
     values = _values_of(written)
     if key == _PATH_KEY:
         values += _paths_of(str(values[0]))
-    return Condition(text, key, _filter(key, _EQUALITIES[sign], values))
+    return Condition(text, key, _filter(key, _EQUALITIES[sign], values), option)
 
 
 def _values_of(written: str) -> list[Value]:

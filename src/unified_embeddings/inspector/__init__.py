@@ -1,0 +1,1 @@
+"""The web page that shows what a search finds, and why: pages for a browser on this machine."""
