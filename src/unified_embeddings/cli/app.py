@@ -25,6 +25,7 @@ from unified_embeddings.cli import (
     export_onnx,
     index,
     make_queries,
+    mcp,
     migrate,
     migrate_traffic,
     migrate_vectors,
@@ -54,6 +55,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.command("copy")(copying.copy)
 app.command("adopt")(adopt.adopt)
 app.command("add-vectors")(add_vectors.add_vectors)
