@@ -168,8 +168,7 @@ def run_stdio(tools: Sequence[Tool], place: Place) -> None:
             await server.run(reading, writing, server.create_initialization_options())
 
     # The thread that waits for a line of input cannot be interrupted.
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, _ending(place))
+    _end_at_signals(place)
     anyio.run(serve)
     _end(place, 0)
 
@@ -192,6 +191,7 @@ def run_http(
         InputError: If the port cannot be used.
     """
     listener = open_socket(HOST, port)
+    _end_at_signals(place)  # uvicorn finishes what is in hand, and then hands the signal on
 
     async def serve() -> None:
         warm_up = WarmUp(place)
@@ -233,13 +233,14 @@ def _failed(problem: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(text=printable)], is_error=True)
 
 
-def _ending(place: Place) -> Callable[[int, FrameType | None], None]:
-    """Return a handler of a signal that ends the process."""
+def _end_at_signals(place: Place) -> None:
+    """End the process at SIGINT and SIGTERM."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         _end(place, 130 if number == signal.SIGINT else 0)
 
-    return end
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, end)
 
 
 def _end(place: Place, code: int) -> None:

@@ -242,16 +242,18 @@ class Place:
             from qdrant_client import QdrantClient
 
             return QdrantClient(url=self.url, check_compatibility=False)
-        from unified_embeddings.stores.opening import open_folder
+        # A client of its own: the one that this process shares must not be closed under others.
+        from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
-        if not self.path.is_dir() and not self._may_create:
+        folder = self.path.expanduser().resolve()
+        if not folder.is_dir() and not self._may_create:
             raise StoreError(
                 str(self.path), "opening", "there is no such folder; --path names another"
             )
         until = time.monotonic() + self._patience_seconds
         while True:
             try:
-                return open_folder(self.path)
+                return EdgeQdrantClient(folder)
             except StoreError as error:
                 if not isinstance(error.__cause__, LockHeldError) or time.monotonic() > until:
                     raise
