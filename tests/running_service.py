@@ -12,7 +12,7 @@ import uvicorn
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.serving.app import make_app
-from unified_embeddings.serving.server import address_of, open_socket
+from unified_embeddings.serving.listening import address_of, open_socket
 from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 

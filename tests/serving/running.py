@@ -14,7 +14,8 @@ from gated import PATIENCE
 from conftest import fake_config
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.serving.app import make_app
-from unified_embeddings.serving.server import Server, make_server, open_socket
+from unified_embeddings.serving.listening import open_socket
+from unified_embeddings.serving.server import Server, make_server
 from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 

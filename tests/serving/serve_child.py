@@ -14,8 +14,9 @@ from typing import Any
 from conftest import fake_config
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
+from unified_embeddings.serving.listening import address_of, open_socket
 from unified_embeddings.serving.logs import set_up_logging
-from unified_embeddings.serving.server import address_of, open_socket, serve
+from unified_embeddings.serving.server import serve
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.types import Embeddings, HeadName, Role, Text
 

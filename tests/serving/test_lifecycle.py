@@ -24,7 +24,7 @@ import serve_child
 from command import finish, start
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.serving.server import open_socket
+from unified_embeddings.serving.listening import open_socket
 
 PATIENCE = 60
 

@@ -24,8 +24,8 @@ import command
 import worker_functions
 from unified_embeddings.errors import InputError, ModelLoadError, UnifiedEmbeddingsError
 from unified_embeddings.serving import workers
+from unified_embeddings.serving.listening import open_socket
 from unified_embeddings.serving.metrics import merge_metrics
-from unified_embeddings.serving.server import open_socket
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.serving.workers import serve_with_workers
 

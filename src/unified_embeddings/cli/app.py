@@ -26,6 +26,7 @@ from unified_embeddings.cli import (
     index,
     inspect,
     make_queries,
+    mcp,
     migrate,
     migrate_traffic,
     migrate_vectors,
@@ -56,6 +57,7 @@ app.command("search")(search.search)
 app.command("inspect")(inspect.inspect)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.command("copy")(copying.copy)
 app.command("adopt")(adopt.adopt)
 app.command("add-vectors")(add_vectors.add_vectors)

@@ -6,7 +6,6 @@ order that its values do not have. What does not: what a filter means (`filters`
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llama_index.core.vector_stores.types import (
-    FilterCondition,
     FilterOperator,
     MetadataFilter,
     MetadataFilters,
@@ -24,6 +22,7 @@ from llama_index.core.vector_stores.types import (
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama import filter_numbers
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.llama.known_keys import describe_unknown_key, has_key, is_empty, none_of
 
 Value: TypeAlias = str | bool | int | float
 
@@ -35,8 +34,6 @@ _EQUALITIES = {"=": FilterOperator.IN, "==": FilterOperator.IN, "!=": FilterOper
 _ORDERS = frozenset((">", ">=", "<", "<="))
 _PATH_KEY = "file_path"
 """The key under which `index` stores a file's absolute path."""
-_NODES_TO_LOOK_AT = 1000
-_SHOWN_KEYS = 12
 
 
 @dataclass(frozen=True)
@@ -102,41 +99,19 @@ def check_conditions(
         StoreError: If Qdrant fails.
     """
     for condition in conditions:
-        is_empty = _filter(condition.key, FilterOperator.IS_EMPTY, None)
-        if not store.get_nodes(filters=_none_of(is_empty), limit=1):
-            _check_is_known(condition, store)
+        if not has_key(store, condition.key):
+            problem = describe_unknown_key(store, condition.key)
+            if problem is not None:
+                raise InputError(f"{condition.option} {condition.text!r}: {problem}")
         elif condition.is_order:
-            _check_has_numbers(condition, is_empty, store, note)
-
-
-def _check_is_known(condition: Condition, store: FingerprintedStore) -> None:
-    keys: set[str] = set()
-    for node in store.get_nodes(limit=_NODES_TO_LOOK_AT):
-        keys.update(node.metadata)
-    if not keys or condition.key in keys:
-        return
-    by_lower_case = {key.lower(): key for key in sorted(keys)}
-    nearest = difflib.get_close_matches(condition.key.lower(), by_lower_case, n=3, cutoff=0.5)
-    if nearest:
-        names = ", ".join(repr(by_lower_case[name]) for name in nearest)
-        advice = f"nearest are {names}"
-    else:
-        names = ", ".join(repr(key) for key in sorted(keys)[:_SHOWN_KEYS])
-        advice = f"there are {names}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
-    raise InputError(
-        f"{condition.option} {condition.text!r}: no passage has metadata {condition.key!r}; "
-        f"{advice}"
-    )
+            _check_has_numbers(condition, store, note)
 
 
 def _check_has_numbers(
-    condition: Condition,
-    is_empty: MetadataFilter,
-    store: FingerprintedStore,
-    note: Callable[[str], None],
+    condition: Condition, store: FingerprintedStore, note: Callable[[str], None]
 ) -> None:
     is_number = _filter(condition.key, FilterOperator.GTE, -sys.float_info.max)
-    others = store.get_nodes(filters=_none_of(is_empty, is_number), limit=1)
+    others = store.get_nodes(filters=none_of(is_empty(condition.key), is_number), limit=1)
     if not others:
         return
     example = others[0].metadata.get(condition.key)
@@ -154,10 +129,6 @@ def _check_has_numbers(
 def _filter(key: str, operator: FilterOperator, value: object) -> MetadataFilter:
     """Make a filter, also of values of several types, which the constructor does not take."""
     return MetadataFilter.model_construct(key=key, operator=operator, value=value)
-
-
-def _none_of(*filters: MetadataFilter) -> MetadataFilters:
-    return MetadataFilters(filters=list(filters), condition=FilterCondition.NOT)
 
 
 # --- reading ------------------------------------------------------------------------------------

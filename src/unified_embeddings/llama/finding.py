@@ -31,6 +31,8 @@ _STORE_MARKS = (
 )
 """What is in the folder of an embedded store, of qdrant-client's local mode, of a server."""
 
+_OUTSIDE = "leads outside the folders that may be read"
+
 
 class _Place(NamedTuple):
     """A folder or file on the way: `path` as it was reached, `real` without links."""
@@ -56,11 +58,13 @@ class FileSelection:
         include: Patterns; if there are any, only files that match one are taken.
         gitignore: Whether the .gitignore files in the folders, and in those above up to the top of
             the repository, are honoured.
+        within: Folders; if there are any, what lies outside them, links followed, is left out.
     """
 
     exclude: Sequence[Path | str] = ()
     include: Sequence[str] = ()
     gitignore: bool = False
+    within: Sequence[Path] = ()
 
 
 @dataclass
@@ -191,6 +195,7 @@ class _Search:
         self._links: deque[_Place] = deque()
         self._seen_folders: set[str] = set()
         self._gitignore = selection.gitignore
+        self._within = [Path(os.path.realpath(place)) for place in selection.within]
         self._excluded_places = {
             os.path.realpath(named_path(place))
             for place in selection.exclude
@@ -204,6 +209,9 @@ class _Search:
         """Take a folder or file that the user named; nothing if it does not exist."""
         real = os.path.realpath(root)
         if any(is_under(real, Path(place)) for place in self._excluded_places):
+            return
+        if self._lies_outside(real):
+            self.found.left_out[str(root)] = _OUTSIDE
             return
         try:
             mode = root.stat().st_mode
@@ -267,6 +275,9 @@ class _Search:
     def _follow(self, link: _Place) -> None:
         """Take what a link leads to, unless it was found by another path."""
         real = os.path.realpath(link.path)
+        if self._lies_outside(real):
+            self.found.left_out[str(link.path)] = _OUTSIDE
+            return
         try:
             mode = link.path.stat().st_mode
         except FileNotFoundError:
@@ -287,6 +298,12 @@ class _Search:
                     self.found.left_out[str(link.path)] = "is a link to a folder that contains it"
                 return
             self._folders.append(target)
+
+    def _lies_outside(self, real: str) -> bool:
+        """Tell whether a path without links is in none of the folders that may be read."""
+        if not self._within:
+            return False
+        return not any(is_under(real, place) for place in self._within)
 
     def _leave_out_dead(self, link: _Place, reason: str) -> None:
         self.found.left_out[str(link.path)] = reason

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_index.core.schema import BaseNode, MetadataMode
@@ -91,6 +91,7 @@ def index_paths(
     exclude: Sequence[Path | str] = (),
     include: Sequence[str] = (),
     gitignore: bool = False,
+    within: Sequence[Path] = (),
     prune: bool | Callable[[str], bool] = False,
     dry_run: bool = False,
     on_files: Callable[[int], None] = lambda _: None,
@@ -114,6 +115,7 @@ def index_paths(
             .gitignore, relative to the folder that was given.
         include: Patterns. If there are any, only files that match one are taken.
         gitignore: Whether .gitignore files are honoured.
+        within: Folders. If there are any, nothing outside them is read, wherever links lead.
         prune: Whether a given path that does not exist any more, or holds no file any more, loses
             all that is stored of it, and so does a link that leads to nothing now. A function is
             asked, with a text that says what would be removed.
@@ -149,7 +151,7 @@ def index_paths(
         dry_run=dry_run,
         on_outcome=on_outcome,
     )
-    run.find_files(roots, FileSelection(exclude, include, gitignore))
+    run.find_files(roots, FileSelection(exclude, include, gitignore, within))
     run.check_roots(roots, prune)
     run.check_links(prune)
     on_files(len(run.files))
@@ -200,7 +202,7 @@ class _IndexRun:
         """Find the files under all roots, and what is stored of them."""
         if self._store_folder is not None:
             exclude = (*selection.exclude, self._store_folder)
-            selection = FileSelection(exclude, selection.include, selection.gitignore)
+            selection = replace(selection, exclude=exclude)
         found = find_files(roots, selection)
         self.files = found.files
         self.report.failed.update(found.failed)

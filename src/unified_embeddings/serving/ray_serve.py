@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError, MissingExtraError, UnifiedEmbeddingsError
 from unified_embeddings.serving.app import make_app
-from unified_embeddings.serving.server import open_socket
+from unified_embeddings.serving.listening import open_socket
 from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.system.hardware import cpu, share_machine

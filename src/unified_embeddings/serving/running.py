@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.errors import InputError
+from unified_embeddings.serving.listening import address_of, open_socket
 from unified_embeddings.serving.logs import set_up_logging
-from unified_embeddings.serving.server import address_of, open_socket, serve
+from unified_embeddings.serving.server import serve
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.serving.workers import serve_with_workers
 from unified_embeddings.system.hardware import thread_variables

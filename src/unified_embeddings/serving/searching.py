@@ -96,7 +96,7 @@ class Search:
         if not question.strip():
             raise InputError("the query is blank; ask a question")
         options: Options = {
-            "filters": _to_filters(conditions),
+            "filters": to_filters(conditions),
             "similarity_top_k": top_k,
             "rerank": "colbert" if rerank else None,
         }
@@ -107,16 +107,7 @@ class Search:
             nodes = retriever.retrieve(question)
         finally:
             self._count(retriever.stats())
-        return [
-            {
-                "id": scored.node.node_id,
-                "score": float(scored.score or 0.0),
-                "text": scored.node.get_content(),
-                "metadata": own_metadata(scored.node),
-                "ranks": _read_ranks(scored),
-            }
-            for scored in nodes
-        ]
+        return [describe_passage(scored) for scored in nodes]
 
     def _count(self, all_stats: Sequence[SearchStats]) -> None:
         """Add what one question's retriever has counted."""
@@ -124,6 +115,17 @@ class Search:
             for stats in all_stats:
                 counted = self._stats.get(stats.mode)
                 self._stats[stats.mode] = stats if counted is None else counted + stats
+
+
+def describe_passage(scored: NodeWithScore) -> dict[str, object]:
+    """Return a found passage as values that JSON can hold, with its rank in each list."""
+    return {
+        "id": scored.node.node_id,
+        "score": float(scored.score or 0.0),
+        "text": scored.node.get_content(),
+        "metadata": own_metadata(scored.node),
+        "ranks": _read_ranks(scored),
+    }
 
 
 def _read_ranks(scored: NodeWithScore) -> dict[str, int | None]:
@@ -136,7 +138,7 @@ def _read_ranks(scored: NodeWithScore) -> dict[str, int | None]:
     return ranks
 
 
-def _to_filters(conditions: Sequence[Mapping[str, object]]) -> MetadataFilters | None:
+def to_filters(conditions: Sequence[Mapping[str, object]]) -> MetadataFilters | None:
     """Return conditions as LlamaIndex's filters; None if there are none.
 
     Raises:

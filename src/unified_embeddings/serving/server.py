@@ -24,43 +24,17 @@ import uvicorn
 from fastapi import FastAPI
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-from unified_embeddings.errors import InputError
 from unified_embeddings.serving.app import make_app
+from unified_embeddings.serving.listening import BACKLOG, address_of, open_socket
 from unified_embeddings.serving.logs import LOG
 from unified_embeddings.serving.service import EmbeddingService
 from unified_embeddings.serving.settings import ServiceSettings
 
-_BACKLOG = 2048
 _SHARED_BACKLOG = 1
 """What the event loop is told for a socket that processes share. It accepts as many connections at
 a time, so one process would take them all. The socket's own queue is set by `listen`."""
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than the pools of common clients keep one."""
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Open the port before anything is loaded, so that early clients wait and are not refused.
-
-    Raises:
-        InputError: If the address cannot be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, and inherited by each connection: else a small answer waits 40 ms,
-    # its head sent and its body held back until the client confirms the head.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except (OSError, ValueError) as error:  # ValueError: no name of a host can look like that
-        listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
-        ) from None
-    listener.setblocking(False)
-    return listener
 
 
 def serve(
@@ -91,7 +65,7 @@ def serve(
     if listener is None:
         listener = open_socket(settings.host, settings.port)
     app = make_app(config, settings)
-    backlog = _SHARED_BACKLOG if is_shared else _BACKLOG
+    backlog = _SHARED_BACKLOG if is_shared else BACKLOG
 
     async def run() -> None:
         service: EmbeddingService = app.state.service
@@ -139,7 +113,7 @@ async def _serve(
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
         if server.started:
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
             watching = asyncio.create_task(_announce(service, listener, on_ready))
             watching.add_done_callback(lambda task: _stop_if_failed(task, server))
             await running
@@ -163,7 +137,7 @@ def make_server(
     app: FastAPI,
     settings: ServiceSettings,
     *,
-    backlog: int = _BACKLOG,
+    backlog: int = BACKLOG,
     lifespan: Literal["on", "off"] = "on",
 ) -> Server:
     """Return the HTTP server of an application; its `serve` runs it.
@@ -287,13 +261,6 @@ def _stop_if_failed(task: asyncio.Task[None], server: Server) -> None:
     """End the server if the model could not be loaded: nothing would ever be answered."""
     if not task.cancelled() and task.exception() is not None:
         server.drain()
-
-
-def address_of(listener: socket.socket) -> str:
-    """Return the address that clients use."""
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
 
 
 def _exit_now(code: int) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.serving.channel import Channel, WorkerOrder
-from unified_embeddings.serving.server import address_of
+from unified_embeddings.serving.listening import address_of
 from unified_embeddings.serving.settings import ServiceSettings
 from unified_embeddings.serving.worker import run_worker
 from unified_embeddings.system.hardware import thread_variables

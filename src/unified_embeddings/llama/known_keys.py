@@ -1,0 +1,70 @@
+"""Which metadata keys the passages of a collection have.
+
+What lives here: telling what is wrong with a key that none of them has. What does not: what a
+filter on a key means (`filters`).
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+
+from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+
+_NODES_TO_LOOK_AT = 1000
+_SHOWN_KEYS = 12
+
+
+def none_of(*filters: MetadataFilter) -> MetadataFilters:
+    """Return a filter that holds where none of these does."""
+    return MetadataFilters(filters=list(filters), condition=FilterCondition.NOT)
+
+
+def is_empty(key: str) -> MetadataFilter:
+    """Return a filter that holds where a key has no value."""
+    return MetadataFilter(key=key, value=None, operator=FilterOperator.IS_EMPTY)
+
+
+def has_key(store: FingerprintedStore, key: str) -> bool:
+    """Tell whether any passage has a value under a key.
+
+    Raises:
+        StoreError: If Qdrant fails.
+    """
+    return bool(store.get_nodes(filters=none_of(is_empty(key)), limit=1))
+
+
+def describe_unknown_key(store: FingerprintedStore, key: str) -> str | None:
+    """Return what is wrong with a key that no passage has, and which keys there are.
+
+    Args:
+        store: Of the collection.
+        key: A key under which no passage has a value, as `has_key` tells.
+
+    Returns:
+        A problem without the name of the option; None if a passage has the key without a value, or
+        the collection has no metadata.
+
+    Raises:
+        StoreError: If Qdrant fails.
+    """
+    keys: set[str] = set()
+    for node in store.get_nodes(limit=_NODES_TO_LOOK_AT):
+        keys.update(node.metadata)
+    if not keys or key in keys:
+        return None
+    by_lower_case = {known.lower(): known for known in sorted(keys)}
+    nearest = difflib.get_close_matches(key.lower(), by_lower_case, n=3, cutoff=0.5)
+    if nearest:
+        names = ", ".join(repr(by_lower_case[name]) for name in nearest)
+        advice = f"nearest are {names}"
+    else:
+        names = ", ".join(repr(known) for known in sorted(keys)[:_SHOWN_KEYS])
+        advice = f"there are {names}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
+    return f"no passage has metadata {key!r}; {advice}"
