@@ -20,7 +20,7 @@ from unified_embeddings.inspector.stages import Stages
 from unified_embeddings.inspector.visible import one_line, title_of, visible
 from unified_embeddings.inspector.words import Segment, mark_words
 from unified_embeddings.llama.collection_reader import CollectionReader
-from unified_embeddings.llama.filters import to_point_id
+from unified_embeddings.llama.fields import to_point_id
 from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.retrievers.explanation import ColbertPart, Explanation, SparsePart
 from unified_embeddings.types import FloatArray

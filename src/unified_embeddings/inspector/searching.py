@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import QueryBundle
 
-from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.inspector.library import OpenedCollection
 from unified_embeddings.inspector.parameters import Question, SearchOptions
 from unified_embeddings.inspector.stages import Stages
@@ -21,10 +20,9 @@ from unified_embeddings.inspector.visible import title_of
 from unified_embeddings.inspector.words import Segment, mark_words, score_tokens
 from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
 from unified_embeddings.llama.filters import translate_filters
-from unified_embeddings.llama.fingerprinted_store import adopt_of
 from unified_embeddings.llama.hybrid_search import HybridSearch, order_lists
 from unified_embeddings.llama.payloads import own_metadata
-from unified_embeddings.llama.reranking import rerank_nodes
+from unified_embeddings.llama.store_settings import open_search
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
 from unified_embeddings.retrievers.explanation import FusedPart
 from unified_embeddings.retrievers.questions import embed_question
@@ -121,7 +119,7 @@ class _Lists:
     rankings: dict[str, Ranking]
     weights: list[float]
     fused: Ranking
-    reranked: list[NodeWithScore] | None
+    reranked: Ranking | None
 
 
 def choose_mode(opened: OpenedCollection, options: SearchOptions) -> Mode:
@@ -147,9 +145,9 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
     with stages.measure("prepare"):
         mode = choose_mode(opened, options)
         check_heads(opened.embedder, mode, "colbert" if options.rerank else None)
-        search = HybridSearch(opened.store, opened.embedder, adopt=adopt_of(opened.store))
-        search.check(mode)
-        plan = build_plan(opened, options, mode, search.read_choice(), notes)
+        search = open_search(opened.store, opened.embedder)
+        search.collection.check(mode)
+        plan = build_plan(opened, options, mode, search.collection.read_choice(), notes)
     with stages.measure("embed", is_model=True):
         query = embed_question(
             opened.embedder,
@@ -158,7 +156,7 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
             rerank=options.rerank,
             callback_manager=CallbackManager(),
         )
-    lists = _fill_lists(opened.embedder, search, query, plan, stages)
+    lists = _fill_lists(search, query, plan, stages)
     shown = _show_lists(lists, plan)
     with stages.measure("words"):
         passages = _build_passages(opened, search, query, plan, lists, shown)
@@ -174,7 +172,6 @@ def run_search(opened: OpenedCollection, question: Question) -> Found:
 
 
 def _fill_lists(
-    embedder: TextEmbedder,
     search: HybridSearch,
     query: QueryVectors,
     plan: SearchPlan,
@@ -183,7 +180,7 @@ def _fill_lists(
     """Search, fuse and rerank, and keep what each step gives."""
     with stages.measure("search"):
         branches = search.build_branches(query, plan)
-        found = search.search_lists(branches, plan)
+        found, token_scores = search.search_with_rows(query, branches, plan)
     with stages.measure("fuse"):
         ordered = order_lists(branches, found)
         weights = [branch.weight for branch in branches]
@@ -199,8 +196,7 @@ def _fill_lists(
     if query.colbert is not None and fused:
         with stages.measure("rerank", is_model=True):
             best = fused[: plan.answer_size]
-            nodes = search.reader.to_nodes([point for point, _ in best], [s for _, s in best])
-            reranked = rerank_nodes(embedder, query.colbert, nodes)
+            reranked = search.rerank(query.colbert, best, token_scores)
     return _Lists(rankings, weights, fused, reranked)
 
 
@@ -241,7 +237,7 @@ def build_plan(
         top_k=options.top_k,
         fusion=fusion,
         reranked=reranked,
-        filter=translate_filters(to_filters(conditions)),
+        filter=translate_filters(to_filters(conditions), opened.store.fields),
     )
 
 
@@ -251,11 +247,7 @@ def _show_lists(lists: _Lists, plan: SearchPlan) -> list[RankedList]:
     if plan.mode == "hybrid" and lists.rankings:
         shown.append(_to_list("fused", lists.fused, plan.top_k))
     if lists.reranked is not None:
-        hits = [
-            Hit(scored.node.node_id, rank, float(scored.score or 0.0))
-            for rank, scored in enumerate(lists.reranked, 1)
-        ]
-        shown.append(RankedList("reranked", tuple(hits[: plan.top_k]), len(hits)))
+        shown.append(_to_list("reranked", lists.reranked, plan.top_k))
     return shown
 
 
@@ -307,7 +299,7 @@ def _find_places(lists: _Lists, plan: SearchPlan) -> dict[str, dict[str, int]]:
     if plan.mode == "hybrid":
         ids["fused"] = [str(point.id) for point, _ in lists.fused]
     if lists.reranked is not None:
-        ids["reranked"] = [scored.node.node_id for scored in lists.reranked]
+        ids["reranked"] = [str(point.id) for point, _ in lists.reranked]
     places: dict[str, dict[str, int]] = {}
     for name, of_list in ids.items():
         for rank, point_id in enumerate(of_list, 1):

@@ -81,7 +81,7 @@ def score_tokens(
     requests = [
         qm.QueryRequest(
             query=qm.SparseVector(indices=[token], values=[query[token]]),
-            using=search.sparse_name,
+            using=search.collection.sparse_name,
             filter=only_these,
             limit=len(point_ids),
             with_payload=False,

@@ -109,7 +109,7 @@ class HybridSearch:
             (points,) = self.reader.search([request])
             return self._build_diverse_answer(points)
         branches = self.build_branches(query, plan)
-        rankings, token_scores = self._search_all(branches, plan, self._stored_rows(query))
+        rankings, token_scores = self.search_with_rows(query, branches, plan)
         return self._build_answer(query, plan, branches, rankings, token_scores)
 
     async def asearch(self, query: QueryVectors, plan: SearchPlan) -> SearchAnswer:
@@ -170,6 +170,19 @@ class HybridSearch:
         """Like `search_lists`, but without blocking the event loop."""
         rankings, _ = await self._asearch_all(branches, plan, None)
         return rankings
+
+    def search_with_rows(
+        self, query: QueryVectors, branches: Sequence[Branch], plan: SearchPlan
+    ) -> tuple[list[list[qm.ScoredPoint]], TokenScores]:
+        """Return what each search finds, and the scores of stored ColBERT vectors, for `rerank`."""
+        return self._search_all(branches, plan, self._stored_rows(query))
+
+    def rerank(
+        self, question: FloatArray, candidates: Ranking, token_scores: TokenScores
+    ) -> list[tuple[qm.ScoredPoint, float]]:
+        """Return points ordered by their ColBERT scores, best first; see `Reranker`."""
+        stored = self.collection.stored_colbert
+        return self._reranker.rerank(question, candidates, stored, token_scores)
 
     def _search_all(
         self, branches: Sequence[Branch], plan: SearchPlan, question: FloatArray | None
@@ -233,10 +246,7 @@ class HybridSearch:
         if judged is not None and plan.score == "relevance":
             answer = judged.ranking[: len(best)]
         if query.colbert is not None and answer:
-            answer = self._reranker.rerank(
-                query.colbert, answer, self.collection.stored_colbert, token_scores
-            )
-            answer = answer[: plan.top_k]
+            answer = self.rerank(query.colbert, answer, token_scores)[: plan.top_k]
         nodes = self._to_nodes(answer)
         note_ranks(nodes, answer, lists, fused=best if plan.mode == "hybrid" else None)
         if judged is not None:
