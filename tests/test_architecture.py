@@ -58,6 +58,7 @@ EXPORTERS = {"export", "engines.onnx", "cli"}
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
+    "anyio": {"serving.mcp"},
     "dspy": {"dspy"},
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
@@ -74,7 +75,6 @@ HOMES = {
         "serving.searching",
         "cli",
     },
-    "anyio": {"serving.mcp"},
     "matplotlib": {"cli.precision_report", "evaluation.plots"},
     "mcp": {"serving.mcp"},
     "mteb": {"evaluation.mteb"},
