@@ -59,6 +59,7 @@ EXPORTERS = {"export", "engines.onnx", "cli"}
 HOMES = {
     "FlagEmbedding": {"engines.flag"},
     "PIL": {"images", "embedders.clip_model", "cli.doctor"},
+    "anyio": {"serving.mcp"},
     "dspy": {"dspy"},
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
@@ -76,7 +77,6 @@ HOMES = {
         "inspector",
         "cli",
     },
-    "anyio": {"serving.mcp"},
     "jinja2": {"inspector.pages"},
     "matplotlib": {"cli.precision_report", "evaluation.plots"},
     "mcp": {"serving.mcp"},

@@ -32,6 +32,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path.resolve()
 
 
+class TestWithin:
+    def test_what_lies_outside_is_left_out_wherever_links_lead(self, folder: Path) -> None:
+        write(folder, "in/a.md", "in/sub/b.md", "out/c.md", "out/sub/d.md")
+        (folder / "in" / "file.md").symlink_to(folder / "out" / "c.md")
+        (folder / "in" / "folder").symlink_to(folder / "out" / "sub")
+        (folder / "in" / "back").symlink_to(folder / "in" / "sub")
+        (folder / "in" / "up").symlink_to(folder)
+        within = [folder / "in"]
+        assert found(folder, "in", "out", "out/c.md", within=within) == ["in/a.md", "in/sub/b.md"]
+        left_out = find_files([folder / "in"], FileSelection(within=within)).left_out
+        assert set(left_out) == {str(folder / "in" / name) for name in ("file.md", "folder", "up")}
+        everything = ["in/a.md", "in/sub/b.md", "out/c.md", "out/sub/d.md"]
+        assert found(folder, "in", "out") == everything
+
+    def test_a_folder_that_is_named_through_a_link_holds_its_files(self, folder: Path) -> None:
+        write(folder, "in/a.md")
+        (folder / "link").symlink_to(folder / "in")
+        assert found(folder, "link", within=[folder / "link"]) == ["link/a.md"]
+
+
 class TestPatterns:
     @pytest.fixture(autouse=True)
     def _files(self, folder: Path) -> None:

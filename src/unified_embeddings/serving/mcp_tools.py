@@ -221,6 +221,7 @@ class Writing:
 
     def __init__(self, place: Place, roots: Sequence[Path]) -> None:
         self._place = place
+        self._named_roots = list(roots)
         self._roots = [root.resolve() for root in roots]
         self._lock = threading.Lock()
 
@@ -253,14 +254,16 @@ class Writing:
         return {"collection": collection, **cut_values(asdict(report))}
 
     def _find(self, text: str) -> Path:
-        """Return a path of a client as an absolute one.
+        """Return the path that a client means; a relative one is below the first root that has it.
+
+        Links are kept, as `index` keeps them, so that a file is known by one path.
 
         Raises:
             InputError: If it lies outside the roots, or is hidden within them.
         """
         folders = ", ".join(map(str, self._roots))
         try:
-            candidates = [root / text for root in self._roots]
+            candidates = [root / text for root in self._named_roots]
             existing = [path for path in candidates if path.exists()]
             path = (existing or candidates)[0]
             real = path.resolve()
@@ -270,7 +273,7 @@ class Writing:
             if real.is_relative_to(root):
                 if any(part.startswith(".") for part in real.relative_to(root).parts):
                     raise InputError(f"paths: {text!r:.200} is hidden, and is not indexed")
-                return real
+                return path
         raise InputError(
             f"paths: {text!r:.200} is outside the folders that may be indexed: {folders}"
         )
