@@ -20,10 +20,13 @@ from unified_embeddings.cli import (
     copying,
     demo,
     doctor,
+    drop,
     embed,
     evaluate,
     export_onnx,
     index,
+    info,
+    list_collections,
     make_queries,
     migrate,
     migrate_traffic,
@@ -54,6 +57,9 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
+app.command("list")(list_collections.list_collections)
+app.command("info")(info.info)
+app.command("drop")(drop.drop)
 app.command("copy")(copying.copy)
 app.command("adopt")(adopt.adopt)
 app.command("add-vectors")(add_vectors.add_vectors)
