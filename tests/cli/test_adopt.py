@@ -155,7 +155,7 @@ def test_what_does_not_exist(run: Run, work: Path, xlmr: Path) -> None:
     for command in (("adopt",), ("add-vectors", "--sparse")):
         ended = run(*command, "nowhere", "--model", xlmr)
         assert (ended.code, ended.out) == (1, "")
-        assert "existing collections and aliases: 'theirs', 'live'" in ended.err
+        assert "existing collections: 'theirs', and aliases: 'live'" in ended.err
         ended = run(*command, "theirs", "--path", "nothing", "--model", xlmr)
         assert (ended.code, ended.out) == (1, "")
         assert "folder nothing does not exist" in ended.err

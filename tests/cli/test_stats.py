@@ -58,11 +58,13 @@ class TestCollections:
         code, out, _ = run("stats")
         assert code == 0
         heading, first, second = (line.split() for line in out.splitlines())
-        assert heading == ["collection", "points", "indexed", "bytes", "vectors", "model"]
+        assert heading == [
+            "collection", "points", "documents", "indexed", "bytes", "vectors", "model",
+        ]  # fmt: skip
         assert (first[0], first[1]) == ("animals", "1")
         assert (second[0], second[1]) == ("plants", "1,234")
         assert second[-4:] == ["8", "+", "sparse", "other[bold]"]
-        assert first[4] in ("kB", "MB")
+        assert first[5] in ("kB", "MB")
 
     def test_one_collection_is_a_list_of_facts(self, run: Run) -> None:
         with open_folder("elsewhere") as client:

@@ -20,11 +20,14 @@ from unified_embeddings.cli import (
     copying,
     demo,
     doctor,
+    drop,
     embed,
     evaluate,
     export_onnx,
     index,
+    info,
     inspect,
+    list_collections,
     make_queries,
     mcp,
     migrate,
@@ -58,6 +61,9 @@ app.command("inspect")(inspect.inspect)
 app.command("embed", cls=embed.SeveralModelsCommand)(embed.embed)
 app.command("serve")(serve.serve)
 app.command("mcp")(mcp.mcp)
+app.command("list")(list_collections.list_collections)
+app.command("info")(info.info)
+app.command("drop")(drop.drop)
 app.command("copy")(copying.copy)
 app.command("adopt")(adopt.adopt)
 app.command("add-vectors")(add_vectors.add_vectors)

@@ -1,4 +1,4 @@
-"""Opening a collection that exists already, whoever made it, for the commands that change it."""
+"""Collections that exist already, whoever made them: the options of the commands about them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MetadataKey = Annotated[
 def open_existing(
     collection: str, path: Path, url: str | None, api_key: str | None
 ) -> tuple[Client, str]:
-    """Return a client of an existing collection, and its name where an alias is given.
+    """Return a client of a collection that is about to change, and its name if an alias is given.
 
     Args:
         collection: Name of the collection, or an alias.
@@ -54,25 +54,12 @@ def open_existing(
         MissingCollectionError: If there is none of that name. The message lists those that exist.
         StoreError: If the place cannot be opened.
     """
-    from unified_embeddings.stores.aliases import read_aliases
-    from unified_embeddings.stores.errors import store_errors
-
-    client = _open_place(collection, path, url, api_key)
-    with store_errors(collection, f"connecting to {url}" if url else "opening"):
-        names = sorted(info.name for info in client.get_collections().collections)
-        if collection in names:
-            return client, collection
-        aliases = read_aliases(client)
-    if collection in aliases:
-        shared.print_note(f"{collection!r} is an alias of {aliases[collection]!r}")
-        return client, aliases[collection]
-    existing = ", ".join(map(repr, [*names, *sorted(aliases)])) or "none"
-    raise shared.MissingCollectionError(
-        collection,
-        "opening",
-        f"it does not exist in {shared.name_place(path, url)}; existing collections and aliases: "
-        f"{existing}",
+    client, name = shared.require_collection(
+        collection, path, url, api_key=api_key, local_mode=True, timeout=TIMEOUT, hint=""
     )
+    if name != collection:
+        shared.print_note(f"{collection!r} is an alias of {name!r}")
+    return client, name
 
 
 def describe_reading(layout: str | None) -> str | None:
@@ -92,24 +79,6 @@ def describe_reading(layout: str | None) -> str | None:
             "is to read what is written: vector_store(..., text_key=..., metadata_key=...)"
         )
     return None
-
-
-def _open_place(collection: str, path: Path, url: str | None, api_key: str | None) -> Client:
-    from qdrant_client import QdrantClient
-
-    from unified_embeddings.stores.edge.catalog import is_local_mode_folder
-    from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
-
-    if url:
-        return QdrantClient(url=url, api_key=api_key, timeout=TIMEOUT, check_compatibility=False)
-    folder = path.expanduser()
-    if not folder.is_dir():
-        raise shared.MissingCollectionError(
-            collection, "opening", f"folder {folder} does not exist; give --path or --url"
-        )
-    if is_local_mode_folder(folder):
-        return open_local_mode_folder(folder)
-    return open_folder(folder)
 
 
 def read_layout(

@@ -83,6 +83,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_PATH = Path("qdrant_data")
 DEFAULT_COLLECTION = "documents"
+INDEX_HINT = "index some files first: unified-embeddings index PATH"
 _DEFAULT_MODEL = "bge-m3"
 
 
@@ -177,37 +178,57 @@ def _note_other_model(client: Client, collection: str, config: UnifiedEmbeddingC
     )
 
 
-def require_collection(collection: str, path: Path, url: str | None) -> tuple[Client, str]:
+def require_collection(
+    collection: str,
+    path: Path,
+    url: str | None,
+    *,
+    api_key: str | None = None,
+    local_mode: bool = False,
+    timeout: int | None = None,
+    hint: str = INDEX_HINT,
+) -> tuple[Client, str]:
     """Open the place of an existing collection; return its client and the collection's own name.
 
     The collection may be given by an alias.
 
+    Args:
+        collection: Name of the collection, or an alias.
+        path: Folder of the store; ignored if `url` is given.
+        url: Address of a server.
+        api_key: The server's.
+        local_mode: Whether the folder may also be one of qdrant-client's local mode.
+        timeout: Seconds that a server may take for one request; None is qdrant-client's own.
+        hint: What to do where there is no such collection.
+
     Raises:
         MissingCollectionError: If the collection does not exist. The message lists those that do.
+        StoreError: If the place cannot be opened.
     """
-    from unified_embeddings.stores.aliases import read_aliases, resolve_name
+    from unified_embeddings.stores.aliases import read_aliases
     from unified_embeddings.stores.errors import store_errors
 
-    hint = "index some files first: unified-embeddings index PATH"
-    if not url and not path.is_dir():
-        raise MissingCollectionError(collection, "opening", f"folder {path} does not exist; {hint}")
-    client = open_place(path, url)
-    action = f"connecting to {url}" if url else "opening"
-    with store_errors(collection, action):
-        collection_names = sorted(info.name for info in client.get_collections().collections)
-        own_name = resolve_name(client, collection)
-        aliases = sorted(read_aliases(client)) if own_name not in collection_names else []
-    if own_name not in collection_names:
-        existing = ", ".join(map(repr, collection_names)) or "none"
-        if aliases:
-            existing += f", and aliases: {', '.join(map(repr, aliases))}"
+    advice = f"; {hint}" if hint else ""
+    if not url and not path.expanduser().is_dir():
         raise MissingCollectionError(
-            collection,
-            "opening",
-            f"it does not exist in {name_place(path, url)}; existing collections: {existing}. "
-            f"{hint}",
+            collection, "opening", f"folder {path} does not exist; give --path or --url{advice}"
         )
-    return client, own_name
+    client = open_place(path, url, api_key=api_key, local_mode=local_mode, timeout=timeout)
+    with store_errors(collection, f"connecting to {url}" if url else "opening"):
+        names = sorted(info.name for info in client.get_collections().collections)
+        if collection in names:
+            return client, collection
+        aliases = read_aliases(client)
+    if collection in aliases:
+        return client, aliases[collection]
+    existing = ", ".join(map(repr, names)) or "none"
+    if aliases:
+        existing += f", and aliases: {', '.join(map(repr, sorted(aliases)))}"
+    raise MissingCollectionError(
+        collection,
+        "opening",
+        f"it does not exist in {name_place(path, url)}; existing collections: {existing}{advice}",
+    )
 
 
 def name_place(path: Path, url: str | None) -> str:
@@ -215,21 +236,39 @@ def name_place(path: Path, url: str | None) -> str:
     return url or f"the folder {printable(str(path))}"
 
 
-def open_place(path: Path, url: str | None) -> Client:
+def open_place(
+    path: Path,
+    url: str | None,
+    *,
+    api_key: str | None = None,
+    local_mode: bool = False,
+    timeout: int | None = None,
+) -> Client:
     """Open a store that exists, on the server `url` if given, otherwise in a folder.
+
+    Args:
+        path: Folder of the store; ignored if `url` is given.
+        url: Address of a server.
+        api_key: The server's.
+        local_mode: Whether the folder may also be one of qdrant-client's local mode.
+        timeout: Seconds that a server may take for one request; None is qdrant-client's own.
 
     Raises:
         StoreError: If there is no such folder, or another process has it open.
     """
     from qdrant_client import QdrantClient
 
-    from unified_embeddings.stores.opening import open_folder
+    from unified_embeddings.stores.edge.catalog import is_local_mode_folder
+    from unified_embeddings.stores.opening import open_folder, open_local_mode_folder
 
     if url:
-        return QdrantClient(url=url, check_compatibility=False)
-    if not path.is_dir():
+        return QdrantClient(url=url, api_key=api_key, timeout=timeout, check_compatibility=False)
+    folder = path.expanduser()
+    if not folder.is_dir():
         raise StoreError(str(path), "opening", "there is no such folder; --path names another")
-    return open_folder(path)
+    if local_mode and is_local_mode_folder(folder):
+        return open_local_mode_folder(folder)
+    return open_folder(folder)
 
 
 def server_settings(
