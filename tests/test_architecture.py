@@ -61,7 +61,7 @@ HOMES = {
     "dspy": {"dspy"},
     "fastapi": {"serving"},
     "fsspec": {"bulk.object_store"},
-    "grpc": {"stores.errors", "stores.schema"},
+    "grpc": {"stores.creating", "stores.errors"},
     "httpx": {"images.fetch", "embedders.remote_transport", "cli.ping", "cli.service_stats"},
     "huggingface_hub": {"models.hub", "cli.doctor"},
     "llama_index": {
@@ -95,7 +95,7 @@ HOMES = {
         "serving.searching",
         "cli",
     },
-    "qdrant_edge": {"stores.edge"},
+    "qdrant_edge": {"stores.edge", "embedders.qdrant_words"},
     "opentelemetry": {"monitoring"},
     "orjson": {"serving"},
     "prometheus_client": {"monitoring", "serving.metrics"},

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.validation import require_texts, require_whole_number
+from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.validation import (
+    require_list_weights,
+    require_texts,
+    require_weights,
+    require_whole_number,
+)
 
 
 @pytest.mark.parametrize("value", [1, 5, 2**40, np.int64(5), np.uint8(7), np.array(3)])
@@ -93,3 +99,35 @@ def test_a_lone_surrogate_is_refused_with_its_place() -> None:
         require_texts(["", "fine", "abc\ud800"])
     assert "at character 3" in str(refused.value)
     assert refused.value.index == 2
+
+
+@pytest.mark.parametrize("weights", [(1, 0.5), [1, 0.5], np.array([1, 0.5])])
+def test_two_weights_are_for_two_lists(weights: Any) -> None:
+    assert require_list_weights(weights) == (1.0, 0.5)
+    assert require_weights(weights, of="texts and images") == (1.0, 0.5)
+    assert Fusion(weights).keyword_weight == 0
+
+
+def test_a_third_weight_is_the_keyword_lists() -> None:
+    fusion = Fusion((0.5, 0.2, 0.3), method="dbsf", candidates=100)
+    assert fusion.keyword_weight == 0.3
+    assert str(fusion) == "DBSF, weights 0.5 : 0.2 : 0.3, 100 candidates"
+    assert str(Fusion((0, 0, 1))) == "bm25 alone"
+    assert str(Fusion((1, 0, 0))) == str(Fusion((1, 0))) == "dense alone"
+    assert Fusion.from_dict(fusion.to_dict()) == fusion
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(), (1,), (1, 1, 1, 1), (0, 0), (0, 0, 0), (1, -1, 1), (1, np.nan, 1), "111", None, (1, "1")],
+)
+def test_other_weights_are_refused(weights: Any) -> None:
+    with pytest.raises(InputError, match="or three with the keyword list's"):
+        Fusion(weights)
+    with pytest.raises(InputError, match="two numbers >= 0, texts and images, not both 0"):
+        require_weights(weights, of="texts and images")
+
+
+def test_three_weights_are_no_pair() -> None:
+    with pytest.raises(InputError, match="texts and images"):
+        require_weights((1, 1, 1), of="texts and images")

@@ -80,12 +80,39 @@ def require_weights(weights: object, *, of: str) -> tuple[float, float]:
     Raises:
         InputError: If it is not two finite numbers >= 0, or both are 0.
     """
-    pair: list[float] = []
-    if isinstance(weights, Sequence | np.ndarray) and not isinstance(weights, str | bytes):
-        pair = [float(weight) for weight in weights if is_weight(weight)]
-    if len(pair) != 2 or len(weights) != 2 or sum(pair) == 0:  # type: ignore[arg-type]  # sized here
+    pair = _read_weights(weights)
+    if len(pair) != 2:
         raise InputError(f"weights must be two numbers >= 0, {of}, not both 0; got {weights!r}")
     return pair[0], pair[1]
+
+
+def require_list_weights(weights: object) -> tuple[float, ...]:
+    """Return the weights of the lists of a search as floats, and refuse everything else.
+
+    Args:
+        weights: What came: two numbers for the dense and the sparse list, or three, the last one
+            for the keyword list.
+
+    Raises:
+        InputError: If it is not two or three finite numbers >= 0, or all are 0.
+    """
+    numbers = _read_weights(weights)
+    if len(numbers) not in (2, 3):
+        raise InputError(
+            "weights must be two numbers >= 0, dense and sparse, or three with the keyword list's, "
+            f"not all 0; got {weights!r}"
+        )
+    return numbers
+
+
+def _read_weights(weights: object) -> tuple[float, ...]:
+    """Return weights as floats; nothing if they are no numbers >= 0, or all 0."""
+    if not isinstance(weights, Sequence | np.ndarray) or isinstance(weights, str | bytes):
+        return ()
+    numbers = tuple(float(weight) for weight in weights if is_weight(weight))
+    if len(numbers) != len(weights) or sum(numbers) == 0:
+        return ()
+    return numbers
 
 
 def require_vector(

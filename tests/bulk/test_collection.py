@@ -19,9 +19,11 @@ import command
 from unified_embeddings.bulk.options import BulkOptions, CollectionTarget
 from unified_embeddings.bulk.rows import InputOptions
 from unified_embeddings.bulk.run import embed_rows
+from unified_embeddings.embedders.bm25 import Bm25Embedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.migration.added_vectors import add_vectors
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 
 CHILD = Path(__file__).with_name("collection_child.py")
@@ -203,3 +205,18 @@ def test_rows_go_into_a_collection_that_holds_colbert_vectors(tmp_path: Path) ->
         (expected,) = embedder.encode_pooled([text], 2)
         assert isinstance(point.vector, dict)
         assert point.vector["text-colbert"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_collections_keyword_list_is_filled(tmp_path: Path) -> None:
+    client = QdrantClient(":memory:")
+    run(make_rows(45), tmp_path / "first", client)
+    embedder = poisoned.make_poisoned(model="fake")
+    assert add_vectors(client, "notes", embedder, [], keywords="bm25:none").added == 45
+    rows = [{"id": "part-1", "text": "Part AB-1234C", "place": 99}]
+    run(rows, tmp_path / "second", client)
+    vector = Bm25Embedder("bm25:none").encode_query("1234c").sparse[0]  # type: ignore[index]
+    query = qm.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    (found,) = client.query_points("notes", query=query, using="text-bm25").points
+    assert found.payload is not None
+    assert found.payload["place"] == 99
+    client.close()

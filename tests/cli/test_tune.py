@@ -21,6 +21,7 @@ from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import shared
 from unified_embeddings.embedders.cached import Vectors
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.errors import InputError
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import Fusion
@@ -330,6 +331,26 @@ def test_a_calibration_is_fitted_recorded_and_used(
             assert last.score is not None
             assert best.metadata["paper"] == "p5"
             assert best.score > 0.5 > last.score
+
+
+def test_with_a_keyword_list_what_is_fitted_is_the_models_own_two_lists(
+    data: Path, tmp_path: Path, tune: Tune
+) -> None:
+    place = ("--path", str(tmp_path / "keywords"))
+    with EdgeQdrantClient(place[1]) as client:
+        build_vector_store(EMBEDDER, "docs", client=client, keywords="bm25:none")
+        fill(client)
+    code, out, err = tune("docs", "--data", data, "--calibrate", *place)
+    assert (code, err) == (0, "")
+    assert "relevance needs fusion='model' or two weights" in out.replace("\n", " ")
+    with EdgeQdrantClient(place[1]) as client:
+        store = build_vector_store(EMBEDDER, "docs", client=client)
+        with pytest.raises(InputError, match="has a keyword list too"):
+            UnifiedHybridRetriever(store, EMBEDDER, score="relevance")
+        retriever = UnifiedHybridRetriever(store, EMBEDDER, score="relevance", fusion="model")
+        best, *_, last = retriever.retrieve(f"{WORDS[4]} {WORDS[5]}")
+        assert best.metadata["paper"] == "p5"
+        assert (best.score or 0) > 0.5 > (last.score or 0)
 
 
 def test_resetting_a_calibration(place: tuple[str, str], data: Path, tune: Tune) -> None:

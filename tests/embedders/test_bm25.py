@@ -318,7 +318,7 @@ class TestPair:
 def brute_force(query: str, documents: list[str], embedder: Bm25Embedder) -> dict[int, float]:
     """Score documents by BM25's definition, over strings, with the IDF of Qdrant's modifier."""
     terms = [[piece.text for piece in embedder.split(text)] for text in documents]
-    lengths = [embedder._find_terms(text)[1] for text in documents]
+    lengths = [embedder._rules.find_terms(text)[1] for text in documents]
     scores: dict[int, float] = {}
     for row, found in enumerate(terms):
         counts = Counter(found)

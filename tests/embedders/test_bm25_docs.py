@@ -13,7 +13,8 @@ from scipy.sparse import load_npz
 from docs_page import read_page, run_command, run_example
 from unified_embeddings.embedders.bm25 import Bm25Embedder
 from unified_embeddings.embedders.term_ids import NUMBERS
-from unified_embeddings.models.bm25 import BM25_FUSION, LANGUAGES
+from unified_embeddings.evaluation.fusion_choices import list_choices
+from unified_embeddings.models.bm25 import BM25_FUSION, KEYWORD_FUSION, LANGUAGES
 
 PAGE = read_page("bm25.md")
 
@@ -48,7 +49,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_identifiers_are_found_by_name_and_by_part(answers: list[str]) -> None:
-    _, by_name, by_part, model, _ = answers
+    _, by_name, by_part, model, *_ = answers
     assert "people.txt" in by_name.splitlines()[0]
     assert "dates.txt" in by_part
     assert "people.txt" not in by_part
@@ -70,9 +71,17 @@ def test_a_models_file_may_name_it(tmp_path: Path) -> None:
     assert matrix.indices.tolist() == list(expected[0])
 
 
-def test_the_example_prints_what_its_comment_says(tmp_path: Path) -> None:
-    (example,) = PAGE.examples
-    assert run_example(example, tmp_path) == "The pump takes seal AB-1234C.\n"
+def test_the_examples_print_what_their_comments_say(tmp_path: Path) -> None:
+    second_list, third_list = PAGE.examples
+    assert run_example(second_list, tmp_path) == "The pump takes seal AB-1234C.\n"
+    assert run_example(third_list, tmp_path) == "The pump takes seal AB-1234D. 1\n"
+
+
+def test_the_third_list_is_explained_and_added(answers: list[str]) -> None:
+    *_, explained, _, added = answers
+    assert "people.txt" in explained.splitlines()[0]
+    assert re.search(r"bm25 +0\.\d+ = 0\.4 · ", explained)
+    assert "a keyword list (bm25) added to 2 of 2 points" in added
 
 
 def test_the_table_of_words_is_true() -> None:
@@ -88,3 +97,8 @@ def test_languages_and_fusion_are_the_ones_there_are() -> None:
     assert f"the others: {others}." in PAGE.text
     assert (BM25_FUSION.weights, BM25_FUSION.candidates) == ((0.6, 0.4), 100)
     assert "DBSF, 0.6 dense : 0.4 sparse, 100 candidates" in PAGE.text
+    assert (KEYWORD_FUSION.weights, KEYWORD_FUSION.candidates) == ((0.4, 0.2, 0.4), 100)
+    assert "DBSF, 0.4 dense : 0.2 sparse : 0.4 BM25, 100 candidates" in PAGE.text
+    own = BM25_FUSION
+    of_three = len(list_choices(own, keywords=True)) - len(list_choices(own))
+    assert f"`tune` tries {of_three} mixtures of three lists" in PAGE.text

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -29,9 +30,12 @@ from unified_embeddings import (
     ModelSpec,
     UnifiedEmbeddingConfig,
 )
+from unified_embeddings.engines.base import Runtime
+from unified_embeddings.engines.onnx import OnnxEngine
 from unified_embeddings.export.folder import export_onnx
-from unified_embeddings.export.quantisation import quantise_blocks
+from unified_embeddings.export.quantisation import Rotation, quantise_rows, rotate
 from unified_embeddings.models.catalogue import MODELS
+from unified_embeddings.models.resolve import resolve
 from unified_embeddings.system.files import scratch_folder
 from unified_embeddings.system.hardware import Cpu
 
@@ -179,6 +183,47 @@ class TestInt8:
             np.testing.assert_allclose(alone.dense[0], together.dense[i], atol=1e-5)
             np.testing.assert_array_equal(alone.sparse[0].indices, together.sparse[i].indices)
 
+    def test_short_texts_of_several_lengths_are_as_alone_to_the_bit(self, mini_int8: Path) -> None:
+        """Attention sees padding, of any amount, and gives the same result."""
+        embedder = BGE_M3_Embedder(mini_int8, cache=None)
+        lengths = (1, 5, 14, 15, 16, 17, 30, 33, 47, 61)
+        texts = [" ".join(["fox", "dog", "cat"][i % 3] for i in range(n)) for n in lengths]
+        together = embedder.encode_documents(texts, colbert=True)
+        for i, text in enumerate(texts):
+            alone = embedder.encode_documents([text], colbert=True)
+            np.testing.assert_allclose(alone.dense[0], together.dense[i], atol=1e-6)
+            np.testing.assert_allclose(alone.colbert[0], together.colbert[i], atol=1e-6)
+            np.testing.assert_allclose(alone.sparse[0].values, together.sparse[i].values, rtol=1e-5)
+
+    def test_kernels_without_int8_products_give_the_same_vectors(
+        self, mini_int8: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where signed weights would saturate they are made unsigned, which is exact."""
+        here = BGE_M3_Embedder(mini_int8, cache=None).encode_documents(PASSAGES)
+        older = Cpu("an older processor", 2, ("avx2",))
+        monkeypatch.setattr("unified_embeddings.engines.onnx_session.cpu", lambda: older)
+        there = BGE_M3_Embedder(mini_int8, cache=None).encode_documents(PASSAGES)
+        np.testing.assert_allclose(there.dense, here.dense, atol=1e-6)
+
+    def test_a_large_column_takes_no_resolution_from_the_others(self, tmp_path: Path) -> None:
+        """One column of the states a hundred times larger than the rest, as in real models."""
+        folder = checkpoints.xlm_roberta(tmp_path / "source", width=256)
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        for name in [name for name in weights if name.endswith("LayerNorm.weight")]:
+            weights[name][7] *= 100
+        safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        ours = BGE_M3_Embedder(export_onnx(folder, tmp_path / "int8", precision="int8"))
+        source = BGE_M3_Embedder(folder, precision="fp32")
+        exported_rows, source_rows = (
+            # The large column alone would make any two vectors of this model alike.
+            np.delete(e.encode_documents(TEXTS).dense, 7, axis=1)
+            for e in (ours, source)
+        )
+        cosines = np.sum(exported_rows * source_rows, axis=1) / np.sqrt(
+            np.sum(exported_rows**2, axis=1) * np.sum(source_rows**2, axis=1)
+        )
+        assert cosines.min() > 0.99
+
     def test_it_is_a_quarter_of_the_size(self, mini_int8: Path, tmp_path: Path) -> None:
         full = export_onnx("mini-m3", tmp_path / "fp32")
         small, large = ((f / "model.onnx.data").stat().st_size for f in (mini_int8, full))
@@ -190,8 +235,16 @@ class TestInt8:
         other = BGE_M3_Embedder(mini_int8, cache=cache)
         assert np.abs(one.encode_query("fox").dense - other.encode_query("fox").dense).max() > 0
 
-    def test_columns_that_do_not_fill_a_block(self, xlmr: Path, tmp_path: Path) -> None:
-        """32 columns in blocks of 64: the rest is filled with zeros, and changes nothing."""
+    def test_ways_to_scale_do_not_share_the_cache(self, mini_int8: Path, tmp_path: Path) -> None:
+        """The older way's keys are what they were before there was another."""
+        older = edited(mini_int8, tmp_path / "older", scheme="")
+        cache = EmbeddingCache()
+        for folder in (mini_int8, older, mini_int8, older):
+            BGE_M3_Embedder(folder, cache=cache).encode_query("fox")
+        stats = cache.stats()
+        assert (stats.misses, stats.hits) == (4, 4)  # two heads for each way, once
+
+    def test_a_narrow_model(self, xlmr: Path, tmp_path: Path) -> None:
         ours = BGE_M3_Embedder(export_onnx(xlmr, tmp_path / "int8", precision="int8"))
         source = BGE_M3_Embedder(xlmr, precision="fp32")
         exported_vectors, source_vectors = (e.encode_documents(TEXTS).dense for e in (ours, source))
@@ -202,25 +255,37 @@ class TestInt8:
             export_onnx(xlmr, tmp_path / "b", precision="int4")  # type: ignore[arg-type]
         assert not (tmp_path / "b").exists()
 
-    def test_a_large_value_spoils_its_own_block_only(self) -> None:
-        weight = np.full((2, 40), 0.5, dtype=np.float32)
-        weight[1, 3] = 127.0
-        values, scales = quantise_blocks(weight, 16)
-        assert values.shape == (2, 3, 16)  # 40 columns in three blocks, the last one filled up
-        assert values.dtype == np.uint8
-        np.testing.assert_allclose(scales[:, :2], [[0.5 / 127, 0.5 / 127], [1.0, 0.5 / 127]])
-        restored = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(2, -1)[:, :40]
-        np.testing.assert_allclose(restored[0], weight[0], atol=1e-6)
-        np.testing.assert_allclose(restored[1, 16:], weight[1, 16:], atol=1e-6)
-        assert restored[1, 3] == 127
-        assert (restored[1, :3] == 0).all()  # 0.5 of 127 rounds to 0
+    def test_a_rotation_leaves_products_as_they_were(self) -> None:
+        rng = np.random.default_rng(0)
+        for columns in (24, 128, 256, 512, 1024, 1536):
+            states, weight = rng.normal(size=(2, 7, columns)).astype(np.float32)
+            rotation = Rotation.of(columns)
+            turned = rotate(states, rotation) @ rotate(weight, rotation).T
+            np.testing.assert_allclose(turned, states @ weight.T, rtol=1e-4, atol=1e-4)
+
+    def test_a_rotation_spreads_a_large_column_over_all(self) -> None:
+        states = np.zeros((1, 1024), dtype=np.float32)
+        states[0, 5] = 32
+        np.testing.assert_allclose(np.abs(rotate(states, Rotation.of(1024))), 1, rtol=1e-6)
+        # 24 columns are three blocks of eight.
+        narrow = np.zeros((1, 24), dtype=np.float32)
+        narrow[0, 9] = 8**0.5
+        spread = np.abs(rotate(narrow, Rotation.of(24)))
+        np.testing.assert_allclose(spread, [[0] * 8 + [1] * 8 + [0] * 8], atol=1e-6)
+
+    def test_rotations_have_the_sizes_that_were_asked_for(self) -> None:
+        assert Rotation.of(1024).sizes == (32, 32)
+        assert Rotation.of(512).sizes == (32, 16)
+        assert Rotation.of(384).sizes == (128,)
+        assert Rotation.of(4096, largest=32).sizes == (32,)
+        assert Rotation.of(33).sizes == (1,)
 
     @given(hnp.arrays(np.float32, (3, 50), elements=st.floats(-1e3, 1e3, width=32)))
     def test_no_weight_is_off_by_more_than_half_a_step(self, weight: Any) -> None:
-        values, scales = quantise_blocks(weight, 32)
-        restored = ((values.astype(np.float32) - 128) * scales[..., None]).reshape(3, -1)[:, :50]
-        steps = np.repeat(scales, 32, axis=1)[:, :50]
-        assert (np.abs(restored - weight) <= steps * 0.5001 + 1e-9).all()
+        values, scales = quantise_rows(weight)
+        assert values.dtype == np.int8
+        assert np.abs(values.astype(int)).max() <= 127
+        assert (np.abs(values * scales - weight) <= scales * 0.5001 + 1e-9).all()
 
 
 @pytest.fixture
@@ -353,7 +418,10 @@ class TestHardware:
     @pytest.mark.parametrize(
         ("flags", "reason"),
         [
-            (("avx2",), "as asked; a quarter of the memory, but documents take longer than in "),
+            (
+                ("avx2",),
+                "as asked; a quarter of the memory, and half as fast as it could be, since ",
+            ),
             (("avx2", "avx_vnni"), "as asked"),
             ((), "as asked"),
         ],
@@ -401,6 +469,51 @@ def test_another_runtime_may_pass_padded_texts(exported: Path, xlmr: Path) -> No
         np.testing.assert_allclose(rows, expected.colbert[row], atol=1e-4)
         for token, weight in expected.sparse[row].items():
             assert weights[row][padded[row] == token].max() == pytest.approx(weight, abs=1e-4)
+
+
+class TestPasses:
+    @pytest.fixture
+    def passes(self, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+        """The lengths of the texts in each pass from here on."""
+        lengths: list[list[int]] = []
+        run_pass = OnnxEngine._run_pass
+
+        def noting(self: OnnxEngine, texts: Any, heads: Any) -> Any:
+            lengths.append([len(text) for text in texts])
+            return run_pass(self, texts, heads)
+
+        monkeypatch.setattr(OnnxEngine, "_run_pass", noting)
+        return lengths
+
+    def run(self, folder: Path, lengths: list[int]) -> None:
+        engine = OnnxEngine(
+            resolve(folder, local_files_only=True), Runtime("onnx", "cpu", "fp32", "")
+        )
+        batch = [np.full(length, 5, dtype=np.int32) for length in lengths]
+        heads = engine.run(batch, frozenset(("dense", "sparse", "colbert")))
+        assert heads.pooled is not None
+        assert heads.token_weights is not None
+        assert heads.token_vectors is not None
+        assert len(heads.pooled) == len(batch)
+        assert [len(row) for row in heads.token_weights] == lengths
+        assert [len(rows) for rows in heads.token_vectors] == [n - 1 for n in lengths]
+
+    def test_short_texts_share_one(self, exported: Path, passes: list[list[int]]) -> None:
+        self.run(exported, [100, 100, 90, 64, 20, 20, 3])
+        assert passes == [[100, 100], [90], [64, 20, 20, 3]]
+
+    def test_of_so_many_rows_at_most(self, exported: Path, passes: list[list[int]]) -> None:
+        self.run(exported, [100] * 7 + [20, 60, 2] + [60] * 7)
+        assert passes == [[100] * 5, [100] * 2, [20, 60, 2] + [60] * 5, [60] * 2]
+        passes.clear()
+        self.run(exported, [512, 512])
+        assert passes == [[512], [512]]
+
+    def test_an_export_of_an_earlier_version_takes_one_length_at_a_time(
+        self, exported: Path, tmp_path: Path, passes: list[list[int]]
+    ) -> None:
+        self.run(edited(exported, tmp_path / "older", ragged=False), [20, 20, 3])
+        assert passes == [[20, 20], [3]]
 
 
 class TestEngine:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.evaluation.fusion_choices import (
+    BM25_ALONE,
     DENSE_ALONE,
     SPARSE_ALONE,
     SearchedQuery,
@@ -165,6 +167,14 @@ class TestScores:
         """One of each list: a1 and c1 tie, and their names decide."""
         assert fuse_documents(self.QUERY, Fusion((1, 1), candidates=1)) == ["a", "c"]
 
+    def test_a_keyword_list_is_the_third(self) -> None:
+        """k = 0: d1 has 1, and c1 1/2 + 1 with a weight of 1 for two lists."""
+        query = replace(self.QUERY, bm25=[("d1", 9.0), ("c1", 8.0)])
+        query = replace(query, document_of={**query.document_of, "d1": "d"})
+        assert fuse_documents(query, BM25_ALONE) == ["d", "c"]
+        assert fuse_documents(query, Fusion((0, 1, 1), k=0)) == ["c", "d", "b"]
+        assert fuse_documents(query, SPARSE_ALONE) == ["c", "b"]
+
     def test_ndcg_of_each_choice(self) -> None:
         """Only b is relevant: second by the dense list and second by the sparse one."""
         qrels = {"q": {"b": 1}}
@@ -181,3 +191,9 @@ class TestScores:
         assert choices[:3] == [DEFAULT, DENSE_ALONE, SPARSE_ALONE]
         assert len(set(choices)) == len(choices)
         assert max(choice.candidates for choice in choices) == 100
+        with_keywords = list_choices(DEFAULT, keywords=True)
+        assert with_keywords[: len(choices)] == choices
+        assert len(set(with_keywords)) == len(with_keywords)
+        added = with_keywords[len(choices) :]
+        assert added[0] == BM25_ALONE
+        assert all(choice.keyword_weight > 0 for choice in added)

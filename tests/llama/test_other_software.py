@@ -50,9 +50,10 @@ from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.payloads import own_metadata
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client
-from unified_embeddings.stores.schema import ensure_collection, recorded_model
+from unified_embeddings.stores.schema import recorded_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Failed to obtain server version")
 

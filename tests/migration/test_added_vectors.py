@@ -30,7 +30,8 @@ from unified_embeddings.migration.heads import Watching
 from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client
-from unified_embeddings.stores.schema import COLBERT_VECTOR, DENSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
+from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
 
 NODES = make_nodes(make_texts(150))
 TEXTS = {int(node.node_id): node.get_content(metadata_mode=MetadataMode.EMBED) for node in NODES}

@@ -26,9 +26,10 @@ from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.migration.adoption import adopt_collection
 from unified_embeddings.migration.probes import PROBES, Layout
 from unified_embeddings.models.spec import ModelSpec
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.opening import Client
-from unified_embeddings.stores.schema import ensure_collection, recorded_model
+from unified_embeddings.stores.schema import recorded_model
 from unified_embeddings.types import SparseVector
 
 NODES = make_nodes(make_texts(60))

@@ -79,6 +79,20 @@ def test_the_plan_is_recorded_and_nothing_else_is_written(
     assert [info.name for info in client.get_collections().collections] == [SOURCE]
 
 
+def test_a_keyword_list_is_not_moved_and_the_plan_says_how_to_have_one(
+    client: QdrantClient, tmp_path: Path
+) -> None:
+    old = FakeEmbedder(model_name="old")
+    store = build_vector_store(old, "notes", client=client, keywords="bm25:none")
+    node = make_node(1, "Text.")
+    node.embedding = old.encode_documents(["Text."]).dense[0].tolist()  # type: ignore[index]
+    store.add([node])
+    planned = plan(client, tmp_path, "notes", alias="live")
+    (note,) = [note for note in planned.notes if "keyword list" in note]
+    target = planned.record.target
+    assert f"add-vectors {target} --keywords bm25:none --model new" in note
+
+
 def test_points_without_text_are_counted_and_shown(client: QdrantClient, tmp_path: Path) -> None:
     make_old_collection(client, TEXTS)
     old_store(client).add([make_node(50, "")])

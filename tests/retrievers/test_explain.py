@@ -134,7 +134,7 @@ class TestByHand:
         assert explanation.dense is not None
         assert explanation.dense.score == pytest.approx(0.6)
         # Dense: "dog dog" .96, "dog" .8, "fox" .6. Sparse: "fox" 4, then the two others.
-        assert dataclasses.astuple(explanation.ranks) == (3, 1, 3)
+        assert dataclasses.astuple(explanation.ranks) == (3, 1, 3, None)
         assert explanation.fused is not None
         dense, sparse = explanation.fused.lists
         assert (dense.name, dense.rank, dense.weight) == ("dense", 3, 1.0)
@@ -681,7 +681,7 @@ def test_an_explanation_is_frozen_and_fits_into_json(store: QdrantVectorStore) -
         explanation.colbert.similarities[0, 0] = 1.0
     values = json.loads(json.dumps(explanation.to_dict()))
     assert {token["text"] for token in values["sparse"]["tokens"]} == {"quick", "fox"}
-    assert values["ranks"] == {"dense": 1, "sparse": 1, "fused": 1}
+    assert values["ranks"] == {"dense": 1, "sparse": 1, "fused": 1, "bm25": None}
     assert values["fused"]["fusion"]["method"] == "rrf"
     assert values["score"] == explanation.score
     assert "similarities" not in values["colbert"]

@@ -13,7 +13,8 @@ from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.embedders.paired import PairedEmbedder
 from unified_embeddings.embedders.single_model import ModelEmbedder
 from unified_embeddings.errors import FingerprintMismatchError
-from unified_embeddings.stores.schema import METADATA_KEY, check_collection, ensure_collection
+from unified_embeddings.stores.creating import ensure_collection
+from unified_embeddings.stores.schema import METADATA_KEY, check_collection
 
 
 class Upgraded(FakeEmbedder):

@@ -15,10 +15,11 @@ from unified_embeddings.errors import StoreError
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.stores.clearing import clear_collection
 from unified_embeddings.stores.copying import copy_collection
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.fusion_choice import FUSION_KEY, read_choice, write_choice
 from unified_embeddings.stores.opening import Client
-from unified_embeddings.stores.schema import METADATA_KEY, ensure_collection, recorded_model
+from unified_embeddings.stores.schema import METADATA_KEY, recorded_model
 
 CHOICE = Fusion((0.6, 0.4), k=7, candidates=100, source="our judgements", method="dbsf")
 EMBEDDER = FakeEmbedder(dimension=4)

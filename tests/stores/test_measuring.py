@@ -14,9 +14,9 @@ from qdrant_client import models as qm
 from qdrant_server import running_server
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.measuring import measure_collection, sample_vectors
 from unified_embeddings.stores.opening import open_folder
-from unified_embeddings.stores.schema import ensure_collection
 
 DENSE = "text-dense"
 

@@ -34,6 +34,7 @@ from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.payloads import build_payloads
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, keyword_vectors
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
@@ -122,6 +123,11 @@ class CollectionWriter:
                 TextNode(id_=node_id, text=record.text or "", metadata=dict(record.fields))
             )
             vectors.append(named)
+        if self._store.keywords is not None:
+            texts = [node.text for node in nodes]
+            counted = keyword_vectors(self._store.keywords, texts)
+            for named, vector in zip(vectors, counted, strict=True):
+                named[KEYWORD_VECTOR] = vector
         payloads = build_payloads(nodes)
         return [
             qm.PointStruct.model_construct(id=node.node_id, payload=payload, vector=named)

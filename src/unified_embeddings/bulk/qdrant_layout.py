@@ -24,7 +24,8 @@ from unified_embeddings.bulk.upsert_layouts import (
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.payloads import build_payloads
-from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR, ensure_collection
+from unified_embeddings.stores.creating import ensure_collection
+from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 
 _UINT64_END = 2**64
 

@@ -38,6 +38,10 @@ def add_vectors(
             "given.",
         ),
     ] = None,
+    keywords: Annotated[
+        str | None,
+        typer.Option("--keywords", help="Add a keyword list (text-bm25): bm25, bm25:german, ..."),
+    ] = None,
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
     api_key: existing.ApiKey = None,
@@ -55,7 +59,7 @@ def add_vectors(
     ] = None,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Add sparse or ColBERT vectors to a collection; the vectors that it has stay as they are.
+    """Add sparse or ColBERT vectors, or a keyword list, to a collection; what it has stays.
 
     It must record its model (see `adopt`). Servers before Qdrant 1.18 cannot add vectors: there, a
     second collection gets copies of all points, and an alias that you give as the name is switched
@@ -66,8 +70,8 @@ def add_vectors(
         heads.append("sparse")
     if colbert:
         heads.append("colbert")
-    if not heads and copy_to is None:
-        raise InputError("name the vectors to add: --sparse, --colbert or both")
+    if not heads and copy_to is None and keywords is None:
+        raise InputError("name the vectors to add: --sparse, --colbert or --keywords bm25")
     stored_colbert = _read_stored_colbert(colbert, pool, quantisation)
     client, name = existing.open_existing(collection, path, url, api_key)
     config = shared.open_config(model, sparse_model, model_url)
@@ -89,6 +93,7 @@ def add_vectors(
                 config.embedder,
                 heads,
                 colbert=stored_colbert,
+                keywords=keywords,
                 layout=existing.read_layout(layout, text_key, metadata_key),
                 copy_to=copy_to,
                 alias="" if collection == name else collection,
@@ -127,7 +132,10 @@ def _read_stored_colbert(
 
 def _describe(report: AddedVectorsReport) -> list[str]:
     """Return what came of it, line by line."""
-    what = f"{' and '.join(report.heads)} vectors added to" if report.heads else "copied"
+    added = [f"{head} vectors" for head in report.heads]
+    if report.keywords:
+        added.append(f"a keyword list ({report.keywords})")
+    what = f"{' and '.join(added)} added to" if added else "copied"
     lines = [
         f"{report.target}: {what} {report.added} of {report.total} points, {report.seconds:.1f} s"
     ]

@@ -84,6 +84,11 @@ def fit_and_record(
     name = shared.printable(store.collection_name)
     if written:
         shared.print_line(f"\nRecorded in {name}. To undo: tune --calibrate --reset")
+        if store.keywords is not None:
+            shared.print_line(
+                "Its hits are those without the keyword list, and relevance needs fusion='model' "
+                "or two weights, which leave that list out"
+            )
         return
     reason = "the model's own calibration is as close to the judgements"
     if dry_run:
@@ -175,6 +180,9 @@ def _read_settings(
 ) -> tuple[Fusion, Calibration | None]:
     """Return how the collection's lists are fused, and the model's calibration if it holds here.
 
+    Where a keyword list is fused too, the model's own fusion is returned: relevance is to be had
+    with that one alone.
+
     Raises:
         InputError: If one list is left out, for which relevance is not calibrated.
     """
@@ -184,8 +192,9 @@ def _read_settings(
 
     with store_errors(store.collection_name, "reading the collection's settings"):
         info = store.client.get_collection(store.collection_name)
-    fusion = read_choice(store.collection_name, info) or embedder.fusion
-    if 0 in fusion.weights:
+    chosen = read_choice(store.collection_name, info)
+    fusion = embedder.fusion if chosen is None or chosen.keyword_weight else chosen
+    if 0 in fusion.weights[:2]:
         raise InputError(
             f"the fusion is {fusion}, and relevance is calibrated on both lists; remove the choice "
             f"first: unified-embeddings tune {shlex.quote(store.collection_name)} --reset"

@@ -41,6 +41,10 @@ def explanation_lines(explanation: Explanation) -> list[str]:
         place = _place(explanation.ranks.sparse, explanation.candidates)
         lines.append(f"sparse {explanation.sparse.score:.4f}, {place}")
         lines += _sparse_lines(explanation.sparse)
+    if explanation.bm25 is not None:
+        place = _place(explanation.ranks.bm25, explanation.candidates)
+        lines.append(f"bm25 {explanation.bm25.score:.4f}, {place}")
+        lines += _sparse_lines(explanation.bm25)
     if explanation.colbert is not None:
         lines += _colbert_lines(explanation.colbert)
     return [_INDENT + line for line in lines]

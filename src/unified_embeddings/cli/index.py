@@ -32,6 +32,7 @@ def index(
     url: shared.StoreUrl = None,
     model: shared.Model = None,
     sparse_model: shared.SparseModel = None,
+    keywords: shared.Keywords = None,
     model_url: shared.ModelUrl = None,
     chunk_tokens: Annotated[
         int, typer.Option(min=32, help="Maximum number of tokens in a chunk.")
@@ -92,7 +93,7 @@ def index(
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.system.progress import open_ended_progress_bar
 
-    config = shared.open_config(model, sparse_model, model_url)
+    config = shared.open_config(model, sparse_model, model_url, keywords)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     store = _open_store(
         config,

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.embedders.stemming import stemmer_for
+from unified_embeddings.embedders.bm25 import rules_for
 from unified_embeddings.errors import MissingExtraError, ModelLoadError
-from unified_embeddings.models.bm25 import LANGUAGES, NO_STEMMING, read_language
+from unified_embeddings.models.bm25 import FASTEMBED_BM25, LANGUAGES, NATIVE_BM25, NO_STEMMING
 from unified_embeddings.models.catalogue import MODELS, guess_spec, spec_for
 from unified_embeddings.models.fusion import DEFAULT_FUSION
 from unified_embeddings.models.resolve import resolve
@@ -49,6 +49,10 @@ def models(name: Name = None, as_json: shared.AsJson = False) -> None:
     )
     languages = ", ".join((*LANGUAGES, NO_STEMMING))
     typer.echo(textwrap.fill(f"bm25 counts words, in English or as bm25:LANGUAGE: {languages}", 79))
+    typer.echo(
+        f"{FASTEMBED_BM25} and {NATIVE_BM25} do the same for collections that FastEmbed\n"
+        "or Qdrant itself filled"
+    )
 
 
 def _table_row(spec: ModelSpec) -> str:
@@ -138,7 +142,7 @@ def _find_folders(spec: ModelSpec) -> tuple[list[str], str | None]:
     try:
         for part in parts:
             if part.pooling == "bm25":
-                stemmer_for(read_language(part.model_id))
+                rules_for(part.model_id)
             else:
                 folders.append(str(resolve(part, local_files_only=True).folder))
     except ModelLoadError as error:

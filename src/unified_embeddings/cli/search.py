@@ -10,7 +10,7 @@ import typer
 from unified_embeddings.cli import existing, shared
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
-from unified_embeddings.validation import require_weights
+from unified_embeddings.validation import require_list_weights
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
@@ -47,8 +47,8 @@ def search(
         str,
         typer.Option(
             metavar="DENSE,SPARSE",
-            help="Weights of the two rankings, as in 1,0.3; 1,1 is plain RRF; auto is what `tune` "
-            "chose for the collection, or else the model's own.",
+            help="Weights of the rankings, as in 1,0.3, or 1,0.3,0.5 with a keyword list; 1,1 is "
+            "plain RRF; auto is what `tune` chose for the collection, or else the model's own.",
         ),
     ] = "auto",
     filters: Annotated[
@@ -178,11 +178,12 @@ def _print_explanation(explanation: Explanation) -> None:
         shared.print_line(line)
 
 
-def _parse_weights(text: str) -> tuple[float, float] | Literal["auto"]:
-    """Return the weights of the dense and the sparse ranking; "auto" is the model's own.
+def _parse_weights(text: str) -> tuple[float, ...] | Literal["auto"]:
+    """Return the weights of the lists; "auto" is the model's or the collection's own.
 
     Raises:
-        InputError: If the text is not two numbers >= 0 with a comma in between, or both are 0.
+        InputError: If the text is not two or three numbers >= 0 with commas in between, or all
+            are 0.
     """
     if text.strip() == "auto":
         return "auto"
@@ -190,6 +191,7 @@ def _parse_weights(text: str) -> tuple[float, float] | Literal["auto"]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"--weights {text!r} should be DENSE,SPARSE: two numbers, as in 1,0.3"
+            f"--weights {text!r} should be DENSE,SPARSE: two numbers, as in 1,0.3, or three with "
+            "the keyword list's, as in 1,0.3,0.5"
         ) from None
-    return require_weights(numbers, of="dense and sparse")
+    return require_list_weights(numbers)

@@ -42,6 +42,14 @@ SparseModel = Annotated[
         "words.",
     ),
 ]
+Keywords = Annotated[
+    str | None,
+    typer.Option(
+        "--keywords",
+        help="A keyword list beside the model's own vectors: bm25, bm25:german, ...; a collection "
+        "keeps its own.",
+    ),
+]
 ModelUrl = Annotated[
     str | None,
     typer.Option(
@@ -89,14 +97,17 @@ def print_error(problem: str) -> None:
 
 
 def open_config(
-    model: str | None, sparse_model: str | None = None, model_url: str | None = None
+    model: str | None,
+    sparse_model: str | None = None,
+    model_url: str | None = None,
+    keywords: str | None = None,
 ) -> UnifiedEmbeddingConfig:
-    """Read the options from the environment; --model, --sparse-model, --model-url win over it."""
+    """Read the options from the environment; those of the command line win over it."""
     # It imports the embedders, which `serve-query` loads in another thread meanwhile.
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
     return UnifiedEmbeddingConfig.from_env(
-        model_choice=model, sparse_model=sparse_model, url=model_url
+        model_choice=model, sparse_model=sparse_model, url=model_url, keywords=keywords
     )
 
 

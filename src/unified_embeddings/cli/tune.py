@@ -1,4 +1,4 @@
-"""`unified-embeddings tune`: choose how a collection's two rankings are fused."""
+"""`unified-embeddings tune`: choose how a collection's rankings are fused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def tune(
     ] = False,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Choose how a collection's dense and sparse rankings are fused, by judged queries.
+    """Choose how a collection's rankings are fused, by judged queries.
 
     Tries reciprocal rank fusion and score fusion with several weights and depths, and each list
     alone, by ten-fold cross-validation. The choice is recorded in the collection's metadata if it
@@ -95,6 +95,7 @@ def tune(
     from unified_embeddings.evaluation.corpora import read_beir
     from unified_embeddings.evaluation.generated_folder import is_generated
     from unified_embeddings.evaluation.tuning import require_queries
+    from unified_embeddings.models.bm25 import KEYWORD_FUSION
 
     corpus = read_beir(data)
     require_queries(len(corpus.qrels or {}))
@@ -111,7 +112,8 @@ def tune(
             as_json=as_json,
         )
         return
-    report = _tune(store, config.embedder, corpus, document_field)
+    default = config.embedder.fusion if store.keywords is None else KEYWORD_FUSION
+    report = _tune(store, config.embedder, default, corpus, document_field)
     choice = replace(report.choice, source=_describe_source(report, corpus))
     obstacle = _find_obstacle(data, dry_run=dry_run, accept_generated=accept_generated)
     written = report.is_accepted and obstacle is None
@@ -161,10 +163,11 @@ def _reset(collection: str, path: Path, url: str | None) -> None:
 def _tune(
     store: FingerprintedStore,
     embedder: TextEmbedder,
+    default: Fusion,
     corpus: Corpus,
     document_field: str | None,
 ) -> TuningReport:
-    """Search for both lists of each query, score every choice and choose."""
+    """Search for the lists of each query, score every choice and choose."""
     from unified_embeddings.evaluation.fusion_choices import DEEPEST, list_choices, score_choices
     from unified_embeddings.evaluation.tuning import tune_fusion
     from unified_embeddings.retrievers.both_lists import search_both_lists
@@ -181,14 +184,14 @@ def _tune(
             corpus.queries,
             judged_ids,
             # A model's own fusion may reach deeper than any other choice.
-            depth=max(DEEPEST, embedder.fusion.candidates),
+            depth=max(DEEPEST, default.candidates),
             document_field=document_field,
             on_query=advance,
         )
-    choices = list_choices(embedder.fusion)
+    choices = list_choices(default, keywords=store.keywords is not None)
     with progress_bar("Fusing in each way", len(choices), shown=shown) as advance:
         scores = score_choices(searched, corpus.qrels, choices, tie_key=id_order, on_choice=advance)
-    return tune_fusion(scores, embedder.fusion)
+    return tune_fusion(scores, default)
 
 
 def _write(store: FingerprintedStore, choice: Fusion) -> None:
@@ -222,12 +225,13 @@ def _format_difference(difference: PairedDifference) -> str:
 
 def _print_report(report: TuningReport, corpus: Corpus) -> None:
     """Print what each choice scores on all queries, and what the choice gains held out."""
-    from unified_embeddings.evaluation.fusion_choices import DENSE_ALONE, SPARSE_ALONE
+    from unified_embeddings.evaluation.fusion_choices import SINGLE_LISTS
 
     shared.print_line(f"{shared.printable(corpus.name)}: {report.queries} judged queries\n")
     shared.print_line("nDCG@10 on all queries, the best ones optimistic:")
     best = sorted(report.means, key=lambda choice: -report.means[choice])[:_SHOWN_CHOICES]
-    shown = dict.fromkeys((*best, report.choice, report.default, DENSE_ALONE, SPARSE_ALONE))
+    singles = [single for single in SINGLE_LISTS if single in report.means]
+    shown = dict.fromkeys((*best, report.choice, report.default, *singles))
     for choice in sorted(shown, key=lambda choice: -report.means[choice]):
         note = ""
         if choice == report.default:

@@ -93,6 +93,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "MODEL": ("model_choice", str),
     "IMAGE_MODEL": ("image_model", _read_image_model),
     "SPARSE_MODEL": ("sparse_model", str),
+    "KEYWORDS": ("keywords", str),
     "ALLOW_URLS": ("allow_urls", _read_flag),
     "ENGINE": ("engine", str),
     "PRECISION": ("precision", str),

@@ -10,6 +10,7 @@ from typing import Literal
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.embedders.remote_options import RUNPOD_URL
 from unified_embeddings.errors import InputError
+from unified_embeddings.models.bm25 import is_bm25, read_name
 from unified_embeddings.models.catalogue import CLIP, image_spec_for, spec_for
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.types import Options
@@ -43,6 +44,7 @@ class PipelineOptions:
     model_choice: ModelChoice | None = None
     image_model: ModelChoice | None = CLIP
     sparse_model: ModelChoice | None = None
+    keywords: str | None = None
     allow_urls: bool = False
     max_pixels: int = 64_000_000
     engine: str = "auto"
@@ -66,6 +68,8 @@ class PipelineOptions:
             raise InputError(f"{self.model_choice!r} is a model of images: give it as image_model")
         self._check_model()
         self._check_query_backend()
+        if self.keywords is not None:
+            self._check_keywords(self.keywords)
         require_whole_number("max_length", self.max_length)
         require_whole_number("batch_tokens", self.batch_tokens)
         if self.image_model is not None and not self.is_openai_clip:
@@ -91,6 +95,14 @@ class PipelineOptions:
             raise InputError(
                 f"{spec.choice!r} runs on one engine; leave engine={self.engine!r} out"
             )
+
+    def _check_keywords(self, keywords: str) -> None:
+        if not isinstance(keywords, str) or not is_bm25(keywords):
+            raise InputError(
+                f"keywords must be bm25, bm25:german and so on, got {keywords!r:.80}: it counts "
+                "words beside the model's own vectors"
+            )
+        read_name(keywords)
 
     def _check_query_backend(self) -> None:
         if self.query_backend not in QUERY_BACKENDS:

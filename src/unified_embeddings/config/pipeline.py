@@ -70,6 +70,9 @@ class UnifiedEmbeddingConfig:
             embeds the images too.
         sparse_model: A choice that gives the sparse vectors in the text model's stead, for hybrid
             search with a dense-only model; "bm25" ("bm25:german", ...) counts words.
+        keywords: "bm25" ("bm25:german", ...) gives new collections a keyword list, a third one
+            beside the model's own dense and sparse vectors. A collection keeps its list: a store
+            or a retriever opened without `keywords` searches it and writes to it too.
         allow_urls: Whether images may be given as http(s) addresses; see ClipEmbedder.
         max_pixels: The most pixels of an image; see ClipEmbedder.
         engine: The text model's engine; see BGE_M3_Embedder.
@@ -111,6 +114,7 @@ class UnifiedEmbeddingConfig:
         image_model: ModelChoice | None = CLIP,
         *,
         sparse_model: ModelChoice | None = None,
+        keywords: str | None = None,
         allow_urls: bool = False,
         max_pixels: int = 64_000_000,
         engine: str = "auto",
@@ -133,6 +137,7 @@ class UnifiedEmbeddingConfig:
             model_choice=model_choice,
             image_model=image_model,
             sparse_model=sparse_model,
+            keywords=keywords,
             allow_urls=allow_urls,
             max_pixels=max_pixels,
             engine=engine,
@@ -179,12 +184,12 @@ class UnifiedEmbeddingConfig:
     ) -> UnifiedEmbeddingConfig:
         """Read the options from environment variables; what is not set keeps its default.
 
-        UNIFIED_EMBEDDINGS_MODEL, _IMAGE_MODEL, _SPARSE_MODEL, _ENGINE, _PRECISION, _DEVICE,
-        _MAX_LENGTH (tokens), _BATCH_TOKENS, _REVISION, _LOCAL_FILES_ONLY, _TRUST_REMOTE_CODE,
-        _ALLOW_URLS (each 1/0, true/false, yes/no), _CACHE_BYTES (0 keeps nothing), _CACHE_PATH (a
-        file for the disk tier). _IMAGE_MODEL=none leaves images out. QUANTIZATION=fp32, fp16 or
-        int8 is the precision where _PRECISION is not set. int8 is for texts: images then take
-        what the hardware suggests.
+        UNIFIED_EMBEDDINGS_MODEL, _IMAGE_MODEL, _SPARSE_MODEL, _KEYWORDS, _ENGINE, _PRECISION,
+        _DEVICE, _MAX_LENGTH (tokens), _BATCH_TOKENS, _REVISION, _LOCAL_FILES_ONLY,
+        _TRUST_REMOTE_CODE, _ALLOW_URLS (each 1/0, true/false, yes/no), _CACHE_BYTES (0 keeps
+        nothing), _CACHE_PATH (a file for the disk tier). _IMAGE_MODEL=none leaves images out.
+        QUANTIZATION=fp32, fp16 or int8 is the precision where _PRECISION is not set. int8 is for
+        texts: images then take what the hardware suggests.
 
         UNIFIED_EMBEDDINGS_URL is the service that has the text model, UNIFIED_EMBEDDINGS_API_KEY
         its key. BACKEND_EMBED_QUERY=runpod embeds queries by the endpoint
@@ -343,6 +348,8 @@ class UnifiedEmbeddingConfig:
         """
         from unified_embeddings.llama.vector_store import build_vector_store
 
+        if options.get("keywords") is None:
+            options["keywords"] = self._options.keywords
         return build_vector_store(self.embedder, collection, **options)
 
     @refuse_unknown(STORE_ADVICE, PlacedStoreOptions, STORE_DEFAULTS)

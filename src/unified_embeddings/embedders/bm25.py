@@ -1,8 +1,8 @@
 """BM25 as an embedder: sparse vectors from a text's words, without a model.
 
-What lives here: how often a text holds its terms, and what each is worth. What does not: finding
-words (`words`), their stems (`stemming`) and numbers (`term_ids`); how rare a term is in the
-collection, which Qdrant knows and multiplies by (its modifier "idf").
+What lives here: how often a text holds its terms, and what each is worth. What does not: which
+terms a text has (`word_rules`, `qdrant_words`); how rare a term is in the collection, which Qdrant
+knows and multiplies by (its modifier "idf").
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import Counters, LocalModel, make_cache
-from unified_embeddings.embedders.stemming import Stem, stemmer_for
-from unified_embeddings.embedders.term_ids import term_id
 from unified_embeddings.embedders.values import EmbedderStats, Piece
-from unified_embeddings.embedders.words import find_words, normal_form
+from unified_embeddings.embedders.word_rules import OwnRules, WordRules
 from unified_embeddings.errors import InputError
-from unified_embeddings.models.bm25 import BM25, BM25_FUSION, read_language
+from unified_embeddings.models.bm25 import (
+    BM25,
+    BM25_FUSION,
+    FASTEMBED_BM25,
+    NATIVE_BM25,
+    read_name,
+)
 from unified_embeddings.models.fusion import Fusion
 from unified_embeddings.types import (
     Embeddings,
@@ -42,13 +46,6 @@ K1 = 1.2
 B = 0.75
 """How much long documents are discounted, from 0 to 1; the default of Lucene."""
 
-AVERAGE_LENGTH = 128
-"""Words of a document of average length. The true average would change with every document, and
-all vectors with it. Measured in docs/bm25.md; FastEmbed's `Qdrant/bm25` takes 256."""
-
-_VERSION = "bm25 1"
-"""Part of the fingerprint: it changes with the rules for words, stems and numbers."""
-
 _UNLIMITED = 2**31 - 1
 
 
@@ -57,12 +54,16 @@ class Bm25Embedder(TextEmbedder):
 
     A document's term has the value tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / 128)), with
     k1 = 1.2 and b = 0.75; a query's has the value 1. Multiplied by the terms' inverse document
-    frequencies, which Qdrant keeps, the product of the two vectors is BM25's score.
+    frequencies, which Qdrant keeps, the product of the two vectors is BM25's score. "Qdrant/bm25"
+    and "Qdrant/bm25-native" are for collections that other software filled: they have its words,
+    its terms' numbers and its average length, 256.
 
     Nothing is loaded or downloaded, and texts are never cut.
 
     Args:
-        model_name: "bm25" for English, "bm25:german" and so on, or "bm25:none" without stemming.
+        model_name: "bm25" for English, "bm25:german" and so on, or "bm25:none" without stemming;
+            "Qdrant/bm25" for what FastEmbed writes, "Qdrant/bm25-native" for what Qdrant itself
+            does, both with languages in the same way.
         cache: Kept for those who ask; counting words is faster than looking them up.
 
     Raises:
@@ -87,9 +88,9 @@ class Bm25Embedder(TextEmbedder):
         cache: EmbeddingCache | Literal["auto"] | None = None,
     ) -> None:
         self.model_name = model_name
-        self.language = read_language(model_name)
+        self.language = read_name(model_name).language
         self.cache = make_cache(cache)
-        self._stem: Stem = stemmer_for(self.language)
+        self._rules = rules_for(model_name)
         self._counters = Counters("texts", "tokens")
 
     @property
@@ -130,8 +131,8 @@ class Bm25Embedder(TextEmbedder):
     @property
     def fingerprint(self) -> str:
         """Return a digest of the language, the parameters and the version of the rules."""
-        parameters = (str(K1), str(B), str(AVERAGE_LENGTH))
-        return key_for(_VERSION, self.language, *parameters).hex()
+        parameters = (str(K1), str(B), str(self._rules.average_length))
+        return key_for(self._rules.version, self.language, *parameters).hex()
 
     @property
     def revision(self) -> str:
@@ -146,12 +147,12 @@ class Bm25Embedder(TextEmbedder):
         """Return a text's terms with their numbers, in its order."""
         del special  # There are no special tokens.
         (valid_text,) = require_texts([text])
-        terms, _ = self._find_terms(valid_text)
-        return [Piece(term_id(term), term, is_special=False) for term in terms]
+        terms, _ = self._rules.find_terms(valid_text)
+        return [Piece(term.number, term.text, is_special=False) for term in terms]
 
     def normal_form(self, text: str) -> str:
-        """Return a text in Unicode's form NFKC; letters keep their case, which parts words."""
-        return normal_form(text)
+        """Return a text as its words are found in it; letters keep their case."""
+        return self._rules.normal_form(text)
 
     def stats(self) -> EmbedderStats:
         """Return the counters since it was made; a token is a term."""
@@ -187,29 +188,44 @@ class Bm25Embedder(TextEmbedder):
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"{self.model_name!r} counts words: send texts, not token ids")
-            terms, length = self._find_terms(text)
+            terms, length = self._rules.find_terms(text)
             self._counters.add(tokens=len(terms))
-            yield _to_vector(terms, length, role)
-
-    def _find_terms(self, text: str) -> tuple[list[str], int]:
-        """Return a text's terms in its order, and how many words it counts as."""
-        terms, length = [], 0
-        for word in find_words(text):
-            stem = self._stem(word.text) if word.stemmed else word.text
-            terms.append(stem)
-            if word.exact and stem != word.text:
-                terms.append(word.text)
-            length += word.counted
-        return terms, length
+            numbers = [term.number for term in terms]
+            yield _to_vector(numbers, length / self._rules.average_length, role)
 
 
-def _to_vector(terms: Sequence[str], length: int, role: Role) -> SparseVector:
-    # By number, not by term: two terms of one number are one.
-    frequencies = Counter(map(term_id, terms))
+def rules_for(name: str) -> WordRules:
+    """Return the rules that a name like "bm25:german" means.
+
+    Raises:
+        InputError: If there is no such BM25 or language.
+        MissingExtraError: If the stemming library is needed and not installed.
+    """
+    rules, language = read_name(name)
+    if rules == FASTEMBED_BM25:
+        from unified_embeddings.embedders.qdrant_words import FastEmbedRules
+
+        return FastEmbedRules(language)
+    if rules == NATIVE_BM25:
+        from unified_embeddings.embedders.qdrant_words import NativeRules
+
+        return NativeRules(language)
+    return OwnRules(language)
+
+
+def _to_vector(numbers: Sequence[int], relative_length: float, role: Role) -> SparseVector:
+    """Return a text's vector.
+
+    Args:
+        numbers: The numbers of its terms, in any order. Two terms of one number are one.
+        relative_length: Its length in average ones.
+        role: What the text is.
+    """
+    frequencies = Counter(numbers)
     indices: IntArray = np.array(sorted(frequencies), dtype=np.int32)
     if role == "query":
         return SparseVector(indices, np.ones(len(indices), dtype=np.float32))
     tf = np.array([frequencies[index] for index in indices.tolist()], dtype=np.float64)
-    damping = K1 * (1 - B + B * length / AVERAGE_LENGTH)
+    damping = K1 * (1 - B + B * relative_length)
     values: FloatArray = (tf * (K1 + 1) / (tf + damping)).astype(np.float32)
     return SparseVector(indices, values)

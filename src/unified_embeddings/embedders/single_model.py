@@ -239,6 +239,8 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
             "l2" if spec.normalise else "raw",
         ]
         # Only for models that have these, so that other models' keys stay what they are.
+        if runtime.scheme:
+            fields.append(runtime.scheme)
         if spec.adapter(role):
             fields.append(spec.adapter(role))
         if _sums_repeats(spec, role):

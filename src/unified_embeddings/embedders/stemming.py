@@ -32,11 +32,7 @@ def stemmer_for(language: str) -> Stem:
     """
     if language == NO_STEMMING:
         return _same
-    try:
-        from py_rust_stemmers import SnowballStemmer
-    except ImportError as error:
-        raise MissingExtraError("py-rust-stemmers", extra="bm25") from error
-    library = cast("Stem", SnowballStemmer(language).stem_word)
+    library = plain_stemmer_for(language)
 
     @lru_cache(maxsize=1 << 16)
     def stem(word: str) -> str:
@@ -47,6 +43,24 @@ def stemmer_for(language: str) -> Stem:
         return word if len(word) > _LONGEST_WORD else stem(word)
 
     return stem_word
+
+
+def plain_stemmer_for(language: str) -> Stem:
+    """Return the library's own function, which leaves nothing of a word that is only endings.
+
+    Args:
+        language: As in `stemmer_for`.
+
+    Raises:
+        MissingExtraError: If the stemming library is not installed.
+    """
+    if language == NO_STEMMING:
+        return _same
+    try:
+        from py_rust_stemmers import SnowballStemmer
+    except ImportError as error:
+        raise MissingExtraError("py-rust-stemmers", extra="bm25") from error
+    return cast("Stem", SnowballStemmer(language).stem_word)
 
 
 def _same(word: str) -> str:

@@ -24,12 +24,15 @@ class Runtime:
         device: The device in torch's notation: "cpu", "cuda:0", "mps".
         precision: "fp32", "bf16", "fp16" or "int8".
         reason: Why this engine and precision were chosen, in words for the user.
+        scheme: How int8 is scaled, where there is more than one way; "" for the oldest. Vectors of
+            two schemes compare, but are not the same to the digit.
     """
 
     engine: str
     device: str
     precision: str
     reason: str
+    scheme: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,19 @@ from typing import NamedTuple
 
 _STANDARD = frozenset(
     (
-        "Add", "Cast", "Concat", "CumSum", "Div", "Equal", "Gather", "If", "MatMul", "Max", "Mul",
-        "NonZero", "Not", "ReduceSum", "Relu", "Reshape", "Shape", "Size", "Slice", "Split",
-        "Squeeze", "Sub", "Unsqueeze",
+        "Add", "And", "Cast", "Concat", "CumSum", "Div", "Equal", "Gather", "Greater", "If",
+        "LayerNormalization", "MatMul", "Max", "Mul", "Neg", "NonZero", "Not", "QuantizeLinear",
+        "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Size", "Slice", "Split",
+        "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Where",
     )
 )  # fmt: skip
 """ONNX's operators that `export` uses."""
 _FUSED = frozenset(
-    ["BiasGelu", "FastGelu", "MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization"]
-)
+    (
+        "BiasGelu", "FastGelu", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention",
+        "SkipLayerNormalization",
+    )
+)  # fmt: skip
 """ONNX Runtime's own operators that `export` uses."""
 _OPERATORS = {"": _STANDARD, "ai.onnx": _STANDARD, "com.microsoft": _FUSED}
 _MOST_CONCATENATIONS = 4

@@ -8,7 +8,6 @@ imported, so that a small machine starts in a second.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from unified_embeddings.engines.base import RawHeads, Runtime
-from unified_embeddings.engines.onnx_session import open_session
+from unified_embeddings.engines.onnx_session import PASS_ROWS, open_session, run_options
 from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
-from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INPUTS, OUTPUTS
+from unified_embeddings.models.exported import (
+    EXPORT,
+    EXPORT_FORMAT,
+    EXPORTED_IN,
+    INPUTS,
+    INT8_SCHEME,
+    OUTPUTS,
+    SHORT_TEXT,
+)
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.system.hardware import cpu, is_shared, passive_wait_policy
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
@@ -90,9 +97,14 @@ class OnnxEngine:
                 "of these, or the engine 'torch'"
             )
         precision, reason = _choose_precision(precision, checkpoint())
+        scheme = ""
         if precision == "int8":
-            reason += _require_int8()
-        return Runtime(engine="onnx", device="cpu", precision=precision, reason=reason)
+            is_exported = checkpoint().is_exported
+            scheme = checkpoint().export_notes.scheme if is_exported else INT8_SCHEME
+            reason += _require_int8(scheme)
+        return Runtime(
+            engine="onnx", device="cpu", precision=precision, reason=reason, scheme=scheme
+        )
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield nothing: ONNX Runtime does not tell where it keeps the weights; `hidden_bytes`."""
@@ -104,36 +116,59 @@ class OnnxEngine:
         heads: frozenset[HeadName],
         role: Role = "document",  # noqa: ARG002 — one set of weights for both
     ) -> RawHeads:
-        """Run a forward pass for each length in the batch; see `Engine.run`.
+        """Run one or several forward passes; see `Engine.run`.
 
-        Without padding, a text's vectors are the same whatever else is in the batch. Padding makes
-        a difference of 1e-7, which int8 would turn into 5e-3 where it tips a rounding.
+        A text's vectors are the same whatever else is in the batch. Short texts of several lengths
+        share a pass, in which only attention sees padding. Longer texts are run by length, since
+        their kernel for attention takes no padding.
         """
-        passes = []
-        for _, texts in itertools.groupby(batch, key=len):
-            passes.append(self._run_equal_lengths(list(texts), heads))
+        passes = [self._run_pass(texts, heads) for texts in self._divide(batch)]
         pooled = token_weights = token_vectors = None
         if "dense" in heads:
-            pooled = np.concatenate([outputs["dense"] for outputs in passes])
+            pooled = np.stack([row for outputs in passes for row in outputs["dense"]])
         if "sparse" in heads:
             token_weights = [row for outputs in passes for row in outputs["sparse"]]
         if "colbert" in heads:
             token_vectors = [rows for outputs in passes for rows in outputs["colbert"]]
         return RawHeads(pooled=pooled, token_weights=token_weights, token_vectors=token_vectors)
 
-    def _run_equal_lengths(
-        self, batch: Sequence[IntArray], heads: frozenset[HeadName]
-    ) -> dict[HeadName, FloatArray]:
-        """Run one forward pass over texts of one length; returns each head's output, (n, ...)."""
-        input_ids = np.stack(batch).astype(np.int64)
-        attention_mask = np.ones_like(input_ids)
+    def _divide(self, batch: Sequence[IntArray]) -> Iterator[Sequence[IntArray]]:
+        """Yield the texts of each pass, in the batch's order."""
+        first = 0
+        longest = 0
+        for position, text in enumerate(batch):
+            shares = position == first or self._may_share_pass(batch[position - 1], text)
+            rows = max(longest, len(text)) * (position - first + 1)
+            if position > first and (not shares or rows > PASS_ROWS):
+                yield batch[first:position]
+                first, longest = position, 0
+            longest = max(longest, len(text))
+        yield batch[first:]
+
+    def _may_share_pass(self, one: IntArray, other: IntArray) -> bool:
+        if len(one) == len(other):
+            return True
+        return self._checkpoint.export_notes.ragged and max(len(one), len(other)) <= SHORT_TEXT
+
+    def _run_pass(
+        self, texts: Sequence[IntArray], heads: frozenset[HeadName]
+    ) -> dict[HeadName, list[FloatArray]]:
+        """Run one forward pass; returns each head's output for each text, without padding."""
+        lengths = [len(text) for text in texts]
+        shape = (len(texts), max(lengths))
+        input_ids = np.zeros(shape, dtype=np.int64)
+        attention_mask = np.zeros(shape, dtype=np.int64)
+        for row, text in enumerate(texts):
+            input_ids[row, : len(text)] = text
+            attention_mask[row, : len(text)] = 1
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         output_names = [OUTPUTS[head] for head in heads]
+        options = run_options(input_ids.size)
         with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):
-            outputs = self._session.run(output_names, inputs)
-        results = dict(zip(heads, outputs, strict=True))
-        self._check_shapes(results, *input_ids.shape)
-        return results
+            arrays = self._session.run(output_names, inputs, options)
+        outputs = dict(zip(heads, arrays, strict=True))
+        self._check_shapes(outputs, *shape)
+        return {head: _cut(head, output, lengths) for head, output in outputs.items()}
 
     def _check_shapes(
         self, outputs: Mapping[HeadName, FloatArray], texts: int, tokens: int
@@ -151,6 +186,16 @@ class OnnxEngine:
                     f"its graph gives {output.dtype} {output.shape} for {texts} texts of {tokens} "
                     f"tokens, where {expected[head]} is expected; export the model again"
                 )
+
+
+def _cut(head: HeadName, output: FloatArray, lengths: list[int]) -> list[FloatArray]:
+    """Return a head's output for each text, without what stands for padding."""
+    if head == "dense":
+        return list(output)
+    # ColBERT's rows leave the leading special token out.
+    skipped = 1 if head == "colbert" else 0
+    pairs = zip(output, lengths, strict=True)
+    return [rows[: length - skipped] for rows, length in pairs]
 
 
 def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]:
@@ -175,7 +220,7 @@ def _choose_precision(requested: str, checkpoint: Checkpoint) -> tuple[str, str]
     return requested, "as asked"
 
 
-def _require_int8() -> str:
+def _require_int8(scheme: str) -> str:
     """Refuse a processor without int8; return a warning for one that is slow at it, or "".
 
     Raises:
@@ -186,12 +231,15 @@ def _require_int8() -> str:
             f"{cpu().name} has none of the instructions that int8 runs on (AVX2 or newer, or "
             "ARM's asimd); take fp32"
         )
-    if cpu().flags and not cpu().has_int8_products:
-        return (
-            "; a quarter of the memory, but documents take longer than in fp32, since the CPU has "
-            "no int8 products (avx512_vnni, avx_vnni, amx_int8)"
-        )
-    return ""
+    if not cpu().flags or cpu().has_int8_products:
+        return ""
+    lacking = "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
+    if scheme == INT8_SCHEME:
+        return f"; a quarter of the memory, and half as fast as it could be, since {lacking}"
+    return (
+        f"; a quarter of the memory, but documents take longer than in fp32, since {lacking}; "
+        "exported again, the model will be faster"
+    )
 
 
 def _find_or_publish_export(checkpoint: Checkpoint, precision: str) -> Checkpoint:
@@ -222,5 +270,7 @@ def _cached_export_folder(checkpoint: Checkpoint, precision: str) -> Path:
     import platformdirs
 
     heads = "-".join(checkpoint.spec.heads)
-    name = f"onnx-{EXPORT_FORMAT}-{checkpoint.digest}-{checkpoint.pooling}-{heads}-{precision}"
+    scheme = f"-{INT8_SCHEME}" if precision == "int8" else ""
+    kind = f"{checkpoint.pooling}-{heads}-{precision}{scheme}"
+    name = f"onnx-{EXPORT_FORMAT}-{checkpoint.digest}-{kind}"
     return platformdirs.user_cache_path("unified-embeddings") / name

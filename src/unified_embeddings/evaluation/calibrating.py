@@ -91,7 +91,7 @@ def weigh_hits(
         searched: Query id → what its searches found.
         query_weights: Query id → sum of its sparse weights.
         qrels: Relevance judgements; a query that they lack has nothing relevant.
-        fusion: Orders the hits.
+        fusion: Orders the hits; without a weight for a keyword list.
         background: As in `relevance.weigh_evidence`.
         depth: The same.
         tie_key: Orders points whose fused scores tie, as the retriever does.
@@ -107,7 +107,7 @@ def weigh_hits(
         )
         lists = [query.dense[: fusion.candidates], query.sparse[: fusion.candidates]]
         fused = fuse_lists(
-            lists, fusion.method, k=fusion.k, weights=fusion.weights, tie_key=tie_key
+            lists, fusion.method, k=fusion.k, weights=fusion.weights[:2], tie_key=tie_key
         )
         points = [point for point, _ in fused if point in evidence]
         grades = qrels.get(query_id, {})

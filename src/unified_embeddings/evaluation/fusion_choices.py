@@ -1,7 +1,7 @@
 """Which fusions there are to choose from, and how well each does on judged queries.
 
 What lives here: the choices, and their scores. What does not: choosing between them (`tuning`), and
-searching (`retrievers.both_lists`). The two lists of a query are searched for once. Every choice
+searching (`retrievers.both_lists`). The lists of a query are searched for once. Every choice
 then fuses them with the arithmetic that the retriever uses.
 """
 
@@ -38,6 +38,12 @@ _DENSE_WEIGHTS: dict[Method, tuple[float, ...]] = {
 
 DENSE_ALONE = Fusion(weights=(1.0, 0.0), candidates=50)
 SPARSE_ALONE = Fusion(weights=(0.0, 1.0), candidates=50)
+BM25_ALONE = Fusion(weights=(0.0, 0.0, 1.0), candidates=50)
+
+SINGLE_LISTS = (DENSE_ALONE, SPARSE_ALONE, BM25_ALONE)
+
+_THREE_RRF_WEIGHTS = ((1.0, 1.0, 1.0), (1.0, 0.5, 0.5), (1.0, 0.3, 0.6))
+_TENTHS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class SearchedQuery:
     Attributes:
         dense: Points by their dense score.
         sparse: Points by their sparse score.
+        bm25: Points by their score in the keyword list.
         document_of: Point → the document that it belongs to, as the judgements name it. Points
             without one belong to no judged document.
     """
@@ -54,10 +61,16 @@ class SearchedQuery:
     dense: ScoredPoints
     sparse: ScoredPoints
     document_of: Mapping[Hashable, str]
+    bm25: ScoredPoints = ()
 
 
-def list_choices(default: Fusion) -> list[Fusion]:
-    """Return the fusions to choose from: the default, one list alone, and each method, weighted."""
+def list_choices(default: Fusion, *, keywords: bool = False) -> list[Fusion]:
+    """Return the fusions to choose from: the default, one list alone, and each method, weighted.
+
+    Args:
+        default: The fusion to beat.
+        keywords: Whether there is a keyword list, which adds choices with three weights.
+    """
     choices = [default, DENSE_ALONE, SPARSE_ALONE]
     for weights, k, candidates in itertools.product(_RRF_WEIGHTS, _RRF_KS, _DEPTHS):
         choices.append(Fusion(weights=weights, k=k, candidates=candidates))
@@ -65,6 +78,21 @@ def list_choices(default: Fusion) -> list[Fusion]:
         for dense_weight, candidates in itertools.product(dense_weights, _DEPTHS):
             weights = (dense_weight, round(1 - dense_weight, 2))
             choices.append(Fusion(weights=weights, candidates=candidates, method=method))
+    if keywords:
+        choices += _list_choices_of_three()
+    return list(dict.fromkeys(choices))
+
+
+def _list_choices_of_three() -> list[Fusion]:
+    """Return the choices that fuse a keyword list too, or take it alone."""
+    choices = [BM25_ALONE]
+    for weights, k, candidates in itertools.product(_THREE_RRF_WEIGHTS, _RRF_KS, (50, DEEPEST)):
+        choices.append(Fusion(weights=weights, k=k, candidates=candidates))
+    for dense, sparse, candidates in itertools.product(_TENTHS, range(9), (50, DEEPEST)):
+        # Two lists, the dense one and the keyword list, are among them: the sparse weight is 0.
+        if dense + sparse < 10:
+            shares = (dense / 10, sparse / 10, (10 - dense - sparse) / 10)
+            choices.append(Fusion(weights=shares, candidates=candidates, method="dbsf"))
     return choices
 
 
@@ -106,7 +134,8 @@ def fuse_documents(
     query: SearchedQuery, fusion: Fusion, *, tie_key: Callable[[Any], Any] = str
 ) -> list[str]:
     """Return the ten best documents of a query; a document stands where its best point stands."""
-    rankings = [query.dense[: fusion.candidates], query.sparse[: fusion.candidates]]
+    lists = (query.dense, query.sparse, query.bm25)[: len(fusion.weights)]
+    rankings = [points[: fusion.candidates] for points in lists]
     fused = fuse_lists(rankings, fusion.method, k=fusion.k, weights=fusion.weights, tie_key=tie_key)
     documents: dict[str, None] = {}
     for point, _ in fused:

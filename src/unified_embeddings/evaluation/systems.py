@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias, TypeVar, cast, get_args
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.validation import require_weights, require_whole_number
+from unified_embeddings.validation import require_list_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
 FusionName = Literal["dbsf", "min_max", "z", "model"]
@@ -53,7 +53,7 @@ class Search:
         mode: By which vectors.
         rerank: Whether the candidates are reranked with ColBERT vectors.
         k: RRF's damping.
-        weights: Weights of the dense and the sparse ranking.
+        weights: Weights of the dense and the sparse ranking, and of a keyword list.
         candidates: Depth of each ranking that is fused, or reranked.
         fusion: "dbsf", "min_max" and "z" fuse by score, with the weights 1 and 1 unless given.
             "model" takes the model's own fusion, whatever was chosen for a collection.
@@ -62,7 +62,7 @@ class Search:
     mode: Mode | None = None
     rerank: bool = False
     k: int | None = None
-    weights: tuple[float, float] | None = None
+    weights: tuple[float, ...] | None = None
     candidates: int | None = None
     fusion: FusionName | None = None
 
@@ -353,14 +353,16 @@ def _to_number(name: str, value: str, *, least: int) -> int:
     return require_whole_number(name, number, least=least)
 
 
-def _to_weights(value: str) -> tuple[float, float]:
+def _to_weights(value: str) -> tuple[float, ...]:
     try:
         numbers: object = [float(part) for part in value.split("/")]
     except ValueError:
         numbers = value
-    if not isinstance(numbers, list) or len(numbers) != 2:
-        raise InputError(f"weights should be DENSE/SPARSE, as in 1/0.3, not {value!r}")
-    return require_weights(numbers, of="dense and sparse")
+    if not isinstance(numbers, list) or len(numbers) not in (2, 3):
+        raise InputError(
+            f"weights should be DENSE/SPARSE, as in 1/0.3, or DENSE/SPARSE/BM25, not {value!r}"
+        )
+    return require_list_weights(numbers)
 
 
 def _join(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from unified_embeddings.errors import InputError
-from unified_embeddings.evaluation.fusion_choices import DENSE_ALONE, SPARSE_ALONE
+from unified_embeddings.evaluation.fusion_choices import SINGLE_LISTS
 from unified_embeddings.evaluation.metrics import QueryScores
 from unified_embeddings.evaluation.significance import (
     PairedDifference,
@@ -63,7 +63,7 @@ class TuningReport:
     """What tuning chose, and what it gains on queries that it was not chosen on.
 
     Attributes:
-        default: The fusion to beat, the model's own.
+        default: The fusion to beat, the model's own or its keyword list's.
         choice: What is chosen on all queries; the default if nothing beats it clearly.
         best_single: The better list alone, on all queries.
         means: Each choice's nDCG@10 on all queries.
@@ -125,7 +125,8 @@ def tune_fusion(scores: Mapping[Fusion, QueryScores], default: Fusion) -> Tuning
             )
         )
     means = {choice: _mean(query_scores.values()) for choice, query_scores in scores.items()}
-    best_single = max((DENSE_ALONE, SPARSE_ALONE), key=lambda single: means[single])
+    singles = [single for single in SINGLE_LISTS if single in means]
+    best_single = max(singles, key=lambda single: means[single])
     return TuningReport(
         default=default,
         choice=choose(scores, default, list(default_scores)),

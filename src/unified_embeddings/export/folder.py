@@ -20,7 +20,7 @@ from unified_embeddings.export.graph import Linear, Model, write_graph
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.digests import content_digest
-from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN
+from unified_embeddings.models.exported import EXPORT, EXPORT_FORMAT, EXPORTED_IN, INT8_SCHEME
 from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.models.spec import ModelSpec
@@ -172,6 +172,8 @@ def _write_notes(checkpoint: Checkpoint, folder: Path, precision: str) -> None:
         "digest": checkpoint.digest,
         "sampled_digest": checkpoint.sampled_digest,
         "precision": precision,
+        "scheme": INT8_SCHEME if precision == "int8" else "",
+        "ragged": True,
         "file": _GRAPH_FILE,
         "content": content_digest([folder / _GRAPH_FILE, folder / f"{_GRAPH_FILE}.data"]),
         "spec": {**spec, "model_id": ".", "engine": "onnx", "revision": None},

@@ -5,8 +5,9 @@ nodes are written (`graph_writer`, `layer_writer`), the folder that the graph is
 (`folder`), and running it (`engines.onnx`).
 
 Texts come padded, as the users of any ONNX runtime pass them. Inside the graph the tokens are
-packed, T rows without padding. Only attention sees the padded form; if no text is padded, it takes
-the kernel that holds no scores.
+packed, T rows without padding. Only attention sees the padded form, in a kernel that gives a text
+the same result to the bit whatever it is padded to. Long texts without padding take a kernel that
+holds no scores.
 
 In int8, only the layers' products and the token table are quantised. Normalisation, attention and
 heads stay in fp32.
@@ -16,24 +17,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from unified_embeddings.export.graph_writer import FLOAT, FUSED, INT32, INT64, GraphWriter
 from unified_embeddings.export.layer_writer import LayerWriter
-from unified_embeddings.models.exported import INPUTS, OUTPUTS
+from unified_embeddings.export.quantisation import Rotation, rotate
+from unified_embeddings.models.exported import INPUTS, OUTPUTS, SHORT_TEXT
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray
 
-FINE_BLOCK = 16
-"""Weights that share a scale in products of normalised states: these have a few large columns,
-which reach the sparse head."""
-COARSE_BLOCK = 64
-"""Weights that share a scale in the other products. Both sizes were chosen for exactness within
-0.6 GB (ADR 16)."""
-
+_ACTIVATION_BLOCK = 32
+"""Columns of an activation's result that are rotated together: it has no large columns, and is four
+times as wide as the states."""
 # Names of the tensors that several parts of the graph share.
 _ZERO = "zero"
 _ONE = "one"
@@ -47,8 +45,8 @@ _SLOTS = "slots"
 """(texts, tokens): the row of the token at each position; for padding, a row of another text."""
 _LENGTHS = "lengths"
 """(texts,): the number of tokens of each text."""
-_IS_UNPADDED = "is_unpadded"
-"""Whether no text is padded."""
+_IS_WHOLE = "is_whole"
+"""Whether attention runs over whole texts: none is padded, and they are long."""
 _PADDED_SHAPE = "padded_shape"
 """[texts, tokens]."""
 _PADDED_STATES = "padded_states"
@@ -58,6 +56,21 @@ _PACKED_STATES = "packed_states"
 
 Linear: TypeAlias = tuple[FloatArray, FloatArray]
 """Weight (rows, columns) and bias (rows,)."""
+
+
+class States(NamedTuple):
+    """Hidden states in the graph: what a node computes, plus a shift.
+
+    The shift of a normalisation is the same for all tokens. Left out of the node, and added to the
+    biases that follow, it costs nothing, and int8 has smaller numbers to round.
+
+    Attributes:
+        name: Name of the node, (T, d).
+        shift: What is to be added to each row, (d,).
+    """
+
+    name: str
+    shift: FloatArray
 
 
 @dataclass(frozen=True)
@@ -97,22 +110,23 @@ def write_graph(model: Model, path: Path, *, quantised: bool, show_progress: boo
     weights_path = path.with_name(f"{path.name}.data")
     with weights_path.open("wb") as weights:
         writer = LayerWriter(weights, weights_path.name, quantised=quantised)
-        hidden = _write_embeddings(writer, model)
+        states = _write_embeddings(writer, model)
         model.backbone.release_pages("embeddings.")
         layers = model.backbone.layers
         with progress_bar("Writing layers", layers, shown=show_progress) as advance:
             for number in range(layers):
-                hidden = _write_layer(writer, model.backbone, number, hidden)
+                states = _write_layer(writer, model.backbone, number, states)
                 model.backbone.release_pages(f"encoder.layer.{number}.")
                 advance(1)
-        _write_outputs(writer, model, hidden)
+        shift = writer.add_constant("states/shift", states.shift)
+        _write_outputs(writer, model, writer.add_node("Add", [states.name, shift], "states"))
     writer.save(path, INPUTS)
 
 
 # --- from the inputs to the first hidden states -------------------------------------------------
 
 
-def _write_embeddings(writer: LayerWriter, model: Model) -> str:
+def _write_embeddings(writer: LayerWriter, model: Model) -> States:
     """Write packing and embeddings; returns the first hidden states, (T, d)."""
     backbone = model.backbone
     _write_packing(writer, backbone.width)
@@ -125,7 +139,9 @@ def _write_embeddings(writer: LayerWriter, model: Model) -> str:
     table = _read_array(backbone, POSITION_TABLE) + _read_array(backbone, TYPE_TABLE)[0]
     table_name = writer.add_constant("embeddings/positions/table", table)
     places = writer.add_node("Gather", [table_name, positions], "embeddings/positions")
-    return _write_norm(writer, backbone, words, places, "embeddings.LayerNorm", "embeddings/norm")
+    zeros = np.zeros(backbone.width, dtype=np.float32)
+    norm, name = "embeddings.LayerNorm", "embeddings/norm"
+    return _write_norm(writer, backbone, words, zeros, States(places, zeros), norm, name)
 
 
 def _write_packing(writer: GraphWriter, width: int) -> None:
@@ -153,7 +169,11 @@ def _write_packing(writer: GraphWriter, width: int) -> None:
     writer.add_node("Cast", [sums], _LENGTHS, to=INT32)
     all_positions = writer.add_node("Size", [mask], "places")
     all_tokens = writer.add_node("Size", [_ROWS], "tokens")
-    writer.add_node("Equal", [all_positions, all_tokens], _IS_UNPADDED)
+    is_unpadded = writer.add_node("Equal", [all_positions, all_tokens], "is_unpadded")
+    longest = writer.add_node("Gather", [_PADDED_SHAPE, _ONE], "longest")
+    short = writer.add_constant("short", np.int64(SHORT_TEXT))
+    is_long = writer.add_node("Greater", [longest, short], "is_long")
+    writer.add_node("And", [is_unpadded, is_long], _IS_WHOLE)
     writer.add_node("Concat", [_PADDED_SHAPE, _FLAT], _PADDED_STATES, axis=0)
     writer.add_constant(_PACKED_STATES, np.array([-1, width], dtype=np.int64))
 
@@ -183,68 +203,97 @@ def _pack(writer: GraphWriter, padded: str, stem: str) -> str:
 # --- one layer ----------------------------------------------------------------------------------
 
 
-def _write_layer(writer: LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
+def _write_layer(writer: LayerWriter, backbone: Backbone, number: int, states: States) -> States:
     """Write a layer; takes and returns hidden states, (T, d)."""
     prefix, name = f"encoder.layer.{number}", f"layer.{number}"
-    context = _write_attention(writer, backbone, number, hidden)
-    weight, bias = _read_linear(backbone, f"{prefix}.attention.output.dense")
-    product = writer.add_product(context, weight, f"{name}/attention/output", COARSE_BLOCK)
-    hidden = _write_norm(
-        writer,
-        backbone,
-        product,
-        hidden,
-        f"{prefix}.attention.output.LayerNorm",
-        f"{name}/attention/norm",
-        bias,
-    )
+    product, bias = _write_attention(writer, backbone, number, states)
+    norm = f"{prefix}.attention.output.LayerNorm"
+    states = _write_norm(writer, backbone, product, bias, states, norm, f"{name}/attention/norm")
     weight, bias = _read_linear(backbone, f"{prefix}.intermediate.dense")
-    product = writer.add_product(hidden, weight, f"{name}/wide", FINE_BLOCK)
+    product = writer.add_product(states.name, weight, f"{name}/wide", Rotation.of(backbone.width))
+    bias = bias + weight @ states.shift
     activated = _write_activation(writer, product, bias, backbone.activation, f"{name}/wide")
     weight, bias = _read_linear(backbone, f"{prefix}.output.dense")
-    product = writer.add_product(activated, weight, f"{name}/narrow", COARSE_BLOCK)
-    return _write_norm(
-        writer, backbone, product, hidden, f"{prefix}.output.LayerNorm", f"{name}/norm", bias
-    )
+    rotation = Rotation.of(weight.shape[1], _ACTIVATION_BLOCK)
+    product = writer.add_product(activated, weight, f"{name}/narrow", rotation)
+    norm = f"{prefix}.output.LayerNorm"
+    return _write_norm(writer, backbone, product, bias, states, norm, f"{name}/norm")
 
 
-def _write_attention(writer: LayerWriter, backbone: Backbone, number: int, hidden: str) -> str:
-    """Write attention within each text; takes hidden states and returns the context, both (T, d).
+def _write_attention(
+    writer: LayerWriter, backbone: Backbone, number: int, states: States
+) -> tuple[str, FloatArray]:
+    """Write attention within each text.
 
-    With padding, tokens are spread over (texts, tokens, d) and the padding is masked, which takes a
-    kernel that holds all scores. Without padding, another kernel holds none, so that a text of
-    8,192 tokens does not need 4 GB.
+    Returns:
+        Name of its output without the bias, (T, d), and the bias, (d,).
     """
-    prefix, name = f"encoder.layer.{number}.attention.self", f"layer.{number}/attention"
-    weight, bias = _read_linear(backbone, f"{prefix}.query", f"{prefix}.key", f"{prefix}.value")
-    product = writer.add_product(hidden, weight, f"{name}/inputs/x", FINE_BLOCK)
-    bias_name = writer.add_constant(f"{name}/inputs/bias", bias)
-    inputs = writer.add_node("Add", [product, bias_name], f"{name}/inputs")
-    parts = [f"{name}/query", f"{name}/key", f"{name}/value"]
-    writer.add_split(inputs, parts)
+    prefix, name = f"encoder.layer.{number}.attention", f"layer.{number}/attention"
+    kinds = ("query", "key", "value")
+    linears = [_read_linear(backbone, f"{prefix}.self.{kind}") for kind in kinds]
+    query, key, value = (weight for weight, _ in linears)
+    query_bias, key_bias, value_bias = (bias + weight @ states.shift for weight, bias in linears)
+    products = writer.add_products(
+        states.name,
+        {
+            f"{name}/query": query,
+            f"{name}/key": key,
+            f"{name}/value": _rotate_heads(writer, backbone, value.T).T,
+        },
+        f"{name}/inputs",
+        Rotation.of(backbone.width),
+    )
+    # Attention weighs whole values, so what is added to each of them is added to the context: it
+    # goes into the output's bias, and leaves smaller numbers to be rounded.
+    biases = np.concatenate([query_bias, key_bias, np.zeros_like(value_bias)])
+    context = _write_context(writer, backbone, products, biases, name)
+    weight, bias = _read_linear(backbone, f"{prefix}.output.dense")
+    # In int8 the context comes rotated from the values' product.
+    rotated = _rotate_heads(writer, backbone, weight)
+    product = writer.add_product(context, rotated, f"{name}/output", None)
+    return product, bias + weight @ value_bias
+
+
+def _write_context(
+    writer: LayerWriter, backbone: Backbone, parts: list[str], biases: FloatArray, name: str
+) -> str:
+    """Write what attention makes of queries, keys and values (T, d), without biases: (T, d).
+
+    Tokens are spread over (texts, tokens, d) and the padding is masked, which takes a kernel that
+    holds all scores. Long texts without padding take another kernel that holds none, so that a
+    text of 8,192 tokens does not need 4 GB.
+    """
+    bias_name = writer.add_constant(f"{name}/biases", biases)
     heads = backbone.heads
     # An If computes only the branch that is taken.
-    with writer.branch() as unpadded:
+    with writer.branch() as whole:
         spread = [
             writer.add_node("Reshape", [part, _PADDED_STATES], f"{part}/texts") for part in parts
         ]
         context = writer.add_node(
-            "MultiHeadAttention", spread, f"{name}/whole", FUSED, num_heads=heads
+            "MultiHeadAttention", [*spread, bias_name], f"{name}/whole", FUSED, num_heads=heads
         )
         writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/then")
-    with writer.branch() as padded:
+    with writer.branch() as masked:
         spread = [writer.add_node("Gather", [part, _SLOTS], f"{part}/spread") for part in parts]
-        no_bias = ""
+        inputs = [*spread, bias_name, _LENGTHS]
         context = writer.add_node(
-            "MultiHeadAttention",
-            [*spread, no_bias, _LENGTHS],
-            f"{name}/masked",
-            FUSED,
-            num_heads=heads,
+            "MultiHeadAttention", inputs, f"{name}/masked", FUSED, num_heads=heads
         )
-        places = writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/places")
-        writer.add_node("Gather", [places, _ROWS], f"{name}/else")
-    return writer.add_condition(_IS_UNPADDED, unpadded, padded, f"{name}/context", stem=name)
+        positions = writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/positions")
+        writer.add_node("Gather", [positions, _ROWS], f"{name}/else")
+    return writer.add_condition(_IS_WHOLE, whole, masked, f"{name}/context", stem=name)
+
+
+def _rotate_heads(writer: LayerWriter, backbone: Backbone, rows: FloatArray) -> FloatArray:
+    """Rotate rows (n, d) within each attention head; in fp32 they stay what they are.
+
+    Attention weighs values whole, so that rotated values give a rotated context. This costs nothing
+    when the graph is run.
+    """
+    if not writer.quantised:
+        return rows
+    return rotate(rows, Rotation.of(backbone.width // backbone.heads))
 
 
 def _write_activation(
@@ -264,28 +313,29 @@ def _write_norm(
     writer: GraphWriter,
     backbone: Backbone,
     product: str,
-    residual: str,
+    bias: FloatArray,
+    residual: States,
     tensor: str,
     name: str,
-    bias: FloatArray | None = None,
-) -> str:
+) -> States:
     """Write the normalisation of a product plus its bias plus a residual, all (T, d).
 
     Args:
         writer: The graph.
         backbone: The weights.
         product: Name of the product.
-        residual: Name of what is added to it.
+        bias: The product's bias, (d,).
+        residual: What is added to it.
         tensor: Start of the names of the normalisation's weight and bias.
         name: Name of the result.
-        bias: The product's bias, (d,), if it has one.
     """
     scale = writer.add_constant(f"{name}/weight", _read_array(backbone, f"{tensor}.weight"))
-    shift = writer.add_constant(f"{name}/bias", _read_array(backbone, f"{tensor}.bias"))
-    inputs = [product, residual, scale, shift]
-    if bias is not None:
-        inputs.append(writer.add_constant(f"{name}/before", bias))
-    return writer.add_node("SkipLayerNormalization", inputs, name, FUSED, epsilon=backbone.epsilon)
+    shift_name = writer.add_constant(f"{name}/before", bias + residual.shift)
+    # Not an Add, which ONNX Runtime would join with the normalisation into an operator that takes
+    # several times as long as the two.
+    total = writer.add_node("Sum", [product, residual.name, shift_name], f"{name}/total")
+    writer.add_node("LayerNormalization", [total, scale], name, epsilon=backbone.epsilon)
+    return States(name, _read_array(backbone, f"{tensor}.bias"))
 
 
 # --- from the last hidden states to the outputs -------------------------------------------------

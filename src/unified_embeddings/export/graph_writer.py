@@ -55,6 +55,7 @@ class GraphWriter:
         self._location = location
         self._nodes: list[Node] = []
         self._constants: list[onnx.TensorProto] = []
+        self._shared_names: set[str] = set()
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def add_node(
@@ -63,7 +64,7 @@ class GraphWriter:
         inputs: Sequence[str],
         name: str,
         domain: str = "",
-        **attributes: float | onnx.GraphProto,
+        **attributes: float | Sequence[int] | onnx.GraphProto,
     ) -> str:
         """Add a node whose only output has the node's name; returns that name."""
         node = helper.make_node(operator, inputs, [name], name=name, domain=domain)
@@ -77,7 +78,7 @@ class GraphWriter:
         node = helper.make_node("Split", [tensor], names, name=f"{tensor}/split", axis=-1)
         self._nodes.append(node)
 
-    def add_constant(self, name: str, value: Array | np.int64) -> str:
+    def add_constant(self, name: str, value: Array | np.generic) -> str:
         """Add a constant; a large one goes into the file of weights. Returns its name."""
         array = np.ascontiguousarray(value)
         if array.nbytes <= _INLINE_BYTES:
@@ -97,6 +98,13 @@ class GraphWriter:
         constant.external_data.add(key="length", value=str(array.nbytes))
         self._weights.write(array.data)
         self._constants.append(constant)
+        return name
+
+    def add_shared_constant(self, name: str, value: Array | np.generic) -> str:
+        """Add a constant that several parts of the graph use, unless it is there; see above."""
+        if name not in self._shared_names:
+            self._shared_names.add(name)
+            self.add_constant(name, value)
         return name
 
     def add_output(self, name: str, shape: Sequence[str | int]) -> None:

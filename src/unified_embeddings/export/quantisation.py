@@ -1,15 +1,19 @@
 """Weights in int8: the arithmetic, on arrays.
 
-What lives here: scaling and rounding. What does not: the graph's nodes that take the result
-(`graph`).
+What lives here: scaling, rounding and rotating. What does not: the graph's nodes that take the
+result (`layer_writer`).
 
-The weights of the layers' products have one scale for every block of them, and the token table has
-one for each row. A large value spoils only its own block, so nothing has to be measured on sample
-texts beforehand (ADR 16).
+A weight has one scale for each of its rows, and so has the token table. Before that, the columns of
+a weight are rotated: a few columns of a model's states are much larger than the rest, and would
+take the resolution from all others. A rotation spreads each of them over many columns. States and
+weights are rotated alike, which leaves their product as it was, so nothing has to be measured on
+sample texts beforehand (ADR 35).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -17,40 +21,75 @@ from numpy.typing import NDArray
 
 from unified_embeddings.types import FloatArray
 
-ByteArray: TypeAlias = NDArray[np.uint8]
 Int8Array: TypeAlias = NDArray[np.int8]
 
-_LARGEST = 127
-_ZERO_POINT = 128
-"""The byte that stands for 0 in MatMulNBits, whose weights are unsigned."""
-_TINY = 1e-10
-"""The smallest magnitude that is divided by, so that a block of zeros has a scale."""
+LARGEST = 127
+"""The largest magnitude in int8 that has a counterpart of the other sign."""
+TINY = 1e-10
+"""The smallest magnitude that is divided by, so that a row of zeros has a scale."""
+_ONE_STAGE = 128
+"""Columns up to which a block is rotated by one matrix."""
 _ROWS_AT_ONCE = 8192
 """Rows of a table quantised at once, to bound the memory."""
 
 
-def quantise_blocks(weight: FloatArray, block: int) -> tuple[ByteArray, FloatArray]:
-    """Quantise a weight, with one scale for each block, in the layout of MatMulNBits.
+@dataclass(frozen=True)
+class Rotation:
+    """A rotation of columns, in blocks of neighbours.
 
-    Args:
-        weight: (rows, columns).
-        block: Neighbouring weights of a row that share a scale: 16, 32, 64 or 128.
+    Attributes:
+        sizes: Sizes of the Hadamard matrices. With two of them, a and b, a block is a grid of a
+            rows and b columns, which are rotated one after the other: this mixes all a * b columns
+            for the price of a + b.
+    """
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: int, largest: int | None = None) -> Rotation:
+        """Return the widest rotation for so many columns.
+
+        Args:
+            columns: What has to be divided into blocks. Blocks have a power of two columns.
+            largest: Columns of a block, at most.
+        """
+        block = columns & -columns
+        if largest is not None:
+            block = min(block, largest)
+        if block <= _ONE_STAGE:
+            return cls((block,))
+        columns_of_grid = 1 << (block.bit_length() // 2)
+        return cls((columns_of_grid, block // columns_of_grid))
+
+
+def hadamard(size: int) -> FloatArray:
+    """Return Sylvester's Hadamard matrix of a power of two, scaled to length 1; it is symmetric.
+
+    Its entries are all of one magnitude, so each column of what is multiplied with it is spread
+    evenly over all others.
 
     Returns:
-        Bytes uint8 (rows, blocks, block), with the last block of each row filled up with zeros; and
-        scales float32 (rows, blocks). The weight is (bytes - 128) * scale.
+        float32 (size, size).
     """
-    # Zeros at the end of a row are multiplied with zeros, and change nothing.
-    filling = -weight.shape[1] % block
-    filled = np.pad(weight, ((0, 0), (0, filling)))
-    blocks = filled.reshape(len(weight), -1, block)
-    scales = np.maximum(np.abs(blocks).max(axis=2), _TINY) / _LARGEST
-    values = np.rint(blocks / scales[..., None]) + _ZERO_POINT
-    return values.astype(np.uint8), scales.astype(np.float32)
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / math.sqrt(size)).astype(np.float32)
+
+
+def rotate(rows: FloatArray, rotation: Rotation) -> FloatArray:
+    """Rotate the columns of rows (n, columns), as the graph rotates its states."""
+    first_size = rotation.sizes[0]
+    rotated = rows.reshape(-1, first_size) @ hadamard(first_size)
+    if len(rotation.sizes) > 1:
+        second_size = rotation.sizes[1]
+        grids = rotated.reshape(-1, second_size, first_size).transpose(0, 2, 1)
+        rotated = grids.reshape(-1, second_size) @ hadamard(second_size)
+    return rotated.reshape(rows.shape)
 
 
 def quantise_rows(table: FloatArray) -> tuple[Int8Array, FloatArray]:
-    """Quantise a table, with one scale for each row.
+    """Quantise a weight or a table, with one scale for each row.
 
     Args:
         table: (rows, d).
@@ -63,6 +102,6 @@ def quantise_rows(table: FloatArray) -> tuple[Int8Array, FloatArray]:
     for start in range(0, len(table), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         largest = np.abs(table[rows]).max(axis=1, keepdims=True)
-        scales[rows] = np.maximum(largest, _TINY) / _LARGEST
+        scales[rows] = np.maximum(largest, TINY) / LARGEST
         values[rows] = np.rint(table[rows] / scales[rows])
     return values, scales

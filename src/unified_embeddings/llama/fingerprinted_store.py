@@ -1,8 +1,8 @@
 """A QdrantVectorStore that knows its model, means what its filters say, and works in every loop.
 
-What lives here: what is done with the collection of a store: adding, finding, deleting and
-clearing nodes. What does not: opening it (`vector_store`), what a filter means (`filters`), what a
-node becomes (`payloads`).
+What lives here: adding nodes, searching, clearing, and copies of a store. What does not: reading
+and deleting stored nodes (`stored_nodes`), opening a store (`vector_store`), what a filter means
+(`filters`), what a node becomes (`payloads`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ from typing import Any, cast
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
-    MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import models as qm
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.pooling import PooledRows
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
-from unified_embeddings.llama.fields import Fields
-from unified_embeddings.llama.filters import is_of_document, select_for_deletion, select_points
 from unified_embeddings.llama.hybrid_search import HybridSearch
 from unified_embeddings.llama.node_points import PointLayout, SecondPass, build_batches
 from unified_embeddings.llama.queries import (
@@ -43,20 +39,23 @@ from unified_embeddings.llama.queries import (
 from unified_embeddings.llama.sparse_functions import sparse_options
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.llama.stored_layout import LLAMA_INDEX_LAYOUT, StoredLayout
+from unified_embeddings.llama.stored_nodes import StoredNodes
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.stores.asynchronous import in_search_thread
 from unified_embeddings.stores.clearing import clear_collection
+from unified_embeddings.stores.creating import CollectionParts
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
-from unified_embeddings.stores.pages import Pages
 from unified_embeddings.stores.schema import SPARSE_VECTOR, VectorNames
 from unified_embeddings.stores.stored_colbert import StoredColbert
 from unified_embeddings.validation import check_is_list
 
 _LOG = logging.getLogger(__name__)
 
+_NO_PARTS = CollectionParts()
 
-class FingerprintedStore(QdrantVectorStore):
+
+class FingerprintedStore(StoredNodes):
     """A QdrantVectorStore whose collection keeps its fingerprint, even after it was cleared.
 
     Filters mean what `llama.filters` says, in queries, in `get_nodes` and in deletions alike.
@@ -73,7 +72,7 @@ class FingerprintedStore(QdrantVectorStore):
         names: The names of the vectors that are searched and written.
         layout: How nodes are written, and payloads understood.
         adopt: How the collection was opened; a retriever over the store takes it over.
-        stored_colbert: How its points hold ColBERT vectors; None if they hold none.
+        parts: What the collection holds beside these vectors.
         **options: The stock store's own.
     """
 
@@ -82,8 +81,8 @@ class FingerprintedStore(QdrantVectorStore):
     _reopen: Callable[[], FingerprintedStore] | None = PrivateAttr()
     _adopt: Adopt | None = PrivateAttr()
     _names: VectorNames = PrivateAttr()
-    _layout: StoredLayout = PrivateAttr()
     _stored_colbert: StoredColbert | None = PrivateAttr()
+    _keywords: TextEmbedder | None = PrivateAttr()
     _pooled_rows: PooledRows | None = PrivateAttr()
     _second_pass: SecondPass = PrivateAttr(default_factory=SecondPass)
     _search: HybridSearch = PrivateAttr()
@@ -101,10 +100,11 @@ class FingerprintedStore(QdrantVectorStore):
         layout: StoredLayout = LLAMA_INDEX_LAYOUT,
         reopen: Callable[[], FingerprintedStore] | None = None,
         adopt: Adopt | None = None,
-        stored_colbert: StoredColbert | None = None,
+        parts: CollectionParts = _NO_PARTS,
         **options: Any,
     ) -> None:
         super().__init__(
+            layout=layout,
             collection_name=collection,
             client=cast("QdrantClient", client),  # both have the methods that the stock store calls
             aclient=aclient,
@@ -119,11 +119,11 @@ class FingerprintedStore(QdrantVectorStore):
         self._reopen = reopen
         self._adopt = adopt
         self._names = names
-        self._layout = layout
+        self._keywords = parts.keywords
         self._search = self._make_search()
         self._has_own_fusion = options.get("hybrid_fusion_fn") is not None
-        self._stored_colbert = stored_colbert
-        if stored_colbert is not None and "colbert" not in embedder.heads:
+        self._stored_colbert = parts.colbert
+        if parts.colbert is not None and "colbert" not in embedder.heads:
             self._stored_colbert = None
             _LOG.warning(
                 "Collection %r holds ColBERT vectors, and %r gives none: nodes added here hold "
@@ -154,11 +154,6 @@ class FingerprintedStore(QdrantVectorStore):
         return self._names
 
     @property
-    def fields(self) -> Fields:
-        """Where the payloads have the metadata, for filters, and what ids the points have."""
-        return self._layout.fields
-
-    @property
     def stored_colbert(self) -> StoredColbert | None:
         """How points hold ColBERT vectors; None if they hold none."""
         return self._stored_colbert
@@ -167,6 +162,11 @@ class FingerprintedStore(QdrantVectorStore):
     def adopt(self) -> Adopt | None:
         """How a collection that does not record its model is treated."""
         return self._adopt
+
+    @property
+    def keywords(self) -> TextEmbedder | None:
+        """What counts words for the collection's keyword list; None if it has none."""
+        return self._keywords
 
     def check_model(self, fingerprint: str, model_name: str) -> None:
         """Reject another model than the one that the collection was opened for.
@@ -261,6 +261,7 @@ class FingerprintedStore(QdrantVectorStore):
             sparse_name=sparse_vector_name,
             sparse_function=self._sparse_doc_fn if self.enable_hybrid else None,
             colbert=self._stored_colbert,
+            keywords=self._keywords,
             payloads=self._layout,
             second_pass=self._second_pass,
         )
@@ -289,7 +290,7 @@ class FingerprintedStore(QdrantVectorStore):
         if self._is_fused_by_caller(checked):
             with store_errors(self.collection_name, "querying"):
                 return super().query(checked.query, **kwargs)
-        self._search.check(checked.mode)
+        self._search.collection.check(checked.mode)
         plan = self._plan(checked, kwargs)
         return to_result(self._search.search(checked.embed(self._embedder), plan))
 
@@ -300,7 +301,7 @@ class FingerprintedStore(QdrantVectorStore):
             return await self._embedder.in_thread(partial(self.query, query, **kwargs))
         if self._search.reader.runs_in_process and not checked.runs_model:
             return await in_search_thread(partial(self.query, query, **kwargs))
-        await self._search.acheck(checked.mode)
+        await self._search.collection.acheck(checked.mode)
         plan = self._plan(checked, kwargs)
         vectors = await self._embedder.in_thread(partial(checked.embed, self._embedder))
         return to_result(await self._search.asearch(vectors, plan))
@@ -309,10 +310,10 @@ class FingerprintedStore(QdrantVectorStore):
         """Return what a query is to find; the collection has been looked up."""
         shard = options.get("shard_identifier")
         shard_key = None if shard is None else self._generate_shard_key_selector(shard)
-        fusion = checked.choose_fusion(self._embedder.fusion, self._search.read_choice())
+        fusion = checked.choose_fusion(self._embedder.fusion, self._search.collection.read_choice())
         calibration = None
         if checked.mode == "hybrid":
-            calibration = self._search.find_calibration(checked.score, fusion)
+            calibration = self._search.collection.find_calibration(checked.score, fusion)
         return checked.plan(fusion, calibration, shard_key)
 
     def _is_fused_by_caller(self, checked: CheckedQuery) -> bool:
@@ -333,175 +334,7 @@ class FingerprintedStore(QdrantVectorStore):
     def _build_query_filter(self, query: VectorStoreQuery) -> qm.Filter | None:
         return build_query_filter(query, self.fields)  # the stock method asks for it
 
-    def get_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        limit: int | None = None,
-        shard_identifier: object = None,  # noqa: ARG002
-    ) -> list[BaseNode]:
-        """Return the nodes that are among the ids and match the filters.
-
-        Args:
-            node_ids: The ids; None for any.
-            filters: The filters; None for any.
-            limit: The most nodes to return; None for all.
-            shard_identifier: Ignored, as there is no custom sharding.
-
-        Raises:
-            InputError: If an id or a filter cannot be translated.
-            StoreError: If Qdrant fails.
-        """
-        selected = select_points(node_ids, filters, self.fields)
-        reading = Pages(limit)
-        while reading.wanted:
-            with store_errors(self.collection_name, "reading nodes"):
-                reading.add(
-                    self._client.scroll(
-                        self.collection_name,
-                        scroll_filter=selected,
-                        limit=reading.wanted,
-                        offset=reading.offset,
-                        with_vectors=True,
-                    )
-                )
-        return self._to_nodes(reading.points)
-
-    async def aget_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        limit: int | None = None,
-        shard_identifier: object = None,  # noqa: ARG002
-    ) -> list[BaseNode]:
-        """Like `get_nodes`, but without blocking the event loop."""
-        selected = select_points(node_ids, filters, self.fields)
-        reading = Pages(limit)
-        while reading.wanted:
-            with store_errors(self.collection_name, "reading nodes"):
-                reading.add(
-                    await self._aclient.scroll(
-                        self.collection_name,
-                        scroll_filter=selected,
-                        limit=reading.wanted,
-                        offset=reading.offset,
-                        with_vectors=True,
-                    )
-                )
-        return self._to_nodes(reading.points)
-
-    def _to_nodes(self, points: list[qm.Record]) -> list[BaseNode]:
-        with store_errors(self.collection_name, "reading nodes"):  # other software's may be none
-            return list(self.parse_to_query_result(points).nodes or ())
-
-    def parse_to_query_result(self, response: list[Any]) -> VectorStoreQueryResult:
-        """Return points as nodes, whichever software wrote their payloads.
-
-        Args:
-            response: Points with payloads.
-
-        Raises:
-            StoreError: If a point holds no text.
-        """
-        if not any(self._layout.can_read(point.payload or {}) for point in response):
-            return super().parse_to_query_result(response)
-        nodes = [self._read(point) for point in response]
-        return VectorStoreQueryResult(
-            nodes=nodes,
-            similarities=[getattr(point, "score", 1.0) for point in response],
-            ids=[node.node_id for node in nodes],
-        )
-
-    def _read(self, point: qm.ScoredPoint | qm.Record) -> BaseNode:
-        if not self._layout.can_read(point.payload or {}):
-            (node,) = super().parse_to_query_result([point]).nodes or ()
-            return node
-        try:
-            return self._layout.read_point(point, self.dense_vector_name)
-        except InputError as error:
-            operation = f"reading point {point.id}"
-            raise StoreError(self.collection_name, operation, error.problem) from None
-
-    # --- deleting -------------------------------------------------------------------------------
-
-    def delete(
-        self,
-        ref_doc_id: str,
-        shard_identifier: object = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Delete the nodes of a document.
-
-        In the layout of other software, these are the nodes that were added here, and with Haystack
-        the pieces of a document that its splitters made.
-
-        Raises:
-            InputError: If it is not a text, or the one under which nodes without a document are.
-            StoreError: If Qdrant fails.
-        """
-        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
-        with store_errors(self.collection_name, "deleting a document"):
-            if not self.fields.is_llama_index:
-                found = self._client.count(self.collection_name, selected)
-                self._note_deletion(ref_doc_id, found.count)
-            self._client.delete(self.collection_name, points_selector=selected)
-
-    async def adelete(
-        self,
-        ref_doc_id: str,
-        shard_identifier: object = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Like `delete`, but without blocking the event loop."""
-        selected = qm.Filter(must=[is_of_document([ref_doc_id], self.fields)])
-        with store_errors(self.collection_name, "deleting a document"):
-            if not self.fields.is_llama_index:
-                found = await self._aclient.count(self.collection_name, selected)
-                self._note_deletion(ref_doc_id, found.count)
-            await self._aclient.delete(self.collection_name, points_selector=selected)
-
-    def _note_deletion(self, ref_doc_id: str, count: int) -> None:
-        """Tell that nothing is deleted: other software's points may record no document at all."""
-        if not count:
-            _LOG.warning(
-                "Collection %r: no point records the document %r, so none is deleted. Points that "
-                "other software wrote are deleted by delete_nodes(filters=...) on their metadata, "
-                "or by their ids",
-                self.collection_name,
-                ref_doc_id,
-            )
-
-    def delete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        shard_identifier: object = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Delete the nodes that `get_nodes` with the same ids and filters returns.
-
-        An empty list of ids deletes nothing.
-
-        Raises:
-            InputError: If an id or a filter cannot be translated, or neither restricts what is
-                deleted.
-            StoreError: If Qdrant fails.
-        """
-        selected = select_for_deletion(node_ids, filters, self.fields)
-        with store_errors(self.collection_name, "deleting nodes"):
-            self._client.delete(self.collection_name, points_selector=selected)
-
-    async def adelete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        shard_identifier: object = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Like `delete_nodes`, but without blocking the event loop."""
-        selected = select_for_deletion(node_ids, filters, self.fields)
-        with store_errors(self.collection_name, "deleting nodes"):
-            await self._aclient.delete(self.collection_name, points_selector=selected)
+    # --- clearing -------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Delete all nodes. The empty collection keeps its settings and the model's record.

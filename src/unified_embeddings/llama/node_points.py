@@ -20,6 +20,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.llama.payloads import without_graph_ids
 from unified_embeddings.llama.sparse_functions import SparseLists
 from unified_embeddings.llama.stored_layout import StoredLayout
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR, keyword_vectors
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR, StoredColbert
 from unified_embeddings.validation import require_vector
@@ -58,6 +59,7 @@ class PointLayout:
         sparse_name: Name of the sparse vectors.
         sparse_function: Gives them; None if points hold none.
         colbert: How points hold ColBERT vectors; None if they hold none.
+        keywords: What counts words for a keyword list; None if there is none.
         payloads: How nodes are written, and what ids their points have.
         second_pass: Told of nodes whose ColBERT vectors were not in the cache.
     """
@@ -66,6 +68,7 @@ class PointLayout:
     sparse_name: str
     sparse_function: SparseFunction | None
     colbert: StoredColbert | None
+    keywords: TextEmbedder | None
     payloads: StoredLayout
     second_pass: SecondPass
 
@@ -135,7 +138,22 @@ def _build_vectors(
     texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
     if layout.colbert is not None and embedder.cache.max_bytes == 0:
         _embed_at_once(texts, vectors, embedder, layout, layout.colbert)
-        return vectors
+    else:
+        _take_from_cache(texts, vectors, embedder, layout)
+    if layout.keywords is not None:
+        counted = keyword_vectors(layout.keywords, texts)
+        for named_vectors, keyword_vector in zip(vectors, counted, strict=True):
+            named_vectors[KEYWORD_VECTOR] = keyword_vector
+    return vectors
+
+
+def _take_from_cache(
+    texts: list[str],
+    vectors: list[dict[str, Any]],
+    embedder: TextEmbedder,
+    layout: PointLayout,
+) -> None:
+    """Add ColBERT and sparse vectors, which the pass that gave the embeddings left in the cache."""
     if layout.colbert is not None:
         # All that is asked for below, from the cache or from one pass.
         passes = embedder.stats().forwards
@@ -149,7 +167,6 @@ def _build_vectors(
         sparse_lists = layout.sparse_function(texts)
         for named_vectors, indices, values in zip(vectors, *sparse_lists, strict=True):
             named_vectors[layout.sparse_name] = qm.SparseVector(indices=indices, values=values)
-    return vectors
 
 
 def _embed_at_once(

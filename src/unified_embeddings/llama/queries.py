@@ -7,7 +7,7 @@ filter means (`filters`), and searching (`hybrid_search`).
 |---|---|
 | `DEFAULT` | the dense list |
 | `SPARSE`, `TEXT_SEARCH` | the sparse list |
-| `HYBRID` | both, fused as the retriever fuses them |
+| `HYBRID` | both, and a keyword list, fused as the retriever fuses them |
 | `SEMANTIC_HYBRID` | both, fused, and ordered anew by ColBERT |
 | `MMR` | the dense list, with points unlike each other |
 
@@ -15,8 +15,9 @@ filter means (`filters`), and searching (`hybrid_search`).
 `sparse_top_k` in the sparse ones. Fused lists are as deep as the fusion says, as the retriever's
 are. A number that is given for a list is its depth: `sparse_top_k` of the sparse one, and
 `similarity_top_k` of the dense one where `hybrid_top_k` says how many to return. `alpha` is the
-weight of the dense list in plain RRF, 1 - alpha that of the sparse one; without it they are fused
-as was chosen for the collection, or as the model's own numbers say.
+weight of the dense list in plain RRF, 1 - alpha that of the sparse one, and a keyword list is left
+out; without it they are fused as was chosen for the collection, as suits its keyword list, or as
+the model's own numbers say.
 """
 
 from __future__ import annotations
@@ -163,8 +164,14 @@ class CheckedQuery:
         )
         assert encoded.sparse is not None
         colbert = encoded.colbert[0] if encoded.colbert else None
-        dense = self.vector if self.mode == "hybrid" else None
-        return QueryVectors(dense=dense, sparse=encoded.sparse[0], colbert=colbert)
+        if self.mode == "sparse":
+            return QueryVectors(sparse=encoded.sparse[0])
+        return QueryVectors(
+            dense=self.vector,
+            sparse=encoded.sparse[0],
+            colbert=colbert,
+            words=self.query.query_str,
+        )
 
 
 def check_query(

@@ -81,6 +81,7 @@ class PlaceOptions(TypedDict, total=False):
     aclient: AsyncQdrantClient | None
     api_key: str | None
     adopt: Adopt | None
+    keywords: str | None
 
 
 class StoreOptions(CollectionOptions, WritingOptions, NamingOptions, total=False):
@@ -118,7 +119,7 @@ class RetrieverOptions(CommonRetrieverOptions, total=False):
     """Options of `UnifiedHybridRetriever`, which has the defaults."""
 
     candidates: int | Literal["auto"]
-    weights: tuple[float, float] | Literal["auto"]
+    weights: tuple[float, ...] | Literal["auto"]
     fusion: Fusion | Literal["auto", "model"]
     score: Literal["rrf", "relevance"]
 

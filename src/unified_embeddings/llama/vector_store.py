@@ -39,7 +39,9 @@ from unified_embeddings.llama.store_options import (
     resolve_folder,
     select_options,
 )
+from unified_embeddings.search.keywords import open_keywords, require_keywords
 from unified_embeddings.stores.aliases import resolve_name
+from unified_embeddings.stores.creating import CollectionParts, ensure_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import (
     Client,
@@ -49,7 +51,7 @@ from unified_embeddings.stores.opening import (
     missing_folders,
     open_folder,
 )
-from unified_embeddings.stores.schema import check_adopt, ensure_collection
+from unified_embeddings.stores.schema import check_adopt, stored_colbert
 from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def build_vector_store(
     aclient: AsyncQdrantClient | None = None,
     api_key: str | None = None,
     adopt: Adopt | None = None,
+    keywords: str | None = None,
     **options: Unpack[StoreOptions],
 ) -> FingerprintedStore:
     """Return a QdrantVectorStore for an embedder's vectors.
@@ -92,6 +95,8 @@ def build_vector_store(
         api_key: For `url`.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
             was made with this model. Nothing checks it.
+        keywords: "bm25", "bm25:german" and so on gives a new collection a keyword list, beside the
+            model's own vectors. An existing one must have the same. None takes what it has.
         **options: `colbert`, which has points hold ColBERT vectors too; Qdrant's settings of a new
             collection (hnsw_config, quantization_config, ...; for a server or a cluster also
             shard_number, replication_factor, ...); and options of LlamaIndex's store that keep
@@ -104,17 +109,25 @@ def build_vector_store(
             option does not exist here, or the embedder gives no dense vectors.
         FingerprintMismatchError: If the collection holds another model's vectors.
         StoreError: If Qdrant cannot be reached, rejects the collection, or it does not record its
-            model and `adopt` is not given.
+            model and `adopt` is not given, or it has no keyword list or another one than
+            `keywords`.
     """
     check_place(url=url, path=path, client=client, aclient=aclient, api_key=api_key)
     given = _check_arguments(embedder, collection, url, adopt, options)
+    counter = None if keywords is None else open_keywords(keywords, embedder)
     folder = None if path is None else resolve_folder(path)
     # Resolves the model's files, so that a model that is missing leaves no folder behind.
     _ = embedder.fingerprint
     new_folders = [] if folder is None else missing_folders(folder)
     reopen = None
     if client is None:
-        place: Options = {"url": url, "path": folder, "api_key": api_key, "adopt": adopt}
+        place: Options = {
+            "url": url,
+            "path": folder,
+            "api_key": api_key,
+            "adopt": adopt,
+            "keywords": keywords,
+        }
         reopen = partial(build_vector_store, embedder, collection, **place, **options)
         client = _open_client(collection, url, folder, api_key, given)
     make_thread_safe(client)
@@ -134,15 +147,16 @@ def build_vector_store(
             adopt=adopt,
             **settings,
         )
-        stored_colbert = make_collection(colbert=given.get("colbert"))
+        info = make_collection(parts=CollectionParts(given.get("colbert"), counter))
+        parts = CollectionParts(stored_colbert(info), require_keywords(collection, info, counter))
     with store_errors(collection, "opening"):
         return FingerprintedStore(
             embedder,
             collection,
             client=client,
             aclient=aclient or async_view(client),
-            make_collection=partial(make_collection, colbert=stored_colbert),
-            stored_colbert=stored_colbert,
+            make_collection=partial(make_collection, parts=parts),
+            parts=parts,
             names=recognised.names,
             layout=recognised.layout,
             reopen=reopen,

@@ -26,20 +26,20 @@ from unified_embeddings.llama.layouts import (
     choose_reader,
 )
 from unified_embeddings.migration.heads import (
-    NAMES,
     UNWATCHED,
+    Addition,
     Vectors,
     Watching,
     check_heads,
-    describe_heads,
-    encode_heads,
     find_lacking,
 )
 from unified_embeddings.migration.parallel_vectors import copy_with_heads, switch_to_copy
 from unified_embeddings.migration.probes import DETECTED, Layout
 from unified_embeddings.migration.vector_names import complete_params, create_names
+from unified_embeddings.search.keywords import check_addable, open_keywords
 from unified_embeddings.stores.copy_points import PointId, plain_id
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import record_keywords
 from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.sampling import sample_ids
@@ -69,6 +69,7 @@ class AddedVectorsReport:
         collection: The collection's name.
         target: The collection that has the heads now: the same, or the new one.
         heads: The heads that were asked for.
+        keywords: The keyword list that was asked for; "" if none was.
         added: Points that got vectors in this run.
         total: Points of the target.
         problems: Why points have no vectors → how many.
@@ -79,6 +80,7 @@ class AddedVectorsReport:
     collection: str
     target: str
     heads: tuple[HeadName, ...]
+    keywords: str
     added: int
     total: int
     problems: dict[str, int]
@@ -98,6 +100,7 @@ def add_vectors(
     heads: Sequence[HeadName],
     *,
     colbert: StoredColbert | None = None,
+    keywords: str | None = None,
     layout: Layout = DETECTED,
     copy_to: str | None = None,
     alias: str = "",
@@ -116,9 +119,11 @@ def add_vectors(
         client: Client of the collection's place.
         name: The collection's name, not an alias.
         embedder: Embedder of the model that made the collection.
-        heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`.
+        heads: "sparse", "colbert" or both; none of them only copies, with `copy_to`, or adds a
+            keyword list alone.
         colbert: How ColBERT vectors are pooled and quantised. None takes the collection's own way
             if it stores some, or else stores every row in float32.
+        keywords: "bm25", "bm25:german" and so on adds a keyword list, which takes no model.
         layout: How its payloads are laid out; seen from a sample unless named.
         copy_to: Name of a second collection to fill instead; where the store cannot add vectors in
             place, one is named after the heads.
@@ -150,27 +155,34 @@ def add_vectors(
     make_thread_safe(client)
     with store_errors(name, "reading its settings"):
         info = client.get_collection(name)
-    if not heads and copy_to is None:
-        raise InputError("expected heads to add: sparse, colbert or both")
+    if not heads and copy_to is None and keywords is None:
+        raise InputError("expected heads to add: sparse, colbert or both; or keywords")
     check_heads(name, info, embedder, heads)
-    colbert = _choose_colbert(name, info, heads, colbert)
-    params = describe_heads(embedder, heads, colbert)
+    counter = None
+    if keywords is not None:
+        counter = open_keywords(keywords, embedder)
+        check_addable(name, info, counter)
+    stored = _choose_colbert(name, info, heads, colbert)
+    addition = Addition(embedder, list(heads), stored, counter)
+    params = addition.describe()
     reader = _open_reader(client, name, layout)
     target, alias_switched = name, ""
     lacking = [] if copy_to else find_lacking(name, info, params)
     if COLBERT_VECTOR in lacking:
-        record_colbert(client, name, colbert)
+        record_colbert(client, name, stored)
     if copy_to or not create_names(client, name, {key: params[key] for key in lacking}):
-        target = copy_to or "-".join((name, *heads))
+        target = copy_to or "-".join((name, *heads, *(["keywords"] if counter else [])))
         added, problems = copy_with_heads(
-            client, name, target, info, embedder, params, colbert, reader, watching
+            client, name, target, info, addition, params, reader, watching
         )
         if alias:
             switch_to_copy(client, alias, name, target, reader)
             alias_switched = alias
     else:
         complete_params(client, name, params)
-        filler = _Filler(client, name, embedder, heads, colbert, reader)
+        if counter is not None:
+            record_keywords(client, name, counter)
+        filler = _Filler(client, name, addition, reader)
         added, problems = filler.fill(watching)
     with store_errors(target, "counting its points"):
         total = client.count(target, exact=True).count
@@ -178,6 +190,7 @@ def add_vectors(
         collection=name,
         target=target,
         heads=tuple(heads),
+        keywords=keywords or "",
         added=added,
         total=total,
         problems=problems,
@@ -224,21 +237,17 @@ class _Filler:
         self,
         client: Client,
         name: str,
-        embedder: TextEmbedder,
-        heads: Sequence[HeadName],
-        colbert: StoredColbert,
+        addition: Addition,
         reader: PayloadReader,
     ) -> None:
         self._client = client
         self._name = name
-        self._embedder = embedder
-        self._heads = heads
-        self._colbert = colbert
+        self._addition = addition
         self._reader = reader
         self._lacking = qm.Filter(
             should=[
-                qm.Filter(must_not=[qm.HasVectorCondition(has_vector=NAMES[head])])
-                for head in heads
+                qm.Filter(must_not=[qm.HasVectorCondition(has_vector=vector)])
+                for vector in addition.vector_names
             ]
         )
         self._added: set[PointId] = set()
@@ -302,10 +311,9 @@ class _Filler:
                 sources.append(source)
         if not sources:
             return
-        vectors = encode_heads(self._embedder, sources, self._heads, self._colbert)
         items = []
-        for source, own_vectors in zip(sources, vectors, strict=True):
-            items.append(((source.point_id, own_vectors), own_vectors))
+        for source, vectors in zip(sources, self._addition.encode(sources), strict=True):
+            items.append(((source.point_id, vectors), vectors))
         for request in split_by_size(items):
             self._send(request)
 

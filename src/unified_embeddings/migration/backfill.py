@@ -37,9 +37,9 @@ from unified_embeddings.migration.states import require_transition
 from unified_embeddings.migration.transfer import Transfer
 from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.copying import payload_indexes
+from unified_embeddings.stores.creating import ensure_collection
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client, is_local_mode, make_thread_safe
-from unified_embeddings.stores.schema import ensure_collection
 from unified_embeddings.validation import require_whole_number
 
 DEFAULT_BATCH = 128

@@ -12,10 +12,15 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.pooling import pool_rows
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.layouts import SourceText
+from unified_embeddings.stores.creating import colbert_width
+from unified_embeddings.stores.keyword_list import (
+    KEYWORD_VECTOR,
+    keyword_params,
+    keyword_vectors,
+)
 from unified_embeddings.stores.schema import (
     SPARSE_VECTOR,
     check_collection,
-    colbert_width,
     dense_vectors,
     sparse_params,
     sparse_vectors,
@@ -49,6 +54,59 @@ class Watching:
 UNWATCHED = Watching()
 
 
+@dataclass(frozen=True)
+class Addition:
+    """What is added to points.
+
+    Attributes:
+        embedder: The embedder of the collection's model.
+        heads: Of sparse and colbert; none where only words are counted, or points only copied.
+        colbert: How ColBERT vectors are stored.
+        keywords: What counts words for a keyword list; None for no list.
+    """
+
+    embedder: TextEmbedder
+    heads: Sequence[HeadName]
+    colbert: StoredColbert
+    keywords: TextEmbedder | None = None
+
+    @property
+    def vector_names(self) -> list[str]:
+        """Return the names of the added vectors."""
+        names = [NAMES[head] for head in self.heads]
+        return names if self.keywords is None else [*names, KEYWORD_VECTOR]
+
+    def describe(self) -> dict[str, VectorParams]:
+        """Return the parameters of the added vectors by their names; may run the model once."""
+        params: dict[str, VectorParams] = {}
+        if self.keywords is not None:
+            params[KEYWORD_VECTOR] = keyword_params()
+        if "sparse" in self.heads:
+            params[SPARSE_VECTOR] = sparse_params(self.embedder)
+        if "colbert" in self.heads:
+            params[COLBERT_VECTOR] = self.colbert.params(colbert_width(self.embedder))
+        return params
+
+    def encode(self, sources: Sequence[SourceText]) -> list[Vectors]:
+        """Return the added vectors of each text, which is embedded once for all heads."""
+        texts = [source.text for source in sources]
+        vectors: list[Vectors] = [{} for _ in sources]
+        if self.keywords is not None:
+            counted = keyword_vectors(self.keywords, texts)
+            for own_vectors, keyword_vector in zip(vectors, counted, strict=True):
+                own_vectors[KEYWORD_VECTOR] = keyword_vector
+        if not self.heads:
+            return vectors
+        embeddings = self.embedder.encode(texts, role="document", heads=self.heads)
+        for place, weights in enumerate(embeddings.sparse or ()):
+            vectors[place][SPARSE_VECTOR] = qm.SparseVector(
+                indices=weights.indices.tolist(), values=weights.values.tolist()
+            )
+        for place, rows in enumerate(embeddings.colbert or ()):
+            vectors[place][COLBERT_VECTOR] = pool_rows(rows, self.colbert.pool).tolist()
+        return vectors
+
+
 def check_heads(
     name: str, info: qm.CollectionInfo, embedder: TextEmbedder, heads: Sequence[HeadName]
 ) -> None:
@@ -69,24 +127,6 @@ def check_heads(
             f"{' or '.join(missing)} ones; take a model that gives them"
         )
     check_collection(name, info, embedder, dense=None, sparse=None)
-
-
-def describe_heads(
-    embedder: TextEmbedder, heads: Sequence[HeadName], colbert: StoredColbert
-) -> dict[str, VectorParams]:
-    """Return the parameters of the vectors of heads, by their names in a collection.
-
-    Args:
-        embedder: The embedder.
-        heads: Of sparse and colbert.
-        colbert: How ColBERT vectors are stored.
-    """
-    params: dict[str, VectorParams] = {}
-    if "sparse" in heads:
-        params[SPARSE_VECTOR] = sparse_params(embedder)
-    if "colbert" in heads:
-        params[COLBERT_VECTOR] = colbert.params(colbert_width(embedder))
-    return params
 
 
 def find_lacking(
@@ -118,32 +158,3 @@ def _space_of(params: VectorParams) -> str:
         return f"sparse, modifier {(params.modifier or qm.Modifier.NONE).value}"
     kind = "multi-vector" if params.multivector_config else "one vector"
     return f"{params.size} x {params.distance.value}, {kind}"
-
-
-def encode_heads(
-    embedder: TextEmbedder,
-    sources: Sequence[SourceText],
-    heads: Sequence[HeadName],
-    colbert: StoredColbert,
-) -> list[Vectors]:
-    """Embed texts for heads, each text once.
-
-    Args:
-        embedder: The embedder.
-        sources: n texts.
-        heads: Of sparse and colbert, at least one.
-        colbert: How ColBERT vectors are stored.
-
-    Returns:
-        The vectors of each text.
-    """
-    texts = [source.text for source in sources]
-    embeddings = embedder.encode(texts, role="document", heads=heads)
-    vectors: list[Vectors] = [{} for _ in sources]
-    for place, weights in enumerate(embeddings.sparse or ()):
-        vectors[place][SPARSE_VECTOR] = qm.SparseVector(
-            indices=weights.indices.tolist(), values=weights.values.tolist()
-        )
-    for place, rows in enumerate(embeddings.colbert or ()):
-        vectors[place][COLBERT_VECTOR] = pool_rows(rows, colbert.pool).tolist()
-    return vectors

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 from qdrant_client import models as qm
 
-from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.llama.layouts import (
     Payload,
@@ -24,12 +23,11 @@ from unified_embeddings.llama.layouts import (
     UnreadablePoint,
 )
 from unified_embeddings.migration.heads import (
-    NAMES,
+    Addition,
     VectorParams,
     Vectors,
     Watching,
     check_heads,
-    encode_heads,
     find_lacking,
 )
 from unified_embeddings.migration.sides import Collection
@@ -43,6 +41,7 @@ from unified_embeddings.stores.copy_points import (
 )
 from unified_embeddings.stores.copying import creation_options, payload_indexes
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import record_keywords
 from unified_embeddings.stores.opening import Client, is_local_mode
 from unified_embeddings.stores.request_sizes import split_by_size
 from unified_embeddings.stores.schema import (
@@ -51,8 +50,7 @@ from unified_embeddings.stores.schema import (
     record_colbert,
     stored_colbert,
 )
-from unified_embeddings.stores.stored_colbert import StoredColbert, check_stored_colbert
-from unified_embeddings.types import HeadName
+from unified_embeddings.stores.stored_colbert import check_stored_colbert
 
 _POINTS_PER_REQUEST = 64
 _POINTS_COMPARED = 500
@@ -65,9 +63,8 @@ def copy_with_heads(
     name: str,
     target: str,
     info: qm.CollectionInfo,
-    embedder: TextEmbedder,
+    addition: Addition,
     params: Mapping[str, VectorParams],
-    colbert: StoredColbert,
     reader: PayloadReader,
     watching: Watching,
 ) -> tuple[int, dict[str, int]]:
@@ -80,9 +77,8 @@ def copy_with_heads(
         name: The collection to copy; it is not changed.
         target: The collection to fill; created if it does not exist.
         info: What Qdrant reports about the first.
-        embedder: The embedder of its model.
+        addition: What is added; nothing only copies.
         params: The vectors to add, by their names.
-        colbert: How ColBERT vectors are stored.
         reader: Reads the points' texts.
         watching: What is told meanwhile.
 
@@ -93,8 +89,9 @@ def copy_with_heads(
         InputError: If the target is the collection itself.
         StoreError: If the target exists and does not fit, or Qdrant fails.
     """
-    heads = [head for head, vector in NAMES.items() if vector in params]
-    _prepare_target(client, name, target, info, embedder, params, heads, colbert)
+    _prepare_target(client, name, target, info, addition, params)
+    if addition.keywords is not None:
+        record_keywords(client, target, addition.keywords)
     points_reader = PointReader(
         client, name, info, max_points=_POINTS_PER_REQUEST, max_bytes=_REQUEST_BYTES
     )
@@ -107,7 +104,7 @@ def copy_with_heads(
         missing_ids = [point_id for point_id in page_ids if point_id not in existing]
         for points in points_reader.requests(missing_ids):
             watching.check()
-            problems.update(_send(client, target, embedder, heads, colbert, reader, points))
+            problems.update(_send(client, target, addition, reader, points))
             copied += len(points)
             watching.on_points(len(points))
     return copied, dict(problems)
@@ -118,10 +115,8 @@ def _prepare_target(
     name: str,
     target: str,
     info: qm.CollectionInfo,
-    embedder: TextEmbedder,
+    addition: Addition,
     params: Mapping[str, VectorParams],
-    heads: Sequence[HeadName],
-    colbert: StoredColbert,
 ) -> None:
     """Create the target unless it exists, and check that it can take the points."""
     if target == name:
@@ -141,12 +136,12 @@ def _prepare_target(
                     dense[vector] = wanted
             options |= {"vectors_config": dense, "sparse_vectors_config": sparse or None}
             client.create_collection(target, **options)
-            if "colbert" in heads:
-                record_colbert(client, target, colbert)
+            if "colbert" in addition.heads:
+                record_colbert(client, target, addition.colbert)
         target_info = client.get_collection(target)
-    check_heads(target, target_info, embedder, heads)
-    if "colbert" in heads:
-        check_stored_colbert(target, colbert, stored_colbert(target_info))
+    check_heads(target, target_info, addition.embedder, addition.heads)
+    if "colbert" in addition.heads:
+        check_stored_colbert(target, addition.colbert, stored_colbert(target_info))
     wanted_vectors: dict[str, VectorParams] = {**_named_params(info), **params}
     lacking = find_lacking(target, target_info, wanted_vectors)
     if lacking:
@@ -171,13 +166,11 @@ def _named_params(info: qm.CollectionInfo) -> dict[str, qm.VectorParams]:
 def _send(
     client: Client,
     target: str,
-    embedder: TextEmbedder,
-    heads: Sequence[HeadName],
-    colbert: StoredColbert,
+    addition: Addition,
     reader: PayloadReader,
     points: Sequence[qm.PointStruct],
 ) -> list[str]:
-    """Write points with the vectors of heads, and return what is wrong with some of them."""
+    """Write points with further vectors, if there are any, and return what is wrong with some."""
     readable: dict[PointId, SourceText] = {}
     problems = []
     for point in points:
@@ -187,8 +180,8 @@ def _send(
         else:
             readable[source.point_id] = source
     added: dict[PointId, Vectors] = {}
-    if readable and heads:
-        vectors = encode_heads(embedder, list(readable.values()), heads, colbert)
+    if readable:
+        vectors = addition.encode(list(readable.values()))
         added = dict(zip(readable, vectors, strict=True))
     items = []
     for point in points:

@@ -29,6 +29,7 @@ from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.migration.sides import Collection
 from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.keyword_list import recorded_name
 from unified_embeddings.stores.opening import Client, make_thread_safe
 from unified_embeddings.stores.schema import SPARSE_VECTOR, recorded_model, sparse_vectors
 from unified_embeddings.system.files import NoSpaceError, free_space, require_space
@@ -127,7 +128,7 @@ def plan_migration(
     )
     with Journal.create(folder, record) as journal:
         make_alias(client, names)
-        return Plan(journal.record, estimate, names.is_new, _notes(names, record, estimate))
+        return Plan(journal.record, estimate, names.is_new, _notes(names, record, estimate, info))
 
 
 def _default_target(alias: str, embedder: TextEmbedder) -> str:
@@ -199,8 +200,17 @@ def _refuse_full_disk(place: Mapping[str, str], estimate: Estimate) -> None:
         ) from error
 
 
-def _notes(names: Names, record: MigrationRecord, estimate: Estimate) -> tuple[str, ...]:
+def _notes(
+    names: Names, record: MigrationRecord, estimate: Estimate, info: qm.CollectionInfo
+) -> tuple[str, ...]:
     notes = []
+    keywords = recorded_name(info)
+    if keywords is not None:
+        notes.append(
+            f"{names.source!r} has a keyword list ({keywords}), which is not moved. Once the new "
+            "collection is filled, and before the cutover, give it one: unified-embeddings "
+            f"add-vectors {record.target} --keywords {keywords} --model {record.model_name}"
+        )
     if record.source_model is None:
         notes.append(
             f"nothing records which model made {names.source!r}; its vectors are not used, only "

@@ -28,6 +28,14 @@ OUTPUTS: dict[HeadName, str] = {
 EXPORTED_IN = ("fp32", "int8")
 """The precisions that a model can be exported in."""
 
+SHORT_TEXT = 64
+"""Tokens up to which texts of several lengths share a pass of a ragged graph. Attention takes
+another kernel for them than for longer texts, which differs in the seventh digit, so a text's
+length alone decides which one it gets."""
+
+INT8_SCHEME = "rows"
+"""How int8 is scaled in new exports: by the rows of states and weights."""
+
 EXPORT = "export.json"
 """Name of the file with an exported model's notes."""
 
@@ -47,6 +55,10 @@ class ExportNotes:
         sampled_digest: The digest that earlier versions gave the source.
         graph_file: Name of the ONNX file.
         content: Digest of the ONNX file and its weights; see `digests.content_digest`.
+        ragged: Whether texts of several lengths may share a pass; see `SHORT_TEXT`. Exports of
+            earlier versions take texts of one length at a time.
+        scheme: How int8 is scaled: "rows"; "" in exports of earlier versions, where it is by
+            blocks, and in fp32.
     """
 
     source: str
@@ -55,6 +67,8 @@ class ExportNotes:
     sampled_digest: str
     graph_file: str
     content: str
+    ragged: bool
+    scheme: str
 
     @classmethod
     def from_json(cls, notes: Mapping[str, object]) -> ExportNotes | None:
@@ -71,6 +85,8 @@ class ExportNotes:
             sampled_digest=str(notes["sampled_digest"]),
             graph_file=str(notes["file"]),
             content=str(notes["content"]),
+            ragged=notes.get("ragged") is True,
+            scheme=str(notes.get("scheme", "")),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""How a dense and a sparse ranking are fused, unless a caller says otherwise.
+"""How the rankings of a search are fused, unless a caller says otherwise.
 
 What lives here: the numbers that belong to a model or a collection, and where they come from. What
 does not: the arithmetic (`fusion`, on the ground), which model has which numbers (`catalogue`), and
@@ -13,9 +13,12 @@ from typing import get_args
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.fusion import Method
-from unified_embeddings.validation import require_weights, require_whole_number
+from unified_embeddings.validation import require_list_weights, require_whole_number
 
 _NAMES: dict[Method, str] = {"rrf": "RRF", "dbsf": "DBSF", "min_max": "min-max", "z": "z-scores"}
+
+LIST_NAMES = ("dense", "sparse", "bm25")
+"""What the lists are called that weights are for, in their order."""
 
 RRF_K = 60
 """RRF's damping in the paper that introduced it, by Cormack, Clarke and Büttcher (2009)."""
@@ -26,14 +29,15 @@ PLAIN_CANDIDATES = 20
 
 @dataclass(frozen=True)
 class Fusion:
-    """How a dense and a sparse ranking become one: by rank or by score, weighted.
+    """How the rankings of a search become one: by rank or by score, weighted.
 
     How good a model's sparse ranking is compared with its dense one differs between models. Equal
     weights make the result worse than the dense ranking alone if the sparse one is much weaker. A
     weight of 0 leaves a ranking out: it is not even searched for.
 
     Attributes:
-        weights: Weights of the dense and the sparse ranking, >= 0, not both 0.
+        weights: Weights of the dense and the sparse ranking, >= 0, and of the keyword list where a
+            collection has one; not all 0. Two weights leave the keyword list out.
         k: RRF's damping, >= 0; without effect on the other methods.
         candidates: Depth of each ranking that is fused, >= 1.
         source: Where the numbers come from: a measurement or a publication.
@@ -49,14 +53,14 @@ class Fusion:
         (1.0, 0.3)
     """
 
-    weights: tuple[float, float]
+    weights: tuple[float, ...]
     k: int = RRF_K
     candidates: int = PLAIN_CANDIDATES
     source: str = ""
     method: Method = "rrf"
 
     def __post_init__(self) -> None:
-        weights = require_weights(self.weights, of="dense and sparse")
+        weights = require_list_weights(self.weights)
         # TOML and JSON give a list.
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "k", require_whole_number("k", self.k, least=0))
@@ -71,16 +75,21 @@ class Fusion:
 
     def __str__(self) -> str:
         """Return the numbers in words, without their source."""
-        dense_weight, sparse_weight = self.weights
-        if sparse_weight == 0:
-            return "dense alone"
-        if dense_weight == 0:
-            return "sparse alone"
-        weighted = f"weights {dense_weight:g} : {sparse_weight:g}"
+        used_names = [
+            name for name, weight in zip(LIST_NAMES, self.weights, strict=False) if weight > 0
+        ]
+        if len(used_names) == 1:
+            return f"{used_names[0]} alone"
+        weighted = "weights " + " : ".join(f"{weight:g}" for weight in self.weights)
         name = _NAMES[self.method]
         if self.method == "rrf":
             name += f", k {self.k}"
         return f"{name}, {weighted}, {self.candidates} candidates"
+
+    @property
+    def keyword_weight(self) -> float:
+        """Return the weight of the keyword list; 0 where none is given."""
+        return self.weights[2] if len(self.weights) == 3 else 0.0
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as plain values, fit for JSON; `from_dict` reads them."""

@@ -1,7 +1,7 @@
-"""The dense and the sparse ranking of many questions, before they are fused.
+"""The dense and the sparse ranking of many questions, and a keyword list's, before they are fused.
 
-What lives here: searching for both, ordered as the retriever orders them, and naming the judged
-document that each point belongs to. What does not: fusing them in many ways (`evaluation`).
+What lives here: searching for all of them, ordered as the retriever orders them, and naming the
+judged document that each point belongs to. What does not: fusing them in many ways (`evaluation`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
@@ -26,10 +26,14 @@ from unified_embeddings.evaluation.fusion_choices import SearchedQuery
 from unified_embeddings.llama.hybrid_search import order_lists
 from unified_embeddings.llama.store_settings import open_search
 from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.search.branches import ListName
 from unified_embeddings.search.fusing import Ranking, scored_ids
 from unified_embeddings.search.options import check_heads
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.search.query_vectors import QueryVectors
+
+Lists: TypeAlias = Mapping[ListName, Ranking]
+"""The rankings of a question by name."""
 
 
 def search_both_lists(
@@ -42,7 +46,9 @@ def search_both_lists(
     document_field: str | None = None,
     on_query: Callable[[int], None] = lambda _: None,
 ) -> dict[str, SearchedQuery]:
-    """Search for the dense and the sparse ranking of each question, in one round trip each.
+    """Search for the rankings of each question, in one round trip each.
+
+    They are the dense and the sparse one, and a keyword list's where the collection has one.
 
     Args:
         store: Over the collection.
@@ -64,7 +70,7 @@ def search_both_lists(
     searcher = _ListSearcher(store, embedder, depth=depth)
     embedder.encode_queries(list(queries.values()))  # in batches; they are in the cache then
     pending = iter(queries.items())
-    first_lists: dict[str, tuple[Ranking, Ranking]] = {}
+    first_lists: dict[str, Lists] = {}
     if document_field is None:
         for query_id, text in itertools.islice(pending, SAMPLED_QUERIES):
             first_lists[query_id] = searcher.search(text)
@@ -95,7 +101,7 @@ def sum_query_weights(embedder: TextEmbedder, queries: Mapping[str, str]) -> dic
 
 
 class _ListSearcher:
-    """Searches for the two rankings of a question, as they are.
+    """Searches for the rankings of a question, as they are.
 
     Args:
         store: Over the collection.
@@ -107,26 +113,26 @@ class _ListSearcher:
         check_heads(embedder, "hybrid", None)
         self._embedder = embedder
         self._search = open_search(store, embedder)
-        self._search.check("hybrid")
-        both = Fusion(weights=(1.0, 1.0), candidates=depth)
-        self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=both)
+        self._search.collection.check("hybrid")
+        weights = (1.0, 1.0) if self._search.collection.keywords is None else (1.0, 1.0, 1.0)
+        every = Fusion(weights=weights, candidates=depth)
+        self._plan = SearchPlan(mode="hybrid", top_k=1, fusion=every)
 
     def read_only(self, payload: bool | list[str]) -> None:
         """Bring back no more than these fields of the payload from now on."""
         self._plan = replace(self._plan, payload=payload)
 
-    def search(self, text: str) -> tuple[Ranking, Ranking]:
-        """Return the dense and the sparse ranking of a question, best first."""
+    def search(self, text: str) -> Lists:
+        """Return the rankings of a question by name, best first; a list without words is empty."""
         encoded = self._embedder.encode_query(text, dense=True, sparse=True)
         assert encoded.dense is not None
         assert encoded.sparse is not None
-        query = QueryVectors(dense=encoded.dense[0], sparse=encoded.sparse[0])
+        query = QueryVectors(dense=encoded.dense[0], sparse=encoded.sparse[0], words=text)
         branches = self._search.build_branches(query, self._plan)
         rankings = order_lists(branches, self._search.search_lists(branches, self._plan))
-        if len(rankings) == 1:  # no lexical weights
-            return rankings[0], []
-        dense, sparse = rankings
-        return dense, sparse
+        return {
+            branch.list_name: ranking for branch, ranking in zip(branches, rankings, strict=True)
+        }
 
 
 def _needed_payload(document_field: str) -> bool | list[str]:
@@ -137,12 +143,11 @@ def _needed_payload(document_field: str) -> bool | list[str]:
     return True if "." in document_field else [document_field]
 
 
-def _find_document_field(
-    lists: Collection[tuple[Ranking, Ranking]], judged_ids: Collection[str]
-) -> str:
+def _find_document_field(all_lists: Collection[Lists], judged_ids: Collection[str]) -> str:
     payloads: dict[Any, Mapping[str, object]] = {}
-    for dense, sparse in lists:
-        payloads.update((point.id, point.payload or {}) for point, _ in (*dense, *sparse))
+    for lists in all_lists:
+        for ranking in lists.values():
+            payloads.update((point.id, point.payload or {}) for point, _ in ranking)
     return choose_document_field(payloads.items(), judged_ids)
 
 
@@ -164,13 +169,15 @@ def _check_documents(
         )
 
 
-def _name_documents(lists: tuple[Ranking, Ranking], document_field: str) -> SearchedQuery:
-    dense, sparse = lists
+def _name_documents(lists: Lists, document_field: str) -> SearchedQuery:
     document_of: dict[Hashable, str] = {}
-    for point, _ in (*dense, *sparse):
+    for point, _ in itertools.chain.from_iterable(lists.values()):
         document = read_document_id(point.id, point.payload or {}, document_field)
         if document is not None:
             document_of[point.id] = document
     return SearchedQuery(
-        dense=scored_ids(dense), sparse=scored_ids(sparse), document_of=document_of
+        dense=scored_ids(lists.get("dense", ())),
+        sparse=scored_ids(lists.get("sparse", ())),
+        bm25=scored_ids(lists.get("bm25", ())),
+        document_of=document_of,
     )

@@ -11,7 +11,7 @@ it counts, or vectors of lower precision in its index.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -30,6 +30,7 @@ from unified_embeddings.retrievers.explanation import (
     DensePart,
     Explanation,
     Ranks,
+    SparsePart,
 )
 from unified_embeddings.retrievers.score_parts import (
     explain_colbert,
@@ -37,16 +38,36 @@ from unified_embeddings.retrievers.score_parts import (
     explain_sparse,
     rank_of,
 )
-from unified_embeddings.search.branches import Branch
+from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.plan import SearchPlan
 from unified_embeddings.search.query_vectors import QueryVectors
+from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR
 from unified_embeddings.types import SparseVector
 
 NodeOrId: TypeAlias = NodeWithScore | BaseNode | str | int
 """A passage: as the retriever returns it, its node, or the id of that."""
 
-_Probe: TypeAlias = Literal["filters", "dense", "sparse"] | int
-"""What is asked about the passage; a number asks for the share of one token."""
+_Probe: TypeAlias = Literal["filters"] | ListName | tuple[ListName, int]
+"""What is asked about the passage; a list's name with a number asks for the share of one token."""
+
+
+@dataclass(frozen=True)
+class _WordList:
+    """A list that is searched by words.
+
+    Attributes:
+        name: What it is called.
+        vector_name: Which of the points' vectors it has.
+        query: The question's vector.
+        embedder: Knows what the vector's numbers stand for.
+        has_idf: Whether the collection multiplies its scores by IDF.
+    """
+
+    name: ListName
+    vector_name: str
+    query: SparseVector
+    embedder: TextEmbedder
+    has_idf: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class _Question:
         vectors: Its vectors.
         branches: The searches.
         rankings: The points that each found, as Qdrant returned them.
-        has_idf: Whether the collection multiplies sparse scores by IDF.
+        word_lists: The lists that are searched by words.
     """
 
     text: str
@@ -67,7 +88,7 @@ class _Question:
     vectors: QueryVectors
     branches: Sequence[Branch]
     rankings: Sequence[Sequence[qm.ScoredPoint]]
-    has_idf: bool
+    word_lists: Sequence[_WordList]
 
 
 class Explaining(BaseRetriever):
@@ -112,16 +133,16 @@ class Explaining(BaseRetriever):
             StoreError: If Qdrant fails, or the collection does not exist.
         """
         point_id = _to_point_id(node_or_id, self._fields)
-        info = self._search.check(self._plan().mode, anew=True)
+        info = self._search.collection.check(self._plan().mode, anew=True)
         # The collection's own fusion may be another one now. Relevance is not explained.
         plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
-        vectors = self._embed(bundle)
+        vectors = self._search.count_words(self._embed(bundle))
         branches = self._search.build_branches(vectors, plan)
         rankings = self._search.search_lists(branches, plan)
         question = self._to_question(bundle, plan, vectors, branches, rankings, info)
         point = self._require_point(
-            point_id, self._search.reader.fetch(point_id, self._fetched_vectors(plan))
+            point_id, self._search.reader.fetch(point_id, _vector_names(question))
         )
         probes = self._build_probes(question, point)
         scores = _read_scores(probes, self._search.reader.search(list(probes.values())))
@@ -132,14 +153,15 @@ class Explaining(BaseRetriever):
     ) -> Explanation:
         """Like `explain`, but without blocking the event loop."""
         point_id = _to_point_id(node_or_id, self._fields)
-        info = await self._search.acheck(self._plan().mode, anew=True)
+        info = await self._search.collection.acheck(self._plan().mode, anew=True)
         plan = replace(self._plan(), score="rrf")
         bundle = _to_bundle(query)
-        vectors = await self._embedder.in_thread(partial(self._embed, bundle))
+        embedded = await self._embedder.in_thread(partial(self._embed, bundle))
+        vectors = self._search.count_words(embedded)
         branches = self._search.build_branches(vectors, plan)
         rankings = await self._search.asearch_lists(branches, plan)
         question = self._to_question(bundle, plan, vectors, branches, rankings, info)
-        fetched = await self._search.reader.afetch(point_id, self._fetched_vectors(plan))
+        fetched = await self._search.reader.afetch(point_id, _vector_names(question))
         point = self._require_point(point_id, fetched)
         probes = self._build_probes(question, point)
         scores = _read_scores(probes, await self._search.reader.asearch(list(probes.values())))
@@ -158,19 +180,30 @@ class Explaining(BaseRetriever):
         rankings: Sequence[Sequence[qm.ScoredPoint]],
         info: qm.CollectionInfo,
     ) -> _Question:
-        settings = (info.config.params.sparse_vectors or {}).get(self._search.sparse_name)
         return _Question(
             text=bundle.query_str,
             plan=plan,
             vectors=vectors,
             branches=branches,
             rankings=rankings,
-            has_idf=settings is not None and settings.modifier == qm.Modifier.IDF,
+            word_lists=self._find_word_lists(vectors, info),
         )
 
-    def _fetched_vectors(self, plan: SearchPlan) -> list[str]:
-        """Return the names of the passage's stored vectors that are needed."""
-        return [] if plan.mode == "dense" else [self._search.sparse_name]
+    def _find_word_lists(self, vectors: QueryVectors, info: qm.CollectionInfo) -> list[_WordList]:
+        """Return the lists that a question searches by words."""
+        settings = info.config.params.sparse_vectors or {}
+        asked: list[tuple[ListName, str, SparseVector | None, TextEmbedder | None]] = [
+            ("sparse", self._search.collection.sparse_name, vectors.sparse, self._embedder),
+            ("bm25", KEYWORD_VECTOR, vectors.bm25, self._search.collection.keywords),
+        ]
+        word_lists = []
+        for name, vector_name, query, embedder in asked:
+            if query is None or embedder is None:
+                continue
+            params = settings.get(vector_name)
+            has_idf = params is not None and params.modifier == qm.Modifier.IDF
+            word_lists.append(_WordList(name, vector_name, query, embedder, has_idf))
+        return word_lists
 
     def _require_point(self, point_id: qm.ExtendedPointId, point: qm.Record | None) -> qm.Record:
         if point is None:
@@ -194,36 +227,21 @@ class Explaining(BaseRetriever):
         if query.dense is not None:
             probes["dense"] = qm.QueryRequest(
                 query=query.dense.tolist(),
-                using=self._search.dense_name or None,
+                using=self._search.collection.dense_name or None,
                 filter=alone,
                 limit=1,
             )
-        if query.sparse is None:
-            return probes
-        shared = self._stored_sparse(point).keys() & query.sparse.keys()
-        asked: dict[_Probe, SparseVector] = {}
-        if shared:
-            asked["sparse"] = query.sparse
-        for token_id in sorted(shared):
-            asked[token_id] = SparseVector.from_dict({token_id: query.sparse[token_id]})
-        for probe, vector in asked.items():
-            probes[probe] = qm.QueryRequest(
-                query=qm.SparseVector(
-                    indices=vector.indices.tolist(), values=vector.values.tolist()
-                ),
-                using=self._search.sparse_name,
-                filter=alone,
-                limit=1,
-            )
+        for word_list in question.word_lists:
+            for probe, vector in _word_probes(word_list, point).items():
+                probes[probe] = qm.QueryRequest(
+                    query=qm.SparseVector(
+                        indices=vector.indices.tolist(), values=vector.values.tolist()
+                    ),
+                    using=word_list.vector_name,
+                    filter=alone,
+                    limit=1,
+                )
         return probes
-
-    def _stored_sparse(self, point: qm.Record) -> dict[int, float]:
-        """Return a point's sparse vector; it has none where its text has no lexical weights."""
-        vectors = point.vector
-        sparse = vectors.get(self._search.sparse_name) if isinstance(vectors, dict) else None
-        if not isinstance(sparse, qm.SparseVector):
-            return {}
-        return dict(zip(sparse.indices, sparse.values, strict=True))
 
     # --- what the answers mean -------------------------------------------------------------------
 
@@ -248,18 +266,11 @@ class Explaining(BaseRetriever):
         if plan.mode == "hybrid":
             weights = [branch.weight for branch in question.branches]
             fused, fused_rank = explain_fusion(point.id, names, rankings, weights, plan.fusion)
-        dense, sparse = None, None
-        if "dense" in scores:
-            dense = DensePart(scores["dense"])
-        if question.vectors.sparse is not None:
-            sparse = explain_sparse(
-                label_indices(self._embedder, question.text, "query", question.vectors.sparse),
-                question.vectors.sparse,
-                self._stored_sparse(point),
-                {token: score for token, score in scores.items() if isinstance(token, int)},
-                score=scores.get("sparse", 0.0),
-                has_idf=question.has_idf,
-            )
+        dense = DensePart(scores["dense"]) if "dense" in scores else None
+        word_parts = {
+            word_list.name: _explain_words(word_list, question.text, point, scores)
+            for word_list in question.word_lists
+        }
         (passage,) = self._search.reader.to_nodes([point], [0.0])
         text = passage.node.get_content(metadata_mode=MetadataMode.EMBED)
         matches = None
@@ -269,15 +280,66 @@ class Explaining(BaseRetriever):
             query=question.text,
             node_id=passage.node.node_id,
             text=text,
-            sparse=sparse,
+            sparse=word_parts.get("sparse"),
             dense=dense,
             colbert=matches,
-            ranks=Ranks(ranks.get("dense"), ranks.get("sparse"), fused_rank),
+            ranks=Ranks(
+                dense=ranks.get("dense"),
+                sparse=ranks.get("sparse"),
+                fused=fused_rank,
+                bm25=ranks.get("bm25"),
+            ),
             fused=fused,
             candidates=plan.depth_of("sparse" if plan.mode == "sparse" else "dense"),
             matches_filters="filters" in scores,
             reranked=plan.reranked is not None,
+            bm25=word_parts.get("bm25"),
         )
+
+
+def _vector_names(question: _Question) -> list[str]:
+    """Return the names of the passage's stored vectors that are needed."""
+    return [word_list.vector_name for word_list in question.word_lists]
+
+
+def _word_probes(word_list: _WordList, point: qm.Record) -> dict[_Probe, SparseVector]:
+    """Return what to search a point's words with: all of the question's, and each shared one."""
+    query = word_list.query
+    shared = _stored_words(word_list, point).keys() & query.keys()
+    asked: dict[_Probe, SparseVector] = {}
+    if shared:
+        asked[word_list.name] = query
+    for token_id in sorted(shared):
+        asked[word_list.name, token_id] = SparseVector.from_dict({token_id: query[token_id]})
+    return asked
+
+
+def _stored_words(word_list: _WordList, point: qm.Record) -> dict[int, float]:
+    """Return a point's vector of a list; it has none where its text has no lexical weights."""
+    vectors = point.vector
+    stored = vectors.get(word_list.vector_name) if isinstance(vectors, dict) else None
+    if not isinstance(stored, qm.SparseVector):
+        return {}
+    return dict(zip(stored.indices, stored.values, strict=True))
+
+
+def _explain_words(
+    word_list: _WordList, text: str, point: qm.Record, scores: Mapping[_Probe, float]
+) -> SparsePart:
+    """Return the parts of a point's score in a list that is searched by words."""
+    contributions = {
+        token_id: scores[word_list.name, token_id]
+        for token_id in word_list.query
+        if (word_list.name, token_id) in scores
+    }
+    return explain_sparse(
+        label_indices(word_list.embedder, text, "query", word_list.query),
+        word_list.query,
+        _stored_words(word_list, point),
+        contributions,
+        score=scores.get(word_list.name, 0.0),
+        has_idf=word_list.has_idf,
+    )
 
 
 def _read_scores(

@@ -139,11 +139,13 @@ class Ranks:
         dense: In the dense list; None too if that was not searched.
         sparse: In the sparse list; the same.
         fused: In the fused list, before it is cut at `similarity_top_k` and reranked.
+        bm25: In the keyword list; None too where the collection has none.
     """
 
     dense: int | None
     sparse: int | None
     fused: int | None
+    bm25: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ListShare:
     """What one list adds to the fused score.
 
     Attributes:
-        name: "dense" or "sparse".
+        name: "dense", "sparse" or "bm25".
         rank: The passage's rank in it, from 1; None if it is not among the candidates.
         weight: The list's weight. In "min_max" and "z", its share of the searched lists' weights.
         value: What is weighted: 1 / (k + rank) in RRF, the normalised score in the other methods; 0
@@ -202,6 +204,8 @@ class Explanation:
         matches_filters: Whether the passage meets the retriever's filters. Otherwise it is in no
             list, however high its scores.
         reranked: Whether the retriever orders the candidates by ColBERT score.
+        bm25: The score in the keyword list, in parts as the sparse one is; None unless the mode is
+            "hybrid" and the collection has such a list.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -218,7 +222,7 @@ class Explanation:
         >>> [token.text for token in explanation.sparse.tokens if token.contribution > 0]
         ['foxes', 'jump']
         >>> explanation.ranks
-        Ranks(dense=1, sparse=1, fused=1)
+        Ranks(dense=1, sparse=1, fused=1, bm25=None)
         >>> [round(of_list.contribution, 4) for of_list in explanation.fused.lists]   # 1/61 each
         [0.0164, 0.0164]
         >>> [(match.query, match.passage) for match in explanation.colbert.matches][1:3]
@@ -236,6 +240,7 @@ class Explanation:
     candidates: int
     matches_filters: bool
     reranked: bool
+    bm25: SparsePart | None = None
 
     @property
     def score(self) -> float | None:
@@ -252,13 +257,14 @@ class Explanation:
     @property
     def is_candidate(self) -> bool:
         """Tell whether a list has the passage, so that it can be in the answer."""
-        return self.ranks.dense is not None or self.ranks.sparse is not None
+        ranks = (self.ranks.dense, self.ranks.sparse, self.ranks.bm25)
+        return any(rank is not None for rank in ranks)
 
     def to_dict(self) -> PlainValues:
         """Return the fields as plain values, fit for JSON, without the map of similarities."""
         values: PlainValues = {one.name: getattr(self, one.name) for one in fields(self)}
         values["score"] = self.score
-        for name in ("sparse", "dense", "ranks"):
+        for name in ("sparse", "dense", "bm25", "ranks"):
             values[name] = None if values[name] is None else asdict(getattr(self, name))
         if self.colbert is not None:
             parts = {one.name: getattr(self.colbert, one.name) for one in fields(self.colbert)}

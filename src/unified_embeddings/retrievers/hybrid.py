@@ -82,19 +82,21 @@ class UnifiedHybridRetriever(Explaining):
             least `similarity_top_k`. "auto" fuses as deep as `fusion` says, or 20 deep if you give
             weights, and reranks 20 nodes.
         rrf_k: RRF's damping, >= 0. "auto" takes that of `fusion`, or 60 if you give weights.
-        weights: Weights of the dense and the sparse ranking in RRF. "auto" takes those of `fusion`;
-            (1, 1) is plain RRF.
-        fusion: How the two rankings are fused. "auto" takes what was chosen for the collection
-            (`unified-embeddings tune`), or else the model's own, `embedder.fusion`; "model" takes
-            the model's own. A `Fusion` of yours takes neither weights nor rrf_k beside it.
+        weights: Weights of the dense and the sparse ranking in RRF, and of the collection's keyword
+            list, which two weights leave out. "auto" takes those of `fusion`; (1, 1) is plain RRF.
+        fusion: How the rankings are fused. "auto" takes what was chosen for the collection
+            (`unified-embeddings tune`), or what suits its keyword list, or else the model's own,
+            `embedder.fusion`; "model" takes the model's own. A `Fusion` of yours takes neither
+            weights nor rrf_k beside it.
         mode: "hybrid", "dense" or "sparse".
         rerank: "colbert" scores the candidates against the question token by token: in the same
             request where the points hold ColBERT vectors (`vector_store(colbert=...)`), or else by
             encoding their texts, and the log says beforehand how long that takes.
         score: "rrf" gives the fused score, whatever the fusion. "relevance" gives how likely a node
             is relevant, from 0 to 1, in the same order; docs/scores.md says what that counts. It
-            needs the mode "hybrid", and a calibration: the collection's own
-            (`unified-embeddings tune --calibrate`) or the model's, `embedder.calibration`.
+            needs the mode "hybrid", a fusion without a keyword list, and a calibration: the
+            collection's own (`unified-embeddings tune --calibrate`) or the model's,
+            `embedder.calibration`.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
             each means.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
@@ -136,7 +138,7 @@ class UnifiedHybridRetriever(Explaining):
         similarity_top_k: int = 10,
         candidates: int | Auto = "auto",
         rrf_k: int | Auto = "auto",
-        weights: tuple[float, float] | Auto = "auto",
+        weights: tuple[float, ...] | Auto = "auto",
         fusion: FusionOption = "auto",
         mode: Mode = "hybrid",
         rerank: Literal["colbert"] | None = None,
@@ -176,7 +178,7 @@ class UnifiedHybridRetriever(Explaining):
         self.searches = SearchCounters(mode, self._top_k)
         super().__init__(callback_manager=callback_manager)
         if self._search.reader.has_sync_client and self._search.reader.exists():
-            self._search.check(mode)
+            self._search.collection.check(mode)
             _ = self._plan()  # rejects a choice or a calibration that cannot be read, or is missing
 
     @property
@@ -191,7 +193,7 @@ class UnifiedHybridRetriever(Explaining):
             StoreError: If the collection's own choice cannot be read.
         """
         if self._takes_choice:
-            return self._choose_fusion(chosen=self._search.read_choice())
+            return self._choose_fusion(chosen=self._search.collection.read_choice())
         return self._choose_fusion()
 
     def stats(self) -> tuple[SearchStats, ...]:
@@ -275,13 +277,13 @@ class UnifiedHybridRetriever(Explaining):
 
     @timed
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        self._search.check(self._mode)
+        self._search.collection.check(self._mode)
         query = self._embed(query_bundle)
         return _note_answer(query, self._search.search(query, self._plan()))
 
     @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        await self._search.acheck(self._mode)
+        await self._search.collection.acheck(self._mode)
         # The model can take seconds, so it runs in a worker thread.
         query = await self._embedder.in_thread(partial(self._embed, query_bundle))
         return _note_answer(query, await self._search.asearch(query, self._plan()))
@@ -300,7 +302,7 @@ class UnifiedHybridRetriever(Explaining):
         fusion = self.fusion
         calibration = None
         if self._mode == "hybrid":
-            calibration = self._search.find_calibration(self._score, fusion)
+            calibration = self._search.collection.find_calibration(self._score, fusion)
         return SearchPlan(
             mode=self._mode,
             top_k=self._top_k,

@@ -30,7 +30,8 @@ def embed_question(
     """Return the question's vectors, as many as the mode and the reranking need.
 
     A bundle's own embedding, and strings to embed instead of the question (as HyDE gives them),
-    replace the dense vector only. The sparse vector stays that of the user's words.
+    replace the dense vector only. The sparse vector, and a keyword list, stay with the user's own
+    words.
 
     Args:
         embedder: Embeds the question.
@@ -64,7 +65,8 @@ def embed_question(
         dense = encoded.dense[0]
     sparse = encoded.sparse[0] if encoded.sparse else None
     colbert = encoded.colbert[0] if encoded.colbert else None
-    return QueryVectors(dense=dense, sparse=sparse, colbert=colbert)
+    words = text if mode == "hybrid" else None
+    return QueryVectors(dense=dense, sparse=sparse, colbert=colbert, words=words)
 
 
 def _embed_substitute(

@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 
 from qdrant_client import models as qm
 
-ListName: TypeAlias = Literal["dense", "sparse"]
-"""What a ranking is called."""
+ListName: TypeAlias = Literal["dense", "sparse", "bm25"]
+"""What a ranking is called; they are `models.fusion.LIST_NAMES`."""
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ anything that sends a request or runs a model.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias, TypeGuard, get_args
+from typing import Literal, NoReturn, TypeAlias, TypeGuard, get_args
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import PLAIN_RRF, Fusion
 from unified_embeddings.types import HeadName
-from unified_embeddings.validation import require_weights, require_whole_number
+from unified_embeddings.validation import require_list_weights, require_whole_number
 
 Mode = Literal["hybrid", "dense", "sparse"]
 Auto = Literal["auto"]
@@ -55,10 +55,12 @@ def choose_fusion(
         own: The model's own.
         candidates: Depth of each ranking, or "auto".
         rrf_k: RRF's damping, or "auto".
-        weights: Weights of the dense and the sparse ranking; "auto" takes those of `fusion`.
+        weights: Weights of the dense and the sparse ranking, and of a keyword list; "auto" takes
+            those of `fusion`.
         fusion: A `Fusion`; "auto" takes the collection's or else the model's own, "model" the
             model's own.
-        chosen: What was chosen for the collection; None if nothing was, or it is not known yet.
+        chosen: What was chosen for the collection, or suits its keyword list; None if nothing
+            does, or it is not known yet.
 
     Raises:
         InputError: If an option is out of range, or two contradict; the message names the first.
@@ -67,7 +69,7 @@ def choose_fusion(
     if isinstance(fusion, Fusion) and not (is_auto(weights) and is_auto(rrf_k)):
         raise InputError("fusion= has weights and k of its own; leave weights= and rrf_k= out")
     if not is_auto(weights):
-        given_weights = require_weights(weights, of="dense and sparse")
+        given_weights = require_list_weights(weights)
         base = Fusion(weights=given_weights, source="given by the caller")
     if not is_auto(rrf_k):
         k = require_whole_number("rrf_k", rrf_k, least=0)
@@ -142,12 +144,28 @@ def require_calibration(
             "this collection's scores. Fit one to judged questions: unified-embeddings tune "
             "COLLECTION --data FOLDER --calibrate"
         )
-    if 0 in fusion.weights:
+    if 0 in fusion.weights[:2]:
         raise InputError(
             f"score='relevance' needs both lists, and this fusion is {fusion}; take "
             "fusion='model', or weights above 0"
         )
     return calibration
+
+
+def refuse_keyword_list(fusion: Fusion) -> NoReturn:
+    """Refuse relevance where a keyword list is fused: its hits are not calibrated.
+
+    Args:
+        fusion: With a weight for the list.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        "score='relevance' is calibrated on the dense and the sparse list, and this fusion has a "
+        f"keyword list too: {fusion}. Two weights leave it out: weights=(1, 0.5), alpha=0.6 or "
+        "--weights 1,0.5, with numbers of your own, or fusion='model'"
+    )
 
 
 def check_heads(embedder: TextEmbedder, mode: Mode, rerank: Literal["colbert"] | None) -> None:

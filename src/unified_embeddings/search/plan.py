@@ -6,18 +6,18 @@ sending them, and nodes made of what they find (`llama.hybrid_search`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qdrant_client import models as qm
 
 from unified_embeddings.models.calibration import Calibration
-from unified_embeddings.models.fusion import Fusion
+from unified_embeddings.models.fusion import LIST_NAMES, Fusion
 from unified_embeddings.search.branches import Branch, ListName
 from unified_embeddings.search.options import Mode, Score
 from unified_embeddings.search.query_vectors import QueryVectors
 from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
-from unified_embeddings.types import FloatArray
+from unified_embeddings.types import FloatArray, SparseVector
 
 DIVERSE_CANDIDATES = 4
 """Points that MMR chooses among, for each that it returns: LlamaIndex's `mmr_prefetch_factor`."""
@@ -67,9 +67,15 @@ class SearchPlan:
             return self.top_k
         return max(self.reranked, self.top_k)
 
+    def weight_of(self, list_name: ListName) -> float:
+        """Return the weight of a list; 0 if it is not searched, as it would add nothing."""
+        if self.mode != "hybrid":
+            return 1.0 if list_name == self.mode else 0.0
+        return dict(zip(LIST_NAMES, self.fusion.weights, strict=False)).get(list_name, 0.0)
+
     def depth_of(self, list_name: ListName) -> int:
         """Return how many points of a list are fused, or returned."""
-        given = {"dense": self.dense_depth, "sparse": self.sparse_depth}[list_name]
+        given = {"dense": self.dense_depth, "sparse": self.sparse_depth}.get(list_name)
         if given is not None:
             return given
         if self.mode == "hybrid":
@@ -85,46 +91,43 @@ class SearchPlan:
 
 
 def build_branches(
-    query: QueryVectors, plan: SearchPlan, *, dense_name: str, sparse_name: str
+    query: QueryVectors, plan: SearchPlan, *, vector_names: Mapping[ListName, str]
 ) -> list[Branch]:
     """Return the searches that the question's vectors allow, the dense one first.
-
-    A list of weight 0 would add nothing, so it is not searched.
 
     Args:
         query: The question's vectors.
         plan: What is wanted.
-        dense_name: Name of the collection's dense vectors; "" for unnamed ones.
-        sparse_name: Name of its sparse vectors.
+        vector_names: Each list's vectors in the collection; "" for unnamed ones.
     """
-    dense_weight, sparse_weight = 1.0, 1.0
-    if plan.mode == "hybrid":
-        dense_weight, sparse_weight = plan.fusion.weights
+    vectors: dict[ListName, FloatArray | SparseVector | None] = {
+        "dense": query.dense,
+        "sparse": query.sparse,
+        "bm25": query.bm25,
+    }
     branches = []
-    if query.dense is not None and dense_weight > 0:
+    for list_name, vector in vectors.items():
+        weight = plan.weight_of(list_name)
+        # A question made of unknown or special tokens alone has no lexical weights.
+        if vector is None or len(vector) == 0 or weight == 0:
+            continue
         branches.append(
             Branch(
-                list_name="dense",
-                vector=query.dense.tolist(),
-                vector_name=dense_name or None,
-                weight=dense_weight,
-                depth=plan.search_depth_of("dense"),
-            )
-        )
-    # A question made of unknown or special tokens alone has no lexical weights.
-    if query.sparse is not None and len(query.sparse) > 0 and sparse_weight > 0:
-        branches.append(
-            Branch(
-                list_name="sparse",
-                vector=qm.SparseVector(
-                    indices=query.sparse.indices.tolist(), values=query.sparse.values.tolist()
-                ),
-                vector_name=sparse_name,
-                weight=sparse_weight,
-                depth=plan.search_depth_of("sparse"),
+                list_name=list_name,
+                vector=_to_qdrant(vector),
+                vector_name=vector_names[list_name] or None,
+                weight=weight,
+                depth=plan.search_depth_of(list_name),
             )
         )
     return branches
+
+
+def _to_qdrant(vector: FloatArray | SparseVector) -> list[float] | qm.SparseVector:
+    if isinstance(vector, SparseVector):
+        return qm.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    numbers: list[float] = vector.tolist()
+    return numbers
 
 
 def build_requests(

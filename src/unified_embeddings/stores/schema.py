@@ -2,7 +2,7 @@
 
 A collection holds a dense and a sparse vector per point, under the names that LlamaIndex's
 QdrantVectorStore uses. Its metadata records the model that made the vectors. This is the one place
-that knows the names, the payload indexes and where the model is recorded.
+that knows the names, the payload indexes and where the model is recorded. `creating` makes one.
 """
 
 from __future__ import annotations
@@ -11,20 +11,16 @@ import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from grpc import RpcError
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import ApiException
 
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.stores.errors import store_errors
-from unified_embeddings.stores.opening import Client, is_local_mode
+from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.stored_colbert import (
-    COLBERT_VECTOR,
     RECORD_KEY,
     StoredColbert,
-    check_stored_colbert,
     read_stored_colbert,
 )
 
@@ -145,85 +141,6 @@ def check_adopt(adopt: object) -> None:
         raise InputError(f"adopt must be 'trust' or None, not {adopt!r}")
 
 
-def ensure_collection(
-    client: Client,
-    name: str,
-    embedder: TextEmbedder,
-    *,
-    names: VectorNames | None = None,
-    adopt: Literal["trust"] | None = None,
-    colbert: StoredColbert | None = None,
-    **options: Any,
-) -> StoredColbert | None:
-    """Create the collection for an embedder's vectors, or check the existing one.
-
-    A fingerprint that an earlier version recorded is replaced by today's.
-
-    Args:
-        client: Sync client.
-        name: The collection's name.
-        embedder: The embedder whose vectors it will hold.
-        names: What its vectors are called; None for the names of a collection of ours.
-        adopt: "trust" accepts an existing collection that does not record its model.
-        colbert: How it stores ColBERT vectors; None takes what an existing collection does, and
-            stores none in a new one.
-        **options: Passed to `create_collection`: shard_number, replication_factor,
-            quantization_config, ...
-
-    Returns:
-        How the collection stores ColBERT vectors; None if it stores none.
-
-    Raises:
-        FingerprintMismatchError: If it holds another model's vectors.
-        StoreError: If Qdrant cannot be reached or refuses, the collection does not record its
-            model, or it stores ColBERT vectors in another way than `colbert` says.
-    """
-    names = names or own_names(embedder)
-    with store_errors(name, "looking for the collection"):
-        exists = client.collection_exists(name)
-    if not exists:
-        # The model may have to be asked how wide its rows are: its errors are not the store's.
-        params = vector_params(embedder, names, colbert)
-        with store_errors(name, "creating the collection"):
-            _create_collection(client, name, embedder, names, params, colbert, options)
-    with store_errors(name, "reading the collection's settings"):
-        info = client.get_collection(name)
-    check_collection(name, info, embedder, dense=names.dense, sparse=names.sparse, adopt=adopt)
-    model = recorded_model(info)
-    if model is not None and model.fingerprint != embedder.fingerprint:
-        record_model(client, name, embedder)
-    stored = stored_colbert(info)
-    if colbert is not None:
-        check_stored_colbert(name, colbert, stored)
-    return stored
-
-
-def vector_params(
-    embedder: TextEmbedder, names: VectorNames, colbert: StoredColbert | None
-) -> dict[str, qm.VectorParams]:
-    """Return the parameters of a new collection's vectors, without the sparse ones.
-
-    Raises:
-        InputError: If ColBERT vectors are to be stored, and the model gives none.
-        ModelLoadError: If they are, and the model cannot be loaded.
-    """
-    params = {names.dense: qm.VectorParams(size=embedder.dimension, distance=qm.Distance.COSINE)}
-    if colbert is not None:
-        params[COLBERT_VECTOR] = colbert.params(colbert_width(embedder))
-    return params
-
-
-def colbert_width(embedder: TextEmbedder) -> int:
-    """Return how many numbers a row of a model's ColBERT vectors has; runs the model once.
-
-    Raises:
-        InputError: If the model gives none.
-        ModelLoadError: If it cannot be loaded.
-    """
-    (rows,) = embedder.encode(["a"], role="document", heads=["colbert"]).colbert or []
-    return int(rows.shape[1])
-
-
 def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
     """Record that an embedder's model made a collection's vectors.
 
@@ -238,7 +155,7 @@ def record_model(client: Client, name: str, embedder: TextEmbedder) -> None:
         StoreError: If Qdrant fails, or is too old to keep metadata.
     """
     with store_errors(name, "recording its model"):
-        record = {**_read_record(client.get_collection(name)), **_record_of(embedder)}
+        record = {**_read_record(client.get_collection(name)), **record_of(embedder)}
         client.update_collection(name, metadata={METADATA_KEY: record})
         recorded = recorded_model(client.get_collection(name))
     if recorded is None or recorded.fingerprint != embedder.fingerprint:
@@ -377,45 +294,7 @@ def _sparse_modifier(embedder: TextEmbedder) -> qm.Modifier | None:
     return qm.Modifier.IDF if embedder.sparse_idf else None
 
 
-def _create_collection(
-    client: Client,
-    name: str,
-    embedder: TextEmbedder,
-    names: VectorNames,
-    params: dict[str, qm.VectorParams],
-    colbert: StoredColbert | None,
-    options: dict[str, Any],
-) -> None:
-    record: dict[str, object] = dict(_record_of(embedder))
-    if colbert is not None:
-        record[RECORD_KEY] = colbert.record
-    sparse_config = None
-    if names.sparse is not None:
-        sparse_config = {names.sparse: sparse_params(embedder)}
-    try:
-        client.create_collection(
-            name,
-            # The unnamed vectors of other software's collections are not a mapping.
-            vectors_config=params[""] if list(params) == [""] else params,
-            sparse_vectors_config=sparse_config,
-            metadata={METADATA_KEY: record},
-            **options,
-        )
-    except (ApiException, RpcError, ValueError) as error:
-        if "already exists" not in str(error):
-            if colbert is not None and colbert.advice:
-                raise StoreError(
-                    name, "creating the collection", f"{error}{colbert.advice}"
-                ) from error
-            raise
-        return  # another process was first; the caller checks the collection it made
-    if is_local_mode(client):  # has no payload indexes and warns at every call
-        return
-    for field, index in PAYLOAD_INDEXES.items():
-        client.create_payload_index(name, field, index)
-
-
-def _record_of(embedder: TextEmbedder) -> dict[str, str]:
+def record_of(embedder: TextEmbedder) -> dict[str, str]:
     """Return what a collection's metadata records about the model."""
     return {
         "fingerprint": embedder.fingerprint,
