@@ -159,6 +159,10 @@ class TestModes:
             result = ask(store, question, "mmr", way=way, options={"mmr_threshold": 0.3})
             assert result.ids == diverse_order(question, 5, threshold=0.3)
 
+    def test_mmr_takes_more_nodes_than_there_are(self, store: FingerprintedStore, way: str) -> None:
+        result = ask(store, QUESTIONS[0], "mmr", way=way, similarity_top_k=5000)
+        assert sorted(result.ids or []) == sorted(IDS)
+
 
 def diverse_order(question: str, count: int, *, threshold: float) -> list[str]:
     """Choose by maximal marginal relevance among the 4 · count nearest."""

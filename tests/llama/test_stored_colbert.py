@@ -197,7 +197,7 @@ def test_what_the_cache_could_not_hold_costs_one_more_pass_and_a_warning(
 
 def test_without_a_cache_adding_costs_one_pass(caplog: pytest.LogCaptureFixture) -> None:
     client, cached, embedder = QdrantClient(":memory:"), FakeEmbedder(), FakeEmbedder(cache=None)
-    store = build_vector_store(embedder, "docs", client=client, colbert="pooled")
+    store = build_vector_store(embedder, "docs", client=client, colbert="pooled", keywords="bm25")
     nodes = nodes_of(embedder)
     passes = embedder.stats().forwards
     store.add(nodes)
@@ -209,8 +209,9 @@ def test_without_a_cache_adding_costs_one_pass(caplog: pytest.LogCaptureFixture)
     words = cached.encode_documents(TEXTS, sparse=True).sparse
     assert words is not None
     for node, weights in zip(nodes, words, strict=True):
-        (record,) = client.retrieve("docs", [node.node_id], with_vectors=["text-sparse-new"])
+        (record,) = client.retrieve("docs", [node.node_id], with_vectors=True)
         assert isinstance(record.vector, dict)
+        assert len(record.vector) == 4  # the words' own vector as well
         assert record.vector["text-sparse-new"] == qm.SparseVector(
             indices=weights.indices.tolist(), values=weights.values.tolist()
         )

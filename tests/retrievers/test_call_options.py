@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from unified_embeddings import UnifiedHybridRetriever, UnifiedTextEmbedding
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.retrievers.timing import Search
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 
 EMBEDDER = FakeEmbedder(dimension=16)
@@ -76,6 +78,22 @@ def test_each_question_counts_once(retriever: UnifiedHybridRetriever) -> None:
     ask(retriever, "async", filters=only(parity=1))
     (after,) = retriever.stats()
     assert after.durations.count == before.durations.count + 2
+
+
+def test_who_watches_sees_the_number_of_the_question(retriever: UnifiedHybridRetriever) -> None:
+    seen: list[int] = []
+
+    @contextlib.contextmanager
+    def watch(search: Search) -> Iterator[None]:
+        seen.append(search.top_k)
+        yield
+
+    stop = retriever.searches.watch(watch)
+    ask(retriever, "sync", similarity_top_k=2)
+    ask(retriever, "async", similarity_top_k=3)
+    ask(retriever, "sync")
+    stop()
+    assert seen == [2, 3, 4]
 
 
 @pytest.mark.parametrize("options", [{"similarity_top_k": 0}, {"filters": "parity = 1"}])

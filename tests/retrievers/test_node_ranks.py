@@ -16,6 +16,7 @@ from qdrant_client import QdrantClient
 
 from unified_embeddings import UnifiedTextEmbedding
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.errors import InputError
 from unified_embeddings.llama.payloads import RETRIEVAL_KEY, own_metadata
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.models.fusion import Fusion
@@ -140,3 +141,10 @@ def test_a_found_node_has_the_hash_that_it_has_in_the_store(store: QdrantVectorS
                 assert RETRIEVAL_KEY in node.metadata
             assert RETRIEVAL_KEY in repr(scored.node.metadata)
             assert scored.node.to_dict()["metadata"] == dict(scored.node.metadata)
+
+
+def test_metadata_of_the_notes_name_are_refused(store: QdrantVectorStore) -> None:
+    node = TextNode(text="a dog", metadata={RETRIEVAL_KEY: "by hand"})
+    with pytest.raises(InputError, match=r"metadata '_retrieval' of node .* rename it") as raised:
+        store.add(list(UnifiedTextEmbedding(EMBEDDER)([node])))
+    assert raised.value.index == 0

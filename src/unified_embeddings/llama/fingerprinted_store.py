@@ -272,6 +272,9 @@ class FingerprintedStore(StoredNodes):
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Search, as LlamaIndex's own retrievers do; `llama.queries` says what each mode means.
 
+        The collection's settings are looked up once, at the first query: its own fusion and
+        calibration among them.
+
         Args:
             query: The query.
             **kwargs: `qdrant_filters` (a filter of Qdrant's, in place of the query's own),

@@ -138,7 +138,22 @@ def _build_vectors(
     texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in embedded]
     if layout.colbert is not None and embedder.cache.max_bytes == 0:
         _embed_at_once(texts, vectors, embedder, layout, layout.colbert)
-        return vectors
+    else:
+        _take_from_cache(texts, vectors, embedder, layout)
+    if layout.keywords is not None:
+        counted = keyword_vectors(layout.keywords, texts)
+        for named_vectors, keyword_vector in zip(vectors, counted, strict=True):
+            named_vectors[KEYWORD_VECTOR] = keyword_vector
+    return vectors
+
+
+def _take_from_cache(
+    texts: list[str],
+    vectors: list[dict[str, Any]],
+    embedder: TextEmbedder,
+    layout: PointLayout,
+) -> None:
+    """Add ColBERT and sparse vectors, which the pass that gave the embeddings left in the cache."""
     if layout.colbert is not None:
         # All that is asked for below, from the cache or from one pass.
         passes = embedder.stats().forwards
@@ -152,11 +167,6 @@ def _build_vectors(
         sparse_lists = layout.sparse_function(texts)
         for named_vectors, indices, values in zip(vectors, *sparse_lists, strict=True):
             named_vectors[layout.sparse_name] = qm.SparseVector(indices=indices, values=values)
-    if layout.keywords is not None:
-        counted = keyword_vectors(layout.keywords, texts)
-        for named_vectors, keyword_vector in zip(vectors, counted, strict=True):
-            named_vectors[KEYWORD_VECTOR] = keyword_vector
-    return vectors
 
 
 def _embed_at_once(

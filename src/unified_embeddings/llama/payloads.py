@@ -7,7 +7,7 @@ LlamaIndex uses itself. What does not: vectors and requests (`vector_store`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,12 @@ def build_payloads(nodes: Sequence[BaseNode]) -> list[dict[str, Any]]:
 def _build_payload(node: BaseNode, index: int) -> dict[str, Any]:
     if not isinstance(node, BaseNode):
         raise InputError(f"expected a node, got {type(node).__name__}", index=index)
+    if not isinstance(node.metadata.get(RETRIEVAL_KEY, {}), Mapping):
+        raise InputError(
+            f"metadata {RETRIEVAL_KEY!r} of node {node.node_id} cannot be stored: a retriever "
+            "notes ranks there, which are left out of a store; rename it",
+            index=index,
+        )
     metadata: dict[str, Any] = {}
     for key, value in own_metadata(node).items():
         try:

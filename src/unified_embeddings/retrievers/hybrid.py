@@ -175,7 +175,7 @@ class UnifiedHybridRetriever(Explaining):
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._fields = fields_of(vector_store)
         self._filter = translate_filters(filters, self._fields)
-        self.searches = SearchCounters(mode, self._top_k)
+        self.searches = SearchCounters(mode)
         super().__init__(callback_manager=callback_manager)
         if self._search.reader.has_sync_client and self._search.reader.exists():
             self._search.collection.check(mode)

@@ -140,7 +140,7 @@ class UnifiedMultiModalRetriever(BaseRetriever):
         self._text_retriever = make_retriever(vector_store, embedder, mode=mode, rerank=rerank)
         self._image_retriever = make_retriever(image_store, ClipTextEmbedder(clip), mode="dense")
         self._clip = clip
-        self.searches = SearchCounters("multimodal", self._top_k)
+        self.searches = SearchCounters("multimodal")
         super().__init__(callback_manager=callback_manager)
 
     def stats(self) -> tuple[SearchStats, ...]:

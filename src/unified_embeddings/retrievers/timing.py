@@ -35,7 +35,7 @@ class SearchStats:
 
     Example:
         >>> from unified_embeddings.retrievers.timing import SearchCounters
-        >>> (stats,) = SearchCounters("hybrid", 10).stats()
+        >>> (stats,) = SearchCounters("hybrid").stats()
         >>> stats.mode, stats.durations.count, stats.failed
         ('hybrid', 0, 0)
     """
@@ -78,11 +78,10 @@ class SearchCounters:
 
     Args:
         mode: The retriever's.
-        top_k: The retriever's.
     """
 
-    def __init__(self, mode: str, top_k: int) -> None:
-        self._mode, self._top_k = mode, top_k
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
         self._lock = threading.Lock()
         self._durations = DurationCounter()
         self._failed = 0
@@ -100,9 +99,14 @@ class SearchCounters:
         return self._watchers.add(watcher)
 
     @contextlib.contextmanager
-    def searching(self, bundle: QueryBundle) -> Iterator[Search]:
-        """Count the search that is made inside the context."""
-        search = Search(self._mode, self._top_k, bundle.query_str)
+    def searching(self, bundle: QueryBundle, top_k: int) -> Iterator[Search]:
+        """Count the search that is made inside the context.
+
+        Args:
+            bundle: The question.
+            top_k: The most nodes that it is to return.
+        """
+        search = Search(self._mode, top_k, bundle.query_str)
         begun = time.perf_counter()
         try:
             with self._watchers.around(search):
@@ -119,14 +123,15 @@ class SearchCounters:
             self._durations.note(time.perf_counter() - begun)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle mode and depth: a copy counts anew, and nobody watches it."""
-        return SearchCounters, (self._mode, self._top_k)
+        """Pickle the mode: a copy counts anew, and nobody watches it."""
+        return SearchCounters, (self._mode,)
 
 
 class _Counted(Protocol):
     """A retriever with counters."""
 
     searches: SearchCounters
+    _top_k: int
 
 
 Retriever = TypeVar("Retriever", bound=_Counted)
@@ -139,7 +144,7 @@ def timed(
 
     @functools.wraps(retrieve)
     def count(self: Retriever, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        with self.searches.searching(query_bundle) as search:
+        with self.searches.searching(query_bundle, self._top_k) as search:
             nodes = retrieve(self, query_bundle)
             search.found = len(nodes)
         return nodes
@@ -154,7 +159,7 @@ def atimed(
 
     @functools.wraps(retrieve)
     async def count(self: Retriever, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        with self.searches.searching(query_bundle) as search:
+        with self.searches.searching(query_bundle, self._top_k) as search:
             nodes = await retrieve(self, query_bundle)
             search.found = len(nodes)
         return nodes

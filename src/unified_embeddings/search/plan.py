@@ -21,6 +21,8 @@ from unified_embeddings.types import FloatArray, SparseVector
 
 DIVERSE_CANDIDATES = 4
 """Points that MMR chooses among, for each that it returns: LlamaIndex's `mmr_prefetch_factor`."""
+_MOST_CANDIDATES = 16_384
+"""Points that Qdrant lets MMR choose among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,8 @@ def build_diverse_request(
         dense_name: Name of the collection's dense vectors; "" for unnamed ones.
     """
     assert query.dense is not None
-    diverse = qm.Mmr(diversity=plan.diversity, candidates_limit=plan.top_k * DIVERSE_CANDIDATES)
+    candidates = min(plan.top_k * DIVERSE_CANDIDATES, _MOST_CANDIDATES)
+    diverse = qm.Mmr(diversity=plan.diversity, candidates_limit=candidates)
     return qm.QueryRequest(
         query=qm.NearestQuery(nearest=query.dense.tolist(), mmr=diverse),
         using=dense_name or None,
