@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -237,6 +238,37 @@ def test_standard_output_holds_nothing_but_the_protocol(folder: Path, tmp_path: 
     assert "Traceback" not in err
     assert process.returncode == 0
     assert "The sea is blue." in json.dumps(answers[3])
+
+
+async def test_whatever_goes_wrong_is_the_tools_answer(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that cannot be loaded, and an error that nobody expects."""
+    from mcp import Client
+
+    from unified_embeddings.serving.mcp import WarmUp, make_server
+    from unified_embeddings.serving.mcp_place import Place
+    from unified_embeddings.serving.mcp_tools import make_tools
+
+    def fail(_: object) -> dict[str, object]:
+        raise ZeroDivisionError("by zero")
+
+    place = Place(UnifiedEmbeddingConfig(tmp_path), path=folder / "store")
+    search, explain, _ = make_tools(place)
+    warm_up = WarmUp(place)
+    warm_up.start()
+    server = make_server([search, dataclasses.replace(explain, call=fail)], warm_up)
+    async with Client(server) as client:
+        for _ in range(2):
+            result = await client.call_tool("search", {"query": "a"})
+            assert result.is_error
+            assert str(tmp_path) in text_of(result)
+        result = await client.call_tool("explain", {})
+        assert result.is_error
+        assert text_of(result) == "unexpected ZeroDivisionError: by zero"
+        assert (await client.list_tools()).tools
+    place.close()
+    assert "loading ahead failed" in caplog.text
 
 
 # --- over HTTP ----------------------------------------------------------------------------------

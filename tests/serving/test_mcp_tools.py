@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import FilterOperator
+from qdrant_client import models as qm
 
 from conftest import fake_config
+from qdrant_server import running_server
 from unified_embeddings import UnifiedTextEmbedding
 from unified_embeddings.errors import InputError, StoreError, UnifiedEmbeddingsError
 from unified_embeddings.serving import mcp_schemas as schemas
@@ -307,6 +309,37 @@ def test_threads_share_one_place(tools: dict[str, Tool]) -> None:
         thread.join()
     assert len(answers) == 8
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_server_by_its_address_answers_alike(root: Path) -> None:
+    with running_server() as (url, _):
+        tools = indexing_tools(Place(fake_config(), path=Path("unused"), url=url), root)
+        assert tools["list_collections"].call({}) == {"collections": []}
+        with pytest.raises(StoreError, match="it has none; index some files first"):
+            tools["search"].call({"query": "owls"})
+        report = tools["index_paths"].call({"paths": ["notes"], "collection": "birds"})
+        assert (report["collection"], report["indexed"]) == ("birds", 1)
+        answer = tools["search"].call({"query": "owls"})
+        assert answer["collection"] == "birds"
+        assert "Owls sleep in the tower." in json.dumps(answer)
+    assert not Path("unused").exists()
+
+
+def test_an_alias_names_its_collection(root: Path, tmp_path: Path) -> None:
+    place = Place(fake_config(), path=tmp_path / "store", may_create=True)
+    tools = indexing_tools(place, root)
+    tools["index_paths"].call({"paths": ["notes"], "collection": "birds_2"})
+    place.close()
+    with EdgeQdrantClient(tmp_path / "store") as client:
+        alias = qm.CreateAlias(collection_name="birds_2", alias_name="birds")
+        client.update_collection_aliases([qm.CreateAliasOperation(create_alias=alias)])
+    for only in (None, "birds"):
+        place = Place(fake_config(), path=tmp_path / "store", only=only)
+        search, _, listing = make_tools(place)
+        answer = search.call({"query": "owls", "collection": "birds"})
+        assert "Owls sleep in the tower." in json.dumps(answer)
+        assert "birds_2" in json.dumps(listing.call({}))
+        place.close()
 
 
 # --- index_paths --------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def mcp(
     The assistant starts this command itself, and talks to it over standard input and output. Its
     tools are search, explain and list_collections.
     """
+    # An assistant's configuration goes through no shell, which would expand ~.
+    path = path.expanduser()
     roots = _check_roots(root or [], allow_writes=allow_writes)
     if port is not None and not http:
         raise InputError("--port is for --http")
@@ -79,7 +81,8 @@ def _check_roots(roots: list[Path], *, allow_writes: bool) -> list[Path]:
         )
     if roots and not allow_writes:
         raise InputError("--root says what may be indexed, which needs --allow-writes")
-    for folder in roots:
+    folders = [folder.expanduser() for folder in roots]
+    for folder in folders:
         if not folder.is_dir():
             raise InputError(f"--root {folder} is not a folder")
-    return roots
+    return folders
