@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ import httpx
 import pytest
 
 from command import COMMAND, environment, finish, start
+from conftest import fake_config
 from unified_embeddings import UnifiedEmbeddingConfig
+from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.indexing import index_paths
+from unified_embeddings.types import Embeddings
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -269,6 +273,39 @@ async def test_whatever_goes_wrong_is_the_tools_answer(
         assert (await client.list_tools()).tools
     place.close()
     assert "loading ahead failed" in caplog.text
+
+
+class SlowEmbedder(FakeEmbedder):
+    """A model that takes until it is told to load."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def encode_query(self, text: str, **heads: Any) -> Embeddings:
+        self.begun.set()
+        assert self.may_end.wait(_SECONDS)
+        return super().encode_query(text, **heads)
+
+
+def test_the_folder_is_free_while_the_model_loads(tmp_path: Path) -> None:
+    from unified_embeddings.serving.mcp import WarmUp
+    from unified_embeddings.serving.mcp_place import Place
+
+    config = fake_config()
+    config.vector_store("documents", path=str(tmp_path)).client.close()
+    config._embedder = embedder = SlowEmbedder()
+    warm_up = WarmUp(Place(config, path=tmp_path, idle_seconds=0.01))
+    warm_up.start()
+    assert embedder.begun.wait(_SECONDS)
+    warm_up.wait(for_model=False)
+    other = Place(config, path=tmp_path, patience_seconds=_SECONDS)
+    with other.use() as opened:
+        assert opened.names() == ["documents"]
+    other.close()
+    embedder.may_end.set()
+    warm_up.wait(for_model=True)
+    assert embedder.stats().forwards
 
 
 # --- over HTTP ----------------------------------------------------------------------------------

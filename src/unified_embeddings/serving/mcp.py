@@ -59,39 +59,41 @@ class WarmUp:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._imported = threading.Event()
+        self._finished = threading.Event()
         self._thread = threading.Thread(target=self._work, name="warm-up", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    def wait(self) -> None:
+    def wait(self, *, for_model: bool) -> None:
         """Wait for the imports: two threads must not import LlamaIndex, with its cycles, at once.
 
-        The model itself is not waited for. Who needs it waits for it, and is told if it fails.
+        Args:
+            for_model: Whether to wait for the model too. A call that needs it would else load it
+                while it has the folder open, and other processes would wait. If it could not be
+                loaded, the call will meet the error itself.
         """
         self._imported.wait()
+        if for_model:
+            self._finished.wait()
 
     def _work(self) -> None:
         try:
-            try:
-                import unified_embeddings.llama.vector_store
-                import unified_embeddings.retrievers.hybrid
-                import unified_embeddings.serving.searching  # noqa: F401
-            finally:
-                self._imported.set()
-            self._search()
-        except Exception as error:
-            # Each call meets the error itself, and tells the client.
-            _LOG.warning("loading ahead failed: %s", error)
+            import unified_embeddings.llama.vector_store
+            import unified_embeddings.retrievers.hybrid
+            import unified_embeddings.serving.searching  # noqa: F401
 
-    def _search(self) -> None:
-        """Ask something of the collection that will be asked, if it is known which one that is."""
-        with self._place.use() as opened:
-            names = opened.names()
-            if len(names) == 1:
-                store = opened.open_store(names[0])
-                self._place.config.retriever(store, similarity_top_k=1).retrieve("warm-up")
+            self._imported.set()
+            with self._place.use() as opened:
+                is_wanted = opened.expects_model()
+            if is_wanted:
+                self._place.config.embedder.encode_query("warm-up")
+        except Exception as error:
+            _LOG.warning("loading ahead failed: %s", error)
+        finally:
+            self._imported.set()
+            self._finished.set()
 
 
 def make_server(tools: Sequence[Tool], warm_up: WarmUp) -> Server:
@@ -106,7 +108,7 @@ def make_server(tools: Sequence[Tool], warm_up: WarmUp) -> Server:
     limiter = anyio.CapacityLimiter(_CALLS_AT_ONCE)
 
     def run(tool: Tool, arguments: Arguments) -> CallToolResult:
-        warm_up.wait()
+        warm_up.wait(for_model=tool.needs_model)
         return call_tool(tool, arguments)
 
     async def list_tools(

@@ -106,6 +106,20 @@ class OpenPlace:
             )
         return names[0]
 
+    def expects_model(self) -> bool:
+        """Tell whether any collection that is offered may be the model's.
+
+        Raises:
+            StoreError: If the place cannot be read.
+        """
+        from unified_embeddings.stores.aliases import resolve_name
+
+        for name in self.names():
+            with contextlib.suppress(StoreError):
+                self._check_model(resolve_name(self._client, name))
+                return True
+        return False
+
     def open_store(self, name: str, *, create: bool = False) -> FingerprintedStore:
         """Return the store of a collection, whose model has been compared with the config's.
 

@@ -48,6 +48,7 @@ class Tool:
         description: For the model that decides whether to call it.
         schema: JSON schema of its arguments.
         is_read_only: Whether it changes nothing.
+        needs_model: Whether it runs the model.
         call: Returns the answer, as values that JSON can hold.
     """
 
@@ -56,6 +57,7 @@ class Tool:
     description: str
     schema: Options
     is_read_only: bool
+    needs_model: bool
     call: Callable[[Arguments], Answer]
 
 
@@ -74,6 +76,7 @@ def make_tools(place: Place, roots: Sequence[Path] = ()) -> tuple[Tool, ...]:
             description=schemas.SEARCH,
             schema=schemas.SEARCH_ARGUMENTS,
             is_read_only=True,
+            needs_model=True,
             call=reading.search,
         ),
         Tool(
@@ -82,6 +85,7 @@ def make_tools(place: Place, roots: Sequence[Path] = ()) -> tuple[Tool, ...]:
             description=schemas.EXPLAIN,
             schema=schemas.EXPLAIN_ARGUMENTS,
             is_read_only=True,
+            needs_model=True,
             call=reading.explain,
         ),
         Tool(
@@ -90,6 +94,7 @@ def make_tools(place: Place, roots: Sequence[Path] = ()) -> tuple[Tool, ...]:
             description=schemas.LIST_COLLECTIONS,
             schema=schemas.LIST_ARGUMENTS,
             is_read_only=True,
+            needs_model=False,
             call=reading.list_collections,
         ),
     ]
@@ -102,6 +107,7 @@ def make_tools(place: Place, roots: Sequence[Path] = ()) -> tuple[Tool, ...]:
                 description=f"{schemas.INDEX_PATHS} Folders that may be read: {folders}",
                 schema=schemas.INDEX_ARGUMENTS,
                 is_read_only=False,
+                needs_model=True,
                 call=Writing(place, roots).index_paths,
             )
         )
