@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import checkpoints
 import unified_embeddings
@@ -98,6 +99,17 @@ def search(run: Run, work: Path, xlmr: Path) -> Run:
         return run("search", query, "--model", xlmr, *arguments)
 
     return search
+
+
+def _all_commands() -> list[tuple[str, ...]]:
+    """Return the words of every command, the inner ones of groups included."""
+    found: list[tuple[str, ...]] = [()]
+    for name, command in typer.main.get_group(cli.app).commands.items():
+        if name == "serve-query":  # argparse's, which cuts nothing
+            continue
+        found.append((name,))
+        found += [(name, inner) for inner in getattr(command, "commands", ())]
+    return found
 
 
 class TestInstalledCommand:
@@ -179,14 +191,27 @@ class TestInstalledCommand:
         assert "-h" in ended.out
         assert max(map(len, ended.out.splitlines())) <= 80
 
-    def test_the_help_of_every_command_is_whole_in_80_columns(self, run: Run) -> None:
+    @pytest.mark.parametrize("words", _all_commands(), ids=" ".join)
+    def test_help_is_whole_in_80_columns(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    ) -> None:
         """Rich ends what has no room with an ellipsis, be it half the name of a flag."""
-        for command in cli.app.registered_commands:
-            if command.name == "serve-query":  # argparse's, which cuts nothing
-                continue
-            shown = run(str(command.name), "-h").out
-            assert "…" not in shown, command.name
-            assert max(map(len, shown.splitlines())) <= 80
+        monkeypatch.setenv("COLUMNS", "80")
+        shown = run(*words, "--help").out
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
+        command: Any = typer.main.get_group(cli.app)
+        for word in words:
+            command = command.commands[word]
+        for parameter in command.params:
+            for option in (*parameter.opts, *parameter.secondary_opts):
+                if option.startswith("--"):
+                    assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), option
+
+    def test_the_help_tells_how_to_complete_in_the_shell(self, run: Run) -> None:
+        shown = run("--help").out
+        assert "--install-completion" in shown
+        assert "--show-completion" in shown
 
     def test_embed_takes_flags_with_underscores(self, run: Run, tmp_path: Path) -> None:
         args = ["--batch_size", "8", "--text_field=a_b", "in_1.jsonl"]

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.indexing import IndexReport
 
+_INPUT = Path("-")
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))
 
 
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Files and folders, or - to read a document from standard input."),
+    ],
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
@@ -71,6 +75,10 @@ def index(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what became of each file.")
     ] = False,
+    name: Annotated[
+        str,
+        typer.Option(help="What standard input is called; the ending says how it is read."),
+    ] = "stdin.txt",
     colbert: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +101,9 @@ def index(
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.system.progress import open_ended_progress_bar
 
+    reads_input = _INPUT in paths
+    if reads_input and (len(paths) > 1 or prune or exclude or include):
+        raise InputError("- stands alone, without other paths, --prune, --exclude and --include")
     config = shared.open_config(model, sparse_model, model_url, keywords)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     store = _open_store(
@@ -100,12 +111,16 @@ def index(
         collection,
         path,
         url,
-        paths,
+        [] if reads_input else paths,
         dry_run=dry_run,
         adopt=adopt,
         colbert=colbert,
         **settings,
     )
+    if reads_input:
+        report = _index_input(config, store, name, chunk_tokens, dry_run=dry_run)
+        _print_report(report, dry_run=dry_run, as_json=as_json)
+        return
     shows_bar = shared.is_terminal() and not (verbose or dry_run)
     lists_files = (verbose or dry_run) and not as_json
     try:
@@ -129,13 +144,38 @@ def index(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
+    _print_report(report, dry_run=dry_run, as_json=as_json)
+    if report.failed and not allow_errors:
+        raise typer.Exit(1)
+
+
+def _index_input(
+    config: UnifiedEmbeddingConfig,
+    store: QdrantVectorStore | None,
+    name: str,
+    chunk_tokens: int,
+    *,
+    dry_run: bool,
+) -> IndexReport:
+    """Store what comes through standard input, to its end."""
+    from unified_embeddings.llama.indexing_input import index_input
+
+    return index_input(
+        sys.stdin.buffer.read(),
+        name,
+        store,
+        config.embedder,
+        chunk_tokens=chunk_tokens,
+        dry_run=dry_run,
+    )
+
+
+def _print_report(report: IndexReport, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(report)))
     else:
         shared.out.print(_report_line(report, dry_run=dry_run), soft_wrap=True)
     _print_problems(report)
-    if report.failed and not allow_errors:
-        raise typer.Exit(1)
 
 
 def _open_store(

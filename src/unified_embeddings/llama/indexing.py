@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.llama.adding import BATCH_CHUNKS, add_chunks
 from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
-from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -40,13 +40,9 @@ from unified_embeddings.llama.stored_files import (
     remove_chunks,
 )
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
-from unified_embeddings.stores.errors import store_errors
 
-_CHUNK_TOKENS = 512
-_BATCH_CHUNKS = 256
-"""How many chunks are embedded and stored at a time. It bounds the memory they take."""
-_BATCH_CHUNKS_WITH_COLBERT = 64
-"""The same where their ColBERT vectors are stored too: up to 2 MB each with BGE-M3."""
+CHUNK_TOKENS = 512
+"""Maximum number of tokens in a chunk, unless it is given."""
 
 
 @dataclass
@@ -87,7 +83,7 @@ def index_paths(
     store: QdrantVectorStore | None,
     embedder: TextEmbedder,
     *,
-    chunk_tokens: int = _CHUNK_TOKENS,
+    chunk_tokens: int = CHUNK_TOKENS,
     exclude: Sequence[Path | str] = (),
     include: Sequence[str] = (),
     gitignore: bool = False,
@@ -264,7 +260,7 @@ class _IndexRun:
             changed = self._read_if_changed(file)
             if changed is not None:
                 batch.append(changed)
-            if sum(len(waiting.nodes) for waiting in batch) >= _BATCH_CHUNKS:
+            if sum(len(waiting.nodes) for waiting in batch) >= BATCH_CHUNKS:
                 self._store_batch(batch)
                 batch = []
             on_file(file)
@@ -352,33 +348,14 @@ class _IndexRun:
     def _store_batch(self, batch: Sequence[FileChunks]) -> None:
         """Store the chunks of changed files, and only then remove their old chunks."""
         chunks: list[BaseNode] = [node for changed in batch for node in changed.nodes]
-        for start in range(0, len(chunks), self._added_at_once):
-            self._add_chunks(chunks[start : start + self._added_at_once])
+        if not self._dry_run:
+            assert self._store is not None
+            add_chunks(self._store, self._embedder, chunks)
         self.report.chunks_added += len(chunks)
         for changed in batch:
             new_ids = {node.node_id for node in changed.nodes}
             stored = self._stored_files.get(changed.path, StoredFile())
             self._remove_chunks(stored.all_ids() - new_ids)
-
-    def _add_chunks(self, chunks: list[BaseNode]) -> None:
-        """Embed and store chunks. The store gets the sparse vectors from the cache."""
-        if self._dry_run:
-            return
-        assert self._store is not None
-        texts = [chunk.get_content(metadata_mode=MetadataMode.EMBED) for chunk in chunks]
-        dense = self._embedder.encode_documents(texts).dense
-        assert dense is not None
-        for chunk, vector in zip(chunks, dense, strict=True):
-            chunk.embedding = vector.tolist()
-        with store_errors(self._store.collection_name, "adding chunks"):
-            self._store.add(chunks)
-
-    @property
-    def _added_at_once(self) -> int:
-        """How many chunks are embedded before they are stored; the cache has to hold that many."""
-        if isinstance(self._store, FingerprintedStore) and self._store.stored_colbert is not None:
-            return _BATCH_CHUNKS_WITH_COLBERT
-        return _BATCH_CHUNKS
 
     def _remove_chunks(self, chunk_ids: set[str]) -> None:
         self.report.chunks_removed += len(chunk_ids)

@@ -77,7 +77,11 @@ def old_file_version(file: Path, splitter: UnifiedSentenceSplitter) -> str:
 
 
 def read_chunks(
-    file: Path, splitter: UnifiedSentenceSplitter, relative_path: str | None
+    file: Path,
+    splitter: UnifiedSentenceSplitter,
+    relative_path: str | None,
+    *,
+    stored_as: Path | None = None,
 ) -> FileChunks:
     """Read a file, and split it into chunks.
 
@@ -86,6 +90,7 @@ def read_chunks(
         splitter: Splits its texts.
         relative_path: The file's path as seen from the store's folder, which both keep when they
             are moved together; None if the store is elsewhere.
+        stored_as: The path that the chunks carry; None for the file's own.
 
     Raises:
         InputError: If the file cannot be read; the message says why.
@@ -103,8 +108,9 @@ def read_chunks(
     except Exception as error:  # readers raise what their libraries raise
         problem = str(error).strip() or type(error).__name__
         raise InputError(f"cannot be read: {problem}") from error
-    nodes = _make_nodes(chunks, file, version, len(data), relative_path)
-    return FileChunks(str(file), version, nodes, content.notes)
+    named = stored_as or file
+    nodes = _make_nodes(chunks, named, version, len(data), relative_path)
+    return FileChunks(str(named), version, nodes, content.notes)
 
 
 def chunk_id(path: str, version: str, position: int) -> str:
