@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import json
@@ -36,6 +37,7 @@ def pipe(
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        gc.collect()  # a store is closed now, not while something else is imported
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return Ended(int(ended.value.code or 0), out, err)
