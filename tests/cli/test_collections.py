@@ -244,6 +244,17 @@ class TestInfo:
         assert "metadata.a                1 points, 2 values" in ended.out
         assert "`adopt` proves which one made it" in ended.err
 
+    def test_a_keyword_list_and_what_follows_from_it_are_told(self, run: Run) -> None:
+        with open_folder("qdrant_data") as client:
+            build_vector_store(
+                FakeEmbedder(8), "words", client=client, keywords="bm25:german", colbert="full"
+            )
+        assert "8 + sparse + bm25 + ColBERT" in run("list").out
+        told = " ".join(run("info", "words").out.split())
+        assert "keyword list bm25:german" in told
+        assert "fusion DBSF, weights 0.4 : 0.2 : 0.4, 100 candidates" in told
+        assert "calibration not used: it holds for the model's own two lists alone" in told
+
     def test_a_record_of_a_later_version_is_told_and_nothing_fails(self, run: Run) -> None:
         with open_folder("qdrant_data") as client:
             fill(client)

@@ -228,6 +228,7 @@ class TestNumbers:
             ({"similarity_top_k": 0}, "similarity_top_k"),
             ({"hybrid_top_k": -1}, "hybrid_top_k"),
             ({"mmr_threshold": 2}, "mmr_threshold must be a number from 0 to 1"),
+            ({"options": {"scor": "relevance"}}, "there is no option scor=; did you mean score="),
             ({"options": {"search_params": {"hnsw_ef": "many"}}}, "search_params= cannot be"),
             ({"options": {"qdrant_filters": {"must": []}}}, "qdrant_filters= takes"),
         ],
@@ -237,6 +238,16 @@ class TestNumbers:
     ) -> None:
         with pytest.raises(InputError, match=words):
             ask(store, QUESTIONS[0], "hybrid", **changes)
+
+    @pytest.mark.parametrize("question", ["", "  "])
+    def test_a_blank_question_is_refused(self, store: FingerprintedStore, question: str) -> None:
+        query = VectorStoreQuery(
+            query_str=question,
+            query_embedding=MODEL.get_query_embedding("a"),
+            mode=VectorStoreQueryMode.HYBRID,
+        )
+        with pytest.raises(InputError, match="a text that is not blank"):
+            store.query(query)
 
     @pytest.mark.parametrize("mode", ["svm", "logistic_regression", "linear_regression"])
     def test_modes_of_other_stores_are_refused(self, store: FingerprintedStore, mode: str) -> None:

@@ -75,6 +75,7 @@ def add_vectors(
     stored_colbert = _read_stored_colbert(colbert, pool, quantisation)
     client, name = existing.open_existing(collection, path, url, api_key)
     config = shared.open_config(model, sparse_model, model_url)
+    shared.note_other_model(client, name, config)
 
     from unified_embeddings.migration.added_vectors import add_vectors as add
     from unified_embeddings.migration.heads import Watching

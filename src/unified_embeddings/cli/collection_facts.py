@@ -58,9 +58,15 @@ def _table_of(overviews: Sequence[CollectionOverview]) -> Table:
 
 
 def _vectors_of(overview: CollectionOverview) -> str:
-    vectors = [str(width) for width in overview.dense.values()]
-    vectors += ["sparse"] * bool(overview.sparse)
-    return " + ".join(vectors)
+    """Return what vectors a collection has, in few words."""
+    from unified_embeddings.stores.keyword_list import KEYWORD_VECTOR
+    from unified_embeddings.stores.stored_colbert import COLBERT_VECTOR
+
+    dense = [str(width) for name, width in overview.dense.items() if name != COLBERT_VECTOR]
+    sparse = ["sparse"] * any(name != KEYWORD_VECTOR for name in overview.sparse)
+    keywords = ["bm25"] * (KEYWORD_VECTOR in overview.sparse)
+    colbert = ["ColBERT"] * (COLBERT_VECTOR in overview.dense)
+    return " + ".join(dense + sparse + keywords + colbert)
 
 
 def overview_facts(overview: CollectionOverview) -> dict[str, object]:

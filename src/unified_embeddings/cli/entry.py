@@ -18,6 +18,8 @@ def main() -> None:
     if importlib.util.find_spec("typer") is None:
         # Installed with requirements/query.txt.
         sys.exit("error: only `unified-embeddings serve-query` runs here: Typer is not installed")
-    from unified_embeddings.cli import app
-
+    try:
+        from unified_embeddings.cli import app
+    except KeyboardInterrupt:  # Ctrl-C while libraries are imported, which takes a second
+        sys.exit(130)
     app.main()

@@ -67,8 +67,12 @@ def _print_description(description: CollectionDescription) -> None:
     for name, kept in description.vectors.items():
         print_fact(f"vector {name or '(unnamed)'}", kept)
     print_fact("ColBERT vectors", description.colbert or "none")
+    print_fact("keyword list", description.keywords or "none")
     print_fact("fusion", description.fusion or "the model's own")
-    print_fact("calibration", description.calibration or "the model's own, if it has one")
+    calibration = description.calibration or "the model's own, if it has one"
+    if not description.judges_relevance:
+        calibration = "not used: it holds for the model's own two lists alone"
+    print_fact("calibration", calibration)
     indexes = [f"{field} ({kind})" for field, kind in description.payload_indexes.items()]
     print_fact("payload indexes", ", ".join(indexes) or "none")
     if description.newest_file is not None:

@@ -145,7 +145,7 @@ def open_store(
     client = None
     if not create:
         client, collection = require_collection(collection, path, url)
-        _note_other_model(client, collection, config)
+        note_other_model(client, collection, config)
     options: Options = {**settings, "adopt": adopt, "colbert": colbert}
     if url:
         options["url"] = url
@@ -156,7 +156,7 @@ def open_store(
     return store
 
 
-def _note_other_model(client: Client, collection: str, config: UnifiedEmbeddingConfig) -> None:
+def note_other_model(client: Client, collection: str, config: UnifiedEmbeddingConfig) -> None:
     """Say so where the default model is asked for a collection that another one made.
 
     Opening the store compares the models themselves, for which it has to load, and maybe to

@@ -28,8 +28,10 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
             a CPU.
     """
     if precision not in ("auto", *DTYPES):
-        hint = "; int8 runs on the engine 'onnx'" if precision == "int8" else ""
-        raise InputError(f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}{hint}")
+        raise InputError(
+            f"precision must be auto, {', '.join(DTYPES)}, not {precision!r}; int8 runs on the "
+            "engine 'onnx'"
+        )
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     device_type = _require_device(device)

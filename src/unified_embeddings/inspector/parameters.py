@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 
 from unified_embeddings.errors import InputError
 from unified_embeddings.search.options import Mode
-from unified_embeddings.validation import require_weights
+from unified_embeddings.validation import require_list_weights
 
 LONGEST_QUESTION = 10_000
 """Characters of a question."""
@@ -34,7 +34,7 @@ class SearchOptions:
         mode: Which lists; None takes all that the model gives.
         top_k: How many passages of each list are shown, and returned.
         candidates: Depth of the lists that are fused; None for the collection's or model's own.
-        weights: Weights of the dense and the sparse list; None likewise.
+        weights: Weights of the dense and the sparse list, and of a keyword list; None likewise.
         rerank: Whether ColBERT orders the candidates anew.
         conditions: On metadata, as written.
     """
@@ -43,7 +43,7 @@ class SearchOptions:
     mode: Mode | None = None
     top_k: int = DEFAULT_SHOWN
     candidates: int | None = None
-    weights: tuple[float, float] | None = None
+    weights: tuple[float, ...] | None = None
     rerank: bool = False
     conditions: tuple[str, ...] = ()
 
@@ -189,13 +189,14 @@ def _read_mode(text: str, prefix: str) -> Mode | None:
     return modes[text]
 
 
-def _read_weights(text: str, prefix: str) -> tuple[float, float] | None:
+def _read_weights(text: str, prefix: str) -> tuple[float, ...] | None:
     if not text or text == "auto":
         return None
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"{prefix}weights {text!r:.80} should be DENSE,SPARSE: two numbers, as in 1,0.3"
+            f"{prefix}weights {text!r:.80} should be DENSE,SPARSE: two numbers, as in 1,0.3, or "
+            "three with the keyword list's"
         ) from None
-    return require_weights(numbers, of="dense and sparse")
+    return require_list_weights(numbers)

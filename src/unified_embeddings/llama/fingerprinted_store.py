@@ -280,11 +280,10 @@ class FingerprintedStore(StoredNodes):
             **kwargs: `qdrant_filters` (a filter of Qdrant's, in place of the query's own),
                 `search_params` and `shard_identifier`, as in the stock store, `mmr_threshold`, as
                 in LlamaIndex's SimpleVectorStore, and `score`, as in UnifiedHybridRetriever.
-                Others are ignored, as in the stock store.
 
         Raises:
             InputError: If the query lacks what its mode searches by, has a number out of range, or
-                a filter that cannot be translated with its meaning.
+                a filter that cannot be translated with its meaning, or an argument is another.
             FingerprintMismatchError: If another model's collection has taken its place since it was
                 opened; that is looked up once, at the first query.
             StoreError: If Qdrant fails, or the collection does not exist.

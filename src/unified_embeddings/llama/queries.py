@@ -39,6 +39,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.llama.fields import LLAMA_INDEX_FIELDS, Fields
 from unified_embeddings.llama.filters import is_of_document, select_points
 from unified_embeddings.llama.hybrid_search import SearchAnswer
+from unified_embeddings.llama.stock_arguments import check_names
 from unified_embeddings.models.calibration import Calibration
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
 from unified_embeddings.search.options import (
@@ -65,6 +66,8 @@ _RERANKED: dict[VectorStoreQueryMode, Literal["colbert"]] = {
     VectorStoreQueryMode.SEMANTIC_HYBRID: "colbert"
 }
 """Modes that order what they find anew, and by what."""
+_OPTIONS = ("qdrant_filters", "search_params", "shard_identifier", "mmr_threshold", "score")
+"""Keyword arguments of a store's `query`."""
 _EVEN_THRESHOLD = 0.5
 """How much nearness counts in MMR where a query does not say, as in LlamaIndex's own."""
 
@@ -194,6 +197,7 @@ def check_query(
     """
     if not isinstance(query, VectorStoreQuery):
         raise InputError(f"expected a VectorStoreQuery, got {type(query).__name__}")
+    check_names(options, _OPTIONS, {})
     own_filter = build_query_filter(query, fields)
     query = replace(query, mode=_read_mode(query.mode))
     mode = _check_mode(query, embedder)
@@ -257,8 +261,11 @@ def _check_mode(query: VectorStoreQuery, embedder: TextEmbedder) -> Mode:
             f"the mode {query.mode.value!r} is not one that Qdrant answers; take one of {known}"
         )
     check_heads(embedder, mode, _RERANKED.get(query.mode))
-    if mode != "dense" and not isinstance(query.query_str, str):
-        raise InputError(f"the mode {query.mode.value!r} needs query_str, a text")
+    text = query.query_str
+    if mode != "dense" and (not isinstance(text, str) or not text.strip()):
+        raise InputError(
+            f"the mode {query.mode.value!r} needs query_str, a text that is not blank; got {text!r}"
+        )
     if mode != "sparse" and query.query_embedding is None:
         raise InputError(f"the mode {query.mode.value!r} needs query_embedding")
     return mode

@@ -173,9 +173,13 @@ class OpenPlace:
         )
 
     def _missing(self, name: str) -> StoreError:
-        names = ", ".join(map(repr, self.names())) or "none"
         if self._only is not None:
-            names = "this one alone is offered"
+            return StoreError(
+                name,
+                "opening",
+                f"it does not exist at {self._place}, and this server offers no other one",
+            )
+        names = ", ".join(map(repr, self.names())) or "none"
         return StoreError(
             name, "opening", f"it does not exist at {self._place}; existing collections: {names}"
         )

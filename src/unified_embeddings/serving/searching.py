@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["hybrid", "dense", "sparse"]
 _LISTS = ("dense", "sparse")
+KEYWORD_LIST = "bm25"
+"""A list that only some collections have."""
 
 
 class Search:
@@ -135,6 +137,9 @@ def _read_ranks(scored: NodeWithScore) -> dict[str, int | None]:
     for name in _LISTS:
         place = places.get(name)
         ranks[name] = None if place is None else place["rank"]
+    if KEYWORD_LIST in places:
+        place = places[KEYWORD_LIST]
+        ranks[KEYWORD_LIST] = None if place is None else place["rank"]
     return ranks
 
 

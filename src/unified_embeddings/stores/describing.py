@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import StoreError
+from unified_embeddings.models.bm25 import KEYWORD_FUSION
 from unified_embeddings.stores.calibration_record import read_calibration
 from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.fusion_choice import read_choice
+from unified_embeddings.stores.keyword_list import recorded_name
 from unified_embeddings.stores.listing import CollectionOverview, look_at_collection
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.sampling import sample_ids
@@ -59,8 +61,11 @@ class CollectionDescription:
         status: Qdrant's word for its state: green is good.
         vectors: Name of each vector → how it is kept, in words; "" is the unnamed one.
         colbert: How ColBERT vectors are pooled and quantised, in words; None if there are none.
-        fusion: The fusion that was chosen for it, in words; None if the model's own is used.
+        keywords: The BM25 that counts words for its keyword list; None if there is none.
+        fusion: The fusion that was chosen for it, or that its keyword list has, in words; None if
+            the model's own is used.
         calibration: Where the calibration that was fitted for it comes from; None if none was.
+        judges_relevance: Whether a calibration can be used: not where a keyword list is fused too.
         payload_indexes: Field → type of its index.
         sample: Points whose payloads were read.
         fields: Their fields, the most frequent first.
@@ -73,8 +78,10 @@ class CollectionDescription:
     status: str
     vectors: dict[str, str]
     colbert: str | None
+    keywords: str | None
     fusion: str | None
     calibration: str | None
+    judges_relevance: bool
     payload_indexes: dict[str, str]
     sample: int
     fields: tuple[FieldSummary, ...]
@@ -99,6 +106,8 @@ def describe_collection(client: Client, name: str) -> CollectionDescription:
     for key, sparse in sparse_vectors(info).items():
         vectors[key] = _describe_sparse(sparse)
     colbert = stored_colbert(info)
+    keywords = recorded_name(info)
+    fusion, judges_relevance = _describe_fusion(name, info, has_keywords=keywords is not None)
     payloads = _read_payloads(client, name)
     days = sorted(
         day for payload in payloads if isinstance(day := payload.get(_DATE_FIELD), str) and day
@@ -108,8 +117,10 @@ def describe_collection(client: Client, name: str) -> CollectionDescription:
         status=info.status.value,
         vectors=vectors,
         colbert=None if colbert is None else str(colbert),
-        fusion=_describe_fusion(name, info),
+        keywords=keywords,
+        fusion=fusion,
         calibration=_describe_calibration(name, info),
+        judges_relevance=judges_relevance,
         payload_indexes=_describe_indexes(info),
         sample=len(payloads),
         fields=tuple(_count_fields(payloads)),
@@ -146,15 +157,23 @@ def _describe_sparse(params: qm.SparseVectorParams) -> str:
     return ", ".join(facts)
 
 
-def _describe_fusion(name: str, info: qm.CollectionInfo) -> str | None:
-    """Return the chosen fusion in words; what is wrong with its record if it cannot be read."""
+def _describe_fusion(
+    name: str, info: qm.CollectionInfo, *, has_keywords: bool
+) -> tuple[str | None, bool]:
+    """Return how a collection's lists are fused, in words, and whether relevance can be judged.
+
+    None stands for the model's own fusion. A record that cannot be read is described as such.
+    """
     try:
         fusion = read_choice(name, info)
     except StoreError as error:
-        return f"unreadable: {error}"
+        return f"unreadable: {error}", False
+    if fusion is None and has_keywords:
+        fusion = KEYWORD_FUSION
     if fusion is None:
-        return None
-    return f"{fusion} ({fusion.source})" if fusion.source else str(fusion)
+        return None, True
+    described = f"{fusion} ({fusion.source})" if fusion.source else str(fusion)
+    return described, fusion.keyword_weight == 0
 
 
 def _describe_calibration(name: str, info: qm.CollectionInfo) -> str | None:

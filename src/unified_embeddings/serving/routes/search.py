@@ -54,6 +54,9 @@ class Ranks(Strict):
 
     dense: int | None = None
     sparse: int | None = None
+    bm25: int | None = Field(
+        default=None, description="Only of a collection with a keyword list that was searched."
+    )
 
 
 class Passage(Strict):
