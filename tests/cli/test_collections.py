@@ -151,6 +151,12 @@ class TestList:
         }
         assert documents == {"loose": None, "vacant": 0}
 
+    def test_a_long_name_stays_in_one_line_of_a_pipe(self, run: Run) -> None:
+        name = "a-collection-with-a-very-long-name-" * 4
+        with open_folder("qdrant_data") as client:
+            fill(client, name)
+        assert name in run("list").out
+
     def test_nothing_there(self, run: Run) -> None:
         ended = run("list", "--path", "nowhere")
         assert (ended.code, ended.out) == (1, "")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from unified_embeddings.stores.listing import CollectionOverview
 
 _NAME_WIDTH = 28
+_PIPED_WIDTH = 1000
+"""Columns of a table that is not printed on a terminal; it takes as many as it needs."""
 
 
 def print_overviews(overviews: Sequence[CollectionOverview], *, as_json: bool) -> None:
@@ -28,7 +30,9 @@ def print_overviews(overviews: Sequence[CollectionOverview], *, as_json: bool) -
     elif not overviews:
         shared.print_line("the store has no collections")
     else:
-        shared.out.print(_table_of(overviews))
+        # In a pipe there is no width to keep to, and a name in two lines cannot be searched for.
+        width = None if shared.out.is_terminal else _PIPED_WIDTH
+        shared.out.print(_table_of(overviews), width=width, crop=False)
 
 
 def _table_of(overviews: Sequence[CollectionOverview]) -> Table:
