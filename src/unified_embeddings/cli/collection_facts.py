@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from unified_embeddings.cli import shared
@@ -31,8 +32,10 @@ def print_overviews(overviews: Sequence[CollectionOverview], *, as_json: bool) -
         shared.print_line("the store has no collections")
     else:
         # In a pipe there is no width to keep to, and a name in two lines cannot be searched for.
-        width = None if shared.out.is_terminal else _PIPED_WIDTH
-        shared.out.print(_table_of(overviews), width=width, crop=False)
+        out = shared.out
+        if not out.is_terminal:
+            out = Console(file=out.file, width=_PIPED_WIDTH, highlight=False)
+        out.print(_table_of(overviews))
 
 
 def _table_of(overviews: Sequence[CollectionOverview]) -> Table:
