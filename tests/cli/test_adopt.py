@@ -168,7 +168,7 @@ def test_what_does_not_exist(run: Run, work: Path, xlmr: Path) -> None:
 def test_options_that_make_no_sense(run: Run, work: Path, xlmr: Path) -> None:
     ended = run("add-vectors", "theirs", "--model", xlmr)
     assert ended.code == 1
-    assert "name the vectors to add: --sparse, --colbert or both" in ended.err
+    assert "name the vectors to add: --sparse, --colbert or --keywords bm25" in ended.err
     ended = run("adopt", "theirs", "--layout", "langchain", "--text-key", "x", "--model", xlmr)
     assert ended.code == 1
     assert "belong to the layout 'plain'" in ended.err

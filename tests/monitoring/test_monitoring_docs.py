@@ -50,7 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_its_commands_and_examples() -> None:
-    assert len(PAGE.commands) == 6
+    assert len(PAGE.commands) == 7
     assert len(PAGE.examples) == 2
 
 

@@ -388,7 +388,7 @@ class TestAdding:
 
 def test_tuning_searches_for_all_three(memory: QdrantClient) -> None:
     store = fill(memory)
-    judged = {str(row): str(row) for row in range(len(TEXTS))}
+    judged = [node_id(row) for row in range(len(TEXTS))]
     searched = search_both_lists(
         store, EMBEDDER, {"q": "which seal is 1234C?", "none": "zzz qqq"}, judged, depth=100,
         document_field="point id",

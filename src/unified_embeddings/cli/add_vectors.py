@@ -133,7 +133,9 @@ def _read_stored_colbert(
 
 def _describe(report: AddedVectorsReport) -> list[str]:
     """Return what came of it, line by line."""
-    added = [f"{head} vectors" for head in report.heads]
+    added = []
+    if report.heads:
+        added.append(f"{' and '.join(report.heads)} vectors")
     if report.keywords:
         added.append(f"a keyword list ({report.keywords})")
     what = f"{' and '.join(added)} added to" if added else "copied"
