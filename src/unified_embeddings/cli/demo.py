@@ -183,6 +183,7 @@ def _show_next_steps(config: UnifiedEmbeddingConfig, collection: str, path: Path
     shared.print_line(
         f"\nThe collection {collection!r} stays in the folder {path}. Try next:\n"
         f'  unified-embeddings search "How do I open a file?" -c {collection}{model}{place}\n'
+        f"  unified-embeddings inspect -c {collection}{place}      # the same in the browser\n"
         f"  unified-embeddings index YOUR_FOLDER{model}{place}\n"
         f'  unified-embeddings search "your question"{model}{place}\n'
         "  unified-embeddings models      # other models, among them bge-m3 for 100 languages"
