@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if not arguments.path.is_dir():
-        sys.exit(f"there is no folder {arguments.path}; run `make demo` first")
+        sys.exit(f"the folder {arguments.path} does not exist; run `make demo` first")
     arguments.out.mkdir(parents=True, exist_ok=True)
     from playwright.sync_api import sync_playwright
 

@@ -228,7 +228,7 @@ def test_standard_output_holds_nothing_but_the_protocol(folder: Path, tmp_path: 
     assert process.stdout is not None
     with process:
         lines = [json.dumps(message) for message in messages]
-        process.stdin.write("\n".join(["this is no JSON", *lines]) + "\n")
+        process.stdin.write("\n".join(["not valid JSON", *lines]) + "\n")
         process.stdin.flush()
         answers = {}
         while 3 not in answers:

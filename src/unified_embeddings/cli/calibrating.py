@@ -101,17 +101,14 @@ def fit_and_record(
 def reset_calibration(collection: str, path: Path, url: str | None) -> None:
     """Remove the calibration that is recorded in a collection."""
     from unified_embeddings.stores.calibration_record import CALIBRATION_KEY, write_calibration
-    from unified_embeddings.stores.errors import store_errors
 
-    client, collection = shared.require_collection(collection, path, url)
-    with store_errors(collection, "reading the collection's settings"):
-        metadata = client.get_collection(collection).config.metadata or {}
-    name = shared.printable(collection)
-    if CALIBRATION_KEY not in metadata:
-        shared.print_line(f"{name}: no calibration is recorded")
+    client, name, is_recorded = shared.look_for_record(collection, path, url, CALIBRATION_KEY)
+    shown = shared.printable(name)
+    if not is_recorded:
+        shared.print_line(f"{shown}: no calibration is recorded")
         return
-    write_calibration(client, collection, None)
-    shared.print_line(f"{name}: the calibration is removed")
+    write_calibration(client, name, None)
+    shared.print_line(f"{shown}: the calibration is removed")
 
 
 def _fit(

@@ -73,7 +73,7 @@ def _check_roots(roots: list[Path], *, allow_writes: bool) -> list[Path]:
     """Return the folders that may be indexed.
 
     Raises:
-        InputError: If the options contradict each other, or one is no folder.
+        InputError: If the options contradict each other, or a root is not a folder.
     """
     if allow_writes and not roots:
         raise InputError(

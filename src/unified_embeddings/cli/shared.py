@@ -231,6 +231,30 @@ def require_collection(
     )
 
 
+def look_for_record(
+    collection: str, path: Path, url: str | None, key: str
+) -> tuple[Client, str, bool]:
+    """Open the place of a collection; return client, own name, and whether it has a record.
+
+    Args:
+        collection: The collection's name, or an alias.
+        path: Folder of the store; ignored if `url` is given.
+        url: Address of a server.
+        key: The record's key in the collection's metadata.
+
+    Raises:
+        MissingCollectionError: If the collection does not exist.
+        StoreError: If its settings cannot be read.
+    """
+    from unified_embeddings.stores.errors import store_errors
+    from unified_embeddings.stores.records import read_record
+
+    client, name = require_collection(collection, path, url)
+    with store_errors(name, "reading the collection's settings"):
+        info = client.get_collection(name)
+    return client, name, read_record(info, key) is not None
+
+
 def name_place(path: Path, url: str | None) -> str:
     """Return a place in words. Messages name it, as --path has a default and is forgotten."""
     return url or f"the folder {printable(str(path))}"

@@ -146,18 +146,15 @@ def _find_obstacle(data: Path, *, dry_run: bool, accept_generated: bool) -> str 
 
 
 def _reset(collection: str, path: Path, url: str | None) -> None:
-    from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.fusion_choice import FUSION_KEY, write_choice
 
-    client, collection = shared.require_collection(collection, path, url)
-    with store_errors(collection, "reading the collection's settings"):
-        metadata = client.get_collection(collection).config.metadata or {}
-    name = shared.printable(collection)
-    if FUSION_KEY not in metadata:
-        shared.print_line(f"{name}: no choice is recorded; the model's own fusion is used")
+    client, name, is_recorded = shared.look_for_record(collection, path, url, FUSION_KEY)
+    shown = shared.printable(name)
+    if not is_recorded:
+        shared.print_line(f"{shown}: no choice is recorded; the model's own fusion is used")
         return
-    write_choice(client, collection, None)
-    shared.print_line(f"{name}: the choice is removed; the model's own fusion is used again")
+    write_choice(client, name, None)
+    shared.print_line(f"{shown}: the choice is removed; the model's own fusion is used again")
 
 
 def _tune(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from llama_index.core.schema import BaseNode
@@ -266,13 +266,16 @@ def _draw_sample(opened: OpenedCollection, count: int) -> list[_Sampled]:
     sampled = []
     for point, one in zip(points, scored, strict=True):
         vectors = point.vector
-        vector = vectors.get(vector_name) if isinstance(vectors, dict) else vectors
+        stored = vectors.get(vector_name) if isinstance(vectors, dict) else vectors
+        vector = None
+        if isinstance(stored, list):  # the vector is dense, a list of numbers
+            vector = cast("list[float]", stored)
         sampled.append(
             _Sampled(
                 point_id=str(point.id),
                 node=one.node,
                 metadata=own_metadata(one.node),
-                vector=vector if isinstance(vector, list) else None,  # type: ignore[arg-type]
+                vector=vector,
             )
         )
     return sampled

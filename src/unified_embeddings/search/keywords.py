@@ -23,7 +23,7 @@ from unified_embeddings.stores.keyword_list import (
     KEYWORD_VECTOR,
     has_keyword_vectors,
     keyword_record,
-    read_record,
+    read_keyword_record,
     recorded_name,
 )
 
@@ -67,7 +67,7 @@ def read_keywords(name: str, info: qm.CollectionInfo) -> Bm25Embedder | None:
             knows, or its vectors are gone.
         MissingExtraError: If the stemming library is not installed.
     """
-    record = read_record(info)
+    record = read_keyword_record(info)
     if record is None:
         return None
     known_name = recorded_name(info)
@@ -131,7 +131,7 @@ def check_addable(name: str, info: qm.CollectionInfo, keywords: Bm25Embedder) ->
     Raises:
         StoreError: If it has.
     """
-    record = read_record(info)
+    record = read_keyword_record(info)
     if has_keyword_vectors(info) and record not in (None, keyword_record(keywords)):
         raise StoreError(
             name,

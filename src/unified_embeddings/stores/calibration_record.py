@@ -1,7 +1,7 @@
 """The calibration of relevance that was fitted for a collection, in its metadata.
 
 What lives here: reading and writing it. What does not: fitting it (`evaluation.calibrating`), and
-using it (`retrievers`). It has a key of its own, as a collection's fusion has (`fusion_choice`).
+using it (`llama.searched_collection`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.models.calibration import Calibration
-from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.records import read_record, write_record
 
 CALIBRATION_KEY = "unified_embeddings_calibration"
 """Key of the collection's metadata under which it is recorded."""
@@ -27,7 +27,7 @@ def read_calibration(name: str, info: qm.CollectionInfo) -> Calibration | None:
     Raises:
         StoreError: If the record cannot be read, as if a later version wrote it.
     """
-    record = (info.config.metadata or {}).get(CALIBRATION_KEY)
+    record = read_record(info, CALIBRATION_KEY)
     if record is None:
         return None
     try:
@@ -55,12 +55,5 @@ def write_calibration(client: Client, name: str, calibration: Calibration | None
         StoreError: If Qdrant cannot be reached or refuses, or does not keep the record.
     """
     record = None if calibration is None else calibration.to_dict()
-    with store_errors(name, "recording the calibration fitted for it"):
-        client.update_collection(name, metadata={CALIBRATION_KEY: record})
-        kept = read_calibration(name, client.get_collection(name))
-    if kept != calibration:
-        raise StoreError(
-            name,
-            "recording the calibration fitted for it",
-            "the store does not keep a collection's metadata; Qdrant does from version 1.16 on",
-        )
+    operation = "recording the calibration fitted for it"
+    write_record(client, name, CALIBRATION_KEY, record, operation=operation)

@@ -1,13 +1,7 @@
 """How a collection's rankings are fused, where that was chosen for the collection itself.
 
 What lives here: reading and writing the choice. What does not: choosing (`evaluation.tuning`), and
-fusing (`retrievers`).
-
-The choice has a key of its own in the collection's metadata. A server, the embedded store and
-qdrant-client's local mode all merge new metadata key by key, and remove a key whose value is None
-(seen with qdrant-client 1.18; so says Qdrant's reference of `PATCH /collections/NAME`). So the
-choice and the model's record do not touch each other, whichever is written. Clearing and copying
-keep metadata as it is.
+fusing (`search.fusing`).
 """
 
 from __future__ import annotations
@@ -16,8 +10,8 @@ from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.models.fusion import Fusion
-from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.records import read_record, write_record
 
 FUSION_KEY = "unified_embeddings_fusion"
 """Key of the collection's metadata under which the choice is recorded."""
@@ -33,7 +27,7 @@ def read_choice(name: str, info: qm.CollectionInfo) -> Fusion | None:
     Raises:
         StoreError: If the record cannot be read, as if a later version wrote it.
     """
-    record = (info.config.metadata or {}).get(FUSION_KEY)
+    record = read_record(info, FUSION_KEY)
     if record is None:
         return None
     try:
@@ -61,12 +55,5 @@ def write_choice(client: Client, name: str, fusion: Fusion | None) -> None:
         StoreError: If Qdrant cannot be reached or refuses, or does not keep the choice.
     """
     record = None if fusion is None else fusion.to_dict()
-    with store_errors(name, "recording the fusion chosen for it"):
-        client.update_collection(name, metadata={FUSION_KEY: record})
-        kept = read_choice(name, client.get_collection(name))
-    if kept != fusion:
-        raise StoreError(
-            name,
-            "recording the fusion chosen for it",
-            "the store does not keep a collection's metadata; Qdrant does from version 1.16 on",
-        )
+    operation = "recording the fusion chosen for it"
+    write_record(client, name, FUSION_KEY, record, operation=operation)

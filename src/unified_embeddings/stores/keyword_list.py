@@ -3,8 +3,6 @@
 What lives here: the name and the settings of these vectors, and their record in the collection's
 metadata. What does not: counting words (`embedders.bm25`), what a record means for those who search
 and write (`search.keywords`), and creating collections (`schema`).
-
-The record has a key of its own, as a chosen fusion has (`fusion_choice`).
 """
 
 from __future__ import annotations
@@ -14,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from qdrant_client import models as qm
 
-from unified_embeddings.errors import StoreError
-from unified_embeddings.stores.errors import store_errors
 from unified_embeddings.stores.opening import Client
+from unified_embeddings.stores.records import read_record, write_record
 
 if TYPE_CHECKING:  # copying needs this module, and embeds nothing
     from unified_embeddings.embedders.base import TextEmbedder
@@ -50,14 +47,14 @@ def keyword_record(keywords: TextEmbedder) -> dict[str, str]:
     return {"model": keywords.model_name, "fingerprint": keywords.fingerprint}
 
 
-def read_record(info: qm.CollectionInfo) -> object:
+def read_keyword_record(info: qm.CollectionInfo) -> object:
     """Return what a collection records of its keyword list; None if it has none."""
-    return (info.config.metadata or {}).get(KEYWORDS_KEY)
+    return read_record(info, KEYWORDS_KEY)
 
 
 def recorded_name(info: qm.CollectionInfo) -> str | None:
     """Return the name of the BM25 that wrote a collection's keyword list; None without a list."""
-    record = read_record(info)
+    record = read_keyword_record(info)
     return str(record.get("model")) if isinstance(record, Mapping) else None
 
 
@@ -67,13 +64,10 @@ def record_keywords(client: Client, name: str, keywords: TextEmbedder) -> None:
     Raises:
         StoreError: If Qdrant fails, or does not keep metadata.
     """
-    record = keyword_record(keywords)
-    with store_errors(name, "recording its keyword list"):
-        client.update_collection(name, metadata={KEYWORDS_KEY: record})
-        kept = read_record(client.get_collection(name))
-    if kept != record:
-        raise StoreError(
-            name,
-            "recording its keyword list",
-            "the store does not keep a collection's metadata; Qdrant does from version 1.16 on",
-        )
+    write_record(
+        client,
+        name,
+        KEYWORDS_KEY,
+        keyword_record(keywords),
+        operation="recording its keyword list",
+    )
