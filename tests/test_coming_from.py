@@ -97,11 +97,9 @@ def test_the_converted_application_answers_as_its_comment_says(tmp_path: Path) -
 
 
 def test_the_converted_application_searches_both_lists(tmp_path: Path) -> None:
-    lists = "{'dense', 'sparse', 'fused'}"
-    shown = (
-        after("stock") + f"\nprint({lists} <= set(answer.source_nodes[0].metadata['_retrieval']))"
-    )
-    assert run_example(shown, tmp_path).splitlines()[-1] == "True"
+    shown = after("stock") + "\nprint(sorted(answer.source_nodes[0].metadata['_retrieval']))"
+    noted = ["dense", "fused", "relevance", "sparse", "weak"]  # mini-m3 has a calibration
+    assert run_example(shown, tmp_path).splitlines()[-1] == str(noted)
 
 
 def test_the_blocks_for_flag_embedding_give_the_same_vectors(xlmr: Path, tmp_path: Path) -> None:
