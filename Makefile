@@ -5,11 +5,11 @@ INSTALLED := .venv/.installed
 # A test file stays in one process, which makes its checkpoints and stores once.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test check bench
+.PHONY: demo test check docs bench
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,bm25,bulk,onnx,plot,serve,inspect,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,files,bm25,bulk,onnx,plot,serve,inspect,docs,dev]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -23,6 +23,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/pytest $(IN_PARALLEL)
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,plot]'
