@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import tested_blocks
 from command import Ended, environment
 from unified_embeddings.cli.app import main
+from unified_embeddings.stores import opening
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _NEEDS_SHELL = re.compile(r"[|&;<>$`*?]|^\w+=")
@@ -55,6 +57,44 @@ def read_page(name: str) -> DocsPage:
         commands=[line for line in lines if line.strip() and not line.startswith("#")],
         examples=re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE),
     )
+
+
+def run_page(
+    name: str, cwd: Path, *, replaced: tuple[str, str] = ("", ""), **variables: str
+) -> dict[str, str]:
+    """Run the commands and examples of a page in their order, as a reader would, in a folder.
+
+    A command must succeed; the block `text` after it is what the last one prints, with … for the
+    folder. An example must print what the comments behind its `print` say. What tests/
+    docs_blocks.toml names as not run is left out.
+
+    Args:
+        name: The page's name.
+        cwd: The folder.
+        replaced: What stands in the examples, and what takes its place.
+        **variables: Of the environment.
+
+    Returns:
+        Each command and example that ran, with what it printed.
+    """
+    not_run = tuple(tested_blocks.read_entries()[name].not_run)
+    printed: dict[str, str] = {}
+    last = ""
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", read_page(name).text, re.M | re.S):
+        if language == "python" and not code.startswith(not_run):
+            printed[code] = run_example(code.replace(*replaced), cwd, **variables)
+            _close_folders()
+            expected = re.findall(r"^ *print\(.*\) {2,}# (.*)$", code, re.MULTILINE)
+            assert not expected or printed[code].splitlines() == expected, code
+        elif language == "sh":
+            for line in tested_blocks.read_blocks(f"```sh\n{code}```").commands:
+                if not line.startswith(not_run):
+                    ended = run_command(line, cwd, **variables)
+                    assert ended.code == 0, f"{line}\n{ended.out}{ended.err}"
+                    last = printed[line] = ended.out
+        elif language == "text" and last:
+            assert last.replace(str(cwd), "…").rstrip() == code.rstrip()
+    return printed
 
 
 def run_command(line: str, cwd: Path, **variables: str) -> Ended:
@@ -98,6 +138,12 @@ def _run_here(words: list[str]) -> Ended:
     assert "Traceback" not in out.getvalue() + err.getvalue()
     assert code is None or isinstance(code, int)
     return Ended(code or 0, out.getvalue(), err.getvalue())
+
+
+def _close_folders() -> None:
+    """Close the stores of an example, as the end of the reader's process would."""
+    for client in list(opening._open_clients.values()):
+        client.close()
 
 
 @contextlib.contextmanager
