@@ -14,6 +14,11 @@ A message says what was expected, what came and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class UnifiedEmbeddingsError(Exception):
     """Base of every error below; catch this one to catch them all.
@@ -128,11 +133,13 @@ class FingerprintMismatchError(UnifiedEmbeddingsError):
         name_note = ""
         if model == found_model:
             name_note = "; the same name, but other files, prefixes or pooling"
+        advice = _describe_sparse_model(found_model, model) or (
+            "Vectors of different models do not compare. Use the model that the collection was "
+            "made with, or migrate: index the documents again into a collection of another name."
+        )
         super().__init__(
             f"Collection {collection!r} was made with {found_model!r} ({found}), but the embedder "
-            f"is {model!r} ({expected}{name_note}). Vectors of different models do not compare. "
-            "Use the model that the collection was made with, or migrate: index the documents "
-            "again into a collection of another name."
+            f"is {model!r} ({expected}{name_note}). {advice}"
         )
 
     @classmethod
@@ -153,7 +160,7 @@ class StoreError(UnifiedEmbeddingsError):
     """The vector store refused or failed.
 
     Attributes:
-        collection: The collection's name.
+        collection: The collection's name, or the place where none is concerned (see `of_place`).
         operation: What was being done.
 
     Example:
@@ -166,6 +173,19 @@ class StoreError(UnifiedEmbeddingsError):
         self.collection = collection
         self.operation = operation
         super().__init__(f"Collection {collection!r}: {operation} failed: {problem}")
+
+    @classmethod
+    def of_place(cls, place: str, operation: str, problem: str) -> Self:
+        """Return the error of a folder or a server, where no one collection is concerned.
+
+        Args:
+            place: The folder or address; `collection` holds it.
+            operation: What was being done.
+            problem: What is wrong.
+        """
+        error = cls.__new__(cls, f"Store {place}: {operation} failed: {problem}")
+        error.collection, error.operation = place, operation
+        return error
 
 
 class ServiceError(UnifiedEmbeddingsError):
@@ -201,6 +221,26 @@ class OverloadedError(UnifiedEmbeddingsError):
         >>> print(OverloadedError("1,024 texts are waiting; try again later"))
         1,024 texts are waiting; try again later
     """
+
+
+def _describe_sparse_model(found_model: str, model: str) -> str:
+    """Return what to do where two names differ in the model of the sparse vectors alone.
+
+    Args:
+        found_model: Of the collection: "dense + sparse" where there are two models.
+        model: Of the embedder.
+
+    Returns:
+        "" if they differ in the other model, or are equal.
+    """
+    found_dense, _, found_sparse = found_model.partition(" + ")
+    dense, _, sparse = model.partition(" + ")
+    if found_dense != dense or found_sparse == sparse:
+        return ""
+    if not found_sparse:
+        return f"Its sparse vectors are that model's own: leave sparse_model={sparse!r} out."
+    problem = f"Its sparse vectors are those of {found_sparse!r}"
+    return f"{problem}: give sparse_model={found_sparse!r} (--sparse-model {found_sparse}) too."
 
 
 def _restore(

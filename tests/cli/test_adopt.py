@@ -58,7 +58,7 @@ def test_from_an_unknown_collection_to_hybrid_search(run: Run, work: Path, xlmr:
     assert lines[2].startswith(f"theirs: made by {xlmr}, and recorded now")
     ended = run(*question)
     assert "unified-embeddings add-vectors theirs --sparse" in ended.err
-    ended = run("add-vectors", "theirs", "--sparse", "--colbert", "--model", xlmr)
+    ended = run("add-vectors", "theirs", "--sparse", "--colbert", "full", "--model", xlmr)
     assert (ended.code, ended.err) == (0, "")
     assert "theirs: sparse and colbert vectors added to 30 of 30 points" in ended.out
     ended = run(*question, "--json")
@@ -168,7 +168,7 @@ def test_what_does_not_exist(run: Run, work: Path, xlmr: Path) -> None:
 def test_options_that_make_no_sense(run: Run, work: Path, xlmr: Path) -> None:
     ended = run("add-vectors", "theirs", "--model", xlmr)
     assert ended.code == 1
-    assert "name the vectors to add: --sparse, --colbert or --keywords bm25" in ended.err
+    assert "name the vectors to add: --sparse, --colbert pooled or --keywords bm25" in ended.err
     ended = run("adopt", "theirs", "--layout", "langchain", "--text-key", "x", "--model", xlmr)
     assert ended.code == 1
     assert "belong to the layout 'plain'" in ended.err
@@ -187,4 +187,4 @@ def test_a_server_and_a_folder_of_local_mode(run: Run, tmp_path: Path, xlmr: Pat
         local.close()
     place = ("--path", tmp_path / "local", "--model", xlmr)
     assert run("adopt", "theirs", *place).code == 0
-    assert "30 of 30 points" in run("add-vectors", "theirs", "--colbert", *place).out
+    assert "30 of 30 points" in run("add-vectors", "theirs", "--colbert", "full", *place).out

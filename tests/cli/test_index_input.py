@@ -84,7 +84,7 @@ def test_nothing_to_read_changes_nothing(pipe: Pipe) -> None:
     pipe(TEXT, "-")
     for data in (b"", b"   \n", b"\x00\xff\xfe\x00binary"):
         report = pipe(data, "-", "--json").json
-        assert report["skipped"] == [str(Path("(standard input)/stdin.txt"))]
+        assert list(report["skipped"]) == [str(Path("(standard input)/stdin.txt"))]
         assert (report["indexed"], report["chunks_removed"]) == (0, 0)
     assert list(found(pipe).values()) == [TEXT.decode()]
 

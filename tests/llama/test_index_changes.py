@@ -14,7 +14,8 @@ from qdrant_client import QdrantClient
 from unified_embeddings import InputError
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama import reading
-from unified_embeddings.llama.indexing import IndexReport, index_paths
+from unified_embeddings.llama.index_report import IndexReport
+from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.readers import registry
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.opening import open_folder

@@ -23,7 +23,8 @@ from qdrant_client import QdrantClient, models
 from unified_embeddings import BGE_M3_Embedder, InputError, TextEmbedder
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
-from unified_embeddings.llama.indexing import IndexReport, index_paths
+from unified_embeddings.llama.index_report import IndexReport
+from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.schema import DENSE_VECTOR, SPARSE_VECTOR
 
@@ -782,7 +783,11 @@ def test_a_binary_file_of_an_unknown_kind_is_skipped(library: Library) -> None:
     blob = library.write("blob.dat", b"SQLite format 3\0\x01\xff\xfe")
     library.write("one.txt", "one")
     report = library.index()
-    assert (report.skipped, report.failed, report.indexed) == ([str(blob)], {}, 1)
+    assert (report.skipped, report.failed, report.indexed) == (
+        {str(blob): "it is binary data"},
+        {},
+        1,
+    )
 
 
 def test_a_file_that_becomes_binary_loses_its_chunks(library: Library) -> None:
@@ -792,5 +797,5 @@ def test_a_file_that_becomes_binary_loses_its_chunks(library: Library) -> None:
     file.write_bytes(b"\0\xff\xfe" * 100)
     outcomes: list[tuple[str, str]] = []
     report = library.index(on_outcome=lambda *outcome: outcomes.append(outcome))
-    assert (report.skipped, report.chunks_removed, library.count()) == ([str(file)], 1, 1)
+    assert (list(report.skipped), report.chunks_removed, library.count()) == ([str(file)], 1, 1)
     assert (str(file), "skipped: it is binary data") in outcomes

@@ -104,7 +104,7 @@ def test_another_way_is_refused(client: Client) -> None:
     embedder = FakeEmbedder()
     build_vector_store(embedder, "plain", client=client)
     with pytest.raises(
-        StoreError, match=r"stores no ColBERT vectors; add them .* --pool 2 --quant"
+        StoreError, match=r"stores no ColBERT vectors; add them .* plain --colbert pooled"
     ):
         build_vector_store(embedder, "plain", client=client, colbert="pooled")
     build_vector_store(embedder, "docs", client=client, colbert=StoredColbert(pool=3))

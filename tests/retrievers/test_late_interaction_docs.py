@@ -68,9 +68,12 @@ def test_the_commands_add_them_and_search_by_them(tmp_path: Path) -> None:
     with EdgeQdrantClient(tmp_path / "qdrant_data") as client:
         assert stored_colbert(client.get_collection("notes")) == StoredColbert()
     for options, words in (
-        ("--pool 3", "stored pooled by 2, turbo4, and colbert= asks for pooled by 3, float32"),
-        ("--pool 7", "pool must be from 1 to 4, got 7"),
-        ("--quantisation int4", "quantisation must be one of float16, int8, binary, turbo8"),
+        (
+            "pooled --pool 3",
+            "and colbert= asks for pooled by 3, turbo4",
+        ),
+        ("full --pool 7", "pool must be from 1 to 4, got 7"),
+        ("full --quantisation int4", "quantisation must be one of float16, int8, binary, turbo8"),
     ):
         ended = run_command(
             f"unified-embeddings add-vectors notes --colbert {options} --model mini-m3", tmp_path

@@ -213,7 +213,7 @@ def test_points_without_vectors_are_scored_by_their_texts(
             [score for _, score in ours], [score for _, score in theirs], atol=1e-5
         )
     messages = [record.getMessage() for record in caplog.records]
-    assert any(message.endswith("add-vectors docs --colbert") for message in messages)
+    assert any(message.endswith("add-vectors docs --colbert full") for message in messages)
 
 
 def test_vectors_added_later_are_found_by_a_new_retriever(client: Client) -> None:
@@ -271,7 +271,7 @@ def test_it_is_said_beforehand_how_long_encoding_takes(
     assert (first.levelname, second.levelname) == ("WARNING", "INFO")
     assert "encodes 20 texts of about 120 tokens" in first.getMessage()
     assert "takes about 10 s on this machine" in first.getMessage()
-    assert first.getMessage().endswith("'my docs' --colbert --pool 2 --quantisation turbo4")
+    assert first.getMessage().endswith("'my docs' --colbert pooled")
     assert "encodes 10 texts of about 60 tokens" in second.getMessage()
     assert "takes about 5 s" in second.getMessage()
 

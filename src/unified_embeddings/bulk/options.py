@@ -175,14 +175,6 @@ class Progress:
     phase: Literal["computing", "writing"]
 
     @property
-    def remaining_seconds(self) -> float | None:
-        """Return how long the rest will take; None where that is not known."""
-        if not self.fraction or self.rows <= self.resumed:
-            return None
-        remaining_rows = self.rows / self.fraction - self.rows
-        return remaining_rows / self.rows_per_second
-
-    @property
     def rows_per_second(self) -> float:
         """Return the rows of this run per second."""
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -15,7 +15,7 @@ from unified_embeddings.types import HeadName
 
 if TYPE_CHECKING:
     from unified_embeddings.migration.added_vectors import AddedVectorsReport
-    from unified_embeddings.stores.stored_colbert import Quantisation, StoredColbert
+    from unified_embeddings.stores.stored_colbert import ColbertName, Quantisation, StoredColbert
 
 
 def add_vectors(
@@ -24,18 +24,25 @@ def add_vectors(
         bool, typer.Option("--sparse", help="Add sparse vectors (text-sparse-new).")
     ] = False,
     colbert: Annotated[
-        bool, typer.Option("--colbert", help="Add ColBERT vectors (text-colbert).")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--colbert", help="Add ColBERT vectors (text-colbert): pooled or full, as in `index`."
+        ),
+    ] = None,
     pool: Annotated[
         int | None,
-        typer.Option("--pool", help="How many ColBERT rows become one, 1 to 4; 1 unless given."),
+        typer.Option(
+            "--pool",
+            help="How many ColBERT rows become one, 1 to 4.",
+            show_default="2 if pooled, 1 if full",
+        ),
     ] = None,
     quantisation: Annotated[
         str | None,
         typer.Option(
             "--quantisation",
-            help="Of ColBERT vectors: turbo4, turbo8, float16, int8 or binary; float32 unless "
-            "given.",
+            help="Of ColBERT vectors: turbo4, turbo8, float16, int8 or binary.",
+            show_default="turbo4 if pooled, float32 if full",
         ),
     ] = None,
     keywords: Annotated[
@@ -68,10 +75,10 @@ def add_vectors(
     heads: list[HeadName] = []
     if sparse:
         heads.append("sparse")
-    if colbert:
+    if colbert is not None:
         heads.append("colbert")
     if not heads and copy_to is None and keywords is None:
-        raise InputError("name the vectors to add: --sparse, --colbert or --keywords bm25")
+        raise InputError("name the vectors to add: --sparse, --colbert pooled or --keywords bm25")
     stored_colbert = _read_stored_colbert(colbert, pool, quantisation)
     client, name = existing.open_existing(collection, path, url, api_key)
     config = shared.open_config(model, sparse_model, model_url)
@@ -111,23 +118,25 @@ def add_vectors(
 
 
 def _read_stored_colbert(
-    colbert: bool, pool: int | None, quantisation: str | None
+    colbert: str | None, pool: int | None, quantisation: str | None
 ) -> StoredColbert | None:
-    """Return how ColBERT vectors are stored; None if that is not said.
+    """Return how ColBERT vectors are stored; None if they are not asked for.
 
     Raises:
         InputError: If it is said without `--colbert`, or there is no such way.
     """
-    if pool is None and quantisation is None:
-        return None
-    if not colbert:
+    if colbert is None:
+        if pool is None and quantisation is None:
+            return None
         raise InputError("--pool and --quantisation go with --colbert")
 
-    from unified_embeddings.stores.stored_colbert import StoredColbert
+    from unified_embeddings.stores.stored_colbert import require_colbert
 
-    return StoredColbert(
-        pool=1 if pool is None else pool,
-        quantisation=cast("Quantisation | None", quantisation),  # checked there
+    stored = require_colbert(cast("ColbertName", colbert))  # checked there, as is what follows
+    return replace(
+        stored,
+        pool=stored.pool if pool is None else pool,
+        quantisation=cast("Quantisation | None", quantisation or stored.quantisation),
     )
 
 

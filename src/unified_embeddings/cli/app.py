@@ -7,6 +7,7 @@ What does not: the subcommands themselves, one module each.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 
@@ -43,9 +44,11 @@ from unified_embeddings.cli import (
     stats,
     tune,
 )
+from unified_embeddings.cli.hints import CompletedHints
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
+_COMPLETED_HINTS = CompletedHints()
 app = typer.Typer(
     name="unified-embeddings",
     help="Embeddings and hybrid retrieval with BGE-M3, LlamaIndex and Qdrant, offline.",
@@ -122,6 +125,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows a question mark
+    if logging.lastResort is not None:  # It prints the warnings of libraries.
+        logging.lastResort.addFilter(_COMPLETED_HINTS)
     try:
         # Named here, since `python -m unified_embeddings` would be called "python -m ...".
         app(prog_name="unified-embeddings", standalone_mode=True)

@@ -30,7 +30,7 @@ def check(
     from unified_embeddings.stores.edge.checking import check_store
 
     if not path.is_dir():
-        raise StoreError(str(path), "checking", "there is no such folder")
+        raise StoreError.of_place(str(path), "checking", "there is no such folder")
     reports = []
     for report in check_store(path):
         reports.append(report)

@@ -154,7 +154,7 @@ class _Place:
         if self.is_server or any((folder / name).is_file() for name in _STORE_FILES):
             return
         problem = "it holds no collections" if folder.is_dir() else "there is no such folder"
-        raise StoreError(self.name, "opening", f"{problem}; name the folder of a store")
+        raise StoreError.of_place(self.name, "opening", f"{problem}; name the folder of a store")
 
     def open(self) -> Client:
         """Open the place and return its client."""
@@ -202,7 +202,7 @@ def _copy_collections(
         existing_names = collection_names(reader, source.name)
         names = list(dict.fromkeys(requested_names or existing_names))
         if not names:
-            raise StoreError(source.name, "copying", "there are no collections to copy")
+            raise StoreError.of_place(source.name, "copying", "there are no collections to copy")
         _check_new_name(options.new_name, names, is_same_place=is_same_place)
         writer = reader
         if not is_same_place:

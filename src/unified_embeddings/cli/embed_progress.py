@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.system.remaining import RemainingTime, describe_remaining
 
 if TYPE_CHECKING:
     from unified_embeddings.bulk.estimate import Estimate
@@ -72,7 +73,19 @@ class _JsonReporter:
 
 
 class _TextReporter:
-    """What the bar and the lines share: the summary at the end."""
+    """What the bar and the lines share: the remaining time, and the summary at the end."""
+
+    def __init__(self) -> None:
+        self._remaining: dict[str, RemainingTime] = {}
+
+    def describe(self, progress: Progress) -> str:
+        """Return in words how far a model is."""
+        remaining = self._remaining.setdefault(progress.model, RemainingTime())
+        seconds = None
+        if progress.fraction and progress.rows > progress.resumed:
+            remaining.note(progress.fraction)
+            seconds = remaining.seconds(1 - progress.fraction)
+        return _describe_progress(progress, describe_remaining(seconds))
 
     def report(self, report: ModelReport) -> None:
         shared.print_line(_describe_report(report))
@@ -85,13 +98,15 @@ class _LineReporter(_TextReporter):
     """A plain line on standard error every few seconds."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._last = 0.0
 
     def progress(self, progress: Progress) -> None:
+        line = self.describe(progress)  # Each position counts for the remaining time.
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or progress.phase == "writing":
             self._last = now
-            typer.echo(_describe_progress(progress), err=True)
+            typer.echo(line, err=True)
 
 
 class _BarReporter(_TextReporter):
@@ -101,6 +116,7 @@ class _BarReporter(_TextReporter):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+        super().__init__()
         self._bar = Progress(
             BarColumn(bar_width=20),
             TextColumn("{task.description}", markup=False),
@@ -123,7 +139,7 @@ class _BarReporter(_TextReporter):
         self._bar.update(
             self._tasks[progress.model],  # type: ignore[arg-type]
             completed=progress.fraction or 0.0,
-            description=_describe_progress(progress),
+            description=self.describe(progress),
         )
 
     def report(self, report: ModelReport) -> None:
@@ -131,15 +147,14 @@ class _BarReporter(_TextReporter):
         super().report(report)
 
 
-def _describe_progress(progress: Progress) -> str:
+def _describe_progress(progress: Progress, remaining: str) -> str:
     parts = [f"{progress.model}: {progress.rows:,} rows"]
     if progress.phase == "writing":
         parts.append("writing the outputs")
     else:
         parts.append(f"{progress.rows_per_second:,.0f} rows/s")
-        remaining = progress.remaining_seconds
-        if remaining is not None:
-            parts.append(f"{_duration(remaining)} left")
+        if remaining:
+            parts.append(remaining)
     if progress.repeated:
         parts.append(f"{progress.repeated:,} repeated")
     if progress.failed:

@@ -6,23 +6,29 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError
+from unified_embeddings.types import Options
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-    from unified_embeddings.llama.indexing import IndexReport
+    from unified_embeddings.llama.finding import FileSelection
+    from unified_embeddings.llama.index_report import IndexReport
+
 
 _INPUT = Path("-")
+_NAMED_SKIPPED = 3
+"""Skipped files that are named without --verbose."""
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))
 
 
@@ -66,6 +72,14 @@ def index(
             "links that lead to nothing now.",
         ),
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Then follow the folders: index what changes, remove what is deleted. Ctrl-C ends "
+            "it.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
     ] = False,
@@ -98,55 +112,110 @@ def index(
     replaced, and files that were deleted from the folders are removed. If a folder is gone or empty
     altogether, it asks first, or needs --prune.
     """
-    from unified_embeddings.llama.indexing import index_paths
-    from unified_embeddings.system.progress import open_ended_progress_bar
+    from unified_embeddings.cli.index_watch import Watching, describe_watching
+    from unified_embeddings.cli.index_watch import watch as follow
+    from unified_embeddings.llama.finding import FileSelection
+    from unified_embeddings.llama.following import FolderWatch
 
-    reads_input = _INPUT in paths
-    if reads_input and (len(paths) > 1 or prune or exclude or include):
-        raise InputError("- stands alone, without other paths, --prune, --exclude and --include")
+    _check_options(paths, prune=prune, exclude=exclude, include=include, watch=watch, dry=dry_run)
     config = shared.open_config(model, sparse_model, model_url, keywords)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
-    store = _open_store(
-        config,
-        collection,
-        path,
-        url,
-        [] if reads_input else paths,
-        dry_run=dry_run,
-        adopt=adopt,
-        colbert=colbert,
-        **settings,
-    )
-    if reads_input:
+    options: Options = {"adopt": adopt, "colbert": colbert, **settings}
+    open_store = partial(shared.open_store, config, collection, path, url, **options)
+    store = _open_store(open_store, paths, dry_run=dry_run)
+    if _INPUT in paths:
         report = _index_input(config, store, name, chunk_tokens, dry_run=dry_run)
         _print_report(report, dry_run=dry_run, as_json=as_json)
         return
-    shows_bar = shared.is_terminal() and not (verbose or dry_run)
+    selection = FileSelection(
+        exclude=[*_excluded(exclude or ()), *([] if url else [path])],
+        include=include or (),
+        gitignore=gitignore,
+    )
+    # Before the first pass, so that what changes during it is seen.
+    folders = FolderWatch(paths, selection, note=shared.print_note) if watch else None
+    report = _index_files(
+        paths,
+        selection,
+        store,
+        config,
+        chunk_tokens,
+        prune=prune,
+        dry_run=dry_run,
+        verbose=verbose,
+        as_json=as_json,
+    )
+    _print_report(report, dry_run=dry_run, as_json=as_json)
+    if folders is not None:
+        assert store is not None  # Only a dry run goes without.
+        store.client.close()
+        shared.print_note(describe_watching(paths, path, url))
+        reopen = partial(open_store, create=False)
+        follow(folders, Watching(reopen, config.embedder, chunk_tokens, as_json))
+    elif report.failed and not allow_errors:
+        raise typer.Exit(1)
+
+
+def _check_options(
+    paths: list[Path],
+    *,
+    prune: bool,
+    exclude: list[str] | None,
+    include: list[str] | None,
+    watch: bool,
+    dry: bool,
+) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: If some do not.
+    """
+    if _INPUT in paths and (len(paths) > 1 or prune or exclude or include or watch):
+        raise InputError(
+            "- stands alone, without other paths, --prune, --exclude, --include and --watch"
+        )
+    if watch and dry:
+        raise InputError("--watch stores what changes; leave out --dry-run")
+
+
+def _index_files(
+    paths: list[Path],
+    selection: FileSelection,
+    store: QdrantVectorStore | None,
+    config: UnifiedEmbeddingConfig,
+    chunk_tokens: int,
+    *,
+    prune: bool,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+) -> IndexReport:
+    """Bring the collection in line with all files, and show how far it is."""
+    from unified_embeddings.llama.index_progress import ignore_position
+    from unified_embeddings.llama.indexing import index_paths
+    from unified_embeddings.system.progress import open_progress
+
     lists_files = (verbose or dry_run) and not as_json
     try:
-        with open_ended_progress_bar("Indexing", shown=shows_bar) as (start, advance):
-            report = index_paths(
+        with open_progress("Indexing", "passages", on_terminal=shared.is_terminal()) as show:
+            return index_paths(
                 paths,
                 store,
                 config.embedder,
                 chunk_tokens=chunk_tokens,
-                exclude=[*_excluded(exclude or ()), *([] if url else [path])],
-                include=include or (),
-                gitignore=gitignore,
+                exclude=selection.exclude,
+                include=selection.include,
+                gitignore=selection.gitignore,
                 prune=prune or (_would_refuse if dry_run else _ask),
                 dry_run=dry_run,
-                on_files=start,
-                on_file=lambda _: advance(1),
                 on_outcome=_print_outcome if lists_files else _ignore_outcome,
+                on_progress=ignore_position if verbose or dry_run else show,
             )
     except KeyboardInterrupt:
         shared.print_error(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
-    _print_report(report, dry_run=dry_run, as_json=as_json)
-    if report.failed and not allow_errors:
-        raise typer.Exit(1)
 
 
 def _index_input(
@@ -179,16 +248,7 @@ def _print_report(report: IndexReport, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _open_store(
-    config: UnifiedEmbeddingConfig,
-    collection: str,
-    path: Path,
-    url: str | None,
-    paths: list[Path],
-    *,
-    dry_run: bool,
-    adopt: Literal["trust"] | None,
-    colbert: str | None,
-    **settings: int,
+    open_store: Callable[..., QdrantVectorStore], paths: list[Path], *, dry_run: bool
 ) -> QdrantVectorStore | None:
     """Open the collection; make it unless there is nothing to store in it.
 
@@ -201,22 +261,12 @@ def _open_store(
     """
     from unified_embeddings.llama.finding import is_gone, named_path
 
-    missing = [root for root in map(named_path, paths) if is_gone(root)]
+    roots = [named_path(root) for root in paths if root != _INPUT]
+    missing = [root for root in roots if is_gone(root)]
     if not missing and not dry_run:
-        return shared.open_store(
-            config,
-            collection,
-            path,
-            url,
-            create=True,
-            adopt=adopt,
-            colbert=colbert,
-            **settings,
-        )
+        return open_store(create=True)
     try:
-        return shared.open_store(
-            config, collection, path, url, create=False, adopt=adopt, colbert=colbert
-        )
+        return open_store(create=False)
     except shared.MissingCollectionError:
         if not missing:
             return None
@@ -277,9 +327,21 @@ def _print_problems(report: IndexReport) -> None:
         shared.print_error(f"{file}: {reason}")
     for file, note in (*report.notes.items(), *report.left_out.items()):
         shared.print_note(f"{file}: {note}")
+    if report.skipped:
+        shared.print_note(_describe_skipped(report.skipped))
     suffixes = Counter(Path(file).suffix.lower() for file in report.skipped)
     images = sum(suffixes[suffix] for suffix in _IMAGES)
     if images and images == len(report.skipped) and not (report.indexed or report.unchanged):
         shared.print_note(
             f"{images} images hold no text. To search images, see 'Images' in the README"
         )
+
+
+def _describe_skipped(skipped: Mapping[str, str]) -> str:
+    """Return how many files were skipped, and the first of them with the reason."""
+    first = [f"{Path(file).name} ({reason})" for file, reason in sorted(skipped.items())]
+    count = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
+    line = f"{count} skipped: {', '.join(first[:_NAMED_SKIPPED])}"
+    if len(first) <= _NAMED_SKIPPED:
+        return line
+    return f"{line} and {len(first) - _NAMED_SKIPPED} more; --verbose names all"

@@ -344,7 +344,7 @@ def _explained(error: StoreError, record: MigrationRecord) -> StoreError:
     """Say what to do where the application has the folder open."""
     if "path" not in record.place:
         return error
-    return StoreError(
+    return StoreError.of_place(
         record.place["path"],
         "opening",
         f"{error}. A folder belongs to one process: stop the application that has it open for the "

@@ -7,6 +7,7 @@ terminal. What does not: anything that a single subcommand needs.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from unified_embeddings.cli.hints import complete_hints
 from unified_embeddings.errors import InputError, StoreError
 
 if TYPE_CHECKING:
@@ -92,9 +94,9 @@ class MissingCollectionError(StoreError):
 
 
 def print_error(problem: str) -> None:
-    """Print an error message on standard error."""
+    """Print an error message on standard error; commands that it suggests can be pasted."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {printable(problem)}", markup=False)
+    console.print(f"error: {printable(complete_hints(problem))}", markup=False)
 
 
 def open_config(
@@ -172,9 +174,13 @@ def note_other_model(client: Client, collection: str, config: UnifiedEmbeddingCo
         recorded = recorded_model(client.get_collection(collection))
     if recorded is None or recorded.name in (_DEFAULT_MODEL, MODELS[_DEFAULT_MODEL].model_id):
         return
+    name, _, sparse_name = recorded.name.partition(" + ")
+    options = f"--model {shlex.quote(name)}"
+    if sparse_name:
+        options += f" --sparse-model {shlex.quote(sparse_name)}"
     print_note(
         f"collection {collection!r} was made by model {recorded.name!r}, and the default is "
-        f"{_DEFAULT_MODEL!r}; --model names another"
+        f"{_DEFAULT_MODEL!r}; to take that model: {options}"
     )
 
 
@@ -210,8 +216,8 @@ def require_collection(
 
     advice = f"; {hint}" if hint else ""
     if not url and not path.expanduser().is_dir():
-        raise MissingCollectionError(
-            collection, "opening", f"folder {path} does not exist; give --path or --url{advice}"
+        raise MissingCollectionError.of_place(
+            str(path), "opening", f"there is no such folder; give --path or --url{advice}"
         )
     client = open_place(path, url, api_key=api_key, local_mode=local_mode, timeout=timeout)
     with store_errors(collection, f"connecting to {url}" if url else "opening"):
@@ -289,7 +295,9 @@ def open_place(
         return QdrantClient(url=url, api_key=api_key, timeout=timeout, check_compatibility=False)
     folder = path.expanduser()
     if not folder.is_dir():
-        raise StoreError(str(path), "opening", "there is no such folder; --path names another")
+        raise StoreError.of_place(
+            str(path), "opening", "there is no such folder; --path names another"
+        )
     if local_mode and is_local_mode_folder(folder):
         return open_local_mode_folder(folder)
     return open_folder(folder)
@@ -310,7 +318,7 @@ def server_settings(
 def print_note(note: str) -> None:
     """Print on standard error what is worth knowing but no error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"note: {printable(note)}", markup=False)
+    console.print(f"note: {printable(complete_hints(note))}", markup=False)
 
 
 def print_line(text: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unified_embeddings.cache.keys import Key, Value, key_for
 from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.embedders.calls import tell_computed
 from unified_embeddings.embedders.lazy import CutWarning
 from unified_embeddings.embedders.pass_times import PassCounters
 from unified_embeddings.embedders.pooling import PooledRows, PooledWishes, pool_rows
@@ -142,6 +143,7 @@ class CachedTextEmbedder(TextEmbedder):
                             if keys[text, kind] in missing_keys:
                                 claim.put(keys[text, kind], kind.of(vectors))
                         advance(1)
+                        tell_computed(text)
             return {kind: [claim[keys[text, kind]] for text in texts] for kind in kinds}
 
 

@@ -27,6 +27,8 @@ class EncodeCall:
         heads: The vectors asked for.
         tokens: Tokens run through a model for this call; none for texts found in the cache.
         embeddings: The answer; None before it is there, and if the call fails.
+        on_text: Set by a watcher; called with each text once a model has computed its vectors, so
+            not for texts found in the cache, and by each of several models.
     """
 
     model: str
@@ -35,10 +37,18 @@ class EncodeCall:
     heads: tuple[HeadName, ...]
     tokens: int = 0
     embeddings: Embeddings | None = None
+    on_text: Callable[[Text], None] | None = None
 
 
 CURRENT_CALL: ContextVar[EncodeCall | None] = ContextVar("current_call", default=None)
 """The call that this thread is working for; None unless somebody watches."""
+
+
+def tell_computed(text: Text) -> None:
+    """Tell the call that this thread is working for that a text's vectors were computed."""
+    call = CURRENT_CALL.get()
+    if call is not None and call.on_text is not None:
+        call.on_text(text)
 
 
 class WatchedCalls:

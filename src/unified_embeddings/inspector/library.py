@@ -5,6 +5,7 @@ What lives here: which model a collection is searched with. What does not: searc
 
 from __future__ import annotations
 
+import shlex
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.stores.aliases import resolve_name
-from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.errors import place_errors, store_errors
 from unified_embeddings.stores.opening import Client
 from unified_embeddings.stores.schema import RecordedModel, recorded_model
 
@@ -123,7 +124,7 @@ class Library:
         Raises:
             StoreError: If the store cannot be read.
         """
-        with store_errors(str(self.place), "listing the collections"):
+        with place_errors(str(self.place), "listing the collections"):
             return sorted(info.name for info in self.client.get_collections().collections)
 
     def read_info(self, name: str) -> tuple[str, qm.CollectionInfo]:
@@ -187,7 +188,8 @@ class Library:
         if recorded is None:
             raise InputError(
                 f"collection {name!r} does not record which model made it; start the inspector "
-                "with --model and --adopt trust, or record it: unified-embeddings adopt"
+                "with --model and --adopt trust, or record it: "
+                f"unified-embeddings adopt {shlex.quote(name)}"
             )
         config = self._configs.get(recorded.name)
         if config is None:

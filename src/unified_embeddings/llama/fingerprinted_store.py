@@ -127,11 +127,11 @@ class FingerprintedStore(StoredNodes):
             self._stored_colbert = None
             _LOG.warning(
                 "Collection %r holds ColBERT vectors, and %r gives none: nodes added here hold "
-                "none. Add them with a model that does: unified-embeddings add-vectors %s "
-                "--colbert",
+                "none. Add them with a model that does: unified-embeddings add-vectors %s %s",
                 collection,
                 embedder.model_name,
                 shlex.quote(collection),
+                parts.colbert.flags,
             )
         # As long as this is held, the pass that gives nodes their embeddings pools rows as well.
         self._pooled_rows = None

@@ -7,6 +7,7 @@ the vectors of a question.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -137,7 +138,8 @@ class HybridSearch:
             raise InputError(
                 f"collection {self.reader.collection!r} has no keyword list, which the third of "
                 f"the weights {plan.fusion.weights} is for; give two numbers, or add the list: "
-                f"unified-embeddings add-vectors {self.reader.collection} --keywords bm25"
+                f"unified-embeddings add-vectors {shlex.quote(self.reader.collection)} "
+                "--keywords bm25"
             )
         vector_names: dict[ListName, str] = {
             "dense": self.collection.dense_name,

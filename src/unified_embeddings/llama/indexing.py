@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llama_index.core.schema import BaseNode
@@ -21,6 +21,8 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
 from unified_embeddings.llama.adding import BATCH_CHUNKS, add_chunks
 from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
+from unified_embeddings.llama.index_progress import IndexProgress, ignore_position
+from unified_embeddings.llama.index_report import IndexReport
 from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import (
     FileChunks,
@@ -40,42 +42,10 @@ from unified_embeddings.llama.stored_files import (
     remove_chunks,
 )
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
+from unified_embeddings.system.progress import Show
 
 CHUNK_TOKENS = 512
 """Maximum number of tokens in a chunk, unless it is given."""
-
-
-@dataclass
-class IndexReport:
-    """What a run did, or with `dry_run` what it would do.
-
-    Attributes:
-        unchanged: Files whose chunks were all stored already.
-        indexed: Files read and stored.
-        moved: Files stored before under another path, whose chunks have the new one now.
-        removed: Files whose chunks were removed because the file is gone.
-        chunks_added: Chunks stored.
-        chunks_removed: Chunks removed, those of changed files included.
-        skipped: Files without text: empty, or of a type that holds none.
-        failed: Files and folders that could not be read, each with the reason. What was stored of
-            them before stays.
-        notes: What the user should know about files that were read, such as characters that were
-            not valid.
-        left_out: Links that were not followed and folders of stores, each with the reason. What is
-            stored of a link that leads to nothing now stays, unless pruning is allowed.
-    """
-
-    unchanged: int = 0
-    indexed: int = 0
-    moved: int = 0
-    removed: int = 0
-    chunks_added: int = 0
-    chunks_removed: int = 0
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    # Two runs that did the same are equal, whatever links they passed by.
-    left_out: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def index_paths(
@@ -93,6 +63,7 @@ def index_paths(
     on_files: Callable[[int], None] = lambda _: None,
     on_file: Callable[[Path], None] = lambda _: None,
     on_outcome: Callable[[str, str], None] = lambda _, __: None,
+    on_progress: Show = ignore_position,
 ) -> IndexReport:
     """Bring a collection in line with files and folders.
 
@@ -119,6 +90,7 @@ def index_paths(
         on_files: Called once with the number of files found.
         on_file: Called for each file once it has been processed.
         on_outcome: Called with a path and what became of it.
+        on_progress: Called with how many passages are embedded and about how many there are.
 
     Raises:
         InputError: If a path does not exist and nothing of it is stored, a path or pattern is not
@@ -140,12 +112,13 @@ def index_paths(
             "not known which files its points are of; index files into a collection of their own"
         )
     roots = [named_path(Path(path)) for path in paths]
-    run = _IndexRun(
+    run = IndexRun(
         store,
         embedder,
         UnifiedSentenceSplitter(embedder, chunk_size=chunk_tokens),
         dry_run=dry_run,
         on_outcome=on_outcome,
+        on_progress=on_progress,
     )
     run.find_files(roots, FileSelection(exclude, include, gitignore, within))
     run.check_roots(roots, prune)
@@ -156,7 +129,7 @@ def index_paths(
     return run.report
 
 
-class _IndexRun:
+class IndexRun:
     """One run of `index_paths`: what was stored before it, and what it has done so far.
 
     Args:
@@ -165,6 +138,7 @@ class _IndexRun:
         splitter: Splits files into chunks.
         dry_run: Whether nothing is stored or removed.
         on_outcome: Called with a path and what became of it.
+        on_progress: Called with how many passages are embedded.
 
     Attributes:
         files: The files that were found.
@@ -179,6 +153,7 @@ class _IndexRun:
         *,
         dry_run: bool,
         on_outcome: Callable[[str, str], None],
+        on_progress: Show,
     ) -> None:
         self.report = IndexReport()
         self.files: list[Path] = []
@@ -188,6 +163,7 @@ class _IndexRun:
         self._splitter = splitter
         self._dry_run = dry_run
         self._tell = on_outcome
+        self._progress = IndexProgress(on_progress, embedder)
         self._store_folder: Path | None = None
         if store is not None and isinstance(store.client, EdgeQdrantClient):
             self._store_folder = store.client.path
@@ -208,6 +184,14 @@ class _IndexRun:
             self._stored_files = identify(
                 read_stored_files(self._store), self.files, roots, self._base, self._versions_of
             )
+
+    def take_files(self, files: Sequence[Path], gone: Sequence[str]) -> None:
+        """Take files by their paths, and what is stored of them and of some that are gone."""
+        self.files = [*files]
+        if self._store is not None:
+            stored_files = read_stored_files(self._store, [*map(str, files), *gone])
+            for place, stored in stored_files.items():
+                self._stored_files.setdefault(place.path, StoredFile()).add(stored)
 
     def check_roots(self, roots: Sequence[Path], prune: bool | Callable[[str], bool]) -> None:
         """Reject a root that is not there, and one whose files are all gone unless that is meant.
@@ -254,10 +238,23 @@ class _IndexRun:
             self.report.left_out[link] += "; its passages are kept, --prune removes them"
 
     def index_files(self, on_file: Callable[[Path], None]) -> None:
-        """Store the chunks of those files that are new or changed."""
-        batch: list[FileChunks] = []
+        """Store the chunks of those files that are new or changed.
+
+        Which these are is found first, so that it is known how much there is to do.
+        """
+        changed_files = []
         for file in self.files:
-            changed = self._read_if_changed(file)
+            self._progress.checking(file)
+            if self._is_changed(file):
+                changed_files.append(file)
+            else:
+                on_file(file)
+        self._progress.expect(changed_files)
+        batch: list[FileChunks] = []
+        for file in changed_files:
+            self._progress.reading(file)
+            changed = self._read(file)
+            self._progress.note_read(file, changed)
             if changed is not None:
                 batch.append(changed)
             if sum(len(waiting.nodes) for waiting in batch) >= BATCH_CHUNKS:
@@ -268,10 +265,16 @@ class _IndexRun:
 
     def remove_missing_files(self, roots: Sequence[Path]) -> None:
         """Remove the chunks of files that are gone from the roots."""
-        for path in self._missing_files(roots):
-            self._remove_chunks(self._stored_files[path].all_ids())
-            self.report.removed += 1
-            self._tell(path, "removed")
+        self.remove_files(self._missing_files(roots))
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Remove the chunks of files; nothing of one of which nothing is stored."""
+        for path in paths:
+            stored = self._stored_files.get(path)
+            if stored is not None:
+                self._remove_chunks(stored.all_ids())
+                self.report.removed += 1
+                self._tell(path, "removed")
 
     def _missing_files(self, roots: Sequence[Path]) -> list[str]:
         """Return the stored files under the roots that were not found.
@@ -288,11 +291,10 @@ class _IndexRun:
                 missing.append(path)
         return missing
 
-    def _read_if_changed(self, file: Path) -> FileChunks | None:
-        """Return a file's chunks if they have to be stored, and None otherwise.
+    def _is_changed(self, file: Path) -> bool:
+        """Tell whether a file has to be read; the report says why not.
 
-        The report says why not. A file that has lost its text gives no chunks, so that its old
-        ones are removed.
+        A file that has lost its text loses its chunks.
         """
         path = str(file)
         stored = self._stored_files.get(path, StoredFile())
@@ -300,26 +302,37 @@ class _IndexRun:
             if reason := why_without_text(file):
                 self._skip(path, reason)
                 # What was stored of it, while it was a text, is in it no more.
-                return FileChunks(path, "", [], []) if stored.chunk_ids else None
+                self._remove_chunks(stored.all_ids())
+                return False
             check_name(file)
             version = file_version(file, self._splitter)
-            if self._is_stored(path, version, stored):
-                return None
+        except (OSError, UnifiedEmbeddingsError) as error:
+            self._fail(path, error)
+            return False
+        return not self._is_stored(path, version, stored)
+
+    def _read(self, file: Path) -> FileChunks | None:
+        """Return a file's chunks, none if it has lost its text; None if there is nothing to do."""
+        path = str(file)
+        try:
             changed = read_chunks(file, self._splitter, relative_to_store(file, self._base))
         except (OSError, UnifiedEmbeddingsError) as error:
-            problem = error.strerror if isinstance(error, OSError) else None
-            self.report.failed[path] = problem or str(error)
-            self._tell(path, f"failed: {self.report.failed[path]}")
+            self._fail(path, error)
             return None
         if changed.notes:
             self.report.notes[path] = "; ".join(changed.notes)
-        if not changed.nodes and not stored.chunk_ids:
+        if not changed.nodes and not self._stored_files.get(path, StoredFile()).chunk_ids:
             self._skip(path, "it is empty")
             return None
         self.report.indexed += 1
         count = len(changed.nodes)
         self._tell(path, f"indexed, {count} chunk{'' if count == 1 else 's'}")
         return changed
+
+    def _fail(self, path: str, error: OSError | UnifiedEmbeddingsError) -> None:
+        problem = error.strerror if isinstance(error, OSError) else None
+        self.report.failed[path] = problem or str(error)
+        self._tell(path, f"failed: {self.report.failed[path]}")
 
     def _is_stored(self, path: str, version: str, stored: StoredFile) -> bool:
         """Tell whether a version is stored completely, under its new path if the file moved."""
@@ -342,7 +355,7 @@ class _IndexRun:
         return True
 
     def _skip(self, path: str, reason: str) -> None:
-        self.report.skipped.append(path)
+        self.report.skipped[path] = reason
         self._tell(path, f"skipped: {reason}")
 
     def _store_batch(self, batch: Sequence[FileChunks]) -> None:
@@ -350,7 +363,8 @@ class _IndexRun:
         chunks: list[BaseNode] = [node for changed in batch for node in changed.nodes]
         if not self._dry_run:
             assert self._store is not None
-            add_chunks(self._store, self._embedder, chunks)
+            with self._progress.embedding(batch):
+                add_chunks(self._store, self._embedder, chunks)
         self.report.chunks_added += len(chunks)
         for changed in batch:
             new_ids = {node.node_id for node in changed.nodes}

@@ -13,7 +13,8 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.errors import InputError
 from unified_embeddings.llama.adding import add_chunks
-from unified_embeddings.llama.indexing import CHUNK_TOKENS, IndexReport
+from unified_embeddings.llama.index_report import IndexReport
+from unified_embeddings.llama.indexing import CHUNK_TOKENS
 from unified_embeddings.llama.readers.registry import why_without_text
 from unified_embeddings.llama.reading import check_name, read_chunks
 from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
@@ -71,14 +72,14 @@ def index_input(
     with TemporaryDirectory() as folder:
         spooled = Path(folder) / name
         spooled.write_bytes(data)
-        if why_without_text(spooled):
-            report.skipped.append(str(path))
+        if reason := why_without_text(spooled):
+            report.skipped[str(path)] = reason
             return report
         document = read_chunks(spooled, splitter, None, stored_as=path)
     if document.notes:
         report.notes[str(path)] = "; ".join(document.notes)
     if not document.nodes:
-        report.skipped.append(str(path))
+        report.skipped[str(path)] = "it is empty"
         return report
     stored = StoredFile()
     if store is not None:

@@ -83,21 +83,32 @@ class StoredPath:
     relative: str | None
 
 
-def read_stored_files(store: QdrantVectorStore) -> dict[StoredPath, StoredFile]:
+def read_stored_files(
+    store: QdrantVectorStore, paths: Sequence[str] | None = None
+) -> dict[StoredPath, StoredFile]:
     """Return what the collection holds, by the path under which it is stored.
 
     Points without our bookkeeping were stored by other means. They are not counted, and so never
     removed.
 
+    Args:
+        store: The store of the collection.
+        paths: The paths of the files to look for; None for all files.
+
     Raises:
         StoreError: If Qdrant fails.
     """
     stored_files: dict[StoredPath, StoredFile] = {}
+    selected = None
+    if paths is not None:
+        is_one = qm.FieldCondition(key="file_path", match=qm.MatchAny(any=list(paths)))
+        selected = qm.Filter(must=[is_one])
     offset: qm.ExtendedPointId | None = None
     while True:
         with store_errors(store.collection_name, "listing the stored chunks"):
             points, offset = store.client.scroll(
                 store.collection_name,
+                scroll_filter=selected,
                 limit=_SCROLL_POINTS,
                 offset=offset,
                 with_payload=[*_BOOKKEEPING_KEYS, _RELATIVE_KEY],

@@ -21,7 +21,7 @@ from unified_embeddings.migration.errors import MigrationError
 from unified_embeddings.migration.record import MigrationRecord
 from unified_embeddings.stores.aliases import read_aliases
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
-from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.errors import place_errors, store_errors
 from unified_embeddings.stores.opening import Client, open_folder
 from unified_embeddings.stores.schema import dense_vectors, sparse_vectors
 from unified_embeddings.types import Options
@@ -42,7 +42,7 @@ def open_place(place: Mapping[str, str], *, api_key: str | None = None) -> Clien
         InputError: If it names neither.
     """
     if "url" in place:
-        with store_errors(place["url"], "connecting"):
+        with place_errors(place["url"], "connecting"):
             return QdrantClient(
                 url=place["url"], api_key=api_key, timeout=_TIMEOUT, check_compatibility=False
             )
@@ -52,7 +52,7 @@ def open_place(place: Mapping[str, str], *, api_key: str | None = None) -> Clien
             "client itself"
         )
     if not Path(place["path"]).is_dir():
-        raise StoreError(place["path"], "opening", "the folder does not exist")
+        raise StoreError.of_place(place["path"], "opening", "the folder does not exist")
     return open_folder(place["path"])
 
 

@@ -214,8 +214,9 @@ def _notes(
     if record.source_model is None:
         notes.append(
             f"nothing records which model made {names.source!r}; its vectors are not used, only "
-            "its texts. `migrate shadow` and `migrate cutover --data` ask it questions: record its "
-            "model with `unified-embeddings adopt` before them, or name it with --old-model"
+            "its texts. `migrate shadow` and `migrate cutover --data` ask it questions: name its "
+            "model with --old-model, or record it before them: unified-embeddings adopt "
+            f"{names.source}"
         )
     if estimate.without_text:
         notes.append(

@@ -120,7 +120,7 @@ def prove_source(record: MigrationRecord, client: Client, embedder: TextEmbedder
         raise MigrationError(
             f"the old collection {record.source!r} does not record its model, and it is not proved "
             f"to be {embedder.model_name!r}: {report.reason}. Name the model that made it; if you "
-            "know that this one did, record it with `unified-embeddings adopt --trust`"
+            f"know that this one did, record it: unified-embeddings adopt {record.source} --trust"
         )
 
 

@@ -81,17 +81,17 @@ class CandidateEncoder:
         seconds = tokens / self._tokens_per_second
         is_warning = seconds >= _WORTH_A_WARNING and not self._has_announced
         self._has_announced = True
-        options = " --pool 2 --quantisation turbo4" if stored is None else ""
+        way = stored or StoredColbert()
         _LOG.log(
             logging.WARNING if is_warning else logging.INFO,
             "Reranking encodes %d texts of about %s tokens, as their points hold no ColBERT "
             "vectors. That takes about %s on this machine unless the cache has them. To store them "
-            "once: unified-embeddings add-vectors %s --colbert%s",
+            "once: unified-embeddings add-vectors %s %s",
             len(texts),
             f"{_round(tokens):,}",
             _describe(seconds),
             shlex.quote(collection),
-            options,
+            way.flags,
         )
 
 

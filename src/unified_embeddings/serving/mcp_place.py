@@ -62,11 +62,11 @@ class OpenPlace:
         Raises:
             StoreError: If the place cannot be read.
         """
-        from unified_embeddings.stores.errors import store_errors
+        from unified_embeddings.stores.errors import place_errors
 
         if self._only is not None:
             return [self._only]
-        with store_errors(self._place, "listing the collections"):
+        with place_errors(self._place, "listing the collections"):
             infos = self._client.get_collections().collections
         return sorted(info.name for info in infos)
 
@@ -97,7 +97,7 @@ class OpenPlace:
             return name
         names = self.names()
         if not names:
-            raise StoreError(
+            raise StoreError.of_place(
                 self._place, "choosing a collection", "it has none; index some files first"
             )
         if len(names) > 1:
@@ -265,7 +265,7 @@ class Place:
 
         folder = self.path.expanduser().resolve()
         if not folder.is_dir() and not self._may_create:
-            raise StoreError(
+            raise StoreError.of_place(
                 str(self.path), "opening", "there is no such folder; --path names another"
             )
         until = time.monotonic() + self._patience_seconds

@@ -6,6 +6,8 @@ using it (`llama.searched_collection`).
 
 from __future__ import annotations
 
+import shlex
+
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
@@ -38,8 +40,8 @@ def read_calibration(name: str, info: qm.CollectionInfo) -> Calibration | None:
         raise StoreError(
             name,
             "reading the calibration fitted for it",
-            f"its metadata holds one that this version cannot use: {error}. Fit it again "
-            "(unified-embeddings tune --calibrate) or remove it (tune --calibrate --reset)",
+            f"its metadata holds one that this version cannot use: {error}. Fit it again, or "
+            f"remove it: unified-embeddings tune {shlex.quote(name)} --calibrate --reset",
         ) from error
 
 

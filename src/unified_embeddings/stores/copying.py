@@ -30,7 +30,7 @@ from unified_embeddings.stores.copy_points import (
     find_existing,
     plain_id,
 )
-from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.errors import place_errors, store_errors
 from unified_embeddings.stores.opening import Client, is_in_process, is_local_mode
 from unified_embeddings.stores.schema import PAYLOAD_INDEXES, recorded_model
 
@@ -75,7 +75,7 @@ def collection_names(client: Client, place: str) -> list[str]:
     Raises:
         StoreError: If it cannot be reached or refuses.
     """
-    with store_errors(place, "listing the collections"):
+    with place_errors(place, "listing the collections"):
         return sorted(collection.name for collection in client.get_collections().collections)
 
 

@@ -30,7 +30,7 @@ def store_errors(collection: str, operation: str) -> Iterator[None]:
     """Turn whatever a Qdrant client raises into a StoreError.
 
     Args:
-        collection: The collection's name, or the place if no collection is concerned.
+        collection: The collection's name.
         operation: What is being done.
 
     Raises:
@@ -43,6 +43,25 @@ def store_errors(collection: str, operation: str) -> Iterator[None]:
         if isinstance(error, FingerprintMismatchError | StoreError):
             raise
         raise StoreError(collection, operation, _describe(error)) from error
+
+
+@contextlib.contextmanager
+def place_errors(place: str, operation: str) -> Iterator[None]:
+    """Turn whatever a Qdrant client raises into a StoreError about a folder or a server.
+
+    Args:
+        place: The folder or address.
+        operation: What is being done.
+
+    Raises:
+        StoreError: If the client raises; see `store_errors`.
+    """
+    try:
+        yield
+    except _CLIENT_ERRORS as error:
+        if isinstance(error, FingerprintMismatchError | StoreError):
+            raise
+        raise StoreError.of_place(place, operation, _describe(error)) from error
 
 
 def _describe(error: Exception) -> str:

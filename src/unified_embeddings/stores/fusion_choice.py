@@ -6,6 +6,8 @@ fusing (`search.fusing`).
 
 from __future__ import annotations
 
+import shlex
+
 from qdrant_client import models as qm
 
 from unified_embeddings.errors import InputError, StoreError
@@ -38,8 +40,8 @@ def read_choice(name: str, info: qm.CollectionInfo) -> Fusion | None:
         raise StoreError(
             name,
             "reading the fusion chosen for it",
-            f"its metadata holds one that this version cannot use: {error}. Choose again "
-            "(unified-embeddings tune) or remove it (tune --reset); fusion='model' does without it",
+            f"its metadata holds one that this version cannot use: {error}. fusion='model' does "
+            f"without it; to remove it: unified-embeddings tune {shlex.quote(name)} --reset",
         ) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unified_embeddings.stores.aliases import read_aliases
-from unified_embeddings.stores.errors import store_errors
+from unified_embeddings.stores.errors import place_errors, store_errors
 from unified_embeddings.stores.measuring import CollectionSize, measure_collection
 from unified_embeddings.stores.opening import Client, is_local_mode
 
@@ -44,7 +44,7 @@ def list_collections(client: Client, place: str) -> list[CollectionOverview]:
     Raises:
         StoreError: If Qdrant fails.
     """
-    with store_errors(place, "listing the collections"):
+    with place_errors(place, "listing the collections"):
         names = sorted(info.name for info in client.get_collections().collections)
         aliases = read_aliases(client)
     return [_look_at(client, name, aliases) for name in names]

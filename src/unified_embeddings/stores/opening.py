@@ -138,4 +138,4 @@ def open_local_mode_folder(path: str | os.PathLike[str]) -> QdrantClient:
         return QdrantClient(path=str(folder))
     except (RuntimeError, OSError, ValueError, LookupError, sqlite3.Error) as error:
         problem = str(error).strip() or type(error).__name__
-        raise StoreError(str(folder), "opening", problem) from error
+        raise StoreError.of_place(str(folder), "opening", problem) from error

@@ -9,6 +9,7 @@ Qdrant's own sense ("int8", "binary") the originals stay on the disk.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -93,6 +94,17 @@ class StoredColbert:
     def __str__(self) -> str:
         pooled = "not pooled" if self.pool == 1 else f"pooled by {self.pool}"
         return f"{pooled}, {self.quantisation or 'float32'}"
+
+    @property
+    def flags(self) -> str:
+        """Return the options of the command `add-vectors` that store vectors in this way."""
+        flags = f"--colbert {_FULL if self.quantisation is None else _POOLED}"
+        like = FULL if self.quantisation is None else StoredColbert()
+        if self.pool != like.pool:
+            flags += f" --pool {self.pool}"
+        if self.quantisation != like.quantisation:
+            flags += f" --quantisation {self.quantisation}"
+        return flags
 
     @property
     def advice(self) -> str:
@@ -197,13 +209,11 @@ def check_stored_colbert(name: str, wanted: StoredColbert, stored: StoredColbert
         StoreError: If it stores none, or others.
     """
     if stored is None:
-        pool, quantisation = wanted.pool, wanted.quantisation
-        options = f"--pool {pool}" + (f" --quantisation {quantisation}" if quantisation else "")
         raise StoreError(
             name,
             "checking",
             "colbert= is given, but the collection exists and stores no ColBERT vectors; add them "
-            f"to its points: unified-embeddings add-vectors {name} --colbert {options}",
+            f"to its points: unified-embeddings add-vectors {shlex.quote(name)} {wanted.flags}",
         )
     if (stored.pool, stored.quantisation) != (wanted.pool, wanted.quantisation):
         raise StoreError(

@@ -11,9 +11,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+_Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+"""What Python's `signal` takes and gives as a signal's handler."""
 
 
 def uninterrupted(call: Callable[[], T]) -> T:
@@ -104,10 +107,14 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def hold_interrupts() -> Iterator[Interrupts]:
+def hold_interrupts(*others: signal.Signals) -> Iterator[Interrupts]:
     """Hold the first Ctrl-C back until `check` is called; a second one is raised at once.
 
-    Only the main thread gets signals: elsewhere, and where Ctrl-C is ignored, this does nothing.
+    Only the main thread gets signals: elsewhere, and for a signal that is ignored, this does
+    nothing.
+
+    Args:
+        *others: Signals that are treated like Ctrl-C, such as SIGTERM.
 
     Raises:
         KeyboardInterrupt: At the end, if Ctrl-C was held back and the work has ended well.
@@ -118,14 +125,17 @@ def hold_interrupts() -> Iterator[Interrupts]:
         ...         interrupts.check()      # between two steps, never within one
     """
     interrupts = Interrupts()
-    former = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or former is None or former is signal.SIG_IGN:
-        yield interrupts
-        return
-    signal.signal(signal.SIGINT, interrupts.note)
+    formers: dict[signal.Signals, _Handler] = {}
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGINT, *others):
+            former = signal.getsignal(kind)
+            if former is not None and former is not signal.SIG_IGN:
+                formers[kind] = former
     try:
+        for kind in formers:
+            signal.signal(kind, interrupts.note)
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, former)
+        for kind, former in formers.items():
+            signal.signal(kind, former)
     interrupts.check()

@@ -176,7 +176,7 @@ class Catalog:
             # would take the change for failed and delete what the file on disk names.
             uninterrupted(replace_catalogue)
         except OSError as error:
-            raise StoreError(
+            raise StoreError.of_place(
                 str(self.folder), "writing its catalogue", error.strerror or str(error)
             ) from error
 
@@ -277,7 +277,7 @@ class Catalog:
             shutil.rmtree(path, ignore_errors=True)
 
     def _error(self, problem: str) -> StoreError:
-        return StoreError(str(self.folder), "opening", problem)
+        return StoreError.of_place(str(self.folder), "opening", problem)
 
 
 def is_store_folder(folder: Path) -> bool:

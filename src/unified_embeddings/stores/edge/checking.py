@@ -60,7 +60,9 @@ def check_store(path: Path) -> Iterator[CollectionReport]:
         StoreError: If the folder is not a store, is in use, or its catalogue is damaged.
     """
     if not is_store_folder(path):
-        raise StoreError(str(path), "checking", "it is not the folder of an embedded store")
+        raise StoreError.of_place(
+            str(path), "checking", "it is not the folder of an embedded store"
+        )
     catalog = Catalog(path)
     try:
         for name, entry in sorted(catalog.state.collections.items()):

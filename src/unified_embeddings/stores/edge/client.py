@@ -79,7 +79,7 @@ class EdgeQdrantClient(CollectionMethods, CollectionChanges, BulkWriting, Groupi
             self.path = Path(path).expanduser().resolve()
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             problem = f"it is not a usable path of a folder: {error}"
-            raise StoreError(str(path)[:200], "opening", problem) from error
+            raise StoreError.of_place(str(path)[:200], "opening", problem) from error
         super().__init__(EmbeddedStore(self.path))
         self.released = self._store.released
 

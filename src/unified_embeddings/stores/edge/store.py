@@ -112,9 +112,11 @@ class EmbeddedStore:
             StoreError: If the store was closed, or opened by the process this one was forked from.
         """
         if self.closed:
-            raise StoreError(str(self.path), "reading", "the store has been closed; open it again")
+            raise StoreError.of_place(
+                str(self.path), "reading", "the store has been closed; open it again"
+            )
         if self.forked:
-            raise StoreError(
+            raise StoreError.of_place(
                 str(self.path),
                 "reading",
                 "it was opened before this process was forked, and two processes would damage it. "

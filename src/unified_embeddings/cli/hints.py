@@ -1,0 +1,121 @@
+"""Commands that messages suggest, completed so that they can be pasted as they are.
+
+What lives here: repeating, in a suggested command, the place and the model that this run was given.
+What does not: the messages, which name the command and what is special about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Typer's own copy of Click; its classes are not those of the package click.
+    from typer.core import TyperCommand, TyperGroup
+
+_REPEATED = (
+    "--path",
+    "--url",
+    "--collection",
+    "--model",
+    "--sparse-model",
+    "--model-url",
+    "--adopt",
+)
+"""Options that say where the collection is and which model made it. Keys are never repeated."""
+_ELSEWHERE = {"migrate plan": ("--model", "--sparse-model")}
+"""Options that mean another thing in some command: there, the model to move to."""
+_PROGRAM = "unified-embeddings"
+_SUGGESTION = re.compile(
+    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)(?P<rest>[^`;()\n]*)"
+)
+"""A command in a message. What stands in backquotes is named, not suggested."""
+
+
+def complete_hints(text: str) -> str:
+    """Add the options that this run was given to the commands that a text suggests.
+
+    Args:
+        text: A message for the user.
+    """
+    if f"{_PROGRAM} " not in text:
+        return text
+    given = _given_options(sys.argv[1:])
+
+    def complete(match: re.Match[str]) -> str:
+        words = match["command"].split()
+        taken = _options_of(words)
+        told = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", match["rest"]))
+        more = ""
+        for option, value in given.items():
+            is_other = option in _ELSEWHERE.get(match["command"], ())
+            if option in taken and not is_other and not told & taken[option]:
+                more += f" {option} {shlex.quote(value)}"
+        return f"{_PROGRAM} {match['command']}{more}{match['rest']}"
+
+    return _SUGGESTION.sub(complete, text)
+
+
+class CompletedHints(logging.Filter):
+    """Completes the commands that a library's warning suggests."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record's message; it is always printed."""
+        record.msg, record.args = complete_hints(record.getMessage()), ()
+        return True
+
+
+def _given_options(arguments: list[str]) -> dict[str, str]:
+    """Return the repeated options that a command line gives, by their long names.
+
+    Args:
+        arguments: Without the program's name.
+    """
+    found = _find_command(arguments)
+    if found is None:
+        return {}
+    command, rest = found
+    elsewhere = _ELSEWHERE.get(" ".join(arguments[: len(arguments) - len(rest)]), ())
+    # A stray word or a missing value is an error of its own, told before.
+    context = command.make_context(command.name, rest, resilient_parsing=True)
+    given = {}
+    for parameter in command.params:
+        names = [name for name in parameter.opts if name in _REPEATED and name not in elsewhere]
+        source = context.get_parameter_source(str(parameter.name))
+        value = context.params.get(str(parameter.name))
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if names and is_given and isinstance(value, str | Path):
+            given[names[0]] = str(value)
+    return given
+
+
+def _options_of(words: list[str]) -> dict[str, set[str]]:
+    """Return the repeated options that a command takes, each with all its names."""
+    found = _find_command(words)
+    if found is None:
+        return {}
+    taken = {}
+    for parameter in found[0].params:
+        for name in parameter.opts:
+            if name in _REPEATED:
+                taken[name] = set(parameter.opts)
+    return taken
+
+
+def _find_command(arguments: list[str]) -> tuple[TyperCommand, list[str]] | None:
+    """Return the command that a command line calls, and its arguments; None if there is none."""
+    import typer
+
+    from unified_embeddings.cli.app import app
+
+    command: TyperGroup | TyperCommand = typer.main.get_command(app)  # type: ignore[assignment]
+    rest = list(arguments)
+    while hasattr(command, "commands"):
+        if not rest or rest[0] not in command.commands:
+            return None
+        command = command.commands[rest.pop(0)]  # type: ignore[assignment]
+    return command, rest

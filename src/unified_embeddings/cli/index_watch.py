@@ -1,0 +1,192 @@
+"""`unified-embeddings index --watch`: what comes after the first pass.
+
+What lives here: looking at the folders again and again until somebody ends it, and what is printed
+meanwhile. What does not: what has changed and is ready (`llama.following`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from unified_embeddings.cli import shared
+from unified_embeddings.errors import ServiceError, StoreError
+
+if TYPE_CHECKING:
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+    from unified_embeddings.embedders.base import TextEmbedder
+    from unified_embeddings.llama.following import Changes, FolderWatch
+
+_GROUP = 32
+"""Files that are indexed at a time, while Ctrl-C waits; together they are faster than alone."""
+_LEAST_SHARE = 9
+"""How many times as long as a look takes is waited before the next one."""
+
+
+@dataclass(frozen=True)
+class Watching:
+    """How folders are watched.
+
+    Attributes:
+        open_store: Opens the collection.
+        embedder: Embeds the passages.
+        chunk_tokens: Maximum number of tokens per chunk.
+        as_json: Whether to print JSON, one object a line.
+        interval: Seconds between two looks.
+        clock: Returns seconds that only grow.
+        sleep: Waits for some seconds.
+    """
+
+    open_store: Callable[[], QdrantVectorStore]
+    embedder: TextEmbedder
+    chunk_tokens: int
+    as_json: bool
+    interval: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def watch(folders: FolderWatch, watching: Watching) -> None:
+    """Index what changes until Ctrl-C or SIGTERM.
+
+    The collection is open only while there is something to do: in between, other processes may
+    search an embedded store. A signal is held back until the files in hand are stored.
+
+    Raises:
+        Exit: With code 130 at the second Ctrl-C, which does not wait.
+    """
+    from unified_embeddings.system.signals import hold_interrupts
+
+    follower = _Follower(folders, watching)
+    try:
+        with hold_interrupts(signal.SIGTERM) as interrupts:
+            for _ in interrupts.let_through(_ticks(follower, watching)):
+                follower.look(check=interrupts.check)
+    except KeyboardInterrupt:
+        if follower.is_indexing:
+            shared.print_error(
+                "interrupted; what was stored is kept. Run the same command again to resume"
+            )
+            raise typer.Exit(130) from None
+    if folders.waiting:
+        count = "1 change was" if folders.waiting == 1 else f"{folders.waiting} changes were"
+        shared.print_note(f"watching ended; {count} not indexed yet, the next run will")
+    else:
+        shared.print_note("watching ended; all that was seen is indexed")
+
+
+def _ticks(follower: _Follower, watching: Watching) -> Iterator[None]:
+    """Yield when it is time to look; looking takes a tenth of the time at most."""
+    while True:
+        watching.sleep(max(watching.interval, _LEAST_SHARE * follower.seconds_of_look))
+        yield
+
+
+class _Follower:
+    """Looks for changes, and indexes and prints them.
+
+    Args:
+        folders: Tells what has changed.
+        watching: How they are watched.
+
+    Attributes:
+        is_indexing: Whether some files are being indexed.
+        seconds_of_look: How long the last look took.
+    """
+
+    def __init__(self, folders: FolderWatch, watching: Watching) -> None:
+        self._folders = folders
+        self._watching = watching
+        self.is_indexing = False
+        self.seconds_of_look = 0.0
+        self._problem = ""
+
+    def look(self, check: Callable[[], None]) -> None:
+        """Index what has changed and is ready.
+
+        Args:
+            check: Called between two groups of files, where it may end.
+        """
+        begun = self._watching.clock()
+        changes = self._folders.look()
+        self.seconds_of_look = self._watching.clock() - begun
+        if not changes:
+            return
+        try:
+            self._index(changes, check)
+        except (StoreError, ServiceError) as error:
+            # It is tried again at the next look: a server is started again, a folder is left.
+            self.is_indexing = False
+            if str(error) != self._problem:
+                shared.print_error(f"{error}. Waiting for it; the changes are kept in mind")
+            self._problem = str(error)
+
+    def _index(self, changes: Changes, check: Callable[[], None]) -> None:
+        store = self._watching.open_store()
+        try:
+            for group in _groups(changes):
+                check()
+                self._index_group(group, store)
+        finally:
+            store.client.close()
+        self._problem = ""
+
+    def _index_group(self, group: Changes, store: QdrantVectorStore) -> None:
+        from unified_embeddings.llama.following import index_changes
+
+        outcomes: list[tuple[str, str]] = []
+        begun = self._watching.clock()
+        self.is_indexing = True
+        report = index_changes(
+            group,
+            store,
+            self._watching.embedder,
+            chunk_tokens=self._watching.chunk_tokens,
+            on_outcome=lambda path, outcome: outcomes.append((path, outcome)),
+        )
+        self.is_indexing = False
+        seconds = self._watching.clock() - begun
+        self._folders.done(group)
+        told = [(path, outcome) for path, outcome in outcomes if outcome != "unchanged"]
+        for path, outcome in told:
+            self._print(path, outcome, seconds, together=len(told))
+        for path, note in report.notes.items():
+            shared.print_note(f"{path}: {note}")
+
+    def _print(self, path: str, outcome: str, seconds: float, *, together: int) -> None:
+        """Print a line about one file."""
+        if self._watching.as_json:
+            line = {"file": path, "outcome": outcome, "seconds": round(seconds, 3)}
+            typer.echo(json.dumps(line, ensure_ascii=False))
+            return
+        what = f" for {together} files" if together > 1 else ""
+        shared.print_line(shared.printable(f"{path}: {outcome}, {seconds:.2f} s{what}"))
+
+
+def _groups(changes: Changes) -> Iterator[Changes]:
+    """Yield changes, a few files at a time."""
+    from unified_embeddings.llama.following import Changes
+
+    for start in range(0, len(changes.removed), _GROUP):
+        yield Changes(removed=changes.removed[start : start + _GROUP])
+    for start in range(0, len(changes.changed), _GROUP):
+        yield Changes(changed=changes.changed[start : start + _GROUP])
+
+
+def describe_watching(paths: list[Path], path: Path, url: str | None) -> str:
+    """Return what is watched, and how the collection is searched meanwhile."""
+    names = ", ".join(map(str, paths))
+    if url:
+        return f"watching {names}; Ctrl-C ends it"
+    return (
+        f"watching {names}; Ctrl-C ends it. Between changes the store in {path} is free for search "
+        "and other commands; to search at any time, and with serve, index into a server: --url"
+    )

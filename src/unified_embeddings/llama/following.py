@@ -1,0 +1,246 @@
+"""Following folders: what has changed since the last look, and bringing a collection in line.
+
+What lives here: telling a file that is still being written from one that is ready, and a deleted
+file from a disk that went away. What does not: the first pass (`indexing`), and how often to look
+(the caller).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+from unified_embeddings.embedders.base import TextEmbedder
+from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
+from unified_embeddings.llama.index_progress import ignore_position
+from unified_embeddings.llama.index_report import IndexReport
+from unified_embeddings.llama.indexing import CHUNK_TOKENS, IndexRun
+from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
+
+SETTLE_SECONDS = 2.0
+"""How long a file must stay as it is before it is taken: the coarsest file systems tell the time of
+a change to two seconds."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has changed and is ready.
+
+    Attributes:
+        changed: Files that are new or not as they were.
+        removed: The paths of files that are gone.
+    """
+
+    changed: tuple[Path, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.removed)
+
+
+class _Signature(NamedTuple):
+    """What a file shows from outside: if it stays the same, so does the content."""
+
+    modified_ns: int
+    size: int
+    inode: int
+    device: int
+
+
+@dataclass
+class _Pending:
+    """A change that is not ready: how the file looks (None: it is gone), and since when."""
+
+    signature: _Signature | None
+    since: float
+
+
+class FolderWatch:
+    """Tells what changes below folders, by looking again and again.
+
+    A change is told once the file has stayed as it is for a while: one that is being written is not
+    read by halves, and one that an editor replaces is not removed. A folder that was named and is
+    gone, or holds no file any more, may be a disk that is not mounted: its files are not told as
+    removed, and those on a disk that was mounted somewhere below it are not either.
+
+    Args:
+        paths: Files and folders.
+        selection: Which files are taken.
+        settle_seconds: How long a file must stay as it is.
+        clock: Returns seconds that only grow.
+        note: Told when a place is gone, and when it is back.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from unified_embeddings.llama.following import FolderWatch
+        >>> now = 0.0
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> watch = FolderWatch([folder], clock=lambda: now)
+        >>> _ = (folder / "notes.md").write_text("Foxes jump.")
+        >>> bool(watch.look())          # it may still be written
+        False
+        >>> now = 2.0
+        >>> [file.name for file in watch.look().changed]
+        ['notes.md']
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        selection: FileSelection = FileSelection(),  # noqa: B008 — it is frozen
+        *,
+        settle_seconds: float = SETTLE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._roots = [named_path(path) for path in paths]
+        self._selection = selection
+        self._settle_seconds = settle_seconds
+        self._clock = clock
+        self._note = note
+        self._away: set[str] = set()
+        self._pending: dict[str, _Pending] = {}
+        self._known, _ = self._find()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many changes were seen and are not done."""
+        return len(self._pending)
+
+    def look(self) -> Changes:
+        """Return what has changed and is ready; it is told again until it is `done`."""
+        now = self._clock()
+        found, unreadable = self._find()
+        self._note_places(found)
+        gone = {path for path in self._known if path not in found}
+        kept = Places([*unreadable, *self._away])
+        gone = {path for path in gone if not kept.holding(path)}
+        new = {path: look for path, look in found.items() if self._known.get(path) != look}
+        for path in [path for path in self._pending if path not in new and path not in gone]:
+            del self._pending[path]
+        changed = [Path(path) for path in sorted(new) if self._is_ready(path, new[path], now)]
+        removed = [path for path in sorted(gone) if self._is_ready(path, None, now)]
+        return Changes(tuple(changed), tuple(removed))
+
+    def done(self, changes: Changes) -> None:
+        """Take note that changes are in the collection."""
+        for path in (*map(str, changes.changed), *changes.removed):
+            pending = self._pending.pop(path, None)
+            if pending is None:
+                continue
+            if pending.signature is None:
+                self._known.pop(path, None)
+            else:
+                self._known[path] = pending.signature
+
+    def _is_ready(self, path: str, signature: _Signature | None, now: float) -> bool:
+        """Tell whether a change has stayed the same for long enough."""
+        pending = self._pending.get(path)
+        if pending is None or pending.signature != signature:
+            self._pending[path] = pending = _Pending(signature, now)
+        return now - pending.since >= self._settle_seconds
+
+    def _find(self) -> tuple[dict[str, _Signature], list[str]]:
+        """Return the files that are there, and places of which nothing can be said."""
+        found = find_files(self._roots, self._selection)
+        signatures: dict[str, _Signature] = {}
+        for file in found.files:
+            try:
+                status = file.stat()
+            except OSError:  # it went away just now
+                continue
+            signatures[str(file)] = _Signature(
+                modified_ns=status.st_mtime_ns,
+                size=status.st_size,
+                inode=status.st_ino,
+                device=status.st_dev,
+            )
+        return signatures, [*found.failed, *found.dead_links]
+
+    def _note_places(self, found: dict[str, _Signature]) -> None:
+        """Find the places that are away, and tell of those that left or came back."""
+        missing = [path for path in self._known if path not in found]
+        roots = Places(self._roots)
+        full = {root for path in found for root in roots.holding(path)}
+        away: set[str] = set()
+        for path in missing:
+            away.update(root for root in roots.holding(path) if root not in full)
+        away.update(self._unmounted(path for path in missing if not Places(away).holding(path)))
+        for place in sorted(away - self._away):
+            problem = "is not there" if is_gone(Path(place)) else "holds no files any more"
+            self._note(
+                f"{place} {problem}; waiting for it, and nothing of it is removed. If that is "
+                "meant, index it once with --prune"
+            )
+        for place in sorted(self._away - away):
+            self._note(f"{place} is there again")
+        self._away = away
+
+    def _unmounted(self, missing: Iterable[str]) -> set[str]:
+        """Return the folders of missing files that were on another disk than is there now."""
+        devices: dict[str, int] = {}
+        away = set()
+        for path in missing:
+            place = os.path.dirname(path)  # noqa: PTH120 — a str
+            if place not in devices:
+                devices[place] = _device_of(place)
+            if devices[place] != self._known[path].device:
+                away.add(place)
+        return away
+
+
+def index_changes(
+    changes: Changes,
+    store: QdrantVectorStore,
+    embedder: TextEmbedder,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+    on_outcome: Callable[[str, str], None] = lambda _, __: None,
+) -> IndexReport:
+    """Bring a collection in line with files that have changed, and with no others.
+
+    The collection is looked up for these files alone. As with `index_paths`, a changed file's old
+    chunks go only after its new ones are stored, and the same call again completes one that was
+    interrupted.
+
+    Args:
+        changes: Files that are new, changed or gone.
+        store: The store of the collection, which `index_paths` has filled.
+        embedder: Embeds the chunks.
+        chunk_tokens: Maximum number of tokens per chunk, as for `index_paths`.
+        on_outcome: Called with a path and what became of it.
+
+    Raises:
+        StoreError: If Qdrant fails.
+    """
+    run = IndexRun(
+        store,
+        embedder,
+        UnifiedSentenceSplitter(embedder, chunk_size=chunk_tokens),
+        dry_run=False,
+        on_outcome=on_outcome,
+        on_progress=ignore_position,
+    )
+    run.take_files(changes.changed, changes.removed)
+    run.index_files(lambda _: None)
+    run.remove_files(changes.removed)
+    return run.report
+
+
+def _device_of(place: str) -> int:
+    """Return the disk of a folder, or of the nearest one above it that is there."""
+    while True:
+        try:
+            return os.stat(place).st_dev  # noqa: PTH116 — a str
+        except OSError:
+            above = os.path.dirname(place)  # noqa: PTH120
+            if above == place:
+                return -1
+            place = above
