@@ -27,7 +27,8 @@ def normalise(vectors: FloatArray) -> FloatArray:
         A new float32 array (n, d). A zero row stays zero.
     """
     rows = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    # What np.linalg.norm computes, without its checks, which take longer than one row does.
+    norms = np.sqrt(np.add.reduce(rows * rows, axis=-1, keepdims=True))
     return np.asarray(rows / np.maximum(norms, _EPSILON), dtype=np.float32)
 
 
@@ -58,14 +59,25 @@ def to_sparse(
     if ids.shape != raw_weights.shape or ids.ndim != 1:
         raise ValueError(f"token_ids {ids.shape} and weights {raw_weights.shape} must both be (t,)")
     is_indexed = raw_weights > 0
-    if special_ids:
-        is_indexed &= ~np.isin(ids, list(special_ids))
-    unique_ids, inverse = np.unique(ids[is_indexed], return_inverse=True)
-    collapsed_weights = np.zeros(len(unique_ids), dtype=np.float32)
+    # They are a few; np.isin would take longer than the rest of this function.
+    for special_id in special_ids:
+        is_indexed &= ids != special_id
+    kept_ids = ids[is_indexed]
+    order = kept_ids.argsort(kind="stable")
+    sorted_ids = kept_ids[order]
+    sorted_weights = raw_weights[is_indexed][order]
+    if not len(sorted_ids):
+        return SparseVector(sorted_ids, sorted_weights)
+    is_first = np.ones(len(sorted_ids), dtype=np.bool_)
+    np.not_equal(sorted_ids[1:], sorted_ids[:-1], out=is_first[1:])
+    starts = is_first.nonzero()[0]
+    unique_ids = sorted_ids[starts]
     if sum_repeats:
-        np.add.at(collapsed_weights, inverse, raw_weights[is_indexed])
+        # One after the other, in the text's order: reduceat would add in pairs, and round otherwise.
+        collapsed_weights = np.zeros(len(unique_ids), dtype=np.float32)
+        np.add.at(collapsed_weights, is_first.cumsum() - 1, sorted_weights)
     else:
-        np.maximum.at(collapsed_weights, inverse, raw_weights[is_indexed])
+        collapsed_weights = np.maximum.reduceat(sorted_weights, starts)
     return SparseVector(unique_ids, collapsed_weights)
 
 

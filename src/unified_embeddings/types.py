@@ -26,6 +26,9 @@ Options: TypeAlias = dict[str, Any]
 Text: TypeAlias = "str | tuple[int, ...]"
 """A text, or the token ids of one, without the special tokens and prefix that models add."""
 
+_LARGEST_INDEX = 2**31 - 1
+"""Of an int32."""
+
 HEAD_NAMES: tuple[HeadName, ...] = ("dense", "sparse", "colbert")
 
 
@@ -59,12 +62,12 @@ class SparseVector(Mapping[int, float]):
     def __post_init__(self) -> None:
         given_indices = np.asarray(self.indices)
         if given_indices.size:
-            if not np.issubdtype(given_indices.dtype, np.integer):
+            if given_indices.dtype.kind not in "iu":
                 raise ValueError(f"indices must be integers, got dtype {given_indices.dtype}")
-            if given_indices.max() > np.iinfo(np.int32).max:
-                raise ValueError(f"indices must fit int32, got {given_indices.max()}")
-            if given_indices.min() < 0:
-                raise ValueError(f"indices must be >= 0, got {given_indices.min()}")
+            if (largest := np.maximum.reduce(given_indices, axis=None)) > _LARGEST_INDEX:
+                raise ValueError(f"indices must fit int32, got {largest}")
+            if (least := np.minimum.reduce(given_indices, axis=None)) < 0:
+                raise ValueError(f"indices must be >= 0, got {least}")
         indices = np.array(given_indices, dtype=np.int32)
         values = np.array(self.values, dtype=np.float32)
         if indices.ndim != 1 or indices.shape != values.shape:
@@ -73,9 +76,10 @@ class SparseVector(Mapping[int, float]):
                 f"got shapes {indices.shape} and {values.shape}"
             )
         if indices.size:
-            if np.any(np.diff(indices) <= 0):
+            if not (indices[1:] > indices[:-1]).all():
                 raise ValueError("indices must be ascending and unique")
-            if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+            # NaN is not above 0, and infinity is not below itself.
+            if not ((values > 0) & (values < np.inf)).all():
                 raise ValueError("values must be finite and > 0; leave zero weights out")
         indices.setflags(write=False)
         values.setflags(write=False)

@@ -155,6 +155,8 @@ def check_is_list(items: object, subject: str) -> None:
     Raises:
         InputError: If it is something else; the message says what to pass instead.
     """
+    if type(items) is list or type(items) is tuple:
+        return
     one_item = subject.removesuffix("s")
     advice = None
     if isinstance(items, Mapping):

@@ -9,7 +9,7 @@ means (`keys` only digests the fields it is given), the tiers themselves (`memor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +166,24 @@ class EmbeddingCache:
             [1.0, 1.0]
         """
         return Claim(self, list(keys))
+
+    def recall(self, keys: Sequence[Key]) -> list[Value] | None:
+        """Return the values of keys that are all in memory; None if one is missing.
+
+        A question asked before is answered by this alone: nothing has to be claimed. If a key is
+        missing, nothing is counted, and `claim` looks all of them up.
+
+        Args:
+            keys: The keys wanted, in any order. One that is named several times counts as often.
+
+        Returns:
+            Their values, in the order of the keys.
+        """
+        with self._guard.lock():
+            values = self._values.get_all(keys)
+            if values is not None:
+                self._hits += len(values)
+        return values
 
     def clear(self) -> None:
         """Forget all values, on disk too. The counters stay."""

@@ -21,9 +21,10 @@ def key_for(*fields: str | bytes) -> bytes:
     Raises:
         UnicodeEncodeError: If a field holds lone surrogates.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    # Joined first, since one call of the digest costs less than one for each field.
+    parts = []
     for field in fields:
         raw = field.encode() if isinstance(field, str) else field
-        digest.update(len(raw).to_bytes(8, "little"))
-        digest.update(raw)
-    return digest.digest()
+        parts.append(len(raw).to_bytes(8, "little"))
+        parts.append(raw)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

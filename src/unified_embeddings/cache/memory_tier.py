@@ -7,6 +7,7 @@ and who computes what is missing (`embedding_cache`).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from unified_embeddings.cache.keys import Key, Value
 
@@ -56,6 +57,18 @@ class MemoryTier:
         if value is not None:
             self._values.move_to_end(key)
         return value
+
+    def get_all(self, keys: Sequence[Key]) -> list[Value] | None:
+        """Return the values of keys, and note that they were used; None if one is not here."""
+        values = []
+        for key in keys:
+            value = self._values.get(key)
+            if value is None:
+                return None
+            values.append(value)
+        for key in keys:
+            self._values.move_to_end(key)
+        return values
 
     def put(self, key: Key, value: Value) -> None:
         """Keep a value, dropping the least recently used ones to make room for it.

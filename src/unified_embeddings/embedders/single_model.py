@@ -111,6 +111,7 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         self.heads = spec.heads
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine | None = None
+        self._vector_spaces: dict[Role, bytes] = {}
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -227,6 +228,13 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
     # --- a text's way ---------------------------------------------------------------------------
 
     def _vector_space(self, role: Role) -> bytes:
+        # Nothing that it depends on changes once the files are found and the engine is chosen.
+        space = self._vector_spaces.get(role)
+        if space is None:
+            space = self._vector_spaces[role] = self._digest_vector_space(role)
+        return space
+
+    def _digest_vector_space(self, role: Role) -> bytes:
         runtime, checkpoint, spec = self.runtime, self.checkpoint, self.spec
         fields = [
             checkpoint.digest,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -34,8 +33,10 @@ def read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
     """
     path = checkpoint.tokenizer_file
     with checkpoint.explain(f"{path.name} is not a tokenizer file"):
-        _check_character_map(path)
-        tokenizer = RustTokenizer.from_file(str(path))
+        content = path.read_bytes()
+        _check_character_map(content)
+        tokenizer = RustTokenizer.from_buffer(content)
+        del content  # 17 MB for BGE-M3
         # The file may ask for padding to any length, which would be allocated.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -58,7 +59,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> RustTokenizer:
     return tokenizer
 
 
-def _check_character_map(path: Path) -> None:
+def _check_character_map(content: bytes) -> None:
     """Refuse a map of characters that announces more bytes than it has.
 
     The Rust side allocates what is announced, and ends the process where there is no such memory.
@@ -66,7 +67,6 @@ def _check_character_map(path: Path) -> None:
     Raises:
         ValueError: If there is one.
     """
-    content = path.read_bytes()
     if _ESCAPED_ASCII.search(content):  # a name may be written in a way that is not found below
         content = json.dumps(json.loads(content)).encode()
     for match in _CHARACTER_MAP.finditer(content):

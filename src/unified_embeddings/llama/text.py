@@ -14,10 +14,12 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.instrumentation import get_dispatcher
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
 from unified_embeddings.llama.pickling import WithEmbedder
+from unified_embeddings.llama.unwatched import is_watched, spans_itself
 from unified_embeddings.types import Embeddings, FloatArray
 from unified_embeddings.validation import require_texts
 
@@ -58,13 +60,19 @@ class ValidatedTexts(BaseEmbedding):
         Raises:
             InputError: If an item is not a text.
         """
-        return super().get_agg_embedding_from_queries(require_texts(queries), agg_fn)
+        texts = require_texts(queries)
+        if len(texts) == 1 and agg_fn is None:  # the mean of one, as every retriever asks for it
+            return self.get_query_embedding(texts[0])
+        return super().get_agg_embedding_from_queries(texts, agg_fn)
 
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
         """Like `get_agg_embedding_from_queries`, but without blocking the event loop."""
-        return await super().aget_agg_embedding_from_queries(require_texts(queries), agg_fn)
+        texts = require_texts(queries)
+        if len(texts) == 1 and agg_fn is None:
+            return await self.aget_query_embedding(texts[0])
+        return await super().aget_agg_embedding_from_queries(texts, agg_fn)
 
 
 class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
@@ -121,6 +129,20 @@ class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
     # Neither call says sparse=False: where the model has sparse vectors, the same pass caches them
     # for the store or the retriever, which ask for them next.
 
+    @spans_itself
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Return the dense vector of a query; a cached one in microseconds.
+
+        Spans, events and callbacks are LlamaIndex's own as soon as anything listens to them.
+
+        Raises:
+            InputError: If it is not a text.
+        """
+        is_own = type(self).__dict__.get("_get_query_embedding") is _QUERY_METHOD
+        if not is_own or is_watched(self, _DISPATCHER):
+            return super().get_query_embedding(query)
+        return to_lists(self._embedder.encode_query(query, dense=True).dense)[0]
+
     def _get_query_embedding(self, query: str) -> Embedding:
         return to_lists(self._embedder.encode_query(query, dense=True).dense)[0]
 
@@ -138,6 +160,11 @@ class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await self._embedder.in_thread(partial(self._get_text_embeddings, texts))
+
+
+_DISPATCHER = get_dispatcher(__name__)
+_QUERY_METHOD = UnifiedTextEmbedding.__dict__["_get_query_embedding"]
+"""What the public method shortens. Where a subclass or a test put another, that one is called."""
 
 
 class UnifiedSparseEmbedding(BaseSparseEmbedding):
