@@ -166,10 +166,10 @@ def test_six_calls_lead_to_a_matrix_product(xlmr: Path, monkeypatch: pytest.Monk
 
     The last is the test's own.
     """
-    from unified_embeddings.engines import encoder
+    from unified_embeddings.engines import products
 
     stacks: list[list[str]] = []
-    for product in (encoder.Product, encoder.OneDnnProduct):
+    for product in (products.Product, products.OneDnnProduct):
 
         def watch(self: Any, *arguments: Any, compute: Any = product.__call__, **more: Any) -> Any:
             stacks.append([frame.name for frame in traceback.extract_stack()])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
-from unified_embeddings.engines import encoder
+from unified_embeddings.engines import encoder, products
 from unified_embeddings.system.hardware import passive_wait_policy
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
@@ -118,12 +119,12 @@ def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -
 def test_onednns_products_are_pytorchs(
     activation: str | None, rows: int, dtype: torch.dtype
 ) -> None:
-    if not encoder._has_onednn(dtype):
+    if not products.has_onednn(dtype):
         pytest.skip(f"this PyTorch on this processor has no oneDNN products in {dtype}")
     weight, bias = torch.randn(24, 40), torch.randn(24)
     x, residual = torch.randn(rows, 40), torch.randn(rows, 24)
-    plain = encoder.Product(weight, bias, activation)
-    packed = encoder.OneDnnProduct(weight.to(dtype), bias.to(dtype), activation)
+    plain = products.Product(weight, bias, activation)
+    packed = products.OneDnnProduct(weight.to(dtype), bias.to(dtype), activation)
     near = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
     x, residual = x.to(dtype), residual.to(dtype)
     torch.testing.assert_close(packed(x).float(), plain(x.float()), **near)
@@ -132,6 +133,87 @@ def test_onednns_products_are_pytorchs(
         expected = plain(x.float(), residual=residual.float())
         torch.testing.assert_close(packed(x, residual=residual).float(), expected, **near)
         torch.testing.assert_close(residual, before)  # the residual is read, not written
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_product_in_parts_is_the_whole_product(parts: int, activation: str | None) -> None:
+    weight, bias = torch.randn(24, 40), torch.randn(24)
+    x, residual = torch.randn(7, 40), torch.randn(7, 24)
+    whole = products.Product(weight, bias, activation)
+    divided = products.PartsProduct(weight.chunk(parts), bias, activation)
+    torch.testing.assert_close(divided(x), whole(x), atol=1e-5, rtol=0)
+    before = residual.clone()
+    torch.testing.assert_close(divided(x, residual), whole(x, residual), atol=1e-5, rtol=0)
+    torch.testing.assert_close(residual, before)
+
+
+def test_the_number_of_rows_chooses_the_product() -> None:
+    weight, bias = torch.eye(3), torch.zeros(3)
+    few = products.Product(weight, bias)
+    many = products.Product(2 * weight, bias)
+    both = products.ByRowsProduct(few, many, 4)
+    torch.testing.assert_close(both(torch.ones(3, 3)), torch.ones(3, 3))
+    torch.testing.assert_close(both(torch.ones(4, 3)), torch.full((4, 3), 2.0))
+    torch.testing.assert_close(both(torch.ones(4, 3), torch.ones(4, 3)), torch.full((4, 3), 3.0))
+
+
+@pytest.mark.parametrize("first_rows", [1, 8, 40])
+def test_vectors_are_the_same_on_either_side_of_the_change_of_products(
+    first_rows: int, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone a text is computed by one product, and among others by the other."""
+    usual = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu")
+    expected = usual.encode_documents(TEXTS, colbert=True)
+    if not products.has_onednn(torch.float32):
+        pytest.skip("this PyTorch has one product only")
+    monkeypatch.setattr(products, "rows_for_plain", lambda *_: first_rows)
+    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 50)
+    calls = count_calls(monkeypatch)
+    mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
+    together = mixed.encode_documents(TEXTS, colbert=True)
+    assert calls["PartsProduct"] > 0
+    for number, text in enumerate(TEXTS):
+        alone = mixed.encode_documents([text], colbert=True)
+        for vectors in (alone, expected[number : number + 1]):
+            np.testing.assert_allclose(together.dense[number], vectors.dense[0], rtol=0, atol=1e-5)
+            ours, theirs = together.sparse[number], vectors.sparse[0]
+            np.testing.assert_array_equal(ours.indices, theirs.indices)
+            np.testing.assert_allclose(ours.values, theirs.values, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                together.colbert[number], vectors.colbert[0], rtol=0, atol=1e-5
+            )
+    if first_rows > 1:
+        assert calls["OneDnnProduct"] > 0
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the calls of each kind of product."""
+    calls: Counter[str] = Counter()
+    for kind in (products.PartsProduct, products.OneDnnProduct):
+
+        def count(self: Any, *arguments: Any, compute: Any = kind.__call__, **more: Any) -> Any:
+            calls[type(self).__name__] += 1
+            return compute(self, *arguments, **more)
+
+        monkeypatch.setattr(kind, "__call__", count)
+    return calls
+
+
+def test_the_weights_in_the_file_are_told_where_they_are_used(
+    xlmr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not products.has_onednn(torch.float32):
+        pytest.skip("this PyTorch has one product only")
+
+    def told() -> int:
+        embedder = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu")
+        embedder.encode_query("fox")
+        return sum(size for _, size in embedder._engine.weights())
+
+    before = told()
+    monkeypatch.setattr(products, "rows_for_plain", lambda *_: 100)
+    assert told() > before
 
 
 class TestPassiveWaitPolicy:

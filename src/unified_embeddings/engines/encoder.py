@@ -1,12 +1,11 @@
 """The BERT family's encoder over packed batches, in PyTorch.
 
 What lives here: the forward pass from token ids to hidden states. What does not: reading files
-(`models.weights`), pooling and heads (`torch`).
+(`models.weights`), the products (`products`), pooling and heads (`torch`).
 
-On a CPU a forward pass is as fast as its matrix products, so these run on oneDNN. The weights are
-kept in oneDNN's own layout, into which they are reordered once, when the model is loaded. Queries,
-keys and values are one product. Bias, activation and residual are added while a result is still in
-the processor's cache.
+On a CPU a forward pass is as fast as its matrix products, so these run on the fastest ones that
+this processor has (`products`). Queries, keys and values are one product. Bias, activation and
+residual are added while a result is still in the processor's cache.
 """
 
 from __future__ import annotations
@@ -14,22 +13,19 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import torch
-from torch.nn.functional import (
-    embedding,
-    gelu,
-    layer_norm,
-    linear,
-    relu,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 
+from unified_embeddings.engines.products import AnyProduct, make_product
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
+_BLOCK_ROWS = 512
+"""Rows on a CPU for which a layer's products follow each other: what the wide product gives for
+more rows does not stay in the processor's cache until the narrow one takes it."""
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _VARLEN_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that flash attention runs on, Ampere."""
@@ -56,26 +52,6 @@ class VarlenKernel(Protocol):
     ) -> torch.Tensor:
         """Return the context, (T, heads, head_dim)."""
         ...
-
-
-class _Activation(NamedTuple):
-    """An activation: PyTorch's function, and oneDNN's name and algorithm for it."""
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    onednn_name: str
-    onednn_algorithm: str
-
-
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS = {
-    "gelu": _Activation(gelu, "gelu", "none"),
-    "gelu_tanh": _Activation(_gelu_tanh, "gelu", "tanh"),
-    "relu": _Activation(relu, "relu", ""),
-}
-"""A value of `architecture.ACTIVATIONS` → the activation."""
 
 
 class Encoder:
@@ -133,9 +109,18 @@ class Encoder:
             inputs = layer.attention_inputs(hidden).view(len(token_ids), 3, self._heads, -1)
             query, key, value = inputs.unbind(1)
             context = attend(query, key, value).flatten(1)
-            hidden = layer.attention_norm(layer.attention_output(context, residual=hidden))
-            hidden = layer.output_norm(layer.narrow(layer.wide(hidden), residual=hidden))
+            hidden = self._finish(layer, context, hidden)
         return hidden
+
+    def _finish(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return a layer's states, (T, d), from its attention's context and the states before."""
+        if hidden.device.type != "cpu" or len(hidden) <= _BLOCK_ROWS:
+            return layer.finish(context, hidden)
+        blocks = []
+        for first in range(0, len(hidden), _BLOCK_ROWS):
+            rows = slice(first, first + _BLOCK_ROWS)
+            blocks.append(layer.finish(context[rows], hidden[rows]))
+        return torch.cat(blocks)
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield the address and bytes of each region of weights in the CPU's memory."""
@@ -162,12 +147,9 @@ class _Layer:
     def __init__(
         self, backbone: Backbone, prefix: str, dtype: torch.dtype, device: torch.device
     ) -> None:
-        def product(*names: str, activation: str | None = None) -> _Product:
-            weight, bias = backbone.linear(*[f"{prefix}{name}" for name in names])
-            weight, bias = weight.to(device, dtype), bias.to(device, dtype)
-            if device.type == "cpu" and _has_onednn(dtype):
-                return OneDnnProduct(weight, bias, activation)
-            return Product(weight, bias, activation)
+        def product(*names: str, activation: str | None = None) -> AnyProduct:
+            full_names = [f"{prefix}{name}" for name in names]
+            return make_product(backbone, full_names, activation, dtype, device)
 
         def norm(name: str) -> _Norm:
             return _Norm(backbone, f"{prefix}{name}", dtype, device)
@@ -180,6 +162,11 @@ class _Layer:
         self.wide = product("intermediate.dense", activation=backbone.activation)
         self.narrow = product("output.dense")
         self.output_norm = norm("output.LayerNorm")
+
+    def finish(self, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the layer's states, (rows, d), from its context and the states before."""
+        hidden = self.attention_norm(self.attention_output(context, residual=hidden))
+        return self.output_norm(self.narrow(self.wide(hidden), residual=hidden))
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -207,79 +194,6 @@ class _Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, self._weight.shape, self._weight, self._bias, self._epsilon)
-
-
-class _Product(Protocol):
-    """Computes x W' + b, then an activation or a residual."""
-
-    tensors: tuple[torch.Tensor, torch.Tensor]
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor: ...
-
-
-class Product:
-    """A product as PyTorch computes it.
-
-    Args:
-        weight: (rows, columns).
-        bias: (rows,).
-        activation: A value of `architecture.ACTIVATIONS`, or None.
-    """
-
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
-    ) -> None:
-        self.tensors = (weight, bias)
-        self._activation = _ACTIVATIONS[activation].function if activation else None
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Return x (T, columns) times the weight, plus a residual (T, rows): (T, rows)."""
-        weight, bias = self.tensors
-        result = linear(x, weight, bias)
-        if residual is not None:
-            result += residual
-        if self._activation is not None:
-            result = self._activation(result)
-        return result
-
-
-class OneDnnProduct:
-    """The same product on oneDNN, for a CPU, with the weights in oneDNN's own layout.
-
-    See `Product`. The operators are those that torch.compile uses for the same purpose; they have
-    no public names.
-    """
-
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
-    ) -> None:
-        self.tensors = (torch.ops.mkldnn._reorder_linear_weight(weight), bias)
-        self._activation_name, self._algorithm = "none", ""
-        if activation:
-            self._activation_name = _ACTIVATIONS[activation].onednn_name
-            self._algorithm = _ACTIVATIONS[activation].onednn_algorithm
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Return x (T, columns) times the weight, plus a residual (T, rows): (T, rows)."""
-        weight, bias = self.tensors
-        result: torch.Tensor
-        if residual is not None:
-            result = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-        else:
-            result = torch.ops.mkldnn._linear_pointwise(
-                x, weight, bias, self._activation_name, [], self._algorithm
-            )
-        return result
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    """Tell whether this build and this processor have the products of `OneDnnProduct`."""
-    is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not is_built or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
 
 
 def _choose_attention(

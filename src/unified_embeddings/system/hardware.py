@@ -41,6 +41,11 @@ _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS",
 )  # fmt: skip
 """Variables that set the threads of torch, of matrix libraries and of tokenizers."""
+_KERNEL_VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE",
+)  # fmt: skip
+"""Variables by which users restrict, or widen, what matrix libraries do with a processor."""
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
@@ -166,6 +171,11 @@ def thread_variables(processes: int) -> dict[str, str]:
         return {}
     threads = str(max(1, cpu().cores // processes))
     return {name: threads for name in _THREAD_VARIABLES if name not in os.environ}
+
+
+def kernel_variables() -> tuple[str, ...]:
+    """Return "NAME=value" for each variable that is set and changes which kernels are used."""
+    return tuple(f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ)
 
 
 def may_have_gpu() -> bool:
