@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
@@ -80,6 +80,21 @@ class Engine(Protocol):
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield the address and the size in bytes of each region of weights in this process."""
+        ...
+
+
+@runtime_checkable
+class PipelinedEngine(Engine, Protocol):
+    """An engine on a device that computes by itself, so that passes can be started ahead."""
+
+    def start(
+        self, batch: Sequence[IntArray], heads: frozenset[HeadName], role: Role = "document"
+    ) -> Callable[[], RawHeads]:
+        """Start one forward pass; see `Engine.run`.
+
+        Returns:
+            A function that waits for the pass and returns its outputs.
+        """
         ...
 
 
