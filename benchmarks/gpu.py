@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,7 @@ import gpu_peers
 import gpu_stages
 import gpu_tables
 import machine
-from gpu_peers import GpuPeer
+from gpu_peers import GpuPeer, Vectors
 from report import percentile, spread
 from texts import Words
 
@@ -60,11 +60,11 @@ class Scale:
     """
 
     rounds: int = 5
-    equal: int = 1024
-    mixed: int = 512
-    trials: int = 512
-    queries: int = 40
-    groups: int = 15
+    equal: int = 768
+    mixed: int = 256
+    trials: int = 256
+    queries: int = 30
+    groups: int = 10
     sample: int = 8
 
 
@@ -144,18 +144,15 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.model or _random_model()
     scale = _QUICK if options.quick else Scale()
     texts = _Texts(folder, scale)
-    sample = _make_sample(texts, scale)
-    reference = gpu_peers.reference_vectors(folder, sample)
+    sample = _Sample.make(texts, scale)
+    reference = gpu_peers.reference_vectors(folder, [*sample.queries, *sample.documents])
     _say("the reference is computed")
     engines, reasons = _load(options.engines, folder, options.device, texts)
-    for engine in engines:
-        engine.exactness = gpu_tables.exactness(
-            engine.peer.vectors(engine.peer.documents(engine.model, sample, engine.peer.default)),
-            reference,
-        )
     _find_sizes(engines, texts, scale)
     tokens = _measure(engines, texts, scale)
     _measure_memory(engines, texts, options.device)
+    for engine in engines:
+        engine.exactness = _exactness(engine, sample, reference)
     stages = gpu_stages.measure(folder, options.device, texts.queries, texts.documents)
     results = {
         "scale": vars(scale),
@@ -180,12 +177,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(gpu_tables.tables(json.loads(text)["results"]), flush=True)
 
 
-def _make_sample(texts: _Texts, scale: Scale) -> list[str]:
-    """Return the texts whose vectors are compared: queries and documents of both kinds."""
-    sample = texts.queries(scale.sample)
-    for kind in KINDS:
-        sample += texts.documents(kind, scale.sample)
-    return sample
+class _Sample(NamedTuple):
+    """Texts whose vectors are compared with fp32."""
+
+    queries: list[str]
+    documents: list[str]
+
+    @classmethod
+    def make(cls, texts: _Texts, scale: Scale) -> _Sample:
+        documents = [text for kind in KINDS for text in texts.documents(kind, scale.sample)]
+        return cls(texts.queries(scale.sample), documents)
+
+
+def _exactness(engine: _Engine, sample: _Sample, reference: Vectors) -> dict[str, float]:
+    """Compare an engine's vectors with the reference: queries one at a time, documents together."""
+    peer = engine.peer
+    results = [peer.queries(engine.model, [query]) for query in sample.queries]
+    results.append(peer.documents(engine.model, sample.documents, peer.default))
+    return gpu_tables.exactness([peer.vectors(result) for result in results], reference)
 
 
 def _load(

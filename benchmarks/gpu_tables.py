@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ from report import number, paragraphs, ranged, reasons, table
 Results = dict[str, Any]
 
 
-def exactness(vectors: Vectors, reference: Vectors) -> dict[str, float]:
-    """Return the smallest and the mean cosine to the reference, dense and, if given, sparse."""
-    dense = np.sum(_unit(vectors.dense) * _unit(reference.dense), axis=1)
-    results = {"dense_min": float(dense.min()), "dense_mean": float(dense.mean())}
-    if vectors.sparse is not None and reference.sparse is not None:
+def exactness(parts: Sequence[Vectors], reference: Vectors) -> dict[str, float]:
+    """Return the smallest and the mean cosine to the reference, dense and, if given, sparse.
+
+    Args:
+        parts: What an engine gave in one or several calls.
+        reference: What is right, for all of them together.
+    """
+    dense = np.concatenate([part.dense for part in parts])
+    products = np.sum(_unit(dense) * _unit(reference.dense), axis=1)
+    results = {"dense_min": float(products.min()), "dense_mean": float(products.mean())}
+    sparse = [weights for part in parts for weights in part.sparse or ()]
+    if sparse and reference.sparse is not None:
         cosines = []
-        for weights, expected in zip(vectors.sparse, reference.sparse, strict=True):
+        for weights, expected in zip(sparse, reference.sparse, strict=True):
             cosines.append(_sparse_cosine(weights, expected))
         results["sparse_min"] = min(cosines)
     return results

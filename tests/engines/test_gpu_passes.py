@@ -1,4 +1,4 @@
-"""Passes as a GPU runs them, with a stand-in for the recording: what is replayed equals the rest."""
+"""Passes as a GPU runs them, recorded by a stand-in: what is replayed equals the rest."""
 
 from __future__ import annotations
 
@@ -89,21 +89,23 @@ def states_of(encoder: Encoder, batch: tuple[np.ndarray, np.ndarray, list[int]])
         ([2], 16),
         ([16], 16),
         ([17], 32),
-        ([3, 4], 32),
+        ([3, 4], 32),  # a place for each 16 tokens
         ([5, 2, 9, 4, 7, 3, 6, 2], 128),
         ([16] * 32, 512),
         ([128, 90, 130], 512),
         ([500, 20], 1024),
-        ([1024], None),
-        ([300, 800], None),
-        ([2] * 65, None),
+        ([128] * 13, 2048),
+        ([100] * 15, None),  # more padding than a larger pass is worth
+        ([500] * 8, 4096),
+        ([500] * 9, None),
+        ([2] * 129, None),
+        ([2] * 31 + [130], 512),
+        ([2] * 32 + [130], None),  # long texts have fewer places
     ],
 )
 def test_a_recorded_pass_gives_what_the_encoder_gives(
     lengths: list[int], size: int | None, encoder: Encoder, checkpoint: Checkpoint
 ) -> None:
-    lengths = [min(length, 500) for length in lengths] if size else [500, 500, 30, *lengths[:1]]
-    lengths = [min(length, 510) for length in lengths]
     recorder = Recorder()
     passes = GpuPasses(encoder, flash, CPU, checkpoint.pad_id, recorder)
     batch = batch_of(lengths, checkpoint)
@@ -112,7 +114,8 @@ def test_a_recorded_pass_gives_what_the_encoder_gives(
         hidden = passes.run(*batch)
         torch.testing.assert_close(hidden.states, expected, atol=1e-5, rtol=0)
         assert hidden.starts.tolist() == [0, *np.cumsum(lengths)[:-1].tolist()]
-    assert recorder.replays == ([] if size is None else [size, size])  # the first one is not
+    # The first pass of a shape is not recorded.
+    assert recorder.replays == ([] if size is None else [size, size])
 
 
 def test_a_replay_forgets_the_pass_before(encoder: Encoder, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,11 @@ from typing import Literal
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
+from unified_embeddings.embedders.batching import (
+    group_into_batches,
+    split_into_windows,
+    work_one_ahead,
+)
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.finishing import finish_vectors, require_finite
 from unified_embeddings.embedders.lazy import LazyModel, LocalModel
@@ -252,7 +256,7 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
     ) -> Iterator[tuple[Text, Vectors]]:
         tokenizer, engine = self._load()
-        batches = self._make_batches(texts, role, tokenizer, padded=engine.padded)
+        batches = self._make_batches(texts, role, tokenizer, engine)
         for batch, raw, seconds in run_passes(engine, batches, heads, role):
             require_finite(self.checkpoint, raw, self.runtime)
             lengths = [len(ids) for ids in batch.token_ids]
@@ -267,7 +271,7 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
             yield from zip(batch.texts, vectors, strict=True)
 
     def _make_batches(
-        self, texts: Sequence[Text], role: Role, tokenizer: Tokenizer, *, padded: bool
+        self, texts: Sequence[Text], role: Role, tokenizer: Tokenizer, engine: Engine
     ) -> Iterator[Batch]:
         """Tokenise texts and yield them in batches for one forward pass each."""
         prefix = self.spec.prefix(role)
@@ -275,11 +279,13 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         def tokenise(window: Sequence[Text]) -> list[Tokenised]:
             return tokenizer.tokenise_mixed(window, prefix)
 
-        windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
+        # Padded batches want many texts to choose from.
+        growing = engine.runtime.device != "cpu" and not engine.padded
+        windows = split_into_windows(texts, growing=growing)
         for window, tokenised in work_one_ahead(tokenise, windows):
             truncated = sum(text.truncated for text in tokenised)
             self._count_tokenised(len(window), truncated)
-            for places in group_into_batches(tokenised, self._batch_tokens, padded=padded):
+            for places in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
                 self._counters.add(batches=1)
                 yield Batch(
                     texts=[window[place] for place in places],

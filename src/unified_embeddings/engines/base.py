@@ -44,12 +44,15 @@ class RawHeads:
         token_weights: Outputs of the sparse head after ReLU, n arrays float32 (t_i,).
         token_vectors: Outputs of the ColBERT head, n arrays float32 (t_i - 1, d), not normalised:
             all tokens but the leading special one.
+        token_norms: Lengths that all rows of `token_vectors` had, leading tokens included, float32
+            (sum of t_i,), where the engine has scaled the rows to unit length; else None.
         sparse: Finished sparse vectors, n of them, from a model without a weight for each token.
     """
 
     pooled: FloatArray | None = None
     token_weights: list[FloatArray] | None = None
     token_vectors: list[FloatArray] | None = None
+    token_norms: FloatArray | None = None
     sparse: list[SparseVector] | None = None
 
 

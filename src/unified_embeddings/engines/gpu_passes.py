@@ -5,7 +5,7 @@ What lives here: the buffers of a pass, and which passes are recorded. What does
 
 A pass is some 300 kernels. Over a query each takes a few microseconds, less than Python takes to
 start it. A CUDA graph holds them all with their arguments, and one call starts it. Its shapes are
-fixed, so there is a graph for each of a few sizes, and a shorter pass is filled up with padding:
+fixed, so there is a graph for each of a few shapes, and a smaller pass is filled up with padding:
 tokens of a text of their own, which no other text attends to.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,14 +23,24 @@ from numpy.typing import NDArray
 from unified_embeddings.engines.encoder import Encoder, VarlenKernel, attention_between
 from unified_embeddings.types import IntArray
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
 _LOG = logging.getLogger(__name__)
-_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens of the recorded passes. Beyond, the GPU computes for longer than Python starts kernels."""
+_NEARLY_FULL = 0.75
+"""The share of a size above `_SHORT` that a pass must fill; otherwise padding would cost more."""
+_SHORT = 1024
+_LONGEST = (128, 512, 1024)
+"""Tokens of the longest text. Flash attention starts a block for each 128 tokens that each text may
+have, so passes of short texts are recorded apart from others."""
 _TOKENS_PER_TEXT = 16
-"""A recorded pass of n tokens has room for n / 16 texts besides the padding."""
-_BLOCK = 128
-"""Query rows that flash attention computes together. Where no text is longer, it is told so, since
-it starts a block for each 128 rows that each text might have."""
+"""A recorded pass of n tokens has room for n / 16 texts besides the padding, within limits."""
+_SHORT_TEXTS = 128
+"""The most texts of a recorded pass of short texts."""
+_LONG_TEXTS = 32
+"""The most texts of any other recorded pass."""
 
 Positions: TypeAlias = NDArray[np.int64] | list[int]
 Forward: TypeAlias = Callable[[], torch.Tensor]
@@ -53,7 +63,7 @@ class Hidden(NamedTuple):
 class GpuPasses:
     """The passes of one encoder with flash attention. Not thread-safe.
 
-    A size is recorded when it comes for the second time: one pass alone is not worth it.
+    A shape is recorded when it comes for the second time: one pass alone is not worth it.
 
     Args:
         encoder: The layers.
@@ -75,9 +85,9 @@ class GpuPasses:
         self._kernel = kernel
         self._device = device
         self._pad_id = pad_id
-        self._record = record or record_graph
-        self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._seen: set[tuple[int, int]] = set()
+        self._record = record or GraphRecorder()
+        self._recordings: dict[_Shape, _Recording] = {}
+        self._seen: set[_Shape] = set()
         self._records = True
 
     def run(self, token_ids: IntArray, positions: Positions, lengths: Sequence[int]) -> Hidden:
@@ -105,18 +115,16 @@ class GpuPasses:
         return Hidden(states.float(), ends[:-1])
 
     def _find_recording(self, tokens: int, lengths: Sequence[int]) -> _Recording | None:
-        """Return the recorded pass of the right size, made if need be; None if there is none."""
-        size = _size_for(tokens, len(lengths))
-        if size is None or not self._records:
+        """Return a recorded pass with room for the texts; None if there is none yet, or never."""
+        shape = _shape_for(tokens, lengths)
+        if shape is None or not self._records:
             return None
-        longest = min(_BLOCK, size) if max(lengths) <= _BLOCK else size
-        key = size, longest
-        if key not in self._seen:
-            self._seen.add(key)
+        if shape not in self._seen:
+            self._seen.add(shape)
             return None
-        if key not in self._recordings:
+        if shape not in self._recordings:
             try:
-                self._recordings[key] = self._make_recording(size, longest)
+                self._recordings[shape] = self._make_recording(shape)
             except RuntimeError as error:
                 self._records = False
                 _LOG.warning(
@@ -125,16 +133,16 @@ class GpuPasses:
                     error,
                 )
                 return None
-        return self._recordings[key]
+        return self._recordings[shape]
 
-    def _make_recording(self, size: int, longest: int) -> _Recording:
+    def _make_recording(self, shape: _Shape) -> _Recording:
         # The first end is 0, and the last text is the padding.
-        layout = _Layout(size, size // _TOKENS_PER_TEXT + 2)
+        layout = _Layout(shape.tokens, shape.texts + 2)
         first = layout.fill([self._pad_id], [0], [0, 1], self._pad_id, self._device)
         inputs = first.to(self._device)
 
         def forward() -> torch.Tensor:
-            return self._compute(layout, inputs, longest).states
+            return self._compute(layout, inputs, shape.longest).states
 
         replay, states = self._record(forward, self._device)
         return _Recording(
@@ -146,35 +154,74 @@ class GpuPasses:
         )
 
 
-def record_graph(forward: Forward, device: torch.device) -> Recorded:
-    """Record a forward pass as a CUDA graph.
+class GraphRecorder:
+    """Records forward passes as CUDA graphs, which share the memory of what they compute.
+
+    One replay may overwrite what another one left there. So only one graph may run at a time, and
+    its result must be read, or its copy started, before the next one is.
+    """
+
+    def __init__(self) -> None:
+        self._pool: _POOL_HANDLE | None = None
+
+    def __call__(self, forward: Forward, device: torch.device) -> Recorded:
+        """Record a forward pass.
+
+        Args:
+            forward: The pass. It reads tensors that stay where they are.
+            device: The GPU.
+
+        Returns:
+            What replays it, and the tensor that holds the result after each replay.
+        """
+        with torch.cuda.device(device):
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            # cuBLAS makes its handle with a thread's first product, which cannot be recorded.
+            side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream):
+                forward()
+            torch.cuda.current_stream().wait_stream(side_stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile, for another model.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=side_stream, capture_error_mode="thread_local"
+            ):
+                result = forward()
+        return graph.replay, result
+
+
+class _Shape(NamedTuple):
+    """What a recorded pass has room for.
+
+    Attributes:
+        tokens: Tokens in all.
+        texts: Texts.
+        longest: Tokens of a text.
+    """
+
+    tokens: int
+    texts: int
+    longest: int
+
+
+def _shape_for(tokens: int, lengths: Sequence[int]) -> _Shape | None:
+    """Return the smallest shape with room for a pass; None if none has, or it would be half empty.
 
     Args:
-        forward: The pass. It reads and writes tensors that stay where they are.
-        device: The GPU.
-
-    Returns:
-        What replays it, and the tensor that holds the result after each replay.
+        tokens: Tokens in all.
+        lengths: Tokens of each text.
     """
-    with torch.cuda.device(device):
-        # cuBLAS makes its handle with a thread's first product, which cannot be recorded.
-        side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            forward()
-        torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile, for another model.
-        with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
-            result = forward()
-    return graph.replay, result
-
-
-def _size_for(tokens: int, texts: int) -> int | None:
-    """Return the smallest size with room for that many tokens and texts; None if none has."""
+    longest_text = max(lengths)
     for size in _SIZES:
-        if tokens <= size and texts <= size // _TOKENS_PER_TEXT:
-            return size
+        longest = next((limit for limit in _LONGEST if longest_text <= limit), size)
+        most_texts = _SHORT_TEXTS if longest == _LONGEST[0] else _LONG_TEXTS
+        texts = min(size // _TOKENS_PER_TEXT, most_texts)
+        if tokens <= size and len(lengths) <= texts:
+            if size > _SHORT and tokens < _NEARLY_FULL * size:
+                return None
+            return _Shape(size, texts, min(longest, size))
     return None
 
 

@@ -30,6 +30,9 @@ from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.weights import load_head, read_backbone
 from unified_embeddings.types import HeadName, IntArray, Role
 
+_LEAST_NORM = 1e-12
+"""The smallest norm divided by, as in `heads.normalise`."""
+
 
 class TorchEngine:
     """A backbone with BGE-M3's heads on one device; see `Engine`.
@@ -126,7 +129,12 @@ class TorchEngine:
     def _compute_heads(
         self, hidden: Hidden, lengths: list[int], heads: frozenset[HeadName]
     ) -> dict[str, torch.Tensor]:
-        """Pool, and apply the requested heads: float32 (n, d), (T,) and (T, d)."""
+        """Pool, and apply the requested heads.
+
+        Returns:
+            "dense" (n, d), "sparse" (T,) and "colbert" (T, d) as requested, and "norms" (T,) if the
+            rows of "colbert" are scaled to unit length. All float32.
+        """
         results = {}
         if "dense" in heads:
             results["dense"] = self._pool(hidden, lengths)
@@ -134,6 +142,11 @@ class TorchEngine:
             results["sparse"] = torch.relu(self._sparse_head(hidden.states)).squeeze(-1)
         if "colbert" in heads and self._colbert_head is not None:
             results["colbert"] = self._colbert_head(hidden.states)
+            if self._gpu_passes is not None:
+                # On the GPU this takes no time; on the CPU it would take longer than the pass.
+                norms = torch.linalg.vector_norm(results["colbert"], dim=-1, keepdim=True)
+                results["colbert"] /= norms.clamp_min(_LEAST_NORM)
+                results["norms"] = norms.squeeze(-1)
         return results
 
     def _pool(self, hidden: Hidden, lengths: list[int]) -> torch.Tensor:
@@ -156,4 +169,9 @@ def _split_texts(copies: HostCopies, lengths: list[int]) -> RawHeads:
         token_weights = np.split(arrays["sparse"], starts)
     if "colbert" in arrays:
         token_vectors = [rows[1:] for rows in np.split(arrays["colbert"], starts)]
-    return RawHeads(pooled=pooled, token_weights=token_weights, token_vectors=token_vectors)
+    return RawHeads(
+        pooled=pooled,
+        token_weights=token_weights,
+        token_vectors=token_vectors,
+        token_norms=arrays.get("norms"),
+    )
