@@ -13,6 +13,26 @@ Result = TypeVar("Result")
 
 WINDOW = 1024
 """Texts tokenised ahead of the model: enough to batch by length, little enough to hold."""
+_FIRST_WINDOW = 128
+"""Texts that are tokenised first where the model waits for them on a device of its own."""
+
+
+def split_into_windows(texts: Sequence[Item], *, growing: bool) -> list[Sequence[Item]]:
+    """Return texts in windows of at most `WINDOW`, in order.
+
+    Args:
+        texts: The texts.
+        growing: Whether the first windows are small, each twice the one before. A GPU then starts
+            early, and computes one window while the next is tokenised.
+    """
+    size = _FIRST_WINDOW if growing else WINDOW
+    windows = []
+    start = 0
+    while start < len(texts):
+        windows.append(texts[start : start + size])
+        start += size
+        size = min(2 * size, WINDOW)
+    return windows
 
 
 def work_one_ahead(

@@ -23,7 +23,12 @@ def require_finite(checkpoint: Checkpoint, raw: RawHeads, runtime: Runtime) -> N
     Raises:
         ModelLoadError: If there are some.
     """
-    arrays = [*(raw.token_weights or ()), *(raw.token_vectors or ())]
+    arrays = [*(raw.token_weights or ())]
+    # The length of a row with NaN or infinity is one of the two.
+    if raw.token_norms is not None:
+        arrays.append(raw.token_norms)
+    else:
+        arrays += raw.token_vectors or ()
     arrays += [vector.values for vector in raw.sparse or ()]
     if raw.pooled is not None:
         arrays.append(raw.pooled)
@@ -69,5 +74,8 @@ def finish_vectors(
         if raw.sparse is not None:
             vectors["sparse"] = raw.sparse[i]
         if raw.token_vectors is not None:
-            vectors["colbert"] = arithmetic.normalise(raw.token_vectors[i])
+            rows = raw.token_vectors[i]
+            # A copy, since the rows are part of the whole batch's memory.
+            is_unit = raw.token_norms is not None
+            vectors["colbert"] = rows.copy() if is_unit else arithmetic.normalise(rows)
         yield vectors

@@ -17,10 +17,15 @@ from typing import Literal
 
 from unified_embeddings.cache.embedding_cache import EmbeddingCache
 from unified_embeddings.cache.keys import key_for
-from unified_embeddings.embedders.batching import WINDOW, group_into_batches, work_one_ahead
+from unified_embeddings.embedders.batching import (
+    group_into_batches,
+    split_into_windows,
+    work_one_ahead,
+)
 from unified_embeddings.embedders.cached import CachedTextEmbedder, Vectors
 from unified_embeddings.embedders.finishing import finish_vectors, require_finite
 from unified_embeddings.embedders.lazy import LazyModel, LocalModel
+from unified_embeddings.embedders.passes import Batch, run_passes
 from unified_embeddings.embedders.tokenization import Tokenised, Tokenizer
 from unified_embeddings.embedders.values import EmbedderStats, Piece, TextLength
 from unified_embeddings.engines import registry
@@ -259,34 +264,41 @@ class ModelEmbedder(LazyModel, CachedTextEmbedder):
         self, texts: Sequence[Text], role: Role, heads: frozenset[HeadName]
     ) -> Iterator[tuple[Text, Vectors]]:
         tokenizer, engine = self._load()
+        batches = self._make_batches(texts, role, tokenizer, engine)
+        for batch, raw, seconds in run_passes(engine, batches, heads, role):
+            require_finite(self.checkpoint, raw, self.runtime)
+            lengths = [len(ids) for ids in batch.token_ids]
+            self._counters.add_pass(lengths, seconds, self._batch_tokens)
+            vectors = finish_vectors(
+                raw,
+                batch.token_ids,
+                tokenizer.special_ids,
+                normalise=self.spec.normalise,
+                sum_repeats=_sums_repeats(self.spec, role),
+            )
+            yield from zip(batch.texts, vectors, strict=True)
+
+    def _make_batches(
+        self, texts: Sequence[Text], role: Role, tokenizer: Tokenizer, engine: Engine
+    ) -> Iterator[Batch]:
+        """Tokenise texts and yield them in batches for one forward pass each."""
         prefix = self.spec.prefix(role)
 
         def tokenise(window: Sequence[Text]) -> list[Tokenised]:
             return tokenizer.tokenise_mixed(window, prefix)
 
-        windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
+        # Padded batches want many texts to choose from.
+        growing = engine.runtime.device != "cpu" and not engine.padded
+        windows = split_into_windows(texts, growing=growing)
         for window, tokenised in work_one_ahead(tokenise, windows):
             truncated = sum(text.truncated for text in tokenised)
             self._count_tokenised(len(window), truncated)
-            for batch in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
-                token_ids = [tokenised[position].ids for position in batch]
+            for places in group_into_batches(tokenised, self._batch_tokens, padded=engine.padded):
                 self._counters.add(batches=1)
-                begun = time.perf_counter()
-                raw = engine.run(token_ids, heads, role)
-                seconds = time.perf_counter() - begun
-                require_finite(self.checkpoint, raw, self.runtime)
-                self._counters.add_pass(
-                    [len(ids) for ids in token_ids], seconds, self._batch_tokens
+                yield Batch(
+                    texts=[window[place] for place in places],
+                    token_ids=[tokenised[place].ids for place in places],
                 )
-                vectors = finish_vectors(
-                    raw,
-                    token_ids,
-                    tokenizer.special_ids,
-                    normalise=self.spec.normalise,
-                    sum_repeats=_sums_repeats(self.spec, role),
-                )
-                for position, text_vectors in zip(batch, vectors, strict=True):
-                    yield window[position], text_vectors
 
     # --- loading --------------------------------------------------------------------------------
 

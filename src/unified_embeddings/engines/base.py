@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.types import FloatArray, HeadName, IntArray, Role, SparseVector
@@ -44,12 +44,15 @@ class RawHeads:
         token_weights: Outputs of the sparse head after ReLU, n arrays float32 (t_i,).
         token_vectors: Outputs of the ColBERT head, n arrays float32 (t_i - 1, d), not normalised:
             all tokens but the leading special one.
+        token_norms: Lengths that all rows of `token_vectors` had, leading tokens included, float32
+            (sum of t_i,), where the engine has scaled the rows to unit length; else None.
         sparse: Finished sparse vectors, n of them, from a model without a weight for each token.
     """
 
     pooled: FloatArray | None = None
     token_weights: list[FloatArray] | None = None
     token_vectors: list[FloatArray] | None = None
+    token_norms: FloatArray | None = None
     sparse: list[SparseVector] | None = None
 
 
@@ -80,6 +83,21 @@ class Engine(Protocol):
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield the address and the size in bytes of each region of weights in this process."""
+        ...
+
+
+@runtime_checkable
+class PipelinedEngine(Engine, Protocol):
+    """An engine on a device that computes by itself, so that passes can be started ahead."""
+
+    def start(
+        self, batch: Sequence[IntArray], heads: frozenset[HeadName], role: Role = "document"
+    ) -> Callable[[], RawHeads]:
+        """Start one forward pass; see `Engine.run`.
+
+        Returns:
+            A function that waits for the pass and returns its outputs.
+        """
         ...
 
 

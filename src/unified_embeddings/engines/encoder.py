@@ -85,7 +85,10 @@ class Encoder:
             self._layers.append(_Layer(backbone, prefix, dtype, device))
             backbone.release_pages(prefix)
         head_dim = backbone.width // backbone.heads
-        self._attention_for = _choose_attention(dtype, device, head_dim)
+        self.varlen_kernel = _find_varlen_kernel(dtype, device, head_dim)
+        self._attention_for = attention_by_length
+        if self.varlen_kernel is not None:
+            self._attention_for = functools.partial(attention_varlen, self.varlen_kernel, device)
 
     def __call__(
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
@@ -100,11 +103,16 @@ class Encoder:
         Returns:
             Hidden states (T, d) in the encoder's dtype.
         """
+        return self.compute(token_ids, positions, self._attention_for(lengths))
+
+    def compute(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention
+    ) -> torch.Tensor:
+        """Run one forward pass with the attention of its caller; see `__call__`."""
         token_rows = embedding(token_ids, self._token_table).float()
         position_rows = embedding(positions, self._position_table).float()
         hidden = self._norm(token_rows + position_rows + self._type_table[0].float())
         hidden = hidden.to(self._dtype)
-        attend = self._attention_for(lengths)
         for layer in self._layers:
             inputs = layer.attention_inputs(hidden).view(len(token_ids), 3, self._heads, -1)
             query, key, value = inputs.unbind(1)
@@ -196,21 +204,18 @@ class _Norm:
         return layer_norm(x, self._weight.shape, self._weight, self._bias, self._epsilon)
 
 
-def _choose_attention(
+def _find_varlen_kernel(
     dtype: torch.dtype, device: torch.device, head_dim: int
-) -> Callable[[Sequence[int]], Attention]:
-    """Return a function from the lengths of a batch's texts to attention within each text.
-
-    It is flash attention if this GPU and this version of PyTorch have it.
-    """
-    if _has_varlen(dtype, device, head_dim):
-        try:
-            # Imported only here, because it takes two seconds.
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError:  # before torch 2.10
-            return attention_by_length
-        return functools.partial(attention_varlen, cast("VarlenKernel", varlen_attn), device)
-    return attention_by_length
+) -> VarlenKernel | None:
+    """Return flash attention if this GPU and this version of PyTorch have it, or else None."""
+    if not _has_varlen(dtype, device, head_dim):
+        return None
+    try:
+        # Imported only here, because it takes two seconds.
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    return cast("VarlenKernel", varlen_attn)
 
 
 def _has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
@@ -237,7 +242,17 @@ def attention_varlen(
         lengths: Tokens of each text, in order; they sum to T.
     """
     ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
-    longest = max(lengths)
+    return attention_between(kernel, ends, max(lengths))
+
+
+def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) -> Attention:
+    """Return attention within each text, by where the texts end.
+
+    Args:
+        kernel: PyTorch's `varlen_attn`, or one like it.
+        ends: 0 and the end of each text, int32 (n + 1,), on the batch's device.
+        longest: Tokens of the longest text, at least.
+    """
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return kernel(query, key, value, ends, ends, longest, longest)

@@ -11,20 +11,27 @@ text's vectors do not depend on the other texts in its batch.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unified_embeddings.engines.base import RawHeads, Runtime
 from unified_embeddings.engines.encoder import Encoder
-from unified_embeddings.engines.torch_device import DTYPES, host_weights, plan_torch
+from unified_embeddings.engines.gpu_passes import GpuPasses, Hidden
+from unified_embeddings.engines.torch_device import DTYPES, HostCopies, host_weights, plan_torch
 from unified_embeddings.models.architecture import packing_problem, position_ids
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.files import COLBERT_HEAD, SPARSE_HEAD
 from unified_embeddings.models.weights import load_head, read_backbone
-from unified_embeddings.types import FloatArray, HeadName, IntArray, Role
+from unified_embeddings.types import HeadName, IntArray, Role
+
+_LEAST_NORM = 1e-12
+"""The smallest norm divided by, as in `heads.normalise`."""
 
 
 class TorchEngine:
@@ -61,6 +68,11 @@ class TorchEngine:
             self._sparse_head = load_head(checkpoint, SPARSE_HEAD, rows=1).to(self._device)
         if "colbert" in checkpoint.spec.heads:
             self._colbert_head = load_head(checkpoint, COLBERT_HEAD).to(self._device)
+        self._gpu_passes: GpuPasses | None = None
+        if self._encoder.varlen_kernel is not None:
+            self._gpu_passes = GpuPasses(
+                self._encoder, self._encoder.varlen_kernel, self._device, checkpoint.pad_id
+            )
         # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
 
@@ -74,55 +86,92 @@ class TorchEngine:
         return plan_torch("torch", precision, device)
 
     def run(
+        self, batch: Sequence[IntArray], heads: frozenset[HeadName], role: Role = "document"
+    ) -> RawHeads:
+        """Run one forward pass over the packed batch; see `Engine.run`."""
+        return self.start(batch, heads, role)()
+
+    def start(
         self,
         batch: Sequence[IntArray],
         heads: frozenset[HeadName],
         role: Role = "document",  # noqa: ARG002 — one set of weights for both
-    ) -> RawHeads:
-        """Run one forward pass over the packed batch; see `Engine.run`."""
+    ) -> Callable[[], RawHeads]:
+        """Start one forward pass; see `PipelinedEngine.start`. On a CPU it is done on return."""
         lengths = [len(token_ids) for token_ids in batch]
-        token_ids = np.concatenate(batch).astype(np.int64)
+        token_ids = np.concatenate(batch)
         positions = np.concatenate([position_ids(ids, self._checkpoint) for ids in batch])
         with self._lock, torch.inference_mode():
-            hidden = self._encoder(
-                torch.from_numpy(token_ids).to(self._device),
-                torch.from_numpy(positions).to(self._device),
-                lengths,
-            )
-            # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32 this
-            # is not a copy.
-            hidden = hidden.float()
-            return self._compute_heads(hidden, lengths, heads)
+            hidden = self._compute_hidden(token_ids, positions, lengths)
+            copies = HostCopies(self._compute_heads(hidden, lengths, heads))
+        return functools.partial(_split_texts, copies, lengths)
 
     def weights(self) -> Iterator[tuple[int, int]]:
         """Yield the regions of weights in this process's memory; see `Engine.weights`."""
         yield from self._encoder.weights()
         yield from host_weights(self._sparse_head, self._colbert_head)
 
-    def _compute_heads(
-        self, hidden: torch.Tensor, lengths: list[int], heads: frozenset[HeadName]
-    ) -> RawHeads:
-        """Pool and apply the requested heads to hidden states, float32 (T, d)."""
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        pooled = token_weights = token_vectors = None
-        if "dense" in heads:
-            pooled = self._pool(hidden, lengths, starts)
-        if "sparse" in heads and self._sparse_head is not None:
-            weights = torch.relu(self._sparse_head(hidden)).squeeze(-1).cpu().numpy()
-            token_weights = np.split(weights, starts[1:])
-        if "colbert" in heads and self._colbert_head is not None:
-            vectors = self._colbert_head(hidden).cpu().numpy()
-            token_vectors = [rows[1:] for rows in np.split(vectors, starts[1:])]
-        return RawHeads(pooled=pooled, token_weights=token_weights, token_vectors=token_vectors)
+    def _compute_hidden(
+        self, token_ids: IntArray, positions: NDArray[np.int64], lengths: list[int]
+    ) -> Hidden:
+        if self._gpu_passes is not None:
+            return self._gpu_passes.run(token_ids, positions, lengths)
+        states = self._encoder(
+            torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
+            torch.from_numpy(positions).to(self._device),
+            lengths,
+        )
+        starts = torch.tensor([0, *itertools.accumulate(lengths[:-1])], device=self._device)
+        # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32 this
+        # is not a copy.
+        return Hidden(states.float(), starts)
 
-    def _pool(
-        self,
-        hidden: torch.Tensor,
-        lengths: list[int],
-        starts: np.ndarray[tuple[int], np.dtype[np.int64]],
-    ) -> FloatArray:
+    def _compute_heads(
+        self, hidden: Hidden, lengths: list[int], heads: frozenset[HeadName]
+    ) -> dict[str, torch.Tensor]:
+        """Pool, and apply the requested heads.
+
+        Returns:
+            "dense" (n, d), "sparse" (T,) and "colbert" (T, d) as requested, and "norms" (T,) if the
+            rows of "colbert" are scaled to unit length. All float32.
+        """
+        results = {}
+        if "dense" in heads:
+            results["dense"] = self._pool(hidden, lengths)
+        if "sparse" in heads and self._sparse_head is not None:
+            results["sparse"] = torch.relu(self._sparse_head(hidden.states)).squeeze(-1)
+        if "colbert" in heads and self._colbert_head is not None:
+            results["colbert"] = self._colbert_head(hidden.states)
+            if self._gpu_passes is not None:
+                # On the GPU this takes no time; on the CPU it would take longer than the pass.
+                norms = torch.linalg.vector_norm(results["colbert"], dim=-1, keepdim=True)
+                results["colbert"] /= norms.clamp_min(_LEAST_NORM)
+                results["norms"] = norms.squeeze(-1)
+        return results
+
+    def _pool(self, hidden: Hidden, lengths: list[int]) -> torch.Tensor:
         """Return one vector for each text, float32 (n, d)."""
         if self._pooling == "cls":
-            return hidden[torch.from_numpy(starts).to(hidden.device)].cpu().numpy()
-        means = [rows.mean(dim=0) for rows in torch.split(hidden, lengths)]
-        return torch.stack(means).cpu().numpy()
+            return hidden.states.index_select(0, hidden.starts)
+        means = [rows.mean(dim=0) for rows in torch.split(hidden.states, lengths)]
+        return torch.stack(means)
+
+
+def _split_texts(copies: HostCopies, lengths: list[int]) -> RawHeads:
+    """Wait for the outputs of a pass, and return them text by text."""
+    arrays = copies.wait()
+    starts = np.cumsum(lengths)[:-1]
+    pooled = token_weights = token_vectors = None
+    if "dense" in arrays:
+        # A copy, because a vector may be kept for long, and pinned memory is dear.
+        pooled = arrays["dense"].copy()
+    if "sparse" in arrays:
+        token_weights = np.split(arrays["sparse"], starts)
+    if "colbert" in arrays:
+        token_vectors = [rows[1:] for rows in np.split(arrays["colbert"], starts)]
+    return RawHeads(
+        pooled=pooled,
+        token_weights=token_weights,
+        token_vectors=token_vectors,
+        token_norms=arrays.get("norms"),
+    )
