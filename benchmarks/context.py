@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import random
 import shutil
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import psutil
 
-import lite
 import unified_embeddings
 from peers import PEERS, Peer
 from report import Results, Row
@@ -294,9 +294,11 @@ class Bench:
     def _digest(self, peer: Peer) -> str:
         """Return a digest of the checkpoint's place and of the code that makes files from it."""
         digest = hashlib.sha256(str(self.folder.resolve()).encode())
-        sources = [Path(lite.__file__)]
         if peer.is_ours:
             sources = sorted(Path(unified_embeddings.__file__).parent.rglob("*.py"))
+        else:
+            sources = [Path(__file__).with_name(f"{peer.made_by}.py")]
+            digest.update(importlib.metadata.version(peer.library).encode())
         for source in sources:
             digest.update(source.read_bytes())
         return digest.hexdigest()[:12]

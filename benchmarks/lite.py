@@ -18,6 +18,7 @@ _SIZE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16
 _SAMPLE = "the quick brown fox jumps over the lazy dog"
 _HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 _SPM = "sentencepiece.bpe.model"
+_UNCHUNKED = "model_unchunked"
 _UNKNOWN, _CONTROL = 2, 3
 """Types of pieces in SentencePiece's format (sentencepiece_model.proto)."""
 _UNIGRAM = 1
@@ -39,17 +40,22 @@ def prepare(source: Path, target: Path) -> None:
     _write_tokenizer(source, unfinished / _SPM)
     _export(source, unfinished)
     fuse(unfinished / "model.onnx")
+    fuse(unfinished / "model.onnx", attention_chunk=0, basename=_UNCHUNKED)
     unfinished.replace(target)
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the int8 files into `target` from the fp32 files, atomically."""
+    """Write the int8 files into `target` from the fp32 files, atomically.
+
+    Its quantiser is given the graph that it would otherwise make first, in the same process and
+    with another copy of all weights in memory.
+    """
     from bge_m3_lite.quantize import quantize
 
     unfinished = _make_unfinished(source, target)
     shutil.copyfile(source / _SPM, unfinished / _SPM)
     quantize(
-        source / "model_fused.onnx",
+        source / f"{_UNCHUNKED}.onnx",
         unfinished / "model_int8.onnx",
         # Its recipe with few samples. They change values, but neither speed nor memory.
         calibration_texts=[_SAMPLE] * 8,

@@ -29,6 +29,9 @@ COLOURS = {
     "FlagEmbedding": ("#7a7a7a",),
     "sentence-transformers": ("#d98324", "#b5532a"),
     "bge-m3-lite": ("#8c5aa8", "#b48fc8"),
+    "ctranslate2": ("#3f8f4f", "#86bf8f"),
+    "openvino": ("#a83c5a", "#d58aa0"),
+    "llama-cpp-python": ("#8a7a2f",),
 }  # fmt: skip
 
 

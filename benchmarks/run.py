@@ -1,13 +1,16 @@
-"""Compare ours with FlagEmbedding, sentence-transformers and bge-m3-lite on one machine.
+"""Compare ours with other engines of BGE-M3 on one machine.
 
     python benchmarks/run.py                              a full-size BGE-M3 with random weights
     python benchmarks/run.py --model FOLDER               a checkpoint of your own
     python benchmarks/run.py --parts cold,memory          only some parts; the others are kept
     python benchmarks/run.py --engines ours-onnx,flag     engines whose names contain one of these
 
-Every engine gets the same number of threads. The program prints tables, and writes for each part a
-JSON file and a plot into `docs/benchmarks/`, and `README.md`, a page of all parts. A part is
-written as soon as it is done. What cannot run here is a row with the reason.
+The others are FlagEmbedding, sentence-transformers, bge-m3-lite, CTranslate2, OpenVINO and
+llama.cpp. Those that are not installed are rows that say what pip installs; none of them is a
+dependency of this project. Every engine has a process of its own and the same number of threads.
+The program prints tables, and writes for each part a JSON file and a plot into `docs/benchmarks/`,
+and `README.md`, a page of all parts. A part is written as soon as it is done. What cannot run here
+is a row with the reason.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import peers
 import report
 import resident
 import speed
+import speed_bounds
 import speed_report
 from context import QUICK, Bench, Scale
 from report import Results, Row
@@ -57,7 +61,7 @@ class Part:
 
 PARTS = {
     "speed": Part(
-        speed.TITLE, speed.measure, speed_report.tables, speed_report.bounds, speed_report.plot
+        speed.TITLE, speed.measure, speed_report.tables, speed_bounds.bounds, speed_report.plot
     ),
     "cold": Part(
         cold_start.TITLE, cold_start.measure, cold_start.tables, cold_start.bounds, cold_start.plot
@@ -74,7 +78,8 @@ _SIZES = (
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
-    "sentence-transformers", "bge-m3-lite",
+    "sentence-transformers", "bge-m3-lite", "ctranslate2", "openvino", "nncf", "llama-cpp-python",
+    "gguf",
 )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import exactness
 from context import Bench, Workload
+from other_work import OtherWork
 from peers import PEERS, REFERENCE
 from report import Results, Row, percentile, spread
 from workers import GEMM, Answer, UnavailableError, Worker
@@ -37,16 +39,20 @@ def measure(bench: Bench) -> Results:
         bench.all_started(rows) as workers,
     ):
         engines = _Engines(rows, workers)
+        exact = exactness.measure(bench, rows, workers)
         documents = [_Documents(bench, engines, workload) for workload in bench.workloads]
         queries = [_Queries(bench, engines, tokens) for tokens in scale.query_tokens]
         for samples in documents:
             samples.find_batch_sizes()
+        others = []
         for turn in range(scale.rounds):
+            load = OtherWork()
             _measure_limit(gemm, limit)
             for samples in documents:
                 samples.measure_round(turn)
             for questions in queries:
                 questions.measure_round(turn)
+            others.append(load.share())
             bench.say(f"round {turn + 1} of {scale.rounds} done")
     _finish_limit(bench, limit)
     for samples in documents:
@@ -59,6 +65,8 @@ def measure(bench: Bench) -> Results:
         "queries": {"number": scale.queries, "tokens": list(scale.query_tokens)},
         "flop_per_token": bench.flop_per_token,
         "limit": limit,
+        "exactness": exact,
+        "other_work": spread(others),
         "rows": rows,
     }
 
@@ -103,11 +111,13 @@ class _Runs:
             an engine that has no such setting.
         sizes: The batch size of each setting.
         rates: Tokens/s of each round at each setting.
+        cpu: Milliseconds of processor time per token, likewise.
     """
 
     trials: dict[int | None, float]
     sizes: dict[str, int | None]
     rates: dict[str, list[float]]
+    cpu: dict[str, list[float]]
 
     def medians(self) -> dict[str, float]:
         """Return the median rate of each setting that was measured."""
@@ -119,6 +129,7 @@ class _Runs:
         if len(medians) == len(SETTINGS) and medians["default"] > medians["best"]:
             self.sizes["best"] = self.sizes["default"]
             self.rates["best"] = self.rates["default"]
+            self.cpu["best"] = self.cpu["default"]
 
 
 class _Documents:
@@ -150,6 +161,7 @@ class _Documents:
                 trials=trials,
                 sizes={"default": default, "best": best},
                 rates={setting: [] for setting in SETTINGS},
+                cpu={setting: [] for setting in SETTINGS},
             )
             if default is not None:
                 label = self._engines.rows[name]["label"]
@@ -164,7 +176,7 @@ class _Documents:
             if name not in self._runs:
                 continue
             runs = self._runs[name]
-            measured: dict[int | None, float] = {}
+            measured: dict[int | None, tuple[float, float]] = {}
             for setting, size in runs.sizes.items():
                 if self._would_take_too_long(runs, size):
                     continue
@@ -172,8 +184,11 @@ class _Documents:
                     answer = self._engines.ask(name, "documents", texts=texts, batch_size=size)
                     if answer is None:
                         break
-                    measured[size] = tokens / answer["seconds"]
-                runs.rates[setting].append(measured[size])
+                    milliseconds = 1000 * answer["cpu_seconds"] / tokens
+                    measured[size] = tokens / answer["seconds"], milliseconds
+                rate, cpu = measured[size]
+                runs.rates[setting].append(rate)
+                runs.cpu[setting].append(cpu)
 
     def facts(self) -> Results:
         """Return what the documents were."""
@@ -198,6 +213,7 @@ class _Documents:
                     results[setting] |= {
                         "tokens_per_second": spread(rates),
                         "rounds": rates,
+                        "cpu_ms_per_token": spread(runs.cpu[setting]),
                         "share_of_limit": median / top if top else None,
                         "times_reference": _median_ratio(rates, reference_rates.get(setting, [])),
                     }
@@ -250,6 +266,8 @@ class _Queries:
         self._engines = engines
         self._tokens = tokens
         self._milliseconds: dict[str, list[float]] = {name: [] for name in engines.rows}
+        self._cpu: dict[str, list[float]] = {name: [] for name in engines.rows}
+        self._round_medians: dict[str, list[float]] = {name: [] for name in engines.rows}
 
     def measure_round(self, turn: int) -> None:
         """Ask all engines the same new queries: this round's share of all of them."""
@@ -262,6 +280,9 @@ class _Queries:
             answer = self._engines.ask(name, "queries", texts=texts)
             if answer is not None:
                 self._milliseconds[name] += [1000 * seconds for seconds in answer["seconds"]]
+                cpu = [1000 * seconds for seconds in answer["cpu_seconds"]]
+                self._cpu[name] += cpu
+                self._round_medians[name].append(spread(cpu)["median"])
 
     def fill_rows(self) -> None:
         """Add to each engine's row how long it took."""
@@ -273,6 +294,10 @@ class _Queries:
             row.setdefault("queries", {})[str(self._tokens)] = {
                 "p50_ms": percentile(samples, 50),
                 "p99_ms": percentile(samples, 99),
+                "cpu_ms": {
+                    **spread(self._round_medians[name]),
+                    "median": spread(self._cpu[name])["median"],
+                },
                 "number": len(samples),
                 "times_reference": _median_ratio(reference, samples),
             }

@@ -1,17 +1,18 @@
-"""How the part on speed is shown: tables, bounds and plot.
+"""How the part on speed is shown: tables and plot.
 
-What lives here: reading results, as `speed.measure` returned them and its JSON file holds them.
+What lives here: showing results, as `speed.measure` returned them and its JSON file holds them.
+What does not: what is required of them (`speed_bounds`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import exactness
 from report import (
     Axes,
     Results,
     Row,
-    bound,
     colours,
     figure,
     number,
@@ -21,52 +22,25 @@ from report import (
     reasons,
     table,
 )
-
-_BOUND_WORKLOAD = "mixed"
-_BATCH_PEER = "sentence-transformers-bf16"
+from speed_bounds import run_of
 
 
 def tables(results: Results) -> str:
-    """Return the documents of each workload, the limit, the queries, and what is missing."""
+    """Return documents, limit, queries and exactness, and what is missing."""
     rows = results["rows"]
     workloads = results["documents"]
     return paragraphs(
         _documents_text(results),
+        _other_work_text(results),
         *(_documents_table(rows, name, facts) for name, facts in workloads.items()),
         _notes(rows),
         _limit_text(results),
         f"One query at a time, {results['queries']['number']} different ones of each length.",
         _queries_table(results),
+        _queries_cpu(results),
+        exactness.tables(results, rows),
         reasons(rows),
     )
-
-
-def bounds(results: Results) -> list[Row]:
-    """Return what ours must reach. Everyone is taken at their best batch size."""
-    rows = results["rows"]
-    fastest = _fastest_at_documents(rows)
-    documents = _run(fastest, _BOUND_WORKLOAD, "best")
-    rate = _rate(documents)
-    peer_rate = _rate(_run(rows.get(_BATCH_PEER, {}), _BOUND_WORKLOAD, "best"))
-    limit = results["limit"]["bf16"].get("tokens_per_second")
-    times_peer = rate / peer_rate if rate and peer_rate else None
-    percent = 100 * rate / limit if rate and limit else None
-    label = f"documents, {fastest.get('label', 'ours')}"
-    quickest = _fastest_at_queries(rows)
-    query = quickest.get("queries", {}).get("16", {})
-    query_label = f"one 16-token query, {quickest.get('label', 'ours')}"
-    return [
-        bound(
-            f"{label}: times FlagEmbedding at its best",
-            documents.get("times_reference"),
-            20,
-            least=True,
-        ),
-        bound(f"{label}: times sentence-transformers bf16 at its best", times_peer, 2, least=True),
-        bound(f"{label}: % of the bf16 limit", percent, 70, least=True),
-        bound(f"{query_label}: p50 ms", query.get("p50_ms"), 20),
-        bound(f"{query_label}: times FlagEmbedding", query.get("times_reference"), 15, least=True),
-    ]
 
 
 def plot(results: Results, path: Path, title: str) -> None:
@@ -96,7 +70,8 @@ def _documents_text(results: Results) -> str:
         "text to the longest of its batch. They are measured at their default batch size and at "
         f"their best: the fastest of the default and {sizes}, tried once on up to "
         f"{trial['documents']} documents of the same kind; larger sizes are not tried once the "
-        "rate falls. Share and ratio are at the best."
+        "rate falls. Processor time (user and system, all threads), share and ratio are at the "
+        "best."
     )
 
 
@@ -107,6 +82,7 @@ def _documents_table(rows: dict[str, Row], workload: str, facts: Row) -> str:
         "tokens/s (range)",
         "best batch",
         "tokens/s (range)",
+        "CPU ms per token (range)",
         "share of its limit",
         "times FlagEmbedding",
     )
@@ -115,7 +91,7 @@ def _documents_table(rows: dict[str, Row], workload: str, facts: Row) -> str:
     for row in rows.values():
         if workload not in row.get("documents", {}):
             continue
-        default, best = (_run(row, workload, setting) for setting in ("default", "best"))
+        default, best = (run_of(row, workload, setting) for setting in ("default", "best"))
         lines.append(
             (
                 row["label"],
@@ -123,6 +99,7 @@ def _documents_table(rows: dict[str, Row], workload: str, facts: Row) -> str:
                 _rate_range(default),
                 number(best["batch_size"]),
                 _rate_range(best),
+                _cpu_range(best),
                 _percent(best.get("share_of_limit")),
                 number(best.get("times_reference"), 2),
             )
@@ -143,6 +120,18 @@ def _notes(rows: dict[str, Row]) -> str:
     return "\n".join(f"- {row['label']}: {row['note']}" for row in measured)
 
 
+def _queries_cpu(results: Results) -> str:
+    """Return the processor time of the queries; empty for results from before it was measured."""
+    queries = [q for row in results["rows"].values() for q in row.get("queries", {}).values()]
+    if not all("cpu_ms" in query for query in queries):
+        return ""
+    return paragraphs(
+        "The same queries in processor time: user and system, all threads. The median, and the "
+        "range of the rounds' medians.",
+        _cpu_table(results),
+    )
+
+
 def _queries_table(results: Results) -> str:
     lengths = [str(tokens) for tokens in results["queries"]["tokens"]]
     head = [
@@ -159,6 +148,29 @@ def _queries_table(results: Results) -> str:
         cells = [_latency(queries.get(length)) for length in lengths]
         lines.append([row["label"], *cells, number(ratio, 2)])
     return table(head, lines)
+
+
+def _cpu_table(results: Results) -> str:
+    lengths = [str(tokens) for tokens in results["queries"]["tokens"]]
+    head = ["engine", *(f"{length} tokens: CPU ms" for length in lengths)]
+    lines = []
+    for row in results["rows"].values():
+        if "queries" in row:
+            cells = [ranged(row["queries"][length]["cpu_ms"], 1) for length in lengths]
+            lines.append([row["label"], *cells])
+    return table(head, lines)
+
+
+def _other_work_text(results: Results) -> str:
+    """Say how much else ran on the machine; empty for results from before it was measured."""
+    if "other_work" not in results:
+        return ""
+    shares = {name: 100 * share for name, share in results["other_work"].items()}
+    return (
+        f"Other programs took {ranged(shares)}% of all cores during the rounds. They lengthen "
+        "times on the wall clock, and the processor time of engines whose threads spin while they "
+        "wait for each other."
+    )
 
 
 def _limit_text(results: Results) -> str:
@@ -186,6 +198,12 @@ def _rate_range(run: Row) -> str:
     return ranged(run["tokens_per_second"])
 
 
+def _cpu_range(run: Row) -> str:
+    if "cpu_ms_per_token" not in run:
+        return "-"
+    return ranged(run["cpu_ms_per_token"], 2)
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
@@ -194,40 +212,6 @@ def _latency(query: Row | None) -> str:
     if query is None:
         return "-"
     return f"{number(query['p50_ms'], 1)}, {number(query['p99_ms'], 1)}"
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def _run(row: Row, workload: str, setting: str) -> Row:
-    """Return what an engine reached on a workload at a setting; empty if it was not measured."""
-    run: Row = row.get("documents", {}).get(workload, {}).get(setting, {})
-    return run
-
-
-def _rate(run: Row) -> float | None:
-    rate: float | None = run.get("tokens_per_second", {}).get("median")
-    return rate
-
-
-def _ours(rows: dict[str, Row]) -> list[Row]:
-    return [row for row in rows.values() if row["library"] == "unified-embeddings"]
-
-
-def _fastest_at_documents(rows: dict[str, Row]) -> Row:
-    """Return our row with the highest rate on documents; empty if there is none."""
-    measured = [row for row in _ours(rows) if _rate(_run(row, _BOUND_WORKLOAD, "best"))]
-    return max(
-        measured,
-        key=lambda row: _rate(_run(row, _BOUND_WORKLOAD, "best")) or 0.0,
-        default={},
-    )
-
-
-def _fastest_at_queries(rows: dict[str, Row]) -> Row:
-    """Return our row with the fastest 16-token query; empty if there is none."""
-    measured = [row for row in _ours(rows) if "16" in row.get("queries", {})]
-    return min(measured, key=lambda row: float(row["queries"]["16"]["p50_ms"]), default={})
 
 
 # --- plot -----------------------------------------------------------------------------------------
@@ -240,7 +224,7 @@ def _plot_documents(axes: Axes, results: Results, workload: str) -> None:
         name: row for name, row in results["rows"].items() if workload in row.get("documents", {})
     }
     for place, (name, row) in enumerate(measured.items()):
-        default, best = (_run(row, workload, setting) for setting in ("default", "best"))
+        default, best = (run_of(row, workload, setting) for setting in ("default", "best"))
         _plot_bar(axes, place, best, colour[name], alpha=1.0)
         if default["batch_size"] != best["batch_size"]:
             _plot_bar(axes, place + 0.4, default, colour[name], alpha=0.45)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -27,7 +28,7 @@ class Words:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        words = sorted(piece[1:] for piece in tokenizer.get_vocab() if _is_word(piece))
+        words = _words(tokenizer.get_vocab())
         random.Random(0).shuffle(words)
         words = words[:most]
         encodings = tokenizer.encode_batch(words, add_special_tokens=False)
@@ -68,5 +69,11 @@ class Words:
         return [self.text(rng, length) for length in lengths]
 
 
-def _is_word(piece: str) -> bool:
-    return piece.startswith("▁") and piece[1:].isascii() and piece[1:].isalpha()
+def _words(pieces: Collection[str]) -> list[str]:
+    """Return the whole words of a-z, of a vocabulary that marks their beginning or of WordPiece.
+
+    WordPiece marks the pieces that go on with a word, and those that begin one are plain.
+    """
+    marked = sorted(piece[1:] for piece in pieces if piece.startswith("▁"))
+    words = marked or sorted(pieces)
+    return [word for word in words if word.isascii() and word.isalpha()]

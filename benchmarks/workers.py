@@ -128,6 +128,24 @@ class Worker:
 # --- the process itself ---------------------------------------------------------------------------
 
 
+class _Clock:
+    """The time since it was made: of the wall clock, and of the processor.
+
+    The second is the user and system time of all threads of this process, spinning ones included.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        """Return the seconds that have passed."""
+        return time.perf_counter() - self._wall
+
+    def cpu_seconds(self) -> float:
+        """Return the seconds that this process's threads have run, all together."""
+        return time.process_time() - self._cpu
+
+
 class _Commands:
     """The commands of a process: each public method is one, and returns its answer."""
 
@@ -148,19 +166,25 @@ class _Commands:
         return {"seconds": time.perf_counter() - started}
 
     def documents(self, texts: list[str], batch_size: int | None) -> Answer:
-        """Embed documents and return the seconds."""
-        started = time.perf_counter()
+        """Embed documents and return the seconds, of the clock and of the processor."""
+        clock = _Clock()
         self._peer.documents(self._model, texts, batch_size)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": clock.seconds(), "cpu_seconds": clock.cpu_seconds()}
 
     def queries(self, texts: list[str]) -> Answer:
-        """Embed queries one by one and return the seconds of each."""
-        seconds = []
+        """Embed queries one by one and return the seconds of each, as above."""
+        seconds, cpu_seconds = [], []
         for text in texts:
-            started = time.perf_counter()
+            clock = _Clock()
             self._peer.query(self._model, text)
-            seconds.append(time.perf_counter() - started)
-        return {"seconds": seconds}
+            seconds.append(clock.seconds())
+            cpu_seconds.append(clock.cpu_seconds())
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+    def dense(self, texts: list[str], batch_size: int | None) -> Answer:
+        """Embed documents and return their dense vectors."""
+        found = self._peer.dense(self._peer.documents(self._model, texts, batch_size))
+        return {"dense": [[float(number) for number in vector] for vector in found]}
 
     def memory(self, reset: bool = False) -> Answer:
         """Return the resident bytes now, and their maximum since the start or the last reset."""
