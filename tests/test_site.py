@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib.util
 import os
 import re
@@ -112,6 +113,20 @@ def test_search_works_from_the_file_system(built: tuple[Path, str], tmp_path: Pa
     )
     found = re.findall(r'<a href="([^"]+)"[^>]*class="md-search-result__link"', done.stdout)
     assert any("late-interaction.html" in address for address in found), found
+
+
+def test_the_picture_of_the_demo_is_of_this_demo() -> None:
+    from unified_embeddings.cli import demo
+
+    picture = (ROOT / "docs" / "demo.svg").read_text("utf-8")
+    texts = [
+        html.unescape(text).replace("\xa0", " ") for text in re.findall(r">([^<]+)</text", picture)
+    ]
+    shown = "".join(texts)
+    assert demo._QUESTIONS[0] in shown
+    assert re.search(r"Embedded by mini-m3 \(.*tokens/s", shown)
+    assert re.search(r"fused.*score.*dense.*sparse.*passage", shown)
+    assert "url(" not in picture.replace("url(#", "")
 
 
 def test_broken_links_and_lost_pages_fail(tmp_path: Path) -> None:
