@@ -137,7 +137,7 @@ def test_broken_links_and_lost_pages_fail(tmp_path: Path) -> None:
     configuration = tmp_path / "mkdocs.yml"
     configuration.write_text(
         f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {docs}\nplugins: []\nhooks: []\n"
-        "extra_css: []\nnav: [index.md]\n",
+        "extra_css: []\nextra_javascript: []\nnav: [index.md]\n",
         "utf-8",
     )
     done = build(configuration, tmp_path / "site")
