@@ -9,15 +9,20 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from llama_index.core import Settings
 
+from command import environment
 from docs_page import DOCS, read_page, run_command, run_example
 from qdrant_server import running_server
 from query_process import endpoint
+from running_service import RunningService
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.stores import opening
@@ -171,3 +176,71 @@ class TestDeploying:
         built = set(re.findall(r"docker build .*-t ([\w-]+) ", self.PAGE.text))
         started = [line for line in self.PAGE.commands if line.startswith("docker run")]
         assert {line.split()[-1] for line in started} <= built
+
+
+@needs_model
+class TestServing:
+    """The commands that start a service are started; its answers are tests/serving's."""
+
+    def test_every_service_of_the_page_becomes_ready(self, tmp_path: Path, clip: Path) -> None:
+        (tmp_path / "animals").mkdir()
+        (tmp_path / "animals" / "foxes.txt").write_text("Foxes jump over dogs.")
+        lines = [
+            line
+            for line in read_page("serving.md").commands
+            if not line.startswith(("curl ", "pip "))
+        ]
+        started = 0
+        for line in lines:
+            if line.startswith("unified-embeddings serve"):
+                self.ask_until_ready(line, tmp_path, UNIFIED_EMBEDDINGS_IMAGE_MODEL=str(clip))
+                started += 1
+            else:
+                ended = run_command(line, tmp_path)
+                assert ended.code == 0, ended.err
+        assert started == 3
+
+    def test_the_service_for_ollamas_clients_becomes_ready(self, tmp_path: Path) -> None:
+        (line,) = read_page("coming-from.md").commands
+        self.ask_until_ready(line.replace("bge-m3", "mini-m3"), tmp_path)
+
+    def test_the_commands_of_a_client(self, service: RunningService, tmp_path: Path) -> None:
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "fox.txt").write_text("Foxes jump over lazy dogs.")
+        index, search, ping, *_ = read_page("serving-clients.md").commands
+        outs = []
+        for line in (index, search, ping):
+            ended = run_command(line.replace("http://127.0.0.1:8000", service.url), tmp_path)
+            assert ended.code == 0, f"{line}\n{ended.err}"
+            outs.append(ended.out)
+        assert outs[0].startswith("1 files indexed")
+        assert "Foxes jump over lazy dogs." in outs[1]
+
+    @staticmethod
+    def ask_until_ready(line: str, cwd: Path, **variables: str) -> None:
+        """Start a service on a free port, wait for the line that tells its address, and ask it."""
+        words = re.sub(r"--port \d+", "", line).partition("#")[0].split()
+        port = ("--port", "0")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unified_embeddings", *words[1:], *port],
+            cwd=cwd,
+            env=environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        told = []
+        try:
+            for printed in process.stderr:
+                told.append(printed)
+                found = re.search(r"ready at (http://127\.0\.0\.1:\d+)", printed)
+                if found is not None:
+                    with urllib.request.urlopen(f"{found[1]}/ready", timeout=60) as answer:
+                        assert answer.status == 200
+                    return
+            pytest.fail("".join(told))
+        finally:
+            process.kill()
+            process.communicate()

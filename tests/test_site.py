@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import importlib.util
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import tested_blocks
 import unified_embeddings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +115,20 @@ def test_search_works_from_the_file_system(built: tuple[Path, str], tmp_path: Pa
     assert any("late-interaction.html" in address for address in found), found
 
 
+def test_the_picture_of_the_demo_is_of_this_demo() -> None:
+    from unified_embeddings.cli import demo
+
+    picture = (ROOT / "docs" / "demo.svg").read_text("utf-8")
+    texts = [
+        html.unescape(text).replace("\xa0", " ") for text in re.findall(r">([^<]+)</text", picture)
+    ]
+    shown = "".join(texts)
+    assert demo._QUESTIONS[0] in shown
+    assert re.search(r"Embedded by mini-m3 \(.*tokens/s", shown)
+    assert re.search(r"fused.*score.*dense.*sparse.*passage", shown)
+    assert "url(" not in picture.replace("url(#", "")
+
+
 def test_broken_links_and_lost_pages_fail(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -120,7 +137,7 @@ def test_broken_links_and_lost_pages_fail(tmp_path: Path) -> None:
     configuration = tmp_path / "mkdocs.yml"
     configuration.write_text(
         f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {docs}\nplugins: []\nhooks: []\n"
-        "extra_css: []\nnav: [index.md]\n",
+        "extra_css: []\nextra_javascript: []\nnav: [index.md]\n",
         "utf-8",
     )
     done = build(configuration, tmp_path / "site")
@@ -130,3 +147,63 @@ def test_broken_links_and_lost_pages_fail(tmp_path: Path) -> None:
     assert "'#nowhere'" in told
     assert 'not included in the "nav"' in told
     assert "b.md" in told
+
+
+class TestChecks:
+    """What fails the build beyond links: shown on pages and modules made for it."""
+
+    ENTRY = tested_blocks.Entry("tests/test_site.py", examples=1, commands=1)
+
+    def find(self, text: str, entry: tested_blocks.Entry = ENTRY) -> list[str]:
+        blocks = tested_blocks.read_blocks(text)
+        return tested_blocks._compare("test_site.md", blocks, entry)  # this file has the name
+
+    def test_a_page_as_its_entry_says_is_no_problem(self) -> None:
+        page = "```python\nrrf\n```\n\n```sh\nls \\\n  -l\n# a note\n```\n\n```text\nno\n```\n"
+        assert self.find(page) == []
+
+    def test_a_block_more_is_one(self) -> None:
+        page = "```python\nrrf\n```\n\n- item\n\n  ```python\n  more\n  ```\n\n```sh\nls\n```\n"
+        (problem,) = self.find(page)
+        assert "has 2 Python blocks, docs_blocks.toml says 1" in problem
+
+    def test_a_command_more_is_one(self) -> None:
+        (problem,) = self.find("```python\nrrf\n```\n```bash\nls\nrm -r .\n```\n")
+        assert "has 2 commands, docs_blocks.toml says 1" in problem
+
+    def test_what_is_not_run_has_a_reason_and_exists(self) -> None:
+        entry = dataclasses.replace(self.ENTRY, not_run={"ls": "slow", "cat": "needs a server"})
+        first, second = self.find("```python\nrrf\n```\n```sh\nls\n```\n", entry)
+        assert "gives no reason for 'ls'" in first
+        assert "has no 'cat'" in second
+
+    def test_a_test_that_does_not_read_the_page_is_one(self) -> None:
+        entry = tested_blocks.Entry("tests/test_fusion.py")
+        (problem,) = self.find("", entry)
+        assert "tests/test_fusion.py does not read" in problem
+
+    def test_the_pages_and_the_table_agree(self) -> None:
+        assert tested_blocks.find_problems() == []
+
+    def test_a_name_or_method_without_a_docstring_is_one(self) -> None:
+        griffe = pytest.importorskip("griffe")
+        site_pages = pytest.importorskip("site_pages")
+        code = "class Box:\n  def open(self): ...\n  def _hidden(self): ...\n  @property\n"
+        code += '  def size(self):\n    """Return it."""\n'
+        with griffe.temporary_visited_module(code, module_name="unified_embeddings") as module:
+            problems = site_pages._without_docstring(module["Box"])
+        assert [problem.partition(" has")[0].split(".")[-1] for problem in problems] == [
+            "Box",
+            "open",
+        ]
+
+    def test_a_public_name_without_an_entry_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        site_pages = pytest.importorskip("site_pages")
+        entries = site_pages.reference_entries()
+        del entries["rrf"]
+        del entries["embedders.fake.FakeEmbedder"]
+        monkeypatch.setattr(site_pages, "reference_entries", lambda: entries)
+        problems = site_pages.find_gaps()
+        assert any("no entry for unified_embeddings.rrf" in problem for problem in problems)
+        assert any("embedders.fake.FakeEmbedder" in problem for problem in problems)
+        assert len(problems) == 2

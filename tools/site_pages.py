@@ -96,8 +96,12 @@ def link_to_pages(text: str) -> str:
     for source, page in PROJECT_PAGES.items():
         text = text.replace(f"]({source})", f"]({Path(page).name})")
     text = text.replace("[docs/adr](docs/adr)", "[Decisions](../adr/index.md)")
-    text = re.sub(r"\]\(docs/([\w-]+\.md)", r"](../\1", text)
-    return re.sub(r"(?<![\w/(])docs/([\w-]+)\.md", r"[\1](../\1.md)", text)
+    text = re.sub(r"\]\(docs/([\w/-]+\.md)", r"](../\1", text)
+    text = re.sub(r"(?<![\w/`\[])docs/([\w-]+)\.md", r"[\1](../\1.md)", text)
+    for path in decision_files():
+        number = int(path.name.partition("-")[0])
+        text = re.sub(rf"(?<!\[)\bADR {number}\b", f"[ADR {number}](../adr/{path.name})", text)
+    return text
 
 
 def _entries_below(navigation: list[Any], title: str) -> list[Any]:
