@@ -31,9 +31,11 @@ _ELSEWHERE = {"migrate plan": ("--model", "--sparse-model")}
 """Options that mean another thing in some command: there, the model to move to."""
 _PROGRAM = "unified-embeddings"
 _SUGGESTION = re.compile(
-    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)(?P<rest>[^`;()\n]*)"
+    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)"
+    r"(?P<rest>[^`,;()\n]*?)(?=\.(?:\s|$)|[`,;()\n]|$)"
 )
-"""A command in a message. What stands in backquotes is named, not suggested."""
+"""A command in a message, to the end of its clause. What stands in backquotes is named, not
+suggested."""
 
 
 def complete_hints(text: str) -> str:
@@ -55,7 +57,7 @@ def complete_hints(text: str) -> str:
             is_other = option in _ELSEWHERE.get(match["command"], ())
             if option in taken and not is_other and not told & taken[option]:
                 more += f" {option} {shlex.quote(value)}"
-        return f"{_PROGRAM} {match['command']}{more}{match['rest']}"
+        return f"{_PROGRAM} {match['command']}{match['rest']}{more}"
 
     return _SUGGESTION.sub(complete, text)
 
