@@ -158,7 +158,7 @@ def test_what_does_not_exist(run: Run, work: Path, xlmr: Path) -> None:
         assert "existing collections: 'theirs', and aliases: 'live'" in ended.err
         ended = run(*command, "theirs", "--path", "nothing", "--model", xlmr)
         assert (ended.code, ended.out) == (1, "")
-        assert "folder nothing does not exist" in ended.err
+        assert "Store nothing: opening failed: there is no such folder" in ended.err
         assert not Path("nothing").exists()
         ended = run(*command, "theirs", "--url", "http://127.0.0.2:9", "--model", xlmr)
         assert (ended.code, ended.out) == (1, "")

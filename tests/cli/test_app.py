@@ -230,17 +230,27 @@ class TestInstalledCommand:
         lines = [line.strip() for line in run("index", "-h").out.splitlines()]
         assert "changed files are" not in lines  # a docstring's line, broken twice
 
-    def test_completion(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("typed", "completed"),
+        [
+            ("sea", ["search"]),
+            ("index --wat", ["--watch"]),
+            ("add-vectors --col", ["--colbert"]),
+            ("index --sparse", ["--sparse-model"]),
+        ],
+    )
+    def test_completion(self, tmp_path: Path, typed: str, completed: list[str]) -> None:
+        words = f"unified-embeddings {typed}"
         ended = subprocess.run(
             [COMMAND],
             env=environment(
                 _UNIFIED_EMBEDDINGS_COMPLETE="complete_bash",
-                COMP_WORDS="unified-embeddings sea",
-                COMP_CWORD="1",
+                COMP_WORDS=words,
+                COMP_CWORD=str(len(words.split()) - 1),
             ),
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert ended.stdout.split() == ["search"]
+        assert ended.stdout.split() == completed
 
     def test_version(self, tmp_path: Path) -> None:
         ended = finish(start("--version", cwd=tmp_path))

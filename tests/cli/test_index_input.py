@@ -127,10 +127,22 @@ def test_no_library_leaves_anything_in_an_empty_home(tmp_path: Path) -> None:
     temporary.mkdir()
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     environment = {**kept, "HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
-    for arguments in (("index", "-"), ("search", "foxes"), ("list",), ("doctor",)):
-        model = ["--model", "mini-m3"] if arguments[0] in ("index", "search") else []
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "ducks.md").write_text("Ducks swim.")
+    model = ("--model", "mini-m3")
+    for arguments in (
+        ("index", "-", *model),
+        ("index", "notes", *model),
+        ("search", "foxes", *model),
+        ("add-vectors", "documents", "--colbert", "pooled", *model),
+        ("list",),
+        ("info", "documents"),
+        ("check", "qdrant_data"),
+        ("doctor",),
+    ):
         subprocess.run(
-            [COMMAND, *arguments, *model],
+            [COMMAND, *arguments],
             cwd=tmp_path, env=environment, input=TEXT, capture_output=True, check=True,
         )  # fmt: skip
     assert [path.name for path in home.iterdir()] == [".cache"]

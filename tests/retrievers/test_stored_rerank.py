@@ -213,7 +213,7 @@ def test_points_without_vectors_are_scored_by_their_texts(
             [score for _, score in ours], [score for _, score in theirs], atol=1e-5
         )
     messages = [record.getMessage() for record in caplog.records]
-    assert any(message.endswith("add-vectors docs --colbert full") for message in messages)
+    assert any(message.endswith("add-vectors docs --colbert full --pool 2") for message in messages)
 
 
 def test_vectors_added_later_are_found_by_a_new_retriever(client: Client) -> None:

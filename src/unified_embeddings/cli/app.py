@@ -44,7 +44,7 @@ from unified_embeddings.cli import (
     stats,
     tune,
 )
-from unified_embeddings.cli.hints import CompletedHints
+from unified_embeddings.cli.hints import CompletedHints, know_commands
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
@@ -88,6 +88,7 @@ migrate.app.command("cutover")(migrate_traffic.cutover)
 migrate.app.command("rollback")(migrate_traffic.rollback)
 migrate.app.command("retire")(migrate_traffic.retire)
 app.add_typer(migrate.app, name="migrate")
+know_commands(app)
 
 
 @app.command(

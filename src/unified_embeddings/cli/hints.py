@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     # Typer's own copy of Click; its classes are not those of the package click.
     from typer.core import TyperCommand, TyperGroup
@@ -31,9 +33,20 @@ _ELSEWHERE = {"migrate plan": ("--model", "--sparse-model")}
 """Options that mean another thing in some command: there, the model to move to."""
 _PROGRAM = "unified-embeddings"
 _SUGGESTION = re.compile(
-    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)(?P<rest>[^`;()\n]*)"
+    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)"
+    r"(?P<rest>[^`,;()\n]*?)(?=\.(?:\s|$)|[`,;()\n]|$)"
 )
-"""A command in a message. What stands in backquotes is named, not suggested."""
+"""A command in a message, to the end of its clause. What stands in backquotes is named, not
+suggested."""
+
+
+_apps: list[typer.Typer] = []
+"""The command whose subcommands are known; it imports this module, and not the other way round."""
+
+
+def know_commands(app: typer.Typer) -> None:
+    """Take the subcommands that messages may suggest."""
+    _apps.append(app)
 
 
 def complete_hints(text: str) -> str:
@@ -55,7 +68,7 @@ def complete_hints(text: str) -> str:
             is_other = option in _ELSEWHERE.get(match["command"], ())
             if option in taken and not is_other and not told & taken[option]:
                 more += f" {option} {shlex.quote(value)}"
-        return f"{_PROGRAM} {match['command']}{more}{match['rest']}"
+        return f"{_PROGRAM} {match['command']}{match['rest']}{more}"
 
     return _SUGGESTION.sub(complete, text)
 
@@ -108,11 +121,9 @@ def _options_of(words: list[str]) -> dict[str, set[str]]:
 
 def _find_command(arguments: list[str]) -> tuple[TyperCommand, list[str]] | None:
     """Return the command that a command line calls, and its arguments; None if there is none."""
-    import typer
-
-    from unified_embeddings.cli.app import app
-
-    command: TyperGroup | TyperCommand = typer.main.get_command(app)  # type: ignore[assignment]
+    if not _apps:
+        return None
+    command: TyperGroup | TyperCommand = typer.main.get_command(_apps[-1])  # type: ignore[assignment]
     rest = list(arguments)
     while hasattr(command, "commands"):
         if not rest or rest[0] not in command.commands:

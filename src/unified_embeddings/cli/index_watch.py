@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -52,6 +52,15 @@ class Watching:
     interval: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+
+class _Done(NamedTuple):
+    """What became of a file, in how many seconds, and together with how many in all."""
+
+    path: str
+    outcome: str
+    seconds: float
+    together: int
 
 
 def watch(folders: FolderWatch, watching: Watching) -> None:
@@ -108,6 +117,8 @@ class _Follower:
         self.is_indexing = False
         self.seconds_of_look = 0.0
         self._problem = ""
+        self._done: list[_Done] = []
+        self._notes: dict[str, str] = {}
 
     def look(self, check: Callable[[], None]) -> None:
         """Index what has changed and is ready.
@@ -133,10 +144,13 @@ class _Follower:
         store = self._watching.open_store()
         try:
             for group in _groups(changes):
+                self._print_done()
                 check()
                 self._index_group(group, store)
         finally:
             store.client.close()
+            # Whoever reads the last line may search at once: the folder is free.
+            self._print_done()
         self._problem = ""
 
     def _index_group(self, group: Changes, store: QdrantVectorStore) -> None:
@@ -156,19 +170,26 @@ class _Follower:
         seconds = self._watching.clock() - begun
         self._folders.done(group)
         told = [(path, outcome) for path, outcome in outcomes if outcome != "unchanged"]
-        for path, outcome in told:
-            self._print(path, outcome, seconds, together=len(told))
-        for path, note in report.notes.items():
-            shared.print_note(f"{path}: {note}")
+        self._done = [_Done(path, outcome, seconds, len(told)) for path, outcome in told]
+        self._notes = report.notes
 
-    def _print(self, path: str, outcome: str, seconds: float, *, together: int) -> None:
+    def _print_done(self) -> None:
+        """Print what became of the last group, once."""
+        for done in self._done:
+            self._print(done)
+        for path, note in self._notes.items():
+            shared.print_note(f"{path}: {note}")
+        self._done, self._notes = [], {}
+
+    def _print(self, done: _Done) -> None:
         """Print a line about one file."""
         if self._watching.as_json:
-            line = {"file": path, "outcome": outcome, "seconds": round(seconds, 3)}
+            line = {"file": done.path, "outcome": done.outcome, "seconds": round(done.seconds, 3)}
             typer.echo(json.dumps(line, ensure_ascii=False))
             return
-        what = f" for {together} files" if together > 1 else ""
-        shared.print_line(shared.printable(f"{path}: {outcome}, {seconds:.2f} s{what}"))
+        line_end = f" for {done.together} files" if done.together > 1 else ""
+        text = f"{done.path}: {done.outcome}, {done.seconds:.2f} s{line_end}"
+        shared.print_line(shared.printable(text))
 
 
 def _groups(changes: Changes) -> Iterator[Changes]:

@@ -29,6 +29,7 @@ from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.pooling import PooledRows
 from unified_embeddings.errors import FingerprintMismatchError, InputError, StoreError
 from unified_embeddings.llama.hybrid_search import HybridSearch
+from unified_embeddings.llama.known_keys import warn_of_unknown_keys
 from unified_embeddings.llama.node_points import PointLayout, SecondPass, build_batches
 from unified_embeddings.llama.queries import (
     CheckedQuery,
@@ -273,7 +274,8 @@ class FingerprintedStore(StoredNodes):
         """Search, as LlamaIndex's own retrievers do; `llama.queries` says what each mode means.
 
         The collection's settings are looked up once, at the first query: its own fusion and
-        calibration among them.
+        calibration among them. Where nothing is found, filters on keys that no passage has are
+        logged, once for each key.
 
         Args:
             query: The query.
@@ -294,7 +296,10 @@ class FingerprintedStore(StoredNodes):
                 return super().query(checked.query, **kwargs)
         self._search.collection.check(checked.mode)
         plan = self._plan(checked, kwargs)
-        return to_result(self._search.search(checked.embed(self._embedder), plan))
+        answer = self._search.search(checked.embed(self._embedder), plan)
+        if not answer.nodes:
+            warn_of_unknown_keys(self, query.filters)
+        return to_result(answer)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Like `query`, but without blocking the event loop."""
@@ -306,7 +311,10 @@ class FingerprintedStore(StoredNodes):
         await self._search.collection.acheck(checked.mode)
         plan = self._plan(checked, kwargs)
         vectors = await self._embedder.in_thread(partial(checked.embed, self._embedder))
-        return to_result(await self._search.asearch(vectors, plan))
+        answer = await self._search.asearch(vectors, plan)
+        if not answer.nodes:
+            await asyncio.to_thread(warn_of_unknown_keys, self, query.filters)
+        return to_result(answer)
 
     def _plan(self, checked: CheckedQuery, options: Mapping[str, Any]) -> SearchPlan:
         """Return what a query is to find; the collection has been looked up."""

@@ -1,12 +1,16 @@
 """Which metadata keys the passages of a collection have.
 
-What lives here: telling what is wrong with a key that none of them has. What does not: what a
-filter on a key means (`filters`).
+What lives here: telling what is wrong with a key that none of them has, and saying so where a
+filter on it finds nothing. What does not: what a filter on a key means (`filters`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -15,10 +19,18 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
-from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+from unified_embeddings.errors import StoreError
 
+if TYPE_CHECKING:
+    from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+
+_LOG = logging.getLogger(__name__)
 _NODES_TO_LOOK_AT = 1000
 _SHOWN_KEYS = 12
+_MOST_TOLD = 1000
+"""Keys that are warned of in one process: they may come from anybody's requests."""
+_told: set[tuple[str, str]] = set()
+"""Collections and keys that were warned of."""
 
 
 def none_of(*filters: MetadataFilter) -> MetadataFilters:
@@ -68,3 +80,32 @@ def describe_unknown_key(store: FingerprintedStore, key: str) -> str | None:
         names = ", ".join(repr(known) for known in sorted(keys)[:_SHOWN_KEYS])
         advice = f"there are {names}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
     return f"no passage has metadata {key!r}; {advice}"
+
+
+def warn_of_unknown_keys(store: FingerprintedStore, filters: MetadataFilters | None) -> None:
+    """Log, once for each, the keys of filters that no passage has.
+
+    Called where nothing was found, since that is all that such a filter finds. A mistyped key gives
+    an empty answer, as a condition that no passage meets does.
+
+    Args:
+        store: Of the collection.
+        filters: What was asked for.
+    """
+    for key in dict.fromkeys(_keys_of(filters)):
+        collection = store.collection_name
+        if (collection, key) in _told or len(_told) >= _MOST_TOLD:
+            continue
+        with contextlib.suppress(StoreError):  # the answer itself is good
+            problem = None if has_key(store, key) else describe_unknown_key(store, key)
+            if problem is not None:
+                _told.add((collection, key))
+                _LOG.warning("A filter on collection %r finds nothing: %s", collection, problem)
+
+
+def _keys_of(filters: MetadataFilters | None) -> Iterator[str]:
+    for each in filters.filters if filters is not None else ():
+        if isinstance(each, MetadataFilters):
+            yield from _keys_of(each)
+        else:
+            yield each.key

@@ -6,6 +6,7 @@ vectors (`questions`), and the search (`llama.hybrid_search`), which the store's
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from functools import partial
 from typing import Literal
@@ -20,6 +21,7 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.llama.filters import translate_filters
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.hybrid_search import SearchAnswer
+from unified_embeddings.llama.known_keys import warn_of_unknown_keys
 from unified_embeddings.llama.stock_arguments import RETRIEVER_ADVICE, Adopt, refuse_unknown
 from unified_embeddings.llama.store_settings import fields_of, open_search
 from unified_embeddings.models.fusion import PLAIN_CANDIDATES, Fusion
@@ -98,7 +100,7 @@ class UnifiedHybridRetriever(Explaining):
             collection's own (`unified-embeddings tune --calibrate`) or the model's,
             `embedder.calibration`.
         filters: LlamaIndex's metadata filters, applied to both rankings; `llama.filters` says what
-            each means.
+            each means. Where nothing is found, a key that no passage has is logged, once.
         adopt: "trust" accepts a collection that does not record which model made it, as one that
             was made with this model. None takes over what the store was opened with.
         callback_manager: LlamaIndex's, passed to BaseRetriever.
@@ -174,6 +176,7 @@ class UnifiedHybridRetriever(Explaining):
         # and deeper reranking is no better (docs/late-interaction.md).
         self._reranked = PLAIN_CANDIDATES if is_auto(candidates) else unchosen.candidates
         self._fields = fields_of(vector_store)
+        self._filters = filters
         self._filter = translate_filters(filters, self._fields)
         self.searches = SearchCounters(mode)
         super().__init__(callback_manager=callback_manager)
@@ -272,6 +275,7 @@ class UnifiedHybridRetriever(Explaining):
         if similarity_top_k is not None:
             retriever._top_k = require_whole_number("similarity_top_k", similarity_top_k)
         if filters is not None:
+            retriever._filters = filters
             retriever._filter = translate_filters(filters, self._fields)
         return retriever
 
@@ -279,14 +283,20 @@ class UnifiedHybridRetriever(Explaining):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         self._search.collection.check(self._mode)
         query = self._embed(query_bundle)
-        return _note_answer(query, self._search.search(query, self._plan()))
+        answer = self._search.search(query, self._plan())
+        if not answer.nodes and isinstance(self._store, FingerprintedStore):
+            warn_of_unknown_keys(self._store, self._filters)
+        return _note_answer(query, answer)
 
     @atimed
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         await self._search.collection.acheck(self._mode)
         # The model can take seconds, so it runs in a worker thread.
         query = await self._embedder.in_thread(partial(self._embed, query_bundle))
-        return _note_answer(query, await self._search.asearch(query, self._plan()))
+        answer = await self._search.asearch(query, self._plan())
+        if not answer.nodes and isinstance(self._store, FingerprintedStore):
+            await asyncio.to_thread(warn_of_unknown_keys, self._store, self._filters)
+        return _note_answer(query, answer)
 
     def _embed(self, bundle: QueryBundle) -> QueryVectors:
         return embed_question(
