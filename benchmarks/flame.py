@@ -72,8 +72,8 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     for panel in panels:
         depth = max(map(len, panel.stacks), default=0)
         bottom = top + _HEAD + depth * _ROW
-        body.append(f'<text x="{_MARGIN}" y="{top + 14}" font-size="13">{html.escape(panel.title)}')
-        body.append("</text>")
+        title = html.escape(panel.title)
+        body.append(f'<text x="{_MARGIN}" y="{top + 14}" font-size="13">{title}</text>')
         body += _boxes(panel.stacks, float(_MARGIN), bottom, _WIDTH / max(panel.stacks.total(), 1))
         top = bottom + _MARGIN
     size = f'width="{_WIDTH + 2 * _MARGIN}" height="{top}"'
@@ -104,7 +104,8 @@ def _boxes(stacks: Counter[Stack], left: float, bottom: float, scale: float) -> 
 
 def _box(name: str, left: float, top: float, width: float) -> str:
     room = int((width - 4) / _CHARACTER)
-    label = html.escape(name if len(name) <= room else name[: max(room - 1, 0)])
+    shown = ".".join(name.split(".")[-2:])  # class and method; the whole name is in the title
+    label = html.escape(shown[: max(room, 0)])
     share = f"{100 * width / _WIDTH:.1f}%"
     return (
         f'<g><title>{html.escape(name)} {share}</title><rect x="{left:.1f}" y="{top:.0f}" '
@@ -120,6 +121,6 @@ def _colour(name: str) -> str:
 
 
 def _name(frame: FrameType) -> str:
-    """Return module and function; the modules of LlamaIndex and others by their last names."""
+    """Return module and function."""
     module = str(frame.f_globals.get("__name__", "?"))
     return f"{module}.{frame.f_code.co_qualname}"

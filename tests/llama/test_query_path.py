@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding, mean_agg
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -35,7 +36,7 @@ OWN_MODULE = "unified_embeddings.llama.text"
 class Heard(BaseEventHandler):
     """Keeps the events that it is told of."""
 
-    events: list[Any] = []
+    events: list[Any] = Field(default_factory=list)
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         del kwargs
@@ -93,22 +94,32 @@ def test_one_query_is_its_own_mean(model: UnifiedTextEmbedding) -> None:
     assert model.get_agg_embedding_from_queries(["a", "b"]) == two
 
 
+@pytest.mark.parametrize("kind", ["", "a"], ids=["sync", "async"])
 @pytest.mark.parametrize("name", ["root", OWN_MODULE, BaseEmbedding.__module__])
-def test_whoever_listens_is_told_as_before(model: UnifiedTextEmbedding, name: str) -> None:
+def test_whoever_listens_is_told_as_before(
+    model: UnifiedTextEmbedding, name: str, kind: str
+) -> None:
+    def ask(text: str) -> list[float]:
+        if kind:
+            return asyncio.run(model.aget_query_embedding(text))
+        return model.get_query_embedding(text)
+
     dispatcher = root_dispatcher if name == "root" else get_dispatcher(name)
-    events, spans = Heard(events=[]), SimpleSpanHandler()
-    model.get_query_embedding("unheard")
+    events, spans = Heard(), SimpleSpanHandler()
+    ask("unheard")
     with handled(dispatcher, events, spans):
-        vector = model.get_query_embedding(QUESTION)
-    model.get_query_embedding("unheard, too")
+        vector = ask(QUESTION)
+    ask("unheard, too")
     ended = [event for event in events.events if isinstance(event, EmbeddingEndEvent)]
     spanned = [span.id_.split("-")[0] for span in spans.completed_spans]
     if name != OWN_MODULE:  # LlamaIndex's events come from its own module
         assert [(event.chunks, event.embeddings) for event in ended] == [([QUESTION], [vector])]
-    public, private = "get_query_embedding", "_get_query_embedding"
+    public = f"{kind}get_query_embedding"
+    # The asynchronous method calls the other one in a thread.
+    private = ["_get_query_embedding", f"_{public}"][: 1 + len(kind)]
     expected = {
-        "root": [private, public],
-        OWN_MODULE: [private],
+        "root": [*private, public],
+        OWN_MODULE: private,
         BaseEmbedding.__module__: [public],
     }
     assert spanned == [f"UnifiedTextEmbedding.{method}" for method in expected[name]]
@@ -132,7 +143,7 @@ def test_a_rate_limiter_and_a_cache_of_llama_index_are_asked() -> None:
     limited.get_query_embedding(QUESTION)
     assert limiter.asked == 1
     cached = UnifiedTextEmbedding(FakeEmbedder(), embeddings_cache=store)
-    with mock.patch.object(SimpleKVStore, "__len__", lambda _: 1, create=True):
+    with mock.patch.object(SimpleKVStore, "__len__", return_value=1, create=True):
         assert cached.get_query_embedding(QUESTION) == [0.5, 0.25]
 
 
@@ -147,9 +158,9 @@ def test_a_method_of_a_subclass_is_called(model: UnifiedTextEmbedding) -> None:
 
 
 def test_a_method_put_in_place_of_ours_or_theirs_is_called(model: UnifiedTextEmbedding) -> None:
-    with mock.patch.object(UnifiedTextEmbedding, "_get_query_embedding", lambda *_: [1.0]):
+    with mock.patch.object(UnifiedTextEmbedding, "_get_query_embedding", return_value=[1.0]):
         assert model.get_query_embedding(QUESTION) == [1.0]
-    with mock.patch.object(BaseEmbedding, "get_query_embedding", lambda *_: [2.0]):
+    with mock.patch.object(BaseEmbedding, "get_query_embedding", return_value=[2.0]):
         assert model.get_query_embedding(QUESTION) == [2.0]
     assert model.get_query_embedding(QUESTION) == stock(model)
 
@@ -206,12 +217,14 @@ def ask_model(embedder: TextEmbedder) -> None:
 @pytest.mark.parametrize(
     ("engine", "call", "most"),
     # With ask_model it was 10 and 12 calls while each query went through LlamaIndex's spans.
-    [("torch", ask_embedder, 6), ("torch", ask_model, 7)]
-    + [("onnx", ask_embedder, 8), ("onnx", ask_model, 9)],
+    [
+        ("torch", ask_embedder, 6),
+        ("torch", ask_model, 7),
+        ("onnx", ask_embedder, 8),
+        ("onnx", ask_model, 9),
+    ],
 )
-def test_the_way_to_the_engine_does_not_grow(
-    xlmr: Path, engine: str, call: Any, most: int
-) -> None:
+def test_the_way_to_the_engine_does_not_grow(xlmr: Path, engine: str, call: Any, most: int) -> None:
     embedder = BGE_M3_Embedder(str(xlmr), engine=engine, device="cpu", precision="fp32")
     embedder.encode_query("loads the model")
     if engine == "torch":
