@@ -73,7 +73,7 @@ def to_sparse(
     starts = is_first.nonzero()[0]
     unique_ids = sorted_ids[starts]
     if sum_repeats:
-        # One after the other, in the text's order: reduceat would add in pairs, and round otherwise.
+        # One after the other, in the text's order: reduceat adds in pairs, and rounds otherwise.
         collapsed_weights = np.zeros(len(unique_ids), dtype=np.float32)
         np.add.at(collapsed_weights, is_first.cumsum() - 1, sorted_weights)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index_instrumentation import get_dispatcher
 
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.factory import make_embedder
@@ -138,10 +138,24 @@ class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
         Raises:
             InputError: If it is not a text.
         """
-        is_own = type(self).__dict__.get("_get_query_embedding") is _QUERY_METHOD
-        if not is_own or is_watched(self, _DISPATCHER):
+        if not self._takes_short_way():
             return super().get_query_embedding(query)
         return to_lists(self._embedder.encode_query(query, dense=True).dense)[0]
+
+    @spans_itself
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Like `get_query_embedding`, but without blocking the event loop."""
+        if not self._takes_short_way():
+            return await super().aget_query_embedding(query)
+        return await self._embedder.in_thread(partial(self.get_query_embedding, query))
+
+    def _takes_short_way(self) -> bool:
+        """Tell whether LlamaIndex's own methods would do nothing but call ours."""
+        methods = type(self).__dict__
+        for name, method in _QUERY_METHODS.items():
+            if methods.get(name) is not method:
+                return False
+        return not is_watched(self, _DISPATCHER)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return to_lists(self._embedder.encode_query(query, dense=True).dense)[0]
@@ -163,8 +177,11 @@ class UnifiedTextEmbedding(WithEmbedder, ValidatedTexts):
 
 
 _DISPATCHER = get_dispatcher(__name__)
-_QUERY_METHOD = UnifiedTextEmbedding.__dict__["_get_query_embedding"]
-"""What the public method shortens. Where a subclass or a test put another, that one is called."""
+_QUERY_METHODS = {
+    name: UnifiedTextEmbedding.__dict__[name]
+    for name in ("_get_query_embedding", "_aget_query_embedding")
+}
+"""What the public methods shorten. Where a subclass or a test put another, that one is called."""
 
 
 class UnifiedSparseEmbedding(BaseSparseEmbedding):

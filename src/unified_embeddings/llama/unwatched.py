@@ -15,17 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.instrumentation import (
-    DISPATCHER_SPAN_DECORATED_ATTR,
-    Dispatcher,
-    NullEventHandler,
-    NullSpanHandler,
-    get_dispatcher,
-)
+from llama_index.core.instrumentation.event_handlers import NullEventHandler
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR, Dispatcher
 
 Method = TypeVar("Method", bound=Callable[..., object])
 
-_NULL_HANDLERS = (NullEventHandler, NullSpanHandler)
+_NULL_HANDLERS = {NullEventHandler, NullSpanHandler}
 _THEIR_METHODS = {
     name: BaseEmbedding.__dict__[name] for name in ("get_query_embedding", "aget_query_embedding")
 }
@@ -70,7 +67,7 @@ def _has_handlers(dispatcher: Dispatcher) -> bool:
 
 
 def _tells_somebody(handlers: Sequence[object]) -> bool:
-    return any(type(handler) not in _NULL_HANDLERS for handler in handlers)
+    return not _NULL_HANDLERS.issuperset(map(type, handlers))
 
 
 _DISPATCHER = get_dispatcher(BaseEmbedding.__module__)
