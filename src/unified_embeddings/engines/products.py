@@ -20,7 +20,6 @@ from unified_embeddings.engines import product_choice
 from unified_embeddings.engines.product_choice import NEVER
 from unified_embeddings.models.weights import Backbone
 
-
 _TRIED_LAYER = "encoder.layer.0.attention.output.dense"
 """The smallest product of a layer, so that trying it costs little."""
 

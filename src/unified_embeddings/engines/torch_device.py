@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from unified_embeddings.engines.base import Runtime
+from unified_embeddings.engines.processors import processor_kind
 from unified_embeddings.errors import InputError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import IntArray
@@ -44,10 +45,11 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
         return Runtime(engine=engine, device=device, precision=precision, reason="as asked")
     if device_type != "cpu":
         precision, reason = "fp16", f"{device_type} computes in half precision"
-    elif cpu().has_amx_bf16:
-        precision, reason = "bf16", "the CPU has amx_bf16 matrix units"
     else:
-        precision, reason = "fp32", "the CPU has no amx_bf16, without which bf16 is slower"
+        precision = processor_kind(cpu()).precision
+        reason = "the CPU has no amx_bf16, without which bf16 is slower"
+        if precision == "bf16":
+            reason = "the CPU has amx_bf16 matrix units"
     return Runtime(engine=engine, device=device, precision=precision, reason=reason)
 
 
