@@ -16,7 +16,9 @@ from typing import Any
 
 _VERBOSE = "ONEDNN_VERBOSE"
 _ISA = re.compile(r"cpu,isa:([^\n]*)")
-_MATMUL = re.compile(r"exec,cpu,(?:matmul|inner_product),([^,]+),.*,(\d+)x\d+:\d+x\d+")
+_PRODUCT = re.compile(r"exec,cpu,(?:matmul|inner_product),([^,]+),.*,(?:mb)?(\d+)(?:ic|x)\d+")
+_LIBRARY = re.compile(r"MKL|oneDNN|OpenMP|OpenBLAS|ACL")
+_MAX_LINE = 200
 _TRIED_ROWS = (16, 512)
 
 
@@ -31,7 +33,7 @@ def describe() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(last)
     verbose = "\n".join(told)
     isa = _ISA.search(verbose)
-    kernels = {f"{rows} rows": name for name, rows in _MATMUL.findall(verbose)}
+    kernels = {f"{rows} rows": name for name, rows in _PRODUCT.findall(verbose)}
     found["torch"]["onednn_isa"] = isa.group(1) if isa else None
     found["torch"]["onednn_fp32_kernels"] = kernels
     return found
@@ -55,9 +57,10 @@ def _torch() -> dict[str, Any]:
 
     from unified_embeddings.engines.products import OneDnnProduct, has_onednn
 
+    lines = [line.strip(" -") for line in torch.__config__.show().splitlines()]
     found: dict[str, Any] = {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "build": [line.strip(" -") for line in torch.__config__.show().splitlines() if "v" in line],
+        "libraries": [line for line in lines if _LIBRARY.search(line) and len(line) < _MAX_LINE],
         "has_onednn_fp32": has_onednn(torch.float32),
         "has_onednn_bf16": has_onednn(torch.bfloat16),
     }
@@ -69,17 +72,18 @@ def _torch() -> dict[str, Any]:
 
 
 def _onnxruntime() -> dict[str, Any] | None:
+    """Return None if it is not installed. It does not tell its kernels; see docs/kernels.md."""
+    from unified_embeddings.system.hardware import cpu, no_telemetry
+
     try:
-        from unified_embeddings.engines.onnx_session import onnxruntime, session_options
+        with no_telemetry():
+            import onnxruntime
     except ImportError:
         return None
-    options = session_options()
-    entry = "session.x64quantprecision"
+
     return {
         "build": onnxruntime.get_build_info(),
-        "exact_unsigned_int8": options.has_session_config_entry(entry)
-        if hasattr(options, "has_session_config_entry")
-        else None,
+        "int8_weights": "signed" if cpu().has_int8_products else "unsigned",
     }
 
 

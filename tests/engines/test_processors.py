@@ -20,7 +20,8 @@ AVX512 = (*AVX2, "avx512f")
 ARM = ("asimd",)
 ROWS = {
     "x86 with AMX": ((*AVX512, "avx512_vnni", "amx_bf16", "amx_int8"), "torch", "bf16"),
-    "x86 with AVX-512 VNNI": ((*AVX512, "avx512_vnni", "avx512_bf16"), "torch", "fp32"),
+    "x86 with AVX-512 VNNI and bf16": ((*AVX512, "avx512_vnni", "avx512_bf16"), "torch", "fp32"),
+    "x86 with AVX-512 VNNI": ((*AVX512, "avx512_vnni"), "torch", "fp32"),
     "x86 with AVX-512, no VNNI": (AVX512, "torch", "fp32"),
     "x86 with AVX-VNNI, no AVX-512": ((*AVX2, "avx_vnni"), "onnx", "fp32"),
     "x86 with AVX2": (AVX2, "onnx", "fp32"),
@@ -99,6 +100,7 @@ def test_every_row_says_what_it_rests_on() -> None:
         assert kind.basis in ("measured", "expected")
         assert kind.int8_basis in ("measured", "expected")
         assert kind.reason.strip()
+        assert kind.precision_reason.strip()
         assert kind.int8.strip()
 
 

@@ -20,7 +20,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def plan_torch(engine: str, precision: str, device: str) -> Runtime:
     """Decide device and precision for an engine on torch.
 
-    bf16 pays on a CPU only with AMX; without it, bf16 can be 100 times slower than fp32. fp16 on a
+    What a CPU takes is in `processors`: without instructions for it, bf16 can be 100 times slower
+    than fp32. fp16 on a
     CPU is 6 to 9 times slower and rounds, so it is refused. On a GPU fp16 is the default: BGE-M3 is
     published in it, and it keeps three bits more than bf16.
 
@@ -46,10 +47,8 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
     if device_type != "cpu":
         precision, reason = "fp16", f"{device_type} computes in half precision"
     else:
-        precision = processor_kind(cpu()).precision
-        reason = "the CPU has no amx_bf16, without which bf16 is slower"
-        if precision == "bf16":
-            reason = "the CPU has amx_bf16 matrix units"
+        kind = processor_kind(cpu())
+        precision, reason = kind.precision, kind.precision_reason
     return Runtime(engine=engine, device=device, precision=precision, reason=reason)
 
 
