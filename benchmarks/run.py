@@ -11,6 +11,10 @@ dependency of this project. Every engine has a process of its own and the same n
 The program prints tables, and writes for each part a JSON file and a plot into `docs/benchmarks/`,
 and `README.md`, a page of all parts. A part is written as soon as it is done. What cannot run here
 is a row with the reason.
+
+`machine.json` in the same folder is the whole run in one file: the processor's flags, the versions,
+the kernels that the libraries take, what `auto` chooses, and all results. It is what is sent in
+from a machine of another kind (docs/kernels.md), and names no user, host or folder.
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ from typing import Any
 
 import cold_start
 import growth
+import kernels
 import machine
 import peers
+import record
 import report
 import resident
 import speed
@@ -111,9 +117,11 @@ def main(arguments: list[str] | None = None) -> None:
         weights=options.model.name if options.model else "random, full size (568M)",
     )
     options.out.mkdir(parents=True, exist_ok=True)
+    found_kernels = kernels.describe()
     for name in options.parts:
         print(f"{PARTS[name].title} ...", flush=True)
         _run_part(name, bench, about, options.out)
+        record.write(options.out, about, found_kernels, report.read(options.out, PARTS))
 
 
 def _require_readable_results(out: Path, parts: list[str]) -> None:

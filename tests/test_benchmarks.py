@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 import peers
 import points
+import record
 import report
 import resident
 import retrieval
@@ -32,6 +33,8 @@ from bm25 import Bm25
 from context import QUICK, Bench
 from peers import PEERS
 from texts import Words
+from unified_embeddings.engines.processors import processor_kind
+from unified_embeddings.system.hardware import cpu
 from workers import UnavailableError, Worker
 
 TORCH, ONNX, FLAG = "ours-torch-fp32", "ours-onnx-fp32", "FlagEmbedding-fp32"
@@ -65,6 +68,66 @@ def test_every_part_writes_its_numbers_and_a_plot(measured: Path) -> None:
         assert {TORCH, ONNX} <= set(rows)
         assert [row["reason"] for row in rows.values()] == [None] * len(rows)
         assert (measured / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_one_file_that_can_be_sent_in(
+    measured: Path, xlmr: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = part(measured, "machine")
+    assert record.problems(content) == []
+    assert list(content["parts"]) == ["speed", "cold", "memory", "growth"]
+    for name, kept in content["parts"].items():
+        assert kept == part(measured, name)
+    assert content["about"]["machine"]["flags"] == list(cpu().flags)
+    assert content["about"]["versions"]["torch"]
+    kernels, auto = content["kernels"], content["auto"]
+    assert kernels["torch"]["cpu_capability"]
+    assert {"16 rows", "512 rows"} <= set(kernels["torch"]["onednn_fp32_kernels"])
+    assert kernels["onnxruntime"]["build"]
+    kind = processor_kind(cpu())
+    assert (auto["processor"], auto["basis"]) == (kind.name, kind.basis)
+    assert auto["engine"] in ("torch", "onnx")
+    assert auto["precision"] in ("fp32", "bf16", "fp16")
+    text = (measured / "machine.json").read_text("utf-8")
+    for folder in (xlmr, measured, Path.home()):
+        assert f"{folder}/" not in text
+    record.main([str(measured / "machine.json")])
+    assert kind.name in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_used_says_what_is_wrong(measured: Path, tmp_path: Path) -> None:
+    whole = part(measured, "machine")
+    assert record.problems([]) == ["the file is list, where an object is expected"]
+    assert record.problems({**whole, "format": 2}) == [
+        "format is 2, where 1 is read; measure with this version"
+    ]
+    assert record.problems({**whole, "format": True}) == [
+        "the file.format is bool, where int is expected"
+    ]
+    assert record.problems({**whole, "parts": {}}) == ["parts is empty: nothing was measured"]
+    assert record.problems({**whole, "parts": {"speed": {"title": "Speed", "bounds": [1]}}}) == [
+        "parts.speed.bounds[0] is int, where dict is expected",
+        "parts.speed has no 'results'",
+    ]
+    without_kernels = {name: value for name, value in whole.items() if name != "kernels"}
+    assert record.problems(without_kernels) == ["the file has no 'kernels'"]
+    broken = tmp_path / "machine.json"
+    broken.write_text(json.dumps(without_kernels))
+    with pytest.raises(SystemExit, match="has no 'kernels'"):
+        record.main([str(broken)])
+    broken.write_text("{")
+    with pytest.raises(SystemExit, match="no JSON file"):
+        record.main([str(broken)])
+
+
+def test_parts_of_another_machine_are_left_out(measured: Path, tmp_path: Path) -> None:
+    whole = part(measured, "machine")
+    other = json.loads(json.dumps(whole["parts"]["cold"]))
+    other["about"]["machine"]["cpu"] = "another"
+    parts = {"speed": whole["parts"]["speed"], "cold": other}
+    told = {**whole["kernels"], "auto": whole["auto"]}
+    record.write(tmp_path, whole["about"], told, parts)
+    assert list(part(tmp_path, "machine")["parts"]) == ["speed"]
 
 
 def test_speed_has_documents_queries_and_the_limit(measured: Path) -> None:

@@ -31,7 +31,9 @@ from unified_embeddings import BGE_M3_Embedder, EdgeQdrantClient
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import demo, embed, quantize
 from unified_embeddings.engines.base import Runtime
+from unified_embeddings.engines.processors import PROCESSORS, processor_kind
 from unified_embeddings.system.files import copy_with_holes
+from unified_embeddings.system.hardware import cpu
 
 FILES = {
     "alpha.txt": "The quick brown fox jumps over the lazy dog.",
@@ -835,7 +837,14 @@ class TestDoctor:
     def test_json(self, run: Run, xlmr: Path) -> None:
         ended = run("doctor", "--json", "--model", xlmr)
         assert (ended.code, ended.err) == (0, "")
-        assert ended.json.keys() == {"Hardware", "Chosen", "Versions", "Models"}
+        table = "What auto takes on a CPU, for models of BGE-M3's size"
+        assert ended.json.keys() == {"Hardware", "Chosen", table, "Versions", "Models"}
+        assert [kind.name for kind in PROCESSORS] == list(ended.json[table])
+        marked = [name for name, said in ended.json[table].items() if "this machine" in said]
+        assert marked == [processor_kind(cpu()).name]
+        for kind in PROCESSORS:
+            said = ended.json[table][kind.name]
+            assert f"{kind.engine} {kind.precision}, {kind.basis}: {kind.reason}" in said
         assert ended.json["Hardware"]["cores"] >= 1
         assert ended.json["Chosen"]["engine"] == "torch"
         assert ended.json["Chosen"]["precision"] in ("fp32", "bf16", "fp16")

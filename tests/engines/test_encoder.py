@@ -167,7 +167,7 @@ def test_vectors_are_the_same_on_either_side_of_the_change_of_products(
     expected = usual.encode_documents(TEXTS, colbert=True)
     if not products.has_onednn(torch.float32):
         pytest.skip("this PyTorch has one product only")
-    monkeypatch.setattr(products, "rows_for_plain", lambda *_: first_rows)
+    monkeypatch.setattr(encoder, "rows_for_plain", lambda *_: first_rows)
     monkeypatch.setattr(encoder, "_BLOCK_ROWS", 50)
     calls = count_calls(monkeypatch)
     mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
@@ -200,7 +200,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-def test_the_weights_in_the_file_are_told_where_they_are_used(
+def test_weights_in_the_file_are_told_where_they_are_used(
     xlmr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not products.has_onednn(torch.float32):
@@ -212,7 +212,7 @@ def test_the_weights_in_the_file_are_told_where_they_are_used(
         return sum(size for _, size in embedder._engine.weights())
 
     before = told()
-    monkeypatch.setattr(products, "rows_for_plain", lambda *_: 100)
+    monkeypatch.setattr(encoder, "rows_for_plain", lambda *_: 100)
     assert told() > before
 
 

@@ -53,7 +53,7 @@ def test_the_plain_product_is_taken_from_where_it_stays_faster(
     packed: dict[int, float], plain: dict[int, float], expected: int
 ) -> None:
     assert first_faster(packed, plain) == expected
-    assert rows_for_plain(Timed(packed), Timed(plain), LARGE, None) == expected
+    assert rows_for_plain(Timed(packed), Timed(plain), LARGE) == expected
 
 
 def test_it_is_measured_once_in_a_process_and_read_in_the_next(
@@ -61,26 +61,26 @@ def test_it_is_measured_once_in_a_process_and_read_in_the_next(
 ) -> None:
     packed, plain = Timed({64: 1.0, 256: 4.0}), Timed({64: 2.0, 256: 3.0})
     for _ in range(3):
-        assert rows_for_plain(packed, plain, LARGE, "gelu") == 256
+        assert rows_for_plain(packed, plain, LARGE) == 256
     assert packed.calls == 6  # three rounds of two numbers of rows
     monkeypatch.setattr(product_choice, "_known_rows", {})  # as in another process
     slower = Timed({64: 9.0, 256: 9.0})
-    assert rows_for_plain(packed, slower, LARGE, "gelu") == 256
+    assert rows_for_plain(packed, slower, LARGE) == 256
     assert slower.calls == 0
-    assert rows_for_plain(packed, slower, LARGE, "relu") == NEVER  # another product
+    assert rows_for_plain(packed, slower, (2048, 1024)) == NEVER  # another product
 
 
 def test_another_processor_or_setting_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = Timed({64: 1.0, 256: 4.0})
-    assert rows_for_plain(packed, Timed({64: 2.0, 256: 3.0}), LARGE, None) == 256
+    assert rows_for_plain(packed, Timed({64: 2.0, 256: 3.0}), LARGE) == 256
     slower = Timed({64: 2.0, 256: 8.0})
     with monkeypatch.context() as other:
         other.setattr(product_choice, "cpu", lambda: Cpu("another", 2, ("avx2",)))
-        assert rows_for_plain(packed, slower, LARGE, None) == NEVER
+        assert rows_for_plain(packed, slower, LARGE) == NEVER
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert rows_for_plain(packed, slower, LARGE, None) == NEVER
+    assert rows_for_plain(packed, slower, LARGE) == NEVER
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    assert rows_for_plain(packed, slower, LARGE, None) == 256
+    assert rows_for_plain(packed, slower, LARGE) == 256
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 256}', '{"measured": 1, "rows": 7}'])
@@ -88,22 +88,22 @@ def test_a_damaged_note_is_measured_again(
     content: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed, plain = Timed({64: 1.0, 256: 4.0}), Timed({64: 2.0, 256: 3.0})
-    rows_for_plain(packed, plain, LARGE, None)
+    rows_for_plain(packed, plain, LARGE)
     (note,) = fresh.glob("products-*.json")
     note.write_text(content)
     monkeypatch.setattr(product_choice, "_known_rows", {})
-    assert rows_for_plain(packed, plain, LARGE, None) == 256
+    assert rows_for_plain(packed, plain, LARGE) == 256
     assert json.loads(note.read_text())["rows"] == 256
 
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_only(fresh: Path) -> None:
     fresh.write_text("a file in the folder's place")
     plain = Timed({64: 2.0, 256: 3.0})
-    assert rows_for_plain(Timed({64: 1.0, 256: 4.0}), plain, LARGE, None) == 256
+    assert rows_for_plain(Timed({64: 1.0, 256: 4.0}), plain, LARGE) == 256
 
 
 def test_small_products_are_not_measured(fresh: Path) -> None:
     plain = Timed({})
-    assert rows_for_plain(Timed({}), plain, (1536, 384), "gelu") == NEVER
+    assert rows_for_plain(Timed({}), plain, (1536, 384)) == NEVER
     assert plain.calls == 0
     assert not fresh.exists()

@@ -28,6 +28,7 @@ _PACKAGES = (
 _ALWAYS_SHOWN = ("BAAI/bge-m3", "mini-m3")
 """The default and the offline model, listed even if they are not on this machine."""
 
+_TABLE = "What auto takes on a CPU, for models of BGE-M3's size"
 _NAME_WIDTH = 33
 
 Section = Mapping[str, object]
@@ -71,6 +72,7 @@ def _findings(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
     return {
         "Hardware": _hardware(),
         **_choices(config),
+        _TABLE: _processors(),
         "Versions": versions,
         "Models": _local_models(None if config.url else config.model_choice),
     }
@@ -91,6 +93,22 @@ def _hardware() -> Section:
         "GPUs": ", ".join(gpus) or "none",
         "threads torch uses": torch.get_num_threads(),
     }
+
+
+def _processors() -> Section:
+    """Return what `auto` takes on each kind of processor, and what that rests on."""
+    from unified_embeddings.engines.processors import PROCESSORS, processor_kind
+    from unified_embeddings.system.hardware import cpu
+
+    here = processor_kind(cpu())
+    lines = {}
+    for kind in PROCESSORS:
+        mark = "this machine: " if kind is here else ""
+        lines[kind.name] = (
+            f"{mark}{kind.engine} {kind.precision}, {kind.basis}: {kind.reason}. "
+            f"int8, if asked for, {kind.int8_basis}: {kind.int8}"
+        )
+    return lines
 
 
 def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:

@@ -1,7 +1,7 @@
 """Which engine "auto" takes for a model that both 'torch' and 'onnx' run, and why.
 
-What lives here: the rule, and the measurements that it rests on. What does not: models that only
-one engine runs (`registry`), and the precision (the engines' `plan`).
+What lives here: the rule. What does not: what was measured on which processor (`processors`),
+models that only one engine runs (`registry`), and the precision (the engines' `plan`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from unified_embeddings.engines.processors import Processor, processor_kind
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import EXPORT_FORMAT
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.files import existing_part, free_space
-from unified_embeddings.system.hardware import Cpu, cpu, may_have_gpu, passive_wait_policy
+from unified_embeddings.system.hardware import cpu, may_have_gpu, passive_wait_policy
 
 _LARGE = 300_000_000
 """Parameters from which on a model counts as one of BGE-M3's size."""
 _BYTES_PER_PARAMETER = 4
-_MEASURED = (
-    "measured with BGE-M3 on AVX2 without AMX: documents 188 tokens/s against 143, one query 112 "
-    "ms against 189 (docs/benchmarks)"
-)
 
 
 class EngineChoice(NamedTuple):
@@ -37,7 +34,7 @@ class EngineChoice(NamedTuple):
 def choose_engine(
     spec: ModelSpec, precision: str, device: str, checkpoint: Callable[[], Checkpoint]
 ) -> EngineChoice:
-    """Choose between 'torch' and 'onnx' by what was measured on this kind of machine.
+    """Choose between 'torch' and 'onnx' by the table in `processors`.
 
     Args:
         spec: The model's spec.
@@ -52,23 +49,23 @@ def choose_engine(
         return EngineChoice("torch", "the engine for this precision and device")
     if device == "auto" and _has_gpu():
         return EngineChoice("torch", "the engine for GPUs")
-    if reason := _why_torch_is_faster(cpu(), precision):
-        return EngineChoice("torch", reason)
+    kind = processor_kind(cpu())
+    if kind.engine == "torch":
+        return EngineChoice("torch", _describe(kind, precision))
     parameters = spec.parameters or _count_parameters(checkpoint())
     if parameters < _LARGE:
         return EngineChoice("torch", "it was measured to be faster for models of this size")
+    described = _describe(kind, precision)
     if reason := _why_export_is_impossible(parameters, checkpoint):
-        return EngineChoice("torch", f"'onnx' would be faster here, {_MEASURED}, but {reason}")
-    return EngineChoice("onnx", f"the fastest engine on this kind of processor, {_MEASURED}")
+        return EngineChoice("torch", f"'onnx' would be faster here ({described}), but {reason}")
+    return EngineChoice("onnx", described)
 
 
-def _why_torch_is_faster(processor: Cpu, precision: str) -> str:
-    """Return what speaks for 'torch' on a processor; "" if 'onnx' was measured to be faster."""
-    if processor.has_amx_bf16 and precision == "auto":
-        return "the engine that uses this processor's AMX"
-    if "avx2" not in processor.flags or processor.has_amx_bf16:
-        return "the default: engines were not compared on this kind of processor"
-    return ""
+def _describe(kind: Processor, precision: str) -> str:
+    """Return in words what a choice rests on."""
+    if precision == "auto" or precision == kind.precision:
+        return f"{kind.basis} for {kind.name}: {kind.reason}"
+    return f"the engine for {kind.name}; {precision} as asked"
 
 
 def _has_gpu() -> bool:

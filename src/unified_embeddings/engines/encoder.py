@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias, cast
 import torch
 from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 
-from unified_embeddings.engines.products import AnyProduct, make_product
+from unified_embeddings.engines.products import AnyProduct, make_product, rows_for_plain
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
 _QUERY_ROWS = 1024
@@ -80,9 +80,10 @@ class Encoder:
         self._type_table = load_table(TYPE_TABLE)
         self._norm = _Norm(backbone, "embeddings.LayerNorm", torch.float32, device)
         self._layers = []
+        plain_rows = rows_for_plain(backbone, dtype, device)
         for number in range(backbone.layers):
             prefix = f"encoder.layer.{number}."
-            self._layers.append(_Layer(backbone, prefix, dtype, device))
+            self._layers.append(_Layer(backbone, prefix, dtype, device, plain_rows))
             backbone.release_pages(prefix)
         head_dim = backbone.width // backbone.heads
         self.varlen_kernel = _find_varlen_kernel(dtype, device, head_dim)
@@ -150,14 +151,22 @@ class _Layer:
         prefix: Start of the layer's tensor names.
         dtype: The dtype that the layer is computed in.
         device: Where the layer runs.
+        plain_rows: The result of `products.rows_for_plain`.
     """
 
     def __init__(
-        self, backbone: Backbone, prefix: str, dtype: torch.dtype, device: torch.device
+        self,
+        backbone: Backbone,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        plain_rows: int,
     ) -> None:
         def product(*names: str, activation: str | None = None) -> AnyProduct:
             full_names = [f"{prefix}{name}" for name in names]
-            return make_product(backbone, full_names, activation, dtype, device)
+            return make_product(
+                backbone, full_names, activation, dtype, device, plain_rows=plain_rows
+            )
 
         def norm(name: str) -> _Norm:
             return _Norm(backbone, f"{prefix}{name}", dtype, device)

@@ -5,7 +5,7 @@ does not: the products (`products`).
 
 Which is faster depends on the processor: on some with AVX2, MKL's product is a tenth faster for
 many rows than oneDNN's; on AMD's with AVX-512, it is half as fast (ADR 40). No flag tells, so the
-two are timed on a layer's own weights when a model is loaded.
+two are timed on weights of the first layer when a model is loaded.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ _lock = threading.Lock()
 TimedProduct = Callable[[torch.Tensor], torch.Tensor]
 
 
-def rows_for_plain(
-    packed: TimedProduct, plain: TimedProduct, shape: Sequence[int], activation: str | None
-) -> int:
+def rows_for_plain(packed: TimedProduct, plain: TimedProduct, shape: Sequence[int]) -> int:
     """Return from how many rows on the plain product is faster; `NEVER` if it is not.
 
     The first call for a shape measures, which takes tens of milliseconds, and writes the answer
@@ -58,12 +56,11 @@ def rows_for_plain(
         packed: The product on reordered weights.
         plain: The product on weights as they are in the file.
         shape: Rows and columns of the weight.
-        activation: What follows the product, or None.
     """
     rows, columns = shape
     if rows * columns < _WORTH_MEASURING:
         return NEVER
-    key = _describe(shape, activation)
+    key = _describe(shape)
     with _lock:
         if key not in _known_rows:
             _known_rows[key] = _recall_or_measure(key, packed, plain, columns)
@@ -142,8 +139,8 @@ def _time(product: TimedProduct, x: torch.Tensor) -> float:
     return time.process_time() - begun
 
 
-def _describe(shape: Sequence[int], activation: str | None) -> str:
+def _describe(shape: Sequence[int]) -> str:
     """Return everything that the answer depends on."""
     facts = [torch.__version__, cpu().name, *cpu().flags, *kernel_variables()]
-    facts += [str(torch.get_num_threads()), "x".join(map(str, shape)), activation or "none"]
+    facts += [str(torch.get_num_threads()), "x".join(map(str, shape))]
     return " ".join(facts)

@@ -16,8 +16,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn.functional import gelu, linear, relu
 
-from unified_embeddings.engines.product_choice import NEVER, rows_for_plain
+from unified_embeddings.engines import product_choice
+from unified_embeddings.engines.product_choice import NEVER
 from unified_embeddings.models.weights import Backbone
+
+_TRIED_LAYER = "encoder.layer.0.attention.output.dense"
+"""The smallest product of a layer, so that trying it costs little."""
 
 
 class _Activation(NamedTuple):
@@ -166,12 +170,28 @@ class ByRowsProduct:
         return self._many(x, residual)
 
 
+def rows_for_plain(backbone: Backbone, dtype: torch.dtype, device: torch.device) -> int:
+    """Return from how many rows on PyTorch's own product is faster; `NEVER` if it is not.
+
+    One product of the first layer speaks for all of the model.
+    """
+    name = _TRIED_LAYER
+    if device.type != "cpu" or not _lies_in_file(backbone, [name], dtype) or not has_onednn(dtype):
+        return NEVER
+    weight, bias = backbone.linear(name)
+    return product_choice.rows_for_plain(
+        OneDnnProduct(weight, bias), PartsProduct([weight], bias), weight.shape
+    )
+
+
 def make_product(
     backbone: Backbone,
     names: Sequence[str],
     activation: str | None,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    plain_rows: int,
 ) -> AnyProduct:
     """Return the product of several linear layers of one input, in its fastest form.
 
@@ -181,20 +201,31 @@ def make_product(
         activation: A value of `architecture.ACTIVATIONS`, or None.
         dtype: The dtype that it is computed in.
         device: Where it is computed.
+        plain_rows: The result of `rows_for_plain`.
     """
     weight, bias = backbone.linear(*names)
     weight, bias = weight.to(device, dtype), bias.to(device, dtype)
     if device.type != "cpu" or not has_onednn(dtype):
         return Product(weight, bias, activation)
     packed = OneDnnProduct(weight, bias, activation)
-    plain_weights = [backbone.tensors[f"{name}.weight"] for name in names]
-    is_free = all(f"{name}.weight" in backbone.mapped for name in names)
-    if dtype != torch.float32 or any(part.dtype != dtype for part in plain_weights) or not is_free:
-        # A second layout in memory would cost as much as the first.
+    if plain_rows == NEVER or not _lies_in_file(backbone, names, dtype):
         return packed
-    plain = PartsProduct(plain_weights, bias, activation)
-    first_rows = rows_for_plain(packed, plain, weight.shape, activation)
-    return packed if first_rows == NEVER else ByRowsProduct(packed, plain, first_rows)
+    plain_weights = [backbone.tensors[f"{name}.weight"] for name in names]
+    return ByRowsProduct(packed, PartsProduct(plain_weights, bias, activation), plain_rows)
+
+
+def _lies_in_file(backbone: Backbone, names: Sequence[str], dtype: torch.dtype) -> bool:
+    """Tell whether weights are mapped in the dtype that they are computed in.
+
+    Only then do they cost no memory of their own beside the reordered ones: the system can drop
+    their pages, and processes share them.
+    """
+    if dtype != torch.float32:
+        return False
+    weights = [f"{name}.weight" for name in names]
+    return all(
+        weight in backbone.mapped and backbone.tensors[weight].dtype == dtype for weight in weights
+    )
 
 
 def has_onednn(dtype: torch.dtype) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from unified_embeddings.engines.base import Runtime
+from unified_embeddings.engines.processors import processor_kind
 from unified_embeddings.errors import InputError
 from unified_embeddings.system.hardware import cpu
 from unified_embeddings.types import FloatArray, IntArray
@@ -19,7 +20,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def plan_torch(engine: str, precision: str, device: str) -> Runtime:
     """Decide device and precision for an engine on torch.
 
-    bf16 pays on a CPU only with AMX; without it, bf16 can be 100 times slower than fp32. fp16 on a
+    What a CPU takes is in `processors`: without instructions for it, bf16 can be 100 times slower
+    than fp32. fp16 on a
     CPU is 6 to 9 times slower and rounds, so it is refused. On a GPU fp16 is the default: BGE-M3 is
     published in it, and it keeps three bits more than bf16.
 
@@ -44,10 +46,9 @@ def plan_torch(engine: str, precision: str, device: str) -> Runtime:
         return Runtime(engine=engine, device=device, precision=precision, reason="as asked")
     if device_type != "cpu":
         precision, reason = "fp16", f"{device_type} computes in half precision"
-    elif cpu().has_amx_bf16:
-        precision, reason = "bf16", "the CPU has amx_bf16 matrix units"
     else:
-        precision, reason = "fp32", "the CPU has no amx_bf16, without which bf16 is slower"
+        kind = processor_kind(cpu())
+        precision, reason = kind.precision, kind.precision_reason
     return Runtime(engine=engine, device=device, precision=precision, reason=reason)
 
 
