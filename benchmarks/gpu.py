@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,44 +31,13 @@ import gpu_stages
 import gpu_tables
 import machine
 from gpu_peers import GpuPeer, Vectors
+from gpu_work import GROUPS, KINDS, QUICK, Scale, Texts
 from report import percentile, spread
-from texts import Words
 
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "FlagEmbedding",
     "sentence-transformers",
 )  # fmt: skip
-_QUERY_TOKENS = 16
-_DOCUMENT_TOKENS = 128
-_MIXED = (50, 1000)
-"""Tokens of the shortest and the longest document of mixed lengths; the logarithm is uniform."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured.
-
-    Attributes:
-        rounds: Rounds, in each of which every engine has its turn.
-        equal: Documents of 128 tokens per round.
-        mixed: Documents of mixed lengths per round.
-        trials: Documents on which batch sizes are tried.
-        queries: Queries of 16 tokens per round, one at a time.
-        groups: Groups of 8 and of 32 queries at once, per round.
-        sample: Texts of each kind whose vectors are compared with fp32.
-    """
-
-    rounds: int = 5
-    equal: int = 768
-    mixed: int = 256
-    trials: int = 256
-    queries: int = 30
-    groups: int = 10
-    sample: int = 8
-
-
-_QUICK = Scale(rounds=2, equal=6, mixed=4, trials=4, queries=3, groups=1, sample=2)
-GROUPS = (8, 32)
 
 
 @dataclass
@@ -105,45 +73,14 @@ class _Engine:
         return seconds
 
 
-class _Texts:
-    """The texts of a run, new ones at each call."""
-
-    def __init__(self, folder: Path, scale: Scale) -> None:
-        longest = json.loads((folder / "config.json").read_text("utf-8"))["max_position_embeddings"]
-        self._words = Words(folder, min(8192, longest - 2))
-        self._rng = random.Random(0)
-        self._scale = scale
-
-    def documents(self, kind: str, number: int | None = None) -> list[str]:
-        """Return documents, "equal" or "mixed"; by default as many as a round has."""
-        number = number or (self._scale.equal if kind == "equal" else self._scale.mixed)
-        lengths = [_DOCUMENT_TOKENS] * number
-        if kind == "mixed":
-            shortest, longest = _MIXED
-            ratio = longest / shortest
-            lengths = [round(shortest * ratio ** self._rng.random()) for _ in range(number)]
-        return [self._words.text(self._rng, length) for length in lengths]
-
-    def queries(self, number: int) -> list[str]:
-        """Return queries of 16 tokens."""
-        return [self._words.text(self._rng, _QUERY_TOKENS) for _ in range(number)]
-
-    def count(self, texts: Sequence[str]) -> int:
-        """Return the tokens of texts made here."""
-        return sum(self._words.count(text) for text in texts)
-
-
-KINDS = ("equal", "mixed")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure what the command line names and write the results."""
     options = _parse_arguments(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TQDM_DISABLE"] = "1"
     folder = options.model or _random_model()
-    scale = _QUICK if options.quick else Scale()
-    texts = _Texts(folder, scale)
+    scale = QUICK if options.quick else Scale()
+    texts = Texts(folder, scale)
     sample = _Sample.make(texts, scale)
     reference = gpu_peers.reference_vectors(folder, [*sample.queries, *sample.documents])
     _say("the reference is computed")
@@ -184,7 +121,7 @@ class _Sample(NamedTuple):
     documents: list[str]
 
     @classmethod
-    def make(cls, texts: _Texts, scale: Scale) -> _Sample:
+    def make(cls, texts: Texts, scale: Scale) -> _Sample:
         documents = [text for kind in KINDS for text in texts.documents(kind, scale.sample)]
         return cls(texts.queries(scale.sample), documents)
 
@@ -198,7 +135,7 @@ def _exactness(engine: _Engine, sample: _Sample, reference: Vectors) -> dict[str
 
 
 def _load(
-    peers: dict[str, GpuPeer], folder: Path, device: str, texts: _Texts
+    peers: dict[str, GpuPeer], folder: Path, device: str, texts: Texts
 ) -> tuple[list[_Engine], dict[str, str]]:
     """Load the models; return the engines that run, and the reasons of those that do not."""
     engines, reasons = [], {}
@@ -220,7 +157,7 @@ def _load(
     return engines, reasons
 
 
-def _find_sizes(engines: list[_Engine], texts: _Texts, scale: Scale) -> None:
+def _find_sizes(engines: list[_Engine], texts: Texts, scale: Scale) -> None:
     """Find each engine's fastest batch size, by the better of two measurements; also a warm-up."""
     for kind in KINDS:
         documents = texts.documents(kind, scale.trials)
@@ -240,7 +177,7 @@ def _find_sizes(engines: list[_Engine], texts: _Texts, scale: Scale) -> None:
     _say("batch sizes are found")
 
 
-def _measure(engines: list[_Engine], texts: _Texts, scale: Scale) -> dict[str, list[int]]:
+def _measure(engines: list[_Engine], texts: Texts, scale: Scale) -> dict[str, list[int]]:
     """Measure all rounds; return the tokens of each round by the kind of documents."""
     _warm_queries(engines, texts)
     tokens: dict[str, list[int]] = {kind: [] for kind in KINDS}
@@ -262,14 +199,25 @@ def _measure(engines: list[_Engine], texts: _Texts, scale: Scale) -> dict[str, l
                         f"{size} queries", _bind(engine.peer.queries, engine.model, group)
                     )
         _say(f"round {turn + 1} of {scale.rounds} done")
+    for engine in engines:
+        _keep_better(engine)
     return tokens
+
+
+def _keep_better(engine: _Engine) -> None:
+    """Let the default be the best too where the rounds show that the trial was misled."""
+    for kind, sizes in engine.sizes.items():
+        default, best = (engine.seconds[f"{kind} {setting}"] for setting in ("default", "best"))
+        if sum(default) < sum(best):
+            sizes["best"] = sizes["default"]
+            engine.seconds[f"{kind} best"] = default
 
 
 def _bind(work: Callable[..., object], *arguments: object) -> Callable[[], object]:
     return lambda: work(*arguments)
 
 
-def _warm_queries(engines: list[_Engine], texts: _Texts) -> None:
+def _warm_queries(engines: list[_Engine], texts: Texts) -> None:
     for engine in engines:
         for size in (1, *GROUPS):
             for _ in range(3):
@@ -289,7 +237,7 @@ def _measure_documents(engine: _Engine, kind: str, documents: list[str]) -> None
         )
 
 
-def _measure_memory(engines: list[_Engine], texts: _Texts, device: str) -> None:
+def _measure_memory(engines: list[_Engine], texts: Texts, device: str) -> None:
     """Measure the most GPU memory that mixed documents take, weights included."""
     if device == "cpu":
         return

@@ -68,8 +68,9 @@ class GpuPeer:
         return None
 
 
+_FLAG_DEFAULT = 256
 _TOKENS = (4096, 16_384, 65_536)
-_TEXTS = (32, 64, 128, 256)
+_TEXTS = (32, 128, 256, 512)
 
 
 def _ours(precision: str, *, colbert: bool = False) -> GpuPeer:
@@ -125,7 +126,7 @@ def _flag_embedding() -> GpuPeer:
         )
 
     def queries(model: Any, texts: Sequence[str]) -> Any:
-        return documents(model, texts, 256)
+        return documents(model, texts, _FLAG_DEFAULT)
 
     def vectors(result: Any) -> Vectors:
         sparse = []
@@ -139,7 +140,7 @@ def _flag_embedding() -> GpuPeer:
         module="FlagEmbedding",
         gives="dense, sparse",
         unit="texts",
-        default=256,
+        default=_FLAG_DEFAULT,
         sizes=_TEXTS,
         load=load,
         documents=documents,

@@ -108,7 +108,7 @@ def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -
     expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
     for context in (
         encoder.attention_by_length(lengths)(*parts),
-        encoder.attention_varlen(each_alone, torch.device("cpu"), lengths)(*parts),
+        encoder.attention_between(each_alone, ends, max(lengths))(*parts),
     ):
         torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
 

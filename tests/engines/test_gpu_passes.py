@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from unified_embeddings.engines.encoder import Encoder
+from unified_embeddings.engines.encoder import Encoder, attention_by_length
 from unified_embeddings.engines.gpu_passes import Forward, GpuPasses, Recorded
 from unified_embeddings.models.architecture import position_ids
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -80,7 +80,8 @@ def batch_of(
 def states_of(encoder: Encoder, batch: tuple[np.ndarray, np.ndarray, list[int]]) -> torch.Tensor:
     """The same batch by the encoder itself, whose attention is another function."""
     token_ids, positions, lengths = batch
-    return encoder(torch.from_numpy(token_ids).long(), torch.from_numpy(positions), lengths)
+    ids = torch.from_numpy(token_ids).long()
+    return encoder(ids, torch.from_numpy(positions), attention_by_length(lengths))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ residual are added while a result is still in the processor's cache.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias, cast
@@ -87,29 +86,20 @@ class Encoder:
             backbone.release_pages(prefix)
         head_dim = backbone.width // backbone.heads
         self.varlen_kernel = _find_varlen_kernel(dtype, device, head_dim)
-        self._attention_for = attention_by_length
-        if self.varlen_kernel is not None:
-            self._attention_for = functools.partial(attention_varlen, self.varlen_kernel, device)
 
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention
     ) -> torch.Tensor:
         """Run one forward pass.
 
         Args:
             token_ids: Token ids of all texts, one text after another, int64 (T,).
             positions: Their position ids, int64 (T,).
-            lengths: Tokens of each text, in order; they sum to T.
+            attend: Attention within each text, from `attention_by_length` or `attention_between`.
 
         Returns:
             Hidden states (T, d) in the encoder's dtype.
         """
-        return self.compute(token_ids, positions, self._attention_for(lengths))
-
-    def compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention
-    ) -> torch.Tensor:
-        """Run one forward pass with the attention of its caller; see `__call__`."""
         token_rows = embedding(token_ids, self._token_table).float()
         position_rows = embedding(positions, self._position_table).float()
         hidden = self._norm(token_rows + position_rows + self._type_table[0].float())
@@ -240,22 +230,8 @@ def _has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool
     )
 
 
-def attention_varlen(
-    kernel: VarlenKernel, device: torch.device, lengths: Sequence[int]
-) -> Attention:
-    """Return attention within each text, with all texts in one call of a kernel.
-
-    Args:
-        kernel: PyTorch's `varlen_attn`, or one like it.
-        device: Where the batch is.
-        lengths: Tokens of each text, in order; they sum to T.
-    """
-    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
-    return attention_between(kernel, ends, max(lengths))
-
-
 def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) -> Attention:
-    """Return attention within each text, by where the texts end.
+    """Return attention within each text, with all texts in one call of a kernel.
 
     Args:
         kernel: PyTorch's `varlen_attn`, or one like it.

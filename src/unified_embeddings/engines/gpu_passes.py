@@ -110,7 +110,7 @@ class GpuPasses:
         token_ids, positions, ends = layout.split(inputs)
         ends = ends.to(torch.int32)
         attend = attention_between(self._kernel, ends, longest)
-        states = self._encoder.compute(token_ids, positions, attend)
+        states = self._encoder(token_ids, positions, attend)
         # Pooling and heads are computed in fp32, whatever the encoder's precision.
         return Hidden(states.float(), ends[:-1])
 

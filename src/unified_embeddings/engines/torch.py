@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unified_embeddings.engines.base import RawHeads, Runtime
-from unified_embeddings.engines.encoder import Encoder
+from unified_embeddings.engines.encoder import Encoder, attention_by_length
 from unified_embeddings.engines.gpu_passes import GpuPasses, Hidden
 from unified_embeddings.engines.torch_device import DTYPES, HostCopies, host_weights, plan_torch
 from unified_embeddings.models.architecture import packing_problem, position_ids
@@ -102,7 +101,18 @@ class TorchEngine:
         token_ids = np.concatenate(batch)
         positions = np.concatenate([position_ids(ids, self._checkpoint) for ids in batch])
         with self._lock, torch.inference_mode():
-            hidden = self._compute_hidden(token_ids, positions, lengths)
+            if self._gpu_passes is not None:
+                hidden = self._gpu_passes.run(token_ids, positions, lengths)
+            else:
+                states = self._encoder(
+                    torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
+                    torch.from_numpy(positions).to(self._device),
+                    attention_by_length(lengths),
+                )
+                starts = torch.tensor([0, *itertools.accumulate(lengths[:-1])])
+                # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32
+                # this is not a copy.
+                hidden = Hidden(states.float(), starts.to(self._device))
             copies = HostCopies(self._compute_heads(hidden, lengths, heads))
         return functools.partial(_split_texts, copies, lengths)
 
@@ -110,21 +120,6 @@ class TorchEngine:
         """Yield the regions of weights in this process's memory; see `Engine.weights`."""
         yield from self._encoder.weights()
         yield from host_weights(self._sparse_head, self._colbert_head)
-
-    def _compute_hidden(
-        self, token_ids: IntArray, positions: NDArray[np.int64], lengths: list[int]
-    ) -> Hidden:
-        if self._gpu_passes is not None:
-            return self._gpu_passes.run(token_ids, positions, lengths)
-        states = self._encoder(
-            torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
-            torch.from_numpy(positions).to(self._device),
-            lengths,
-        )
-        starts = torch.tensor([0, *itertools.accumulate(lengths[:-1])], device=self._device)
-        # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32 this
-        # is not a copy.
-        return Hidden(states.float(), starts)
 
     def _compute_heads(
         self, hidden: Hidden, lengths: list[int], heads: frozenset[HeadName]
