@@ -75,6 +75,8 @@ _SIZES = (
     "rounds", "documents", "outlier", "equal", "paragraphs", "trial_documents", "queries", "many",
 )  # fmt: skip
 """Options that change the scale."""
+_PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+"""Makes threads of OpenMP sleep while they wait; the second is for the runtime of LLVM and Intel."""
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
@@ -88,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse_arguments(arguments)
     _require_readable_results(options.out, options.parts)
     _limit_threads(options.threads)
+    if options.passive:
+        os.environ |= _PASSIVE
     folder = options.model or _random_model()
     scale = QUICK if options.quick else Scale()
     for name in _SIZES:
@@ -192,6 +196,9 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--many", type=_positive, help="short texts over which memory is watched; default: 10,000")
     add("--quick", action="store_true", help="little of everything, to see that it runs")
     add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
+    add("--passive", action="store_true",
+        help="threads of OpenMP sleep while they wait: for a machine with other work, where "
+        "spinning takes time from the thread that is waited for")  # fmt: skip
     add("--timeout", type=float, default=900, help="seconds for one answer of an engine")
     add("--out", type=Path, default=machine.ROOT / "docs" / "benchmarks", help="for the results")
     add("--work", type=Path, default=_TEMPORARY / "unified-embeddings-benchmarks",

@@ -243,7 +243,8 @@ class _Documents:
             if size == default:
                 continue
             best = max(best, rates[size])
-            if rates[size] < _GIVE_UP * best:
+            # One batch holds all texts: a larger one would be the same.
+            if rates[size] < _GIVE_UP * best or (size is not None and size >= len(texts)):
                 break
         return rates
 
