@@ -76,7 +76,7 @@ _SIZES = (
 )  # fmt: skip
 """Options that change the scale."""
 _PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-"""Makes threads of OpenMP sleep while they wait; the second is for the runtime of LLVM and Intel."""
+"""Makes threads of OpenMP sleep while they wait; the second is for the runtime of LLVM."""
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
