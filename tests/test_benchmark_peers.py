@@ -20,6 +20,7 @@ import exactness
 import hidden_states
 import llamacpp
 import peers
+import report
 import speed
 import speed_bounds
 import speed_report
@@ -128,6 +129,27 @@ def test_other_work_is_what_is_neither_idle_nor_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("other_work._own_seconds", lambda: next(own))
     # Of 10 seconds, 6 were busy, and 2 of these were own.
     assert OtherWork().share() == pytest.approx(0.4)
+
+
+class SteadyWorker:
+    """A process that takes a second for any batch size, of the clock and of the processor."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def ask(self, command: str, *, texts: list[str], batch_size: int) -> dict[str, float]:
+        self.sizes.append(batch_size)
+        return {"seconds": 1.0, "cpu_seconds": 2.0}
+
+
+def test_a_batch_size_above_the_number_of_texts_is_tried_once(xlmr: Path, tmp_path: Path) -> None:
+    name = "FlagEmbedding-fp32"
+    scale = replace(QUICK, batch_sizes=(1, 2, 4, 8, 16), documents=6, trial_documents=3)
+    bench = Bench(xlmr, tmp_path, [PEERS[name]], scale, 1, 60)
+    worker = SteadyWorker()
+    engines = speed._Engines({name: {"label": name, "reason": None}}, {name: worker})  # type: ignore[dict-item]
+    speed._Documents(bench, engines, bench.workloads[0]).find_batch_sizes()
+    assert worker.sizes == [12, 1, 2, 4]
 
 
 def row(library: str, precision: str, **measured: Any) -> dict[str, Any]:
@@ -298,3 +320,13 @@ def test_the_normalisation_of_sentencepiece_is_kept() -> None:
     assert llamacpp._character_map({"normalizer": several}) == b"\x01\x02"
     assert llamacpp._character_map({"normalizer": None}) is None
     assert json.loads(Tokenizer(WordPiece()).to_str())["normalizer"] is None
+
+
+def test_the_page_names_what_pip_installs() -> None:
+    assert (
+        report.page({}, {}).count(
+            "`pip install FlagEmbedding sentence-transformers 'bge-m3-lite[quant]' sentencepiece "
+            "ctranslate2 openvino nncf llama-cpp-python gguf`"
+        )
+        == 1
+    )
