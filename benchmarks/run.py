@@ -204,6 +204,12 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=_TEMPORARY / "unified-embeddings-benchmarks",
         help="for files made from the checkpoint; kept")  # fmt: skip
     options = parser.parse_args(arguments)
+    _check_options(parser, options)
+    return options
+
+
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Turn names into engines and parts in order; exit with a message if something is wrong."""
     try:
         options.engines = peers.choose_peers(options.engines)
     except ValueError as error:
@@ -216,7 +222,6 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"{options.model} has no config.json: it is not a checkpoint's folder")
     if not 1 <= options.threads <= cpu().cores:
         parser.error(f"--threads must be 1 to {cpu().cores}, the cores of this machine")
-    return options
 
 
 def _names(text: str) -> list[str]:
