@@ -18,9 +18,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         threads=options.threads,
         timeout=options.timeout,
         slow=options.slow,
+        deadline=time.monotonic() + 60 * options.minutes,
     )
     about = machine.about(
         "run.py",
@@ -196,6 +199,8 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--many", type=_positive, help="short texts over which memory is watched; default: 10,000")
     add("--quick", action="store_true", help="little of everything, to see that it runs")
     add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
+    add("--minutes", type=float, default=math.inf,
+        help="begin no round of speed after that, except the first")  # fmt: skip
     add("--passive", action="store_true",
         help="threads of OpenMP sleep while they wait: for a machine with other work, where "
         "spinning takes time from the thread that is waited for")  # fmt: skip

@@ -330,3 +330,14 @@ def test_the_page_names_what_pip_installs() -> None:
         )
         == 1
     )
+
+
+def test_no_round_begins_after_the_deadline(
+    xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = replace(QUICK, rounds=4, queries=8, equal=0, paragraphs=0)
+    bench = Bench(xlmr, tmp_path, [PEERS[TORCH]], scale, 1, 60, deadline=0)
+    results = speed.measure(bench)
+    assert len(results["documents"]["mixed"]["tokens"]) == 1
+    assert results["queries"]["number"] == results["rows"][TORCH]["queries"]["16"]["number"] == 2
+    assert "the time is over after 1 of 4 rounds" in capsys.readouterr().out
