@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -120,6 +121,7 @@ class Bench:
         threads: Threads of every engine.
         timeout: Seconds that an engine has for one answer.
         slow: Whether to measure what is known to take minutes on this CPU.
+        deadline: Value of `time.monotonic()` after which no further round of speed begins.
         rng: Source of all texts.
     """
 
@@ -130,6 +132,7 @@ class Bench:
     threads: int
     timeout: float
     slow: bool = False
+    deadline: float = math.inf
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     _folders: dict[str, Path] = field(default_factory=dict)
     _problems: dict[str, str] = field(default_factory=dict)

@@ -78,13 +78,12 @@ def load(folder: Path) -> Any:
     import llama_cpp
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    length = _context_length(folder)
     return llama_cpp.Llama(
         str(folder / _FILE),
         embedding=True,
-        n_ctx=length,
-        n_batch=length,
-        n_ubatch=length,
+        n_ctx=0,  # the model's own
+        n_batch=_MOST_TOKENS,
+        n_ubatch=_MOST_TOKENS,
         n_threads=threads,
         n_threads_batch=threads,
         flash_attn=True,
@@ -224,13 +223,6 @@ def _target_name(name: str) -> str:
         return f"{_TABLES[stem]}.{part}"
     number, _, place = stem.removeprefix("encoder.layer.").partition(".")
     return f"blk.{number}.{_LAYER[place]}.{part}"
-
-
-def _context_length(folder: Path) -> int:
-    import gguf
-
-    field = gguf.GGUFReader(folder / _FILE).get_field("bert.context_length")
-    return min(int(field.contents()), _MOST_TOKENS)
 
 
 def _check_tokenizer(source: Path, folder: Path) -> None:

@@ -22,9 +22,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +83,8 @@ _SIZES = (
     "rounds", "documents", "outlier", "equal", "paragraphs", "trial_documents", "queries", "many",
 )  # fmt: skip
 """Options that change the scale."""
+_PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+"""Makes threads of OpenMP sleep while they wait; the second is for the runtime of LLVM."""
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
@@ -94,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse_arguments(arguments)
     _require_readable_results(options.out, options.parts)
     _limit_threads(options.threads)
+    if options.passive:
+        os.environ |= _PASSIVE
     folder = options.model or _random_model()
     scale = QUICK if options.quick else Scale()
     for name in _SIZES:
@@ -108,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         threads=options.threads,
         timeout=options.timeout,
         slow=options.slow,
+        deadline=time.monotonic() + 60 * options.minutes,
     )
     about = machine.about(
         "run.py",
@@ -200,11 +207,22 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--many", type=_positive, help="short texts over which memory is watched; default: 10,000")
     add("--quick", action="store_true", help="little of everything, to see that it runs")
     add("--slow", action="store_true", help="also bf16 on a CPU without amx_bf16")
+    add("--minutes", type=float, default=math.inf,
+        help="begin no round of speed after that, except the first")  # fmt: skip
+    add("--passive", action="store_true",
+        help="threads of OpenMP sleep while they wait: for a machine with other work, where "
+        "spinning takes time from the thread that is waited for")  # fmt: skip
     add("--timeout", type=float, default=900, help="seconds for one answer of an engine")
     add("--out", type=Path, default=machine.ROOT / "docs" / "benchmarks", help="for the results")
     add("--work", type=Path, default=_TEMPORARY / "unified-embeddings-benchmarks",
         help="for files made from the checkpoint; kept")  # fmt: skip
     options = parser.parse_args(arguments)
+    _check_options(parser, options)
+    return options
+
+
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Turn names into engines and parts in order; exit with a message if something is wrong."""
     try:
         options.engines = peers.choose_peers(options.engines)
     except ValueError as error:
@@ -217,7 +235,6 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"{options.model} has no config.json: it is not a checkpoint's folder")
     if not 1 <= options.threads <= cpu().cores:
         parser.error(f"--threads must be 1 to {cpu().cores}, the cores of this machine")
-    return options
 
 
 def _names(text: str) -> list[str]:

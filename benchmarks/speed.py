@@ -12,6 +12,7 @@ What lives here: measuring. What does not: tables and plots (`speed_report`).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import exactness
@@ -44,8 +45,11 @@ def measure(bench: Bench) -> Results:
         queries = [_Queries(bench, engines, tokens) for tokens in scale.query_tokens]
         for samples in documents:
             samples.find_batch_sizes()
-        others = []
+        others: list[float] = []
         for turn in range(scale.rounds):
+            if turn and time.monotonic() > bench.deadline:
+                bench.say(f"the time is over after {turn} of {scale.rounds} rounds")
+                break
             load = OtherWork()
             _measure_limit(gemm, limit)
             for samples in documents:
@@ -62,7 +66,10 @@ def measure(bench: Bench) -> Results:
     return {
         "documents": {samples.workload.name: samples.facts() for samples in documents},
         "trial": {"documents": scale.trial_documents, "batch_sizes": list(scale.batch_sizes)},
-        "queries": {"number": scale.queries, "tokens": list(scale.query_tokens)},
+        "queries": {
+            "number": scale.queries * len(others) // scale.rounds,
+            "tokens": list(scale.query_tokens),
+        },
         "flop_per_token": bench.flop_per_token,
         "limit": limit,
         "exactness": exact,
@@ -243,7 +250,8 @@ class _Documents:
             if size == default:
                 continue
             best = max(best, rates[size])
-            if rates[size] < _GIVE_UP * best:
+            # One batch holds all texts: a larger one would be the same.
+            if rates[size] < _GIVE_UP * best or (size is not None and size >= len(texts)):
                 break
         return rates
 

@@ -20,12 +20,12 @@ import exactness
 import hidden_states
 import llamacpp
 import peers
+import report
 import speed
 import speed_bounds
 import speed_report
 import texts
 import vino
-from checkpoints import xlm_roberta
 from context import QUICK, Bench
 from other_work import OtherWork
 from peers import PEERS
@@ -129,6 +129,27 @@ def test_other_work_is_what_is_neither_idle_nor_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("other_work._own_seconds", lambda: next(own))
     # Of 10 seconds, 6 were busy, and 2 of these were own.
     assert OtherWork().share() == pytest.approx(0.4)
+
+
+class SteadyWorker:
+    """A process that takes a second for any batch size, of the clock and of the processor."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def ask(self, command: str, *, texts: list[str], batch_size: int) -> dict[str, float]:
+        self.sizes.append(batch_size)
+        return {"seconds": 1.0, "cpu_seconds": 2.0}
+
+
+def test_a_batch_size_above_the_number_of_texts_is_tried_once(xlmr: Path, tmp_path: Path) -> None:
+    name = "FlagEmbedding-fp32"
+    scale = replace(QUICK, batch_sizes=(1, 2, 4, 8, 16), documents=6, trial_documents=3)
+    bench = Bench(xlmr, tmp_path, [PEERS[name]], scale, 1, 60)
+    worker = SteadyWorker()
+    engines = speed._Engines({name: {"label": name, "reason": None}}, {name: worker})  # type: ignore[dict-item]
+    speed._Documents(bench, engines, bench.workloads[0]).find_batch_sizes()
+    assert worker.sizes == [12, 1, 2, 4]
 
 
 def row(library: str, precision: str, **measured: Any) -> dict[str, Any]:
@@ -255,17 +276,16 @@ def test_openvino_computes_our_vectors(xlmr: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_llama_cpp_computes_nearly_our_vectors(tmp_path: Path) -> None:
+def test_llama_cpp_computes_nearly_our_vectors(xlmr: Path, tmp_path: Path) -> None:
     for module in ("llama_cpp", "gguf"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-    # Heads of 64, as BGE-M3's; it ends the process over heads that are smaller than a block.
-    source = xlm_roberta(tmp_path / "source", width=256)
-    with Worker("llama.cpp-q8_0", source, 60) as worker:
+    # In processes of its own, as in the benchmarks: a failure of native code ends the process.
+    with Worker("llama.cpp-q8_0", xlmr, 60) as worker:
         worker.ask("prepare", target=str(tmp_path / "model"))
     with Worker("llama.cpp-q8_0", tmp_path / "model", 60) as worker:
         worker.ask("load", query="fox")
         found = np.asarray(worker.ask("dense", texts=TEXTS, batch_size=2)["dense"])
-    ours = BGE_M3_Embedder(source, engine="torch", precision="fp32", cache=None)
+    ours = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", cache=None)
     assert exactness.compare(ours.encode_documents(TEXTS).dense, found)["min"] > 0.99
 
 
@@ -300,3 +320,24 @@ def test_the_normalisation_of_sentencepiece_is_kept() -> None:
     assert llamacpp._character_map({"normalizer": several}) == b"\x01\x02"
     assert llamacpp._character_map({"normalizer": None}) is None
     assert json.loads(Tokenizer(WordPiece()).to_str())["normalizer"] is None
+
+
+def test_the_page_names_what_pip_installs() -> None:
+    assert (
+        report.page({}, {}).count(
+            "`pip install FlagEmbedding sentence-transformers 'bge-m3-lite[quant]' sentencepiece "
+            "ctranslate2 openvino nncf llama-cpp-python gguf`"
+        )
+        == 1
+    )
+
+
+def test_no_round_begins_after_the_deadline(
+    xlmr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = replace(QUICK, rounds=4, queries=8, equal=0, paragraphs=0)
+    bench = Bench(xlmr, tmp_path, [PEERS[TORCH]], scale, 1, 60, deadline=0)
+    results = speed.measure(bench)
+    assert len(results["documents"]["mixed"]["tokens"]) == 1
+    assert results["queries"]["number"] == results["rows"][TORCH]["queries"]["16"]["number"] == 2
+    assert "the time is over after 1 of 4 rounds" in capsys.readouterr().out
