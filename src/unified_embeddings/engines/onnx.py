@@ -21,6 +21,7 @@ from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import (
+    COLBERT_OPTION,
     EXPORT,
     EXPORT_FORMAT,
     EXPORTED_IN,
@@ -74,6 +75,8 @@ class OnnxEngine:
                 f"but {sorted(INPUTS)} and {sorted(needed_outputs)} are needed; export the model "
                 "again with unified-embeddings export-onnx"
             )
+        options = {node.name for node in self._session.get_overridable_initializers()}
+        self._can_omit_colbert = COLBERT_OPTION in options
         # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
 
@@ -162,6 +165,8 @@ class OnnxEngine:
             input_ids[row, : len(text)] = text
             attention_mask[row, : len(text)] = 1
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
+        if self._can_omit_colbert and "colbert" not in heads:
+            inputs[COLBERT_OPTION] = np.array(False)
         output_names = [OUTPUTS[head] for head in heads]
         options = run_options(input_ids.size)
         with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):

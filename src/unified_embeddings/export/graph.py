@@ -24,7 +24,7 @@ import numpy as np
 from unified_embeddings.export.graph_writer import FLOAT, FUSED, INT32, INT64, GraphWriter
 from unified_embeddings.export.layer_writer import LayerWriter
 from unified_embeddings.export.quantisation import Rotation, rotate
-from unified_embeddings.models.exported import INPUTS, OUTPUTS, SHORT_TEXT
+from unified_embeddings.models.exported import COLBERT_OPTION, INPUTS, OUTPUTS, SHORT_TEXT
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray
@@ -49,8 +49,8 @@ _IS_WHOLE = "is_whole"
 """Whether attention runs over whole texts: none is padded, and they are long."""
 _PADDED_SHAPE = "padded_shape"
 """[texts, tokens]."""
-_PADDED_STATES = "padded_states"
-"""[texts, tokens, -1], the shape of padded hidden states."""
+_WHOLE_STATES = "whole_states"
+"""[texts, tokens, d], the shape of the hidden states of whole texts; [1, T, d] for others."""
 _PACKED_STATES = "packed_states"
 """[-1, d], the shape of packed hidden states."""
 
@@ -174,7 +174,10 @@ def _write_packing(writer: GraphWriter, width: int) -> None:
     short = writer.add_constant("short", np.int64(SHORT_TEXT))
     is_long = writer.add_node("Greater", [longest, short], "is_long")
     writer.add_node("And", [is_unpadded, is_long], _IS_WHOLE)
-    writer.add_node("Concat", [_PADDED_SHAPE, _FLAT], _PADDED_STATES, axis=0)
+    one_text = writer.add_constant("one text", np.array([1, -1], dtype=np.int64))
+    shape = writer.add_node("Where", [_IS_WHOLE, _PADDED_SHAPE, one_text], "whole_shape")
+    width_shape = writer.add_constant("width", np.array([width], dtype=np.int64))
+    writer.add_node("Concat", [shape, width_shape], _WHOLE_STATES, axis=0)
     writer.add_constant(_PACKED_STATES, np.array([-1, width], dtype=np.int64))
 
 
@@ -265,15 +268,13 @@ def _write_context(
     """
     bias_name = writer.add_constant(f"{name}/biases", biases)
     heads = backbone.heads
+    # Changing a shape costs nothing here. In a branch it would cost a copy.
+    texts = [writer.add_node("Reshape", [part, _WHOLE_STATES], f"{part}/texts") for part in parts]
     # An If computes only the branch that is taken.
     with writer.branch() as whole:
-        spread = [
-            writer.add_node("Reshape", [part, _PADDED_STATES], f"{part}/texts") for part in parts
-        ]
-        context = writer.add_node(
-            "MultiHeadAttention", [*spread, bias_name], f"{name}/whole", FUSED, num_heads=heads
+        writer.add_node(
+            "MultiHeadAttention", [*texts, bias_name], f"{name}/then", FUSED, num_heads=heads
         )
-        writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/then")
     with writer.branch() as masked:
         spread = [writer.add_node("Gather", [part, _SLOTS], f"{part}/spread") for part in parts]
         inputs = [*spread, bias_name, _LENGTHS]
@@ -282,7 +283,8 @@ def _write_context(
         )
         positions = writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/positions")
         writer.add_node("Gather", [positions, _ROWS], f"{name}/else")
-    return writer.add_condition(_IS_WHOLE, whole, masked, f"{name}/context", stem=name)
+    context = writer.add_condition(_IS_WHOLE, whole, masked, f"{name}/context", stem=name)
+    return writer.add_node("Reshape", [context, _PACKED_STATES], f"{name}/rows")
 
 
 def _rotate_heads(writer: LayerWriter, backbone: Backbone, rows: FloatArray) -> FloatArray:
@@ -356,15 +358,29 @@ def _write_outputs(writer: LayerWriter, model: Model, hidden: str) -> None:
         writer.add_node("Gather", [flat, _SLOTS], OUTPUTS["sparse"])
         writer.add_output(OUTPUTS["sparse"], ["texts", "tokens"])
     if model.colbert is not None:
-        vectors = writer.add_head(hidden, *model.colbert, "colbert")
+        _write_colbert(writer, hidden, model.colbert)
+
+
+def _write_colbert(writer: LayerWriter, hidden: str, head: Linear) -> None:
+    """Write the ColBERT head, which is left out where nobody asks for it.
+
+    ONNX Runtime computes all outputs, also those that are not fetched.
+    """
+    writer.add_option(COLBERT_OPTION, np.bool_(True))
+    with writer.branch() as wanted:
+        vectors = writer.add_head(hidden, *head, "colbert")
         # ColBERT's rows leave the leading special token out.
         start = writer.add_constant("colbert/from", np.array([1]))
         end = writer.add_constant("colbert/to", np.array([np.iinfo(np.int64).max]))
         axis = writer.add_constant("colbert/axis", np.array([1]))
         later_slots = writer.add_node("Slice", [_SLOTS, start, end, axis], "colbert/slots")
-        writer.add_node("Gather", [vectors, later_slots], OUTPUTS["colbert"])
-        _, bias = model.colbert
-        writer.add_output(OUTPUTS["colbert"], ["texts", "tokens_but_first", len(bias)])
+        writer.add_node("Gather", [vectors, later_slots], "colbert/then")
+    with writer.branch() as unwanted:
+        nothing = writer.add_constant("colbert/nothing", np.empty((0, 0), dtype=np.int64))
+        writer.add_node("Gather", [hidden, nothing], "colbert/else")
+    writer.add_condition(COLBERT_OPTION, wanted, unwanted, OUTPUTS["colbert"], "colbert")
+    _, bias = head
+    writer.add_output(OUTPUTS["colbert"], ["texts", "tokens_but_first", len(bias)])
 
 
 def _write_first_states(writer: GraphWriter, hidden: str) -> None:

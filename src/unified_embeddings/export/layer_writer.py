@@ -130,19 +130,19 @@ class LayerWriter(GraphWriter):
         first_size = rotation.sizes[0]
         if first_size == 1:
             return x
-        rotated = self._add_rotated_blocks(x, first_size, f"{name}/rotated")
         if len(rotation.sizes) > 1:
+            # From the left, which takes less time than turning the grid.
             second_size = rotation.sizes[1]
             grid = self._add_shape(-1, second_size, first_size)
-            grids = self.add_node("Reshape", [rotated, grid], f"{name}/grids")
-            turned = self.add_node("Transpose", [grids], f"{name}/turned", perm=[0, 2, 1])
-            rotated = self._add_rotated_blocks(turned, second_size, f"{name}/rotated/again")
+            grids = self.add_node("Reshape", [x, grid], f"{name}/grids")
+            x = self.add_node("MatMul", [self._add_hadamard(second_size), grids], f"{name}/mixed")
+        blocks = self.add_node("Reshape", [x, self._add_shape(-1, first_size)], f"{name}/blocks")
+        matrix = self._add_hadamard(first_size)
+        rotated = self.add_node("MatMul", [blocks, matrix], f"{name}/rotated")
         return self.add_node("Reshape", [rotated, self._add_shape(-1, columns)], f"{name}/spread")
 
-    def _add_rotated_blocks(self, x: str, size: int, name: str) -> str:
-        blocks = self.add_node("Reshape", [x, self._add_shape(-1, size)], f"{name}/blocks")
-        matrix = self.add_shared_constant(f"int8/hadamard/{size}", hadamard(size))
-        return self.add_node("MatMul", [blocks, matrix], name)
+    def _add_hadamard(self, size: int) -> str:
+        return self.add_shared_constant(f"int8/hadamard/{size}", hadamard(size))
 
     def _add_shape(self, *sizes: int) -> str:
         name = f"int8/shape/{'x'.join(map(str, sizes))}"

@@ -80,11 +80,11 @@ def hadamard(size: int) -> FloatArray:
 def rotate(rows: FloatArray, rotation: Rotation) -> FloatArray:
     """Rotate the columns of rows (n, columns), as the graph rotates its states."""
     first_size = rotation.sizes[0]
-    rotated = rows.reshape(-1, first_size) @ hadamard(first_size)
+    rotated = rows
     if len(rotation.sizes) > 1:
         second_size = rotation.sizes[1]
-        grids = rotated.reshape(-1, second_size, first_size).transpose(0, 2, 1)
-        rotated = grids.reshape(-1, second_size) @ hadamard(second_size)
+        rotated = hadamard(second_size) @ rows.reshape(-1, second_size, first_size)
+    rotated = rotated.reshape(-1, first_size) @ hadamard(first_size)
     return rotated.reshape(rows.shape)
 
 

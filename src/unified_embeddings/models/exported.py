@@ -25,6 +25,11 @@ OUTPUTS: dict[HeadName, str] = {
 }
 """Head → the output of the graph that the head's vectors are made from."""
 
+COLBERT_OPTION = "with_colbert"
+"""An optional input of an exported graph, a boolean scalar: whether it computes ColBERT's vectors.
+They are 1% of its time. Without them, that output is empty. Exports of earlier versions have no
+such input."""
+
 EXPORTED_IN = ("fp32", "int8")
 """The precisions that a model can be exported in."""
 
