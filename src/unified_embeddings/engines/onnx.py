@@ -28,6 +28,7 @@ from unified_embeddings.models.exported import (
     INPUTS,
     INT8_SCHEME,
     OUTPUTS,
+    ROW_SCHEMES,
     SHORT_TEXT,
 )
 from unified_embeddings.models.resolve import resolve
@@ -239,7 +240,7 @@ def _require_int8(scheme: str) -> str:
     if not cpu().flags or cpu().has_int8_products:
         return ""
     lacking = "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
-    if scheme == INT8_SCHEME:
+    if scheme in ROW_SCHEMES:
         return f"; a quarter of the memory, and half as fast as it could be, since {lacking}"
     return (
         f"; a quarter of the memory, but documents take longer than in fp32, since {lacking}; "
