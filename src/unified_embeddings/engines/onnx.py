@@ -21,12 +21,14 @@ from unified_embeddings.errors import InputError, ModelLoadError
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.exported import (
+    COLBERT_OPTION,
     EXPORT,
     EXPORT_FORMAT,
     EXPORTED_IN,
     INPUTS,
     INT8_SCHEME,
     OUTPUTS,
+    ROW_SCHEMES,
     SHORT_TEXT,
 )
 from unified_embeddings.models.resolve import resolve
@@ -74,6 +76,8 @@ class OnnxEngine:
                 f"but {sorted(INPUTS)} and {sorted(needed_outputs)} are needed; export the model "
                 "again with unified-embeddings export-onnx"
             )
+        options = {node.name for node in self._session.get_overridable_initializers()}
+        self._can_omit_colbert = COLBERT_OPTION in options
         # One pass at a time: a second would only compete for the same cores and memory.
         self._lock = threading.Lock()
 
@@ -162,6 +166,8 @@ class OnnxEngine:
             input_ids[row, : len(text)] = text
             attention_mask[row, : len(text)] = 1
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
+        if self._can_omit_colbert and "colbert" not in heads:
+            inputs[COLBERT_OPTION] = np.array(False)
         output_names = [OUTPUTS[head] for head in heads]
         options = run_options(input_ids.size)
         with self._lock, self._checkpoint.explain("ONNX Runtime cannot run its graph"):
@@ -234,7 +240,7 @@ def _require_int8(scheme: str) -> str:
     if not cpu().flags or cpu().has_int8_products:
         return ""
     lacking = "the CPU has no int8 products (avx512_vnni, avx_vnni, amx_int8)"
-    if scheme == INT8_SCHEME:
+    if scheme in ROW_SCHEMES:
         return f"; a quarter of the memory, and half as fast as it could be, since {lacking}"
     return (
         f"; a quarter of the memory, but documents take longer than in fp32, since {lacking}; "

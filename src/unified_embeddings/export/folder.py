@@ -16,7 +16,8 @@ import numpy as np
 
 from unified_embeddings._version import __version__
 from unified_embeddings.errors import InputError, ModelLoadError
-from unified_embeddings.export.graph import Linear, Model, write_graph
+from unified_embeddings.export.graph import Model, write_graph
+from unified_embeddings.export.reading import Linear
 from unified_embeddings.models.architecture import packing_problem
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.digests import content_digest

@@ -56,6 +56,7 @@ class GraphWriter:
         self._nodes: list[Node] = []
         self._constants: list[onnx.TensorProto] = []
         self._shared_names: set[str] = set()
+        self._options: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def add_node(
@@ -107,6 +108,13 @@ class GraphWriter:
             self.add_constant(name, value)
         return name
 
+    def add_option(self, name: str, default: np.generic) -> str:
+        """Add a scalar that whoever runs the graph may set; returns its name."""
+        constant = numpy_helper.from_array(np.asarray(default), name)
+        self._constants.append(constant)
+        self._options.append(helper.make_tensor_value_info(name, constant.data_type, []))
+        return name
+
     def add_output(self, name: str, shape: Sequence[str | int]) -> None:
         """Make a node's output, float32, one of the graph's."""
         self._outputs.append(helper.make_tensor_value_info(name, FLOAT, shape))
@@ -148,10 +156,12 @@ class GraphWriter:
         Raises:
             OSError: If the file cannot be written.
         """
+        # A constant that is an input as well is the input's default.
+        texts = [helper.make_tensor_value_info(name, INT64, ["texts", "tokens"]) for name in inputs]
         graph = helper.make_graph(
             self._nodes,
             "embeddings",
-            [helper.make_tensor_value_info(name, INT64, ["texts", "tokens"]) for name in inputs],
+            [*texts, *self._options],
             self._outputs,
             self._constants,
         )

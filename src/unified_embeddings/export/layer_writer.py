@@ -19,6 +19,8 @@ from unified_embeddings.export.graph_writer import FLOAT, FUSED, GraphWriter
 from unified_embeddings.export.quantisation import (
     LARGEST,
     TINY,
+    ErrorFeedback,
+    Int8Array,
     Rotation,
     hadamard,
     quantise_rows,
@@ -58,7 +60,14 @@ class LayerWriter(GraphWriter):
         real = self.add_node("Cast", [row], f"{name}/real", to=FLOAT)
         return self.add_node("Mul", [real, scale], name)
 
-    def add_product(self, x: str, weight: FloatArray, name: str, rotation: Rotation | None) -> str:
+    def add_product(
+        self,
+        x: str,
+        weight: FloatArray,
+        name: str,
+        rotation: Rotation | None,
+        example: FloatArray | None,
+    ) -> str:
         """Add the product of x (T, columns) and a layer's weight (rows, columns): (T, rows).
 
         Args:
@@ -67,11 +76,18 @@ class LayerWriter(GraphWriter):
             name: Name of the result.
             rotation: What both sides are rotated by in int8 before they are rounded; None if they
                 are rotated already.
+            example: What x may be, (n, columns), by which the weight is rounded in int8; None in
+                fp32.
         """
-        return self.add_products(x, {name: weight}, name, rotation)[0]
+        return self.add_products(x, {name: weight}, name, rotation, example)[0]
 
     def add_products(
-        self, x: str, weights: Mapping[str, FloatArray], stem: str, rotation: Rotation | None
+        self,
+        x: str,
+        weights: Mapping[str, FloatArray],
+        stem: str,
+        rotation: Rotation | None,
+        example: FloatArray | None,
     ) -> list[str]:
         """Add products of x (T, columns) and several weights, for which it is rounded once.
 
@@ -80,8 +96,9 @@ class LayerWriter(GraphWriter):
             weights: Name of a result → right side (rows, columns).
             stem: Start of the names of what the products share.
             rotation: See `add_product`.
+            example: See `add_product`.
         """
-        if not self.quantised:
+        if example is None:
             names = [self.add_constant(f"{name}/weight", w.T) for name, w in weights.items()]
             pairs = zip(weights, names, strict=True)
             return [self.add_node("MatMul", [x, constant], name) for name, constant in pairs]
@@ -89,15 +106,18 @@ class LayerWriter(GraphWriter):
             columns = next(iter(weights.values())).shape[1]
             x = self._add_rotation(x, columns, stem, rotation)
             weights = {name: rotate(weight, rotation) for name, weight in weights.items()}
+            example = rotate(example, rotation)
         rounded, steps = self._add_rounding(x, stem)
+        feedback = ErrorFeedback(example)
         return [
-            self._add_rounded_product(rounded, steps, weight, name)
+            self._add_rounded_product(rounded, steps, *feedback.quantise(weight), name)
             for name, weight in weights.items()
         ]
 
-    def _add_rounded_product(self, rounded: str, steps: str, weight: FloatArray, name: str) -> str:
+    def _add_rounded_product(
+        self, rounded: str, steps: str, values: Int8Array, scales: FloatArray, name: str
+    ) -> str:
         """Add the product of bytes (T, columns), which stand for steps (T, 1), and a weight."""
-        values, scales = quantise_rows(weight)
         values_name = self.add_constant(f"{name}/weight", values.T)
         scales_name = self.add_constant(f"{name}/scales", scales.reshape(-1))
         unit = self.add_shared_constant("int8/unit", np.float32(1))
@@ -130,19 +150,19 @@ class LayerWriter(GraphWriter):
         first_size = rotation.sizes[0]
         if first_size == 1:
             return x
-        rotated = self._add_rotated_blocks(x, first_size, f"{name}/rotated")
         if len(rotation.sizes) > 1:
+            # From the left, which takes less time than turning the grid.
             second_size = rotation.sizes[1]
             grid = self._add_shape(-1, second_size, first_size)
-            grids = self.add_node("Reshape", [rotated, grid], f"{name}/grids")
-            turned = self.add_node("Transpose", [grids], f"{name}/turned", perm=[0, 2, 1])
-            rotated = self._add_rotated_blocks(turned, second_size, f"{name}/rotated/again")
+            grids = self.add_node("Reshape", [x, grid], f"{name}/grids")
+            x = self.add_node("MatMul", [self._add_hadamard(second_size), grids], f"{name}/mixed")
+        blocks = self.add_node("Reshape", [x, self._add_shape(-1, first_size)], f"{name}/blocks")
+        matrix = self._add_hadamard(first_size)
+        rotated = self.add_node("MatMul", [blocks, matrix], f"{name}/rotated")
         return self.add_node("Reshape", [rotated, self._add_shape(-1, columns)], f"{name}/spread")
 
-    def _add_rotated_blocks(self, x: str, size: int, name: str) -> str:
-        blocks = self.add_node("Reshape", [x, self._add_shape(-1, size)], f"{name}/blocks")
-        matrix = self.add_shared_constant(f"int8/hadamard/{size}", hadamard(size))
-        return self.add_node("MatMul", [blocks, matrix], name)
+    def _add_hadamard(self, size: int) -> str:
+        return self.add_shared_constant(f"int8/hadamard/{size}", hadamard(size))
 
     def _add_shape(self, *sizes: int) -> str:
         name = f"int8/shape/{'x'.join(map(str, sizes))}"

@@ -25,6 +25,11 @@ OUTPUTS: dict[HeadName, str] = {
 }
 """Head → the output of the graph that the head's vectors are made from."""
 
+COLBERT_OPTION = "with_colbert"
+"""An optional input of an exported graph, a boolean scalar: whether it computes ColBERT's vectors.
+They are 1% of its time. Without them, that output is empty. Exports of earlier versions have no
+such input."""
+
 EXPORTED_IN = ("fp32", "int8")
 """The precisions that a model can be exported in."""
 
@@ -33,8 +38,11 @@ SHORT_TEXT = 64
 another kernel for them than for longer texts, which differs in the seventh digit, so a text's
 length alone decides which one it gets."""
 
-INT8_SCHEME = "rows"
-"""How int8 is scaled in new exports: by the rows of states and weights."""
+INT8_SCHEME = "rows-feedback"
+"""How int8 is made in new exports: scaled by the rows of states and weights, which are rounded with
+feedback (`export.quantisation`)."""
+ROW_SCHEMES = (INT8_SCHEME, "rows")
+"""Ways to make int8 that are fast; see `ExportNotes.scheme`."""
 
 EXPORT = "export.json"
 """Name of the file with an exported model's notes."""
@@ -57,8 +65,8 @@ class ExportNotes:
         content: Digest of the ONNX file and its weights; see `digests.content_digest`.
         ragged: Whether texts of several lengths may share a pass; see `SHORT_TEXT`. Exports of
             earlier versions take texts of one length at a time.
-        scheme: How int8 is scaled: "rows"; "" in exports of earlier versions, where it is by
-            blocks, and in fp32.
+        scheme: How int8 was made: `INT8_SCHEME`. In exports of earlier versions it is "rows", which
+            were rounded to the nearest, or "", which is by blocks. In fp32 it is "".
     """
 
     source: str
