@@ -17,7 +17,7 @@ from typing import Any
 _VERBOSE = "ONEDNN_VERBOSE"
 _ISA = re.compile(r"cpu,isa:([^\n]*)")
 _PRODUCT = re.compile(r"exec,cpu,(?:matmul|inner_product),([^,]+),.*,(?:mb)?(\d+)(?:ic|x)\d+")
-_LIBRARY = re.compile(r"MKL|oneDNN|OpenMP|OpenBLAS|ACL")
+_LIBRARY = re.compile(r"MKL|Math Kernel|oneDNN|OpenMP|OpenBLAS|ACL")
 _MAX_LINE = 200
 _TRIED_ROWS = (16, 512)
 
