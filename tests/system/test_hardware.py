@@ -67,3 +67,15 @@ def test_processes_share_the_cores(sixteen_cores: Path, monkeypatch: pytest.Monk
 def test_one_process_is_told_of_its_containers_limit(sixteen_cores: Path) -> None:
     (sixteen_cores / "_QUOTA_V2").write_text("400000 100000\n")
     assert set(hardware.thread_variables(1).values()) == {"4"}
+
+
+def test_variables_that_restrict_kernels_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in hardware._KERNEL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert hardware.kernel_variables() == ()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert set(hardware.kernel_variables()) == {
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+        "ATEN_CPU_CAPABILITY=avx2",
+    }
