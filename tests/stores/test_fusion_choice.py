@@ -121,7 +121,7 @@ def test_a_record_of_another_version_is_refused_with_the_way_out(record: object)
     client = QdrantClient(":memory:")
     ensure_collection(client, "docs", EMBEDDER)
     client.update_collection("docs", metadata={FUSION_KEY: record})
-    with pytest.raises(StoreError, match=r"tune --reset.*fusion='model'"):
+    with pytest.raises(StoreError, match=r"fusion='model'.*tune docs --reset"):
         choice_of(client)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -163,15 +165,39 @@ class TestShowing:
     def test_on_a_terminal_there_is_a_bar(
         self, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr("rich.console.Console.is_terminal", True)
+        monkeypatch.setenv("TERM", "xterm")
         with open_progress("Indexing", "passages", on_terminal=True, clock=clock) as show:
-            for position in positions(60):
+            for position in positions(59):
                 clock.now += 1
-                show(position)
+                show(replace(position, total=60))
         out, err = capsys.readouterr()
         assert out == ""
-        assert "60 of 60 passages" in err
-        assert "docs/[60].md" in err  # brackets are no markup
+        # Each state of the bar is one line, however full: nothing is wrapped.
+        last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).strip().splitlines()[-1]
+        assert len(last) <= 80
+        assert last.split()[0] == "Indexing"
+        assert "59 of 60 passages a few seconds left [59].md" in last  # brackets are no markup
+
+    @pytest.mark.parametrize("columns", [40, 80])
+    def test_a_long_name_of_a_file_gives_way(
+        self,
+        clock: Clock,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        columns: int,
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr("rich.console.Console.is_terminal", True)
+        with open_progress("Indexing", "passages", on_terminal=True, clock=clock) as show:
+            for number in range(1, 9):
+                clock.now += 100
+                show(Position(number * 1000, 100_000, is_exact=False, doing="x" * 200))
+        lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).splitlines()
+        assert max(len(line.rpartition("\r")[2]) for line in lines) <= columns
+        if columns == 80:
+            assert "8,000 of about 100,000 passages about 2 h 30 min left" in lines[-1]
 
     def test_a_bar_that_is_not_shown_prints_nothing(
         self, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,3 +162,36 @@ class TestHoldInterrupts:
 
 def _fail() -> None:
     raise OSError("failed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="raises SIGTERM")
+class TestOtherSignals:
+    def test_one_is_held_back_like_control_c(self) -> None:
+        former = signal.getsignal(signal.SIGTERM)
+        done: list[int] = []
+
+        def work() -> None:
+            with hold_interrupts(signal.SIGTERM) as interrupts:
+                for number in range(3):
+                    interrupts.check()
+                    signal.raise_signal(signal.SIGTERM)
+                    done.append(number)
+
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert done == [0]
+        assert signal.getsignal(signal.SIGTERM) is former
+
+    def test_one_that_is_ignored_stays_ignored(self) -> None:
+        former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            with hold_interrupts(signal.SIGTERM) as interrupts:
+                signal.raise_signal(signal.SIGTERM)
+                interrupts.check()
+                signal.raise_signal(signal.SIGINT)
+                with pytest.raises(KeyboardInterrupt):
+                    interrupts.check()
+                interrupts._was_asked = False
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGTERM, former)

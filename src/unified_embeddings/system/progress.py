@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from unified_embeddings.system.remaining import RemainingTime, describe_remaining
 
 _LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
-_BAR_WIDTH = 20
+_BAR_WIDTH = 12
+"""Of a line of 80 columns, which also holds the count, the time and the file."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +164,24 @@ def _bar(title: str, unit: str, clock: Callable[[], float] = time.monotonic) -> 
     """Draw a bar on standard error."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class TimeColumn(TimeElapsedColumn):
+        """The remaining time, and until that is known the time so far."""
+
+        def render(self, task: Task) -> Text:
+            if task.fields["remaining"]:
+                return Text(task.fields["remaining"], style="progress.remaining")
+            return super().render(task)
 
     estimate = _Estimate(clock)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=_BAR_WIDTH),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[remaining]}"),
+        TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
+        TimeColumn(table_column=Column(no_wrap=True)),
         # What is in hand takes the room that is left, and gives way first.
         TextColumn("{task.fields[doing]}", table_column=Column(no_wrap=True, ratio=1)),
         console=Console(stderr=True),
@@ -188,7 +198,7 @@ def _bar(title: str, unit: str, clock: Callable[[], float] = time.monotonic) -> 
                 total=total,
                 count=f"{_describe_count(position)} {unit}".rstrip(),
                 remaining=estimate.describe(position),
-                doing=escape(position.doing),
+                doing=escape(PurePath(position.doing).name),
             )
 
         yield show
