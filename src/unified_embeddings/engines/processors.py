@@ -86,7 +86,7 @@ PROCESSORS = (
         basis="measured",
         reason=(
             "it took 0 to 31% less CPU time than 'onnx' in fp32, from queries of 16 tokens to "
-            "documents"
+            "documents, at BGE-M3's size"
         ),
         precision_reason=(
             "the CPU has no amx_bf16; with avx512_bf16 alone bf16 is faster too, but rounds, so "
