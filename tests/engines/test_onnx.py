@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 from hypothesis import given
@@ -33,9 +34,11 @@ from unified_embeddings import (
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.engines.onnx import OnnxEngine
 from unified_embeddings.export.folder import export_onnx
-from unified_embeddings.export.quantisation import Rotation, quantise_rows, rotate
+from unified_embeddings.export.quantisation import ErrorFeedback, Rotation, quantise_rows, rotate
+from unified_embeddings.export.trial import Trial
 from unified_embeddings.models.catalogue import MODELS
 from unified_embeddings.models.resolve import resolve
+from unified_embeddings.models.weights import read_backbone
 from unified_embeddings.system.files import scratch_folder
 from unified_embeddings.system.hardware import Cpu
 
@@ -279,6 +282,63 @@ class TestInt8:
         assert Rotation.of(384).sizes == (128,)
         assert Rotation.of(4096, largest=32).sizes == (32,)
         assert Rotation.of(33).sizes == (1,)
+
+    def test_errors_are_made_up_for_where_inputs_go_together(self) -> None:
+        """Two columns with one input: what the first loses, the second gains."""
+        weight = np.array([[127.0, 0.4, 0.4, 10.0]], dtype=np.float32)
+        independent, shared = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)
+        shared[2] = shared[1] = [0, 1, 1, 0]
+        values, scales = ErrorFeedback(independent).quantise(weight)
+        np.testing.assert_array_equal(scales, [[1]])
+        np.testing.assert_array_equal(values, [[127, 0, 0, 10]])
+        values, _ = ErrorFeedback(shared).quantise(weight)
+        np.testing.assert_array_equal(values, [[127, 0, 1, 10]])
+
+    def test_feedback_makes_products_more_exact_for_inputs_of_the_kind(self) -> None:
+        rng = np.random.default_rng(0)
+        # 700 columns, so that more than one group of columns is rounded, made from 60 causes.
+        example, others = rng.normal(size=(2, 900, 60)) @ rng.normal(size=(60, 700))
+        weight = rng.normal(size=(40, 700)).astype(np.float32)
+        errors = []
+        for values, scales in (
+            quantise_rows(weight),
+            ErrorFeedback(example.astype(np.float32)).quantise(weight),
+        ):
+            assert np.abs(values.astype(int)).max() <= 127
+            errors.append(np.square(others @ (values * scales - weight).T).mean())
+        nearest, with_feedback = errors
+        assert with_feedback < 0.3 * nearest
+
+    def test_inputs_that_are_all_zero_do_no_harm(self) -> None:
+        weight = np.array([[127.0, 0.4, -3.0]], dtype=np.float32)
+        values, _ = ErrorFeedback(np.zeros((5, 3), dtype=np.float32)).quantise(weight)
+        np.testing.assert_array_equal(values, [[127, 0, -3]])
+
+    @needs_mini
+    def test_random_tokens_take_the_way_of_the_model(self) -> None:
+        """The last states of the trial are those of the engine for the same tokens."""
+        source = BGE_M3_Embedder("mini-m3", precision="fp32", cache=None)
+        backbone = read_backbone(source.checkpoint)
+        trial = Trial(backbone, first_position=0)
+        for number in range(backbone.layers):
+            trial.run_layer(number)
+        tokens = np.random.default_rng(0).integers(30_522, size=(64, 32))
+        states = (trial._states + trial._shift).reshape(64, 32, -1)
+        engine = OnnxEngine(source.checkpoint, Runtime("onnx", "cpu", "fp32", "as asked"))
+        pooled = engine.run(list(tokens[:4]), frozenset({"dense"})).pooled
+        assert pooled is not None
+        # GELU's approximation differs in the third digit.
+        np.testing.assert_allclose(states[:4].mean(axis=1), pooled, atol=0.01)
+
+    def test_colbert_is_computed_only_if_asked_for(self, exported: Path) -> None:
+        session = onnxruntime.InferenceSession(exported / "model.onnx")
+        inputs = {"input_ids": np.full((2, 5), 9), "attention_mask": np.ones((2, 5), np.int64)}
+        names = ["pooled", "token_vectors"]
+        by_default = session.run(names, inputs)
+        without = session.run(names, inputs | {"with_colbert": np.array(False)})
+        assert by_default[1].shape == (2, 4, 32)
+        assert without[1].size == 0
+        np.testing.assert_array_equal(by_default[0], without[0])
 
     @given(hnp.arrays(np.float32, (3, 50), elements=st.floats(-1e3, 1e3, width=32)))
     def test_no_weight_is_off_by_more_than_half_a_step(self, weight: Any) -> None:

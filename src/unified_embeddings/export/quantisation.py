@@ -29,9 +29,9 @@ TINY = 1e-10
 """The smallest magnitude that is divided by, so that a row of zeros has a scale."""
 _ONE_STAGE = 128
 """Columns up to which a block is rotated by one matrix."""
-_COLUMNS_TOGETHER = 1024
+_COLUMNS_TOGETHER = 512
 """Columns of a weight that make up for each other's errors; more would take longer to prepare."""
-_COLUMNS_AT_ONCE = 32
+_COLUMNS_AT_ONCE = 128
 """Columns that are rounded before the others are told of their errors; for speed alone."""
 _DAMPING = 0.1
 """What is added to the variance of each input, as a share of their mean: it keeps chance
@@ -138,10 +138,10 @@ def _feedback_factor(inputs: FloatArray) -> FloatArray:
 
     It is the upper Cholesky factor of the inverse of the inputs' second moments, float32.
     """
-    moments = (inputs.T @ inputs).astype(np.float64) / len(inputs)
+    moments = inputs.T @ inputs / np.float32(len(inputs))
     diagonal = np.einsum("ii->i", moments)
     diagonal += max(_DAMPING * diagonal.mean(), TINY)
-    return np.linalg.cholesky(np.linalg.inv(moments)).T.astype(np.float32)
+    return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(moments)).T)
 
 
 def _round_in_turn(steps: FloatArray, factor: FloatArray) -> FloatArray:

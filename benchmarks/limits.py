@@ -1,0 +1,205 @@
+"""How close the engine 'onnx' comes to its matrix products alone, in fp32 and in int8.
+
+    python benchmarks/limits.py                           a full-size BGE-M3 with random weights
+    python benchmarks/limits.py --model FOLDER            a checkpoint of your own
+    python benchmarks/limits.py --precisions int8 --rounds 9
+
+The limit of a workload is the time of the products with the layers' weights, at the same numbers of
+rows, by the fastest library at hand: ONNX Runtime, and in fp32 torch and NumPy as well. Everything
+else that a model does comes on top: attention, normalisation, activation, heads and, in int8,
+rounding. Times are CPU time (user and system), the least of all rounds. Engine and libraries take
+turns in each round.
+
+The weights of a few layers are multiplied again and again. They are more than a cache holds, as in
+the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import full_size
+from report import table
+from unified_embeddings.engines.base import Runtime
+from unified_embeddings.engines.onnx import OnnxEngine
+from unified_embeddings.engines.onnx_session import session_options
+from unified_embeddings.models.checkpoint import Checkpoint
+from unified_embeddings.models.resolve import resolve
+from unified_embeddings.system.hardware import cpu, thread_count
+from unified_embeddings.types import FloatArray
+
+Example: TypeAlias = dict[int, Any]
+"""Number of columns → what is multiplied, (rows, columns): floats, or bytes in int8."""
+Multiply: TypeAlias = Callable[[Example], None]
+"""Multiplies by the weights of a few layers."""
+_LAYERS = 4
+"""Layers whose weights are multiplied; 200 MB in fp32 for BGE-M3."""
+_HEADS = frozenset({"dense", "sparse"})
+
+
+def main() -> None:
+    """Measure all workloads and print a table."""
+    options = _parse()
+    folder = options.model or full_size.make(options.work / "unified-embeddings-full-size")
+    checkpoint = resolve(folder, local_files_only=True)
+    rng = np.random.default_rng(0)
+    mixed = sorted(rng.integers(8, 400, 16).tolist(), reverse=True)
+    workloads = {"query of 16 tokens": [16], "query of 128 tokens": [128], "mixed documents": mixed}
+    rows: list[list[str]] = []
+    for precision in options.precisions:
+        engine = OnnxEngine(checkpoint, Runtime("onnx", "cpu", precision, "as asked"))
+        libraries = _libraries(checkpoint, precision)
+        for name, lengths in workloads.items():
+            best = _measure(checkpoint, engine, libraries, lengths, options.rounds)
+            rows.append([precision, name, *_cells(best)])
+            print("  ".join(rows[-1]), flush=True)
+    print(f"\n{cpu().name}, {thread_count()} threads; CPU milliseconds\n")
+    print(table(["precision", "work", "engine", "products alone", "by", "engine / products"], rows))
+
+
+def _measure(
+    checkpoint: Checkpoint,
+    engine: OnnxEngine,
+    libraries: Mapping[str, Multiply],
+    lengths: list[int],
+    rounds: int,
+) -> dict[str, float]:
+    """Return the least CPU seconds of the engine, and of each library's products."""
+    rng = np.random.default_rng(1)
+    vocabulary = checkpoint.integer("vocab_size")
+    texts = [rng.integers(5, vocabulary, length, dtype=np.int32) for length in lengths]
+    # The engine's own division into passes: the rows of a pass are multiplied at once.
+    passes = [sum(map(len, batch)) for batch in engine._divide(texts)]
+    columns = _columns(checkpoint)
+    examples: list[Example] = [
+        {width: rng.standard_normal((count, width), dtype=np.float32) for width in columns}
+        for count in passes
+    ]
+    if engine.runtime.precision == "int8":
+        examples = [{width: _to_bytes(x) for width, x in pair.items()} for pair in examples]
+    shares = checkpoint.integer("num_hidden_layers") / _LAYERS
+    best = dict.fromkeys(["engine", *libraries], float("inf"))
+    for _ in range(rounds):
+        best["engine"] = min(best["engine"], _seconds(engine.run, texts, _HEADS))
+        for library, multiply in libraries.items():
+            seconds = shares * sum(_seconds(multiply, example) for example in examples)
+            best[library] = min(best[library], seconds)
+    return best
+
+
+def _cells(best: dict[str, float]) -> list[str]:
+    engine = best.pop("engine")
+    fastest = min(best, key=lambda library: best[library])
+    limit = best[fastest]
+    return [f"{1000 * engine:.0f}", f"{1000 * limit:.0f}", fastest, f"{engine / limit:.2f}"]
+
+
+def _columns(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return the width of the states, and that of the activation's result."""
+    return checkpoint.hidden_size, checkpoint.integer("intermediate_size")
+
+
+def _libraries(checkpoint: Checkpoint, precision: str) -> dict[str, Multiply]:
+    """Return each library's products with the weights of a few layers."""
+    width, wide = _columns(checkpoint)
+    rng = np.random.default_rng(2)
+    # Queries, keys, values and attention's output; the wide product; the narrow one.
+    shapes = [(width, width)] * 4 + [(width, wide), (wide, width)]
+    weights = [
+        rng.standard_normal(shape, dtype=np.float32) for _ in range(_LAYERS) for shape in shapes
+    ]
+    products = {"onnxruntime": _onnx_products(weights, is_int8=precision == "int8")}
+    if precision == "fp32":
+        products["torch"] = _torch_products(weights)
+        products["numpy"] = _numpy_products(weights)
+    return products
+
+
+def _numpy_products(weights: Sequence[FloatArray]) -> Multiply:
+    def multiply(example: Example) -> None:
+        for weight in weights:
+            _ = example[len(weight)] @ weight
+
+    return multiply
+
+
+def _torch_products(weights: Sequence[FloatArray]) -> Multiply:
+    turned = [torch.from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
+    torch.set_num_threads(thread_count())
+
+    def multiply(example: Example) -> None:
+        inputs = {columns: torch.from_numpy(x) for columns, x in example.items()}
+        with torch.inference_mode():
+            for weight in turned:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+    return multiply
+
+
+def _onnx_products(weights: Sequence[FloatArray], *, is_int8: bool) -> Multiply:
+    """Return ONNX Runtime's products: of floats, or of unsigned and signed bytes."""
+    nodes, outputs = [], []
+    constants = [
+        numpy_helper.from_array(np.array(1, dtype=np.float32), "unit"),
+        numpy_helper.from_array(np.array(128, dtype=np.uint8), "zero"),
+    ]
+    for number, weight in enumerate(weights):
+        inputs, operator, domain = [f"x{len(weight)}", f"w{number}"], "MatMul", ""
+        stored = weight
+        if is_int8:
+            stored = np.clip(weight * 30, -127, 127).astype(np.int8)
+            scales = np.ones(weight.shape[1], dtype=np.float32)
+            constants.append(numpy_helper.from_array(scales, f"s{number}"))
+            inputs += ["unit", f"s{number}", "zero"]
+            operator, domain = "MatMulIntegerToFloat", "com.microsoft"
+        constants.append(numpy_helper.from_array(stored, f"w{number}"))
+        nodes.append(helper.make_node(operator, inputs, [f"y{number}"], domain=domain))
+        outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
+    kind = TensorProto.UINT8 if is_int8 else TensorProto.FLOAT
+    columns = sorted({len(weight) for weight in weights})
+    sources = [helper.make_tensor_value_info(f"x{n}", kind, ["rows", n]) for n in columns]
+    graph = helper.make_graph(nodes, "products", sources, outputs, constants)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), session_options())
+
+    def multiply(example: Example) -> None:
+        session.run(None, {f"x{columns}": x for columns, x in example.items()})
+
+    return multiply
+
+
+def _to_bytes(x: FloatArray) -> NDArray[np.uint8]:
+    return np.clip(x * 30 + 128, 0, 255).astype(np.uint8)
+
+
+def _seconds(work: Callable[..., object], *arguments: object) -> float:
+    """Return the CPU time of some work in this process, user and system."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    work(*arguments)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", type=Path, help="a checkpoint's folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=["fp32", "int8"])
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
