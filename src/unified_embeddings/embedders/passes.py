@@ -54,17 +54,22 @@ def run_passes(
         heads: What to compute.
         role: The role of the texts.
     """
-    if engine.runtime.device == "cpu" or not isinstance(engine, PipelinedEngine):
+    if not isinstance(engine, PipelinedEngine):
         for batch in batches:
             begun = time.perf_counter()
             raw = engine.run(batch.token_ids, heads, role)
             yield Pass(batch, raw, time.perf_counter() - begun)
         return
+    # A pass on a CPU is done once it was started: there is nothing to get ahead of.
+    starts_ahead = engine.runtime.device != "cpu"
     waiting: _StartedPass | None = None
     for batch in batches:
         begun = time.perf_counter()
         wait = engine.start(batch.token_ids, heads, role)
         started = _StartedPass(batch, wait, time.perf_counter() - begun)
+        if not starts_ahead:
+            yield started.finish()
+            continue
         if waiting is not None:
             yield waiting.finish()
         waiting = started
