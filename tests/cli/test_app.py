@@ -579,7 +579,10 @@ class TestIndex:
         (work / "docs" / "new.txt").write_text("new")
         (work / "docs" / "photo.png").write_bytes(b"\x89PNG")
         ended = run("index", "docs", *options)
-        assert (ended.code, ended.err) == (0, "")
+        assert (ended.code, ended.err) == (
+            0,
+            "note: 1 file was skipped: photo.png (no text in .png files)\n",
+        )
         assert ended.out == (
             "2 files indexed (2 chunks added), 4 unchanged, 1 removed (2 chunks dropped), "
             "1 skipped, 0 failed\n"

@@ -309,7 +309,10 @@ def test_names_may_hold_markup(data: Path, run: Run, tmp_path: Path) -> None:
         (["-s", "mini-m3", "--baseline", "other"], "--baseline 'other' is none of the systems"),
         (["-s", "mini-m3", "--depth", "5"], "--depth 5 asks for fewer results than the 10"),
         (["-s", "mini-m3", "-s", "run=none.run"], "none.run does not exist"),
-        (["-s", "mini-m3", "-s", "path=none,collection=docs"], "folder none does not exist"),
+        (
+            ["-s", "mini-m3", "-s", "path=none,collection=docs"],
+            "Store none: opening failed: there is no such folder",
+        ),
         (["-s", "e5-small-v2:hybrid"], "gives dense vectors, no sparse ones"),
         (["-s", "mini-m3", "--qrels", "none"], "none does not exist; name a file in TREC's"),
         (["-s", "mini-m3", "--output", "."], "--output . is a folder; name a file in it"),
