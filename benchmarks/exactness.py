@@ -12,6 +12,7 @@ import numpy as np
 from context import Bench
 from peers import PEERS
 from report import Results, Row, number, paragraphs, table
+from speed_bounds import EXACT
 from unified_embeddings.heads import normalise
 from unified_embeddings.types import FloatArray
 from workers import UnavailableError, Worker
@@ -92,7 +93,8 @@ def tables(results: Results, rows: dict[str, Row]) -> str:
     return paragraphs(
         f"Exactness: cosine of dense vectors with those of {facts['reference']}, over "
         f"{facts['texts']} texts, at the default batch size. Vectors of different texts have "
-        f"cosines of {low} to {high} with each other. Centred: less the mean vector of all texts.",
+        f"cosines of {low} to {high} with each other. Centred: less the mean vector of all texts. "
+        f"The bounds count no peer whose smallest cosine is below {EXACT:g}.",
         table(("engine", "smallest cosine", "mean", "smallest, centred"), lines),
     )
 
