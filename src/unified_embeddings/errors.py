@@ -14,6 +14,7 @@ A message says what was expected, what came and what to do next.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ def _describe_sparse_model(found_model: str, model: str) -> str:
     if not found_sparse:
         return f"Its sparse vectors are that model's own: leave sparse_model={sparse!r} out."
     problem = f"Its sparse vectors are those of {found_sparse!r}"
-    return f"{problem}: give sparse_model={found_sparse!r} (--sparse-model {found_sparse}) too."
+    option = shlex.quote(found_sparse)
+    return f"{problem}: give sparse_model={found_sparse!r} (--sparse-model {option}) too."
 
 
 def _restore(

@@ -86,6 +86,18 @@ def run(
         ("search q --path p", "as `unified-embeddings index PATH` does", None),
         ("search q --path p", "unified-embeddings check /data", None),
         ("search q --path p", "unified-embeddings 0.1.0 is too old", None),
+        (  # a name may hold what ends a clause
+            "search q --path p",
+            "run: unified-embeddings add-vectors 'a (b), c; d. e' --colbert pooled. Or not",
+            "run: unified-embeddings add-vectors 'a (b), c; d. e' --colbert pooled --path p. Or "
+            "not",
+        ),
+        (
+            "search q --path p",
+            """unified-embeddings add-vectors 'it'"'"'s, mine' --sparse, as said""",
+            """unified-embeddings add-vectors 'it'"'"'s, mine' --sparse --path p, as said""",
+        ),
+        ("search q --path p", "there is no folder /data/unified-embeddings index/old", None),
         ("nothing --path p", "unified-embeddings index PATH", None),
         ("--version", "unified-embeddings index PATH", None),
     ],
@@ -98,6 +110,12 @@ def test_options_that_were_given_are_repeated(
     record = logging.makeLogRecord({"msg": "%s", "args": (text,)})
     assert CompletedHints().filter(record)
     assert record.getMessage() == (completed or text)
+
+
+def test_a_message_that_does_not_fit_its_arguments_is_no_error() -> None:
+    record = logging.makeLogRecord({"msg": "%d passages", "args": ("no",)})
+    assert CompletedHints().filter(record)
+    assert (record.msg, record.args) == ("%d passages", ("no",))
 
 
 def suggestion(message: str) -> list[str]:
@@ -154,6 +172,7 @@ def test_the_default_model_is_told_both_names(
     ("found", "given", "words"),
     [
         ("a + bm25", "a", "give sparse_model='bm25' (--sparse-model bm25) too."),
+        ("a + my bm25", "a", "(--sparse-model 'my bm25') too."),
         ("a", "a + bm25", "leave sparse_model='bm25' out."),
         ("a + b", "a + c", "Its sparse vectors are those of 'b'"),
         ("a + bm25", "b", "Vectors of different models do not compare."),

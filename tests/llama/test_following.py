@@ -5,14 +5,17 @@ The clock is the test's own; the files are real.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 
+from unified_embeddings import EdgeQdrantClient
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama import following
 from unified_embeddings.llama.finding import FileSelection
@@ -229,6 +232,23 @@ class TestPlacesThatGoAway:
         assert watched.settle() == NOTHING
 
     @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+    def test_a_file_that_cannot_be_looked_at(
+        self, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stat = Path.stat
+
+        def refuse(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+            if path.name == "a.md":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return stat(path, follow_symlinks=follow_symlinks)
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        assert watched.settle() == NOTHING
+        monkeypatch.undo()
+        assert watched.settle() == NOTHING
+        (watched.folder / "a.md").unlink()
+        assert watched.settle() == (set(), {"a.md"})
+
     def test_a_link_that_leads_to_nothing(self, watched: Watched, tmp_path: Path) -> None:
         target = tmp_path / "target"
         target.mkdir()
@@ -298,6 +318,19 @@ class TestIndexChanges:
         file.write_text("")
         index_changes(Changes((file,)), store, embedder)
         assert {path for path, _ in _points(store)} == {str(watched.folder / "b.md")}
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes no such name")
+    def test_a_name_that_is_not_unicode_keeps_no_other_file_waiting(
+        self, watched: Watched, embedder: FakeEmbedder, tmp_path: Path
+    ) -> None:
+        with EdgeQdrantClient(tmp_path / "store") as client:
+            store = build_vector_store(embedder, "notes", client=client)
+            index_paths([watched.folder], store, embedder)
+            bad = watched.write(os.fsdecode(b"bad\xff.md"), "Bats hang.")
+            good = watched.write("good.md", "Owls watch.")
+            report = index_changes(Changes((bad, good)), store, embedder)
+        assert report.failed == {str(bad): "its name is not valid Unicode; rename it"}
+        assert report.indexed == 1
 
 
 def _points(store: QdrantVectorStore) -> set[tuple[str, str]]:

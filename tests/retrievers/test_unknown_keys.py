@@ -132,3 +132,14 @@ def test_keys_of_anybodys_requests_are_told_a_thousand_times_at_most(
     filters = MetadataFilters(filters=[equals("autor", "Ann")])
     assert UnifiedHybridRetriever(store, EMBEDDER, filters=filters).retrieve("owls") == []
     assert warnings(caplog) == []
+
+
+def test_a_condition_that_passages_without_the_key_meet_is_not_blamed(
+    store: FingerprintedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    absent = MetadataFilter(key="editor", value=None, operator=FilterOperator.IS_EMPTY)
+    different = MetadataFilter(key="publisher", value="Bob", operator=FilterOperator.NE)
+    neither = MetadataFilters(filters=[equals("owner", "Bob")], condition=FilterCondition.NOT)
+    filters = MetadataFilters(filters=[equals("year", 1999), absent, different, neither])
+    assert UnifiedHybridRetriever(store, EMBEDDER, filters=filters).retrieve("owls") == []
+    assert warnings(caplog) == []

@@ -6,6 +6,7 @@ What does not: the messages, which name the command and what is special about it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shlex
@@ -32,12 +33,14 @@ _REPEATED = (
 _ELSEWHERE = {"migrate plan": ("--model", "--sparse-model")}
 """Options that mean another thing in some command: there, the model to move to."""
 _PROGRAM = "unified-embeddings"
+_QUOTED = r"""(?:(?<=[\s'"])(?:'[^'\n]*'|"[^"\n]*"))"""
+"""A word, or a part of one, as `shlex.quote` writes it: it may hold what ends a clause."""
 _SUGGESTION = re.compile(
-    rf"(?<!`){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)"
-    r"(?P<rest>[^`,;()\n]*?)(?=\.(?:\s|$)|[`,;()\n]|$)"
+    rf"(?<![`/\\\w.-]){_PROGRAM} (?P<command>migrate [a-z-]+|[a-z][a-z-]*)"
+    rf"(?P<rest>(?:{_QUOTED}|[^`,;()\n])*?)(?=\.(?:\s|$)|[`,;()\n]|$)"
 )
 """A command in a message, to the end of its clause. What stands in backquotes is named, not
-suggested."""
+suggested; what follows a slash is part of a path."""
 
 
 _apps: list[typer.Typer] = []
@@ -78,7 +81,10 @@ class CompletedHints(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record's message; it is always printed."""
-        record.msg, record.args = complete_hints(record.getMessage()), ()
+        # A library's message may not fit its arguments. The handler reports that; a filter that
+        # raises would end the library's call.
+        with contextlib.suppress(Exception):
+            record.msg, record.args = complete_hints(record.getMessage()), ()
         return True
 
 

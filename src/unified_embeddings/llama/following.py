@@ -151,10 +151,14 @@ class FolderWatch:
         """Return the files that are there, and places of which nothing can be said."""
         found = find_files(self._roots, self._selection)
         signatures: dict[str, _Signature] = {}
+        unreadable = [*found.failed, *found.dead_links]
         for file in found.files:
             try:
                 status = file.stat()
-            except OSError:  # it went away just now
+            except (FileNotFoundError, NotADirectoryError):  # it went away just now
+                continue
+            except OSError:  # in a folder that may be listed and not entered, or on a failing disk
+                unreadable.append(str(file))
                 continue
             signatures[str(file)] = _Signature(
                 modified_ns=status.st_mtime_ns,
@@ -162,7 +166,7 @@ class FolderWatch:
                 inode=status.st_ino,
                 device=status.st_dev,
             )
-        return signatures, [*found.failed, *found.dead_links]
+        return signatures, unreadable
 
     def _note_places(self, found: dict[str, _Signature]) -> None:
         """Find the places that are away, and tell of those that left or came back."""

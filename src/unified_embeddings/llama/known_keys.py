@@ -29,6 +29,8 @@ _NODES_TO_LOOK_AT = 1000
 _SHOWN_KEYS = 12
 _MOST_TOLD = 1000
 """Keys that are warned of in one process: they may come from anybody's requests."""
+_MET_WITHOUT_KEY = (FilterOperator.IS_EMPTY, FilterOperator.NE, FilterOperator.NIN)
+"""Conditions that a passage without the key meets, so that they are not why nothing was found."""
 _told: set[tuple[str, str]] = set()
 """Collections and keys that were warned of."""
 
@@ -104,8 +106,11 @@ def warn_of_unknown_keys(store: FingerprintedStore, filters: MetadataFilters | N
 
 
 def _keys_of(filters: MetadataFilters | None) -> Iterator[str]:
-    for each in filters.filters if filters is not None else ():
+    """Yield the keys that a passage must have to meet the filters."""
+    if filters is None or filters.condition == FilterCondition.NOT:
+        return
+    for each in filters.filters:
         if isinstance(each, MetadataFilters):
             yield from _keys_of(each)
-        else:
+        elif each.operator not in _MET_WITHOUT_KEY:
             yield each.key

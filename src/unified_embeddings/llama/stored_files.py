@@ -101,7 +101,9 @@ def read_stored_files(
     stored_files: dict[StoredPath, StoredFile] = {}
     selected = None
     if paths is not None:
-        is_one = qm.FieldCondition(key="file_path", match=qm.MatchAny(any=list(paths)))
+        # Nothing is stored of a path that is not valid Unicode, and no filter can hold it.
+        valid_paths = [path for path in paths if _is_unicode(path)]
+        is_one = qm.FieldCondition(key="file_path", match=qm.MatchAny(any=valid_paths))
         selected = qm.Filter(must=[is_one])
     offset: qm.ExtendedPointId | None = None
     while True:
@@ -125,6 +127,15 @@ def read_stored_files(
             stored.chunk_ids.setdefault(version, set()).add(str(point.id))
         if offset is None:
             return stored_files
+
+
+def _is_unicode(path: str) -> bool:
+    """Tell whether a path can be stored; `reading.check_name` rejects a file with another one."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def identify(

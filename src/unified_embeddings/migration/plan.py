@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,14 +210,15 @@ def _notes(
         notes.append(
             f"{names.source!r} has a keyword list ({keywords}), which is not moved. Once the new "
             "collection is filled, and before the cutover, give it one: unified-embeddings "
-            f"add-vectors {record.target} --keywords {keywords} --model {record.model_name}"
+            f"add-vectors {shlex.quote(record.target)} --keywords {shlex.quote(keywords)} "
+            f"--model {shlex.quote(record.model_name)}"
         )
     if record.source_model is None:
         notes.append(
             f"nothing records which model made {names.source!r}; its vectors are not used, only "
             "its texts. `migrate shadow` and `migrate cutover --data` ask it questions: name its "
             "model with --old-model, or record it before them: unified-embeddings adopt "
-            f"{names.source}"
+            f"{shlex.quote(names.source)}"
         )
     if estimate.without_text:
         notes.append(

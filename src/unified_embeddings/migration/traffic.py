@@ -6,6 +6,7 @@ journal. What does not: asking them (`retrievers.transition`), and deciding on i
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -120,7 +121,8 @@ def prove_source(record: MigrationRecord, client: Client, embedder: TextEmbedder
         raise MigrationError(
             f"the old collection {record.source!r} does not record its model, and it is not proved "
             f"to be {embedder.model_name!r}: {report.reason}. Name the model that made it; if you "
-            f"know that this one did, record it: unified-embeddings adopt {record.source} --trust"
+            "know that this one did, record it: unified-embeddings adopt "
+            f"{shlex.quote(record.source)} --trust"
         )
 
 

@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ class Catalog:
             if is_local_mode_folder(folder):
                 raise self._error(
                     "it was made by qdrant-client's local mode. Copy it into a new folder with: "
-                    f"unified-embeddings copy --from {folder} --to NEW_FOLDER"
+                    f"unified-embeddings copy --from {shlex.quote(str(folder))} --to NEW_FOLDER"
                 )
             make_folder(folder / _SHARDS)
             self._lock = self._acquire_lock()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -391,7 +392,7 @@ class Shard:
             "opening",
             f"its files are damaged, or were changed by other software: {problem}. They are left "
             f"alone in {self.folder}; restore the store from a backup, or see what can be read "
-            f"with: unified-embeddings check {self.folder.parents[1]}",
+            f"with: unified-embeddings check {shlex.quote(str(self.folder.parents[1]))}",
         )
 
     def _write_seal(self, points_count: int) -> None:
