@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unified_embeddings.cli import shared
+from unified_embeddings.cli import pictures, shared
 from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.llama.image_indexing import ImageReport
     from unified_embeddings.llama.indexing import IndexReport
 
 _INPUT = Path("-")
-_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))
 
 
 def index(
@@ -86,6 +85,8 @@ def index(
             help="Store ColBERT vectors too, for search --rerank: pooled or full.",
         ),
     ] = None,
+    image_model: pictures.ImageModel = None,
+    image_collection: pictures.ImageCollection = None,
     shard_number: shared.ShardNumber = None,
     replication_factor: shared.ReplicationFactor = None,
     write_consistency: shared.WriteConsistency = None,
@@ -96,15 +97,18 @@ def index(
 
     Run it again after any change or interruption: unchanged files are skipped, changed files are
     replaced, and files that were deleted from the folders are removed. If a folder is gone or empty
-    altogether, it asks first, or needs --prune.
+    altogether, it asks first, or needs --prune. Where an image model is named, pictures are indexed
+    as well, into a collection of their own.
     """
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.system.progress import open_ended_progress_bar
 
+    image_name = pictures.image_collection_of(collection, image_collection)
     reads_input = _INPUT in paths
     if reads_input and (len(paths) > 1 or prune or exclude or include):
         raise InputError("- stands alone, without other paths, --prune, --exclude and --include")
-    config = shared.open_config(model, sparse_model, model_url, keywords)
+    clip_model = pictures.chosen_image_model(image_model)
+    config = shared.open_config(model, sparse_model, model_url, keywords, clip_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     store = _open_store(
         config,
@@ -144,8 +148,28 @@ def index(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
-    _print_report(report, dry_run=dry_run, as_json=as_json)
-    if report.failed and not allow_errors:
+    images = None
+    if clip_model is not None:
+        images = pictures.index_pictures(
+            config,
+            paths,
+            image_name,
+            path,
+            url,
+            exclude=_excluded(exclude or ()),
+            include=include or (),
+            gitignore=gitignore,
+            prune=prune or (_would_refuse if dry_run else _ask),
+            dry_run=dry_run,
+            shows_bar=shows_bar,
+            on_outcome=_print_outcome if lists_files else _ignore_outcome,
+        )
+    _print_report(report, dry_run=dry_run, as_json=as_json, images=images)
+    if images is not None:
+        pictures.print_report(images, image_name, dry_run=dry_run, as_json=as_json)
+    elif image_model is None:
+        pictures.print_hint([*report.skipped])
+    if (report.failed or (images and images.failed)) and not allow_errors:
         raise typer.Exit(1)
 
 
@@ -170,11 +194,20 @@ def _index_input(
     )
 
 
-def _print_report(report: IndexReport, *, dry_run: bool, as_json: bool) -> None:
+def _print_report(
+    report: IndexReport, *, dry_run: bool, as_json: bool, images: ImageReport | None = None
+) -> None:
+    """Print what was done with texts; as JSON also what was done with pictures."""
     if as_json:
-        typer.echo(json.dumps(asdict(report)))
+        facts = asdict(report)
+        if images is not None:
+            facts["images"] = asdict(images)
+        typer.echo(json.dumps(facts))
     else:
-        shared.out.print(_report_line(report, dry_run=dry_run), soft_wrap=True)
+        skipped = len(report.skipped)
+        if images is not None:  # They are skipped here only.
+            skipped -= pictures.count_images([*report.skipped])
+        shared.out.print(_report_line(report, skipped, dry_run=dry_run), soft_wrap=True)
     _print_problems(report)
 
 
@@ -259,13 +292,13 @@ def _ignore_outcome(path: str, outcome: str) -> None:
     pass
 
 
-def _report_line(report: IndexReport, *, dry_run: bool) -> str:
+def _report_line(report: IndexReport, skipped: int, *, dry_run: bool) -> str:
     """Describe a finished run in one line."""
     moved = f"{report.moved} moved, " if report.moved else ""
     line = (
         f"{report.indexed} files indexed ({report.chunks_added} chunks added), "
         f"{report.unchanged} unchanged, {moved}{report.removed} removed "
-        f"({report.chunks_removed} chunks dropped), {len(report.skipped)} skipped, "
+        f"({report.chunks_removed} chunks dropped), {skipped} skipped, "
         f"{len(report.failed)} failed"
     )
     return f"dry run, nothing was changed: {line}" if dry_run else line
@@ -277,9 +310,3 @@ def _print_problems(report: IndexReport) -> None:
         shared.print_error(f"{file}: {reason}")
     for file, note in (*report.notes.items(), *report.left_out.items()):
         shared.print_note(f"{file}: {note}")
-    suffixes = Counter(Path(file).suffix.lower() for file in report.skipped)
-    images = sum(suffixes[suffix] for suffix in _IMAGES)
-    if images and images == len(report.skipped) and not (report.indexed or report.unchanged):
-        shared.print_note(
-            f"{images} images hold no text. To search images, see 'Images' in the README"
-        )
