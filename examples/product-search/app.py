@@ -5,7 +5,7 @@
     python examples/product-search/app.py --picture photo.png
 
 Each product is one node with a text and a picture. The text goes into one collection, the picture
-into another, under the same id, so that a product that both find comes first.
+into another, under the same id. A question in words is asked of both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from unified_embeddings import (
     UnifiedEmbeddingConfig,
     UnifiedEmbeddingsError,
     UnifiedMultiModalIndex,
-    UnifiedMultiModalRetriever,
 )
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
@@ -68,23 +67,18 @@ class ProductSearch:
         )
         index.insert_nodes([self._to_node(product) for product in products])
 
-    def ask(self, question: str, picture: Path | None, number: int) -> list[NodeWithScore]:
-        """Return the products that fit a question, a picture or both best.
+    def by_text(self, question: str, number: int) -> list[NodeWithScore]:
+        """Return the products whose texts answer a question best."""
+        return self._config.retriever(self._texts, similarity_top_k=number).retrieve(question)
 
-        Args:
-            question: What is looked for, in words; may be empty with a picture.
-            picture: A picture of something alike.
-            number: How many products to return.
-        """
+    def by_picture(self, question: str, picture: Path | None, number: int) -> list[NodeWithScore]:
+        """Return the products whose pictures fit a question, or another picture, best."""
         path = str(picture) if picture else None
-        return self._retriever(number).retrieve(QueryBundle(question, image_path=path))
-
-    def _retriever(self, number: int) -> UnifiedMultiModalRetriever:
-        # A shop's few words about a product say little of its looks: what is seen counts twice.
-        # With a small k the first places count most.
-        return self._config.multimodal_retriever(
-            self._texts, self._images, similarity_top_k=number, weights=(1.0, 2.0), rrf_k=2
+        # The weights are those of texts and pictures: (1, 1) would fuse both into one answer.
+        retriever = self._config.multimodal_retriever(
+            self._texts, self._images, similarity_top_k=number, weights=(0.0, 1.0)
         )
+        return retriever.retrieve(QueryBundle(question, image_path=path))
 
     def _to_node(self, product: Product) -> ImageNode:
         picture = self._folder / "pictures" / f"{product['id']}.png"
@@ -116,13 +110,21 @@ def main() -> None:
     try:
         search = ProductSearch(arguments.folder, arguments.model, arguments.image_model)
         search.index(products)
-        found = search.ask(arguments.question, arguments.picture, arguments.number)
+        if arguments.question.strip():
+            found = search.by_text(arguments.question, arguments.number)
+            print_products("by what is written", found)
+        found = search.by_picture(arguments.question, arguments.picture, arguments.number)
+        print_products("by what the pictures show", found)
     except UnifiedEmbeddingsError as error:
         raise SystemExit(f"error: {error}") from None
-    for rank, hit in enumerate(found, 1):
+
+
+def print_products(title: str, hits: Sequence[NodeWithScore]) -> None:
+    """Print products, best first."""
+    print(title)
+    for rank, hit in enumerate(hits, 1):
         facts = hit.node.metadata
-        print(f"{rank}. {facts['name']}, {facts['price']:.2f}")
-        print(f"   {hit.node.get_content()}")
+        print(f"  {rank}. {facts['name']}, {facts['price']:.2f}: {hit.node.get_content()}")
 
 
 if __name__ == "__main__":

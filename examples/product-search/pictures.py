@@ -89,8 +89,10 @@ def _draw_heart(
     half, top = 0.55 * radius, y - radius
     for middle in (x - 0.48 * radius, x + 0.48 * radius):
         pencil.ellipse((middle - half, top, middle + half, top + 2 * half), fill=colour)
-    wide, shoulder = 0.97 * radius, y - 0.25 * radius
-    pencil.polygon([(x - wide, shoulder), (x + wide, shoulder), (x, y + radius)], fill=colour)
+    # The tip's two edges touch the round parts without a bend.
+    side, shoulder = 0.9 * radius, y - 0.1 * radius
+    corners = [(x - side, shoulder), (x, y - half), (x + side, shoulder), (x, y + radius)]
+    pencil.polygon(corners, fill=colour)
 
 
 def _corners(x: float, y: float, radii: list[float]) -> list[tuple[float, float]]:

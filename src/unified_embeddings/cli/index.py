@@ -127,6 +127,23 @@ def index(
         return
     shows_bar = shared.is_terminal() and not (verbose or dry_run)
     lists_files = (verbose or dry_run) and not as_json
+    # First, so that a model that is missing is noticed before hours of texts.
+    images = None
+    if clip_model is not None:
+        images = pictures.index_pictures(
+            config,
+            paths,
+            image_name,
+            path,
+            url,
+            exclude=_excluded(exclude or ()),
+            include=include or (),
+            gitignore=gitignore,
+            prune=prune or (_would_refuse if dry_run else _ask),
+            dry_run=dry_run,
+            shows_bar=shows_bar,
+            on_outcome=_print_outcome if lists_files else _ignore_outcome,
+        )
     try:
         with open_ended_progress_bar("Indexing", shown=shows_bar) as (start, advance):
             report = index_paths(
@@ -148,22 +165,6 @@ def index(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
-    images = None
-    if clip_model is not None:
-        images = pictures.index_pictures(
-            config,
-            paths,
-            image_name,
-            path,
-            url,
-            exclude=_excluded(exclude or ()),
-            include=include or (),
-            gitignore=gitignore,
-            prune=prune or (_would_refuse if dry_run else _ask),
-            dry_run=dry_run,
-            shows_bar=shows_bar,
-            on_outcome=_print_outcome if lists_files else _ignore_outcome,
-        )
     _print_report(report, dry_run=dry_run, as_json=as_json, images=images)
     if images is not None:
         pictures.print_report(images, image_name, dry_run=dry_run, as_json=as_json)
