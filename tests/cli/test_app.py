@@ -780,7 +780,7 @@ class TestIndexOptions:
             (work / "pictures" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
         ended = index("pictures")
         assert ended.code == 0
-        assert "3 images hold no text" in ended.err
+        assert "3 pictures were not indexed, as no image model is named" in ended.err
 
 
 class TestOptimize:

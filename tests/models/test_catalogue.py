@@ -69,7 +69,7 @@ class TestSpec:
         assert (spec.parameters is None) == (name == "bm25")
         assert (spec.max_length is None) == (name == "bm25")
         assert spec.dimension is not None or spec.heads == ("sparse",)
-        assert spec.pooling is not None or spec.choice in ("bge-m3", "mini-m3", "clip")
+        assert spec.pooling is not None or spec.choice in ("bge-m3", "mini-m3", "clip", "mini-clip")
         assert not spec.remote_code or spec.choice in ("nomic", "jina-clip")
         if spec.choice == "nomic":
             assert len(spec.revision or "") == len(spec.code_revision or "") == 40

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unified_embeddings.cli import shared
+from unified_embeddings.cli import pictures, shared
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
 
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.finding import FileSelection
+    from unified_embeddings.llama.image_indexing import ImageReport
     from unified_embeddings.llama.index_report import IndexReport
 
 
 _INPUT = Path("-")
 _NAMED_SKIPPED = 3
 """Skipped files that are named without --verbose."""
-_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic"))
 
 
 def index(
@@ -100,6 +99,8 @@ def index(
             help="Store ColBERT vectors too, for search --rerank: pooled or full.",
         ),
     ] = None,
+    image_model: pictures.ImageModel = None,
+    image_collection: pictures.ImageCollection = None,
     shard_number: shared.ShardNumber = None,
     replication_factor: shared.ReplicationFactor = None,
     write_consistency: shared.WriteConsistency = None,
@@ -110,7 +111,8 @@ def index(
 
     Run it again after any change or interruption: unchanged files are skipped, changed files are
     replaced, and files that were deleted from the folders are removed. If a folder is gone or empty
-    altogether, it asks first, or needs --prune.
+    altogether, it asks first, or needs --prune. Where an image model is named, pictures are indexed
+    as well, into a collection of their own.
     """
     from unified_embeddings.cli.index_watch import Watching, describe_watching
     from unified_embeddings.cli.index_watch import watch as follow
@@ -118,7 +120,8 @@ def index(
     from unified_embeddings.llama.following import FolderWatch
 
     _check_options(paths, prune=prune, exclude=exclude, include=include, watch=watch, dry=dry_run)
-    config = shared.open_config(model, sparse_model, model_url, keywords)
+    clip_model = pictures.chosen_image_model(image_model)
+    config = shared.open_config(model, sparse_model, model_url, keywords, clip_model)
     settings = shared.server_settings(shard_number, replication_factor, write_consistency)
     options: Options = {"adopt": adopt, "colbert": colbert, **settings}
     open_store = partial(shared.open_store, config, collection, path, url, **options)
@@ -134,6 +137,26 @@ def index(
     )
     # Before the first pass, so that what changes during it is seen.
     folders = FolderWatch(paths, selection, note=shared.print_note) if watch else None
+    image_name = pictures.image_collection_of(collection, image_collection)
+    images = None
+    if clip_model is not None:
+        # First, so that a model that is missing is noticed before hours of texts.
+        images = pictures.index_pictures(
+            config,
+            paths,
+            image_name,
+            path,
+            url,
+            exclude=selection.exclude,
+            include=selection.include,
+            gitignore=gitignore,
+            prune=prune or (_would_refuse if dry_run else _ask),
+            dry_run=dry_run,
+            shows_bar=shared.is_terminal() and not (verbose or dry_run),
+            on_outcome=_print_outcome
+            if _lists_files(verbose, dry_run, as_json)
+            else _ignore_outcome,
+        )
     report = _index_files(
         paths,
         selection,
@@ -145,14 +168,20 @@ def index(
         verbose=verbose,
         as_json=as_json,
     )
-    _print_report(report, dry_run=dry_run, as_json=as_json)
+    _print_report(report, dry_run=dry_run, as_json=as_json, images=images)
+    if images is not None:
+        pictures.print_report(images, image_name, dry_run=dry_run, as_json=as_json)
+    elif image_model is None:
+        pictures.print_hint([*report.skipped])
     if folders is not None:
         assert store is not None  # Only a dry run goes without.
         store.client.close()
         shared.print_note(describe_watching(paths, path, url))
+        if clip_model is not None:
+            shared.print_note("texts are followed; pictures that change wait for the next run")
         reopen = partial(open_store, create=False)
         follow(folders, Watching(reopen, config.embedder, chunk_tokens, as_json))
-    elif report.failed and not allow_errors:
+    elif (report.failed or (images and images.failed)) and not allow_errors:
         raise typer.Exit(1)
 
 
@@ -195,7 +224,6 @@ def _index_files(
     from unified_embeddings.llama.indexing import index_paths
     from unified_embeddings.system.progress import open_progress
 
-    lists_files = (verbose or dry_run) and not as_json
     try:
         with open_progress("Indexing", "passages", on_terminal=shared.is_terminal()) as show:
             return index_paths(
@@ -208,7 +236,7 @@ def _index_files(
                 gitignore=selection.gitignore,
                 prune=prune or (_would_refuse if dry_run else _ask),
                 dry_run=dry_run,
-                on_outcome=_print_outcome if lists_files else _ignore_outcome,
+                on_outcome=_outcome_printer(verbose, dry_run, as_json),
                 on_progress=ignore_position if verbose or dry_run else show,
             )
     except KeyboardInterrupt:
@@ -216,6 +244,11 @@ def _index_files(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
+
+
+def _outcome_printer(verbose: bool, dry_run: bool, as_json: bool) -> Callable[[str, str], None]:
+    """Return what is called with each file and what became of it."""
+    return _print_outcome if (verbose or dry_run) and not as_json else _ignore_outcome
 
 
 def _index_input(
@@ -239,12 +272,21 @@ def _index_input(
     )
 
 
-def _print_report(report: IndexReport, *, dry_run: bool, as_json: bool) -> None:
+def _print_report(
+    report: IndexReport, *, dry_run: bool, as_json: bool, images: ImageReport | None = None
+) -> None:
+    """Print what was done with texts; as JSON also what was done with pictures."""
+    skipped = report.skipped
+    if images is not None:  # They are skipped here only.
+        skipped = pictures.without_images(skipped)
     if as_json:
-        typer.echo(json.dumps(asdict(report)))
+        facts = asdict(report)
+        if images is not None:
+            facts["images"] = asdict(images)
+        typer.echo(json.dumps(facts))
     else:
-        shared.out.print(_report_line(report, dry_run=dry_run), soft_wrap=True)
-    _print_problems(report)
+        shared.out.print(_report_line(report, len(skipped), dry_run=dry_run), soft_wrap=True)
+    _print_problems(report, skipped)
 
 
 def _open_store(
@@ -309,32 +351,26 @@ def _ignore_outcome(path: str, outcome: str) -> None:
     pass
 
 
-def _report_line(report: IndexReport, *, dry_run: bool) -> str:
+def _report_line(report: IndexReport, skipped: int, *, dry_run: bool) -> str:
     """Describe a finished run in one line."""
     moved = f"{report.moved} moved, " if report.moved else ""
     line = (
         f"{report.indexed} files indexed ({report.chunks_added} chunks added), "
         f"{report.unchanged} unchanged, {moved}{report.removed} removed "
-        f"({report.chunks_removed} chunks dropped), {len(report.skipped)} skipped, "
+        f"({report.chunks_removed} chunks dropped), {skipped} skipped, "
         f"{len(report.failed)} failed"
     )
     return f"dry run, nothing was changed: {line}" if dry_run else line
 
 
-def _print_problems(report: IndexReport) -> None:
+def _print_problems(report: IndexReport, skipped: Mapping[str, str]) -> None:
     """Print what could not be read and what is worth knowing, on standard error."""
     for file, reason in report.failed.items():
         shared.print_error(f"{file}: {reason}")
     for file, note in (*report.notes.items(), *report.left_out.items()):
         shared.print_note(f"{file}: {note}")
-    if report.skipped:
-        shared.print_note(_describe_skipped(report.skipped))
-    suffixes = Counter(Path(file).suffix.lower() for file in report.skipped)
-    images = sum(suffixes[suffix] for suffix in _IMAGES)
-    if images and images == len(report.skipped) and not (report.indexed or report.unchanged):
-        shared.print_note(
-            f"{images} images hold no text. To search images, see 'Images' in the README"
-        )
+    if skipped:
+        shared.print_note(_describe_skipped(skipped))
 
 
 def _describe_skipped(skipped: Mapping[str, str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unified_embeddings.cli import existing, shared
+from unified_embeddings.cli import existing, pictures, shared
 from unified_embeddings.errors import InputError
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_list_weights
@@ -21,7 +22,7 @@ _PASSAGE_WIDTH = 300
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="The question.")],
+    query: Annotated[str | None, typer.Argument(help="The question.")] = None,
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
     path: shared.StorePath = shared.DEFAULT_PATH,
     url: shared.StoreUrl = None,
@@ -77,14 +78,38 @@ def search(
             metavar="ID", help="Explain this passage, found or not, in place of an answer."
         ),
     ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Search the pictures beside the collection instead.")
+    ] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="Find pictures like this one."),
+    ] = None,
+    image_model: pictures.ImageModel = None,
+    image_collection: pictures.ImageCollection = None,
     adopt: shared.Adopt = None,
     text_key: existing.TextKey = None,
     metadata_key: existing.MetadataKey = None,
     as_json: shared.AsJson = False,
 ) -> None:
-    """Print the passages that best answer a question."""
+    """Print the passages that best answer a question, or the pictures that fit it."""
     from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
 
+    if images or image is not None:
+        pictures.search_pictures(
+            query,
+            image,
+            pictures.image_collection_of(collection, image_collection),
+            path,
+            url,
+            pictures.chosen_image_model(image_model),
+            top_k=top_k,
+            filters=filters or [],
+            as_json=as_json,
+        )
+        return
+    if query is None:
+        raise typer.BadParameter("ask a question, or give --image", param_hint="QUERY")
     shared.require_text(query)
     conditions = parse_conditions(filters or [])
     parsed_weights = _parse_weights(weights)

@@ -104,13 +104,18 @@ def open_config(
     sparse_model: str | None = None,
     model_url: str | None = None,
     keywords: str | None = None,
+    image_model: str | None = None,
 ) -> UnifiedEmbeddingConfig:
     """Read the options from the environment; those of the command line win over it."""
     # It imports the embedders, which `serve-query` loads in another thread meanwhile.
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 
     return UnifiedEmbeddingConfig.from_env(
-        model_choice=model, sparse_model=sparse_model, url=model_url, keywords=keywords
+        model_choice=model,
+        sparse_model=sparse_model,
+        url=model_url,
+        keywords=keywords,
+        image_model=image_model,
     )
 
 

@@ -65,6 +65,7 @@ class UnifiedEmbeddingConfig:
             file with a spec, or a ModelSpec. With `url` the default is what the service has, and
             another choice is compared with that.
         image_model: "openai/clip-vit-base-patch32", any CLIP or SigLIP by hub id, folder or spec;
+            "mini-clip" needs no download, and knows drawn shapes only;
             a name of OpenAI's own ("ViT-B/32") takes LlamaIndex's ClipEmbedding, which needs
             their package; None for no images. With "jina-clip" as model_choice, that model
             embeds the images too.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,11 +31,14 @@ from unified_embeddings.errors import InputError
 from unified_embeddings.images.decoding import Picture
 from unified_embeddings.images.fetch import fetch_image
 from unified_embeddings.images.sources import ImageInput, is_image_node, read_picture
-from unified_embeddings.models.catalogue import CLIP, image_spec_for
+from unified_embeddings.models.catalogue import CLIP, MINI_CLIP, image_spec_for
+from unified_embeddings.models.mini_clip import MINI_CLIP_NOTE
 from unified_embeddings.models.spec import ModelSpec
 from unified_embeddings.system.progress import progress_bar
 from unified_embeddings.types import FloatArray, ImageEmbeddings
 from unified_embeddings.validation import check_is_list, require_texts, require_whole_number
+
+_LOG = logging.getLogger(__name__)
 
 _CLIP_LENGTH = 77
 """Tokens of a text where a model's files name no limit: CLIP's own."""
@@ -73,7 +77,8 @@ class ClipEmbedder(LazyModel):
     text that looks like an address or a path is a text: nothing is ever fetched for it.
 
     Args:
-        model_name: "clip", "jina-clip", a hub id, a folder, a TOML file, or a ModelSpec.
+        model_name: "clip", "jina-clip", "mini-clip" (drawn shapes only, no download), a hub id, a
+            folder, a TOML file, or a ModelSpec.
         precision: "auto" reads the hardware; "fp32", "bf16", "fp16".
         device: "auto" takes a GPU where there is one; otherwise a device in torch's notation.
         batch_size: Images or texts in one forward pass.
@@ -365,6 +370,8 @@ class ClipEmbedder(LazyModel):
                         f"config.json says {self.dimension}"
                     )
                 self._model = model
+                if self.spec.model_id == MINI_CLIP:
+                    _LOG.warning("%s.", MINI_CLIP_NOTE)
             return self._model
 
     def _unload(self) -> None:

@@ -170,7 +170,7 @@ def _make_nodes(
     relative_path: str | None,
 ) -> list[TextNode]:
     path = str(file)
-    shared = bookkeeping(path, version, len(chunks), relative_path) | _facts(file, size)
+    shared = bookkeeping(path, version, len(chunks), relative_path) | file_facts(file, size)
     ids = [chunk_id(path, version, position) for position in range(len(chunks))]
     nodes = []
     for position, (text, metadata) in enumerate(chunks):
@@ -195,7 +195,7 @@ def _make_nodes(
     return nodes
 
 
-def _facts(file: Path, size: int) -> Metadata:
+def file_facts(file: Path, size: int) -> Metadata:
     """Return what is known of a file: the keys and forms of LlamaIndex's readers."""
     facts: Metadata = {"file_name": file.name, "file_size": size}
     kind, _ = mimetypes.guess_type(file.name)

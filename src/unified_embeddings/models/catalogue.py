@@ -31,6 +31,9 @@ else:
 MINI_M3 = "mini-m3"
 """The small offline model."""
 
+MINI_CLIP = "mini-clip"
+"""The small offline model of images: coloured shapes, and nothing else."""
+
 CLIP = "openai/clip-vit-base-patch32"
 """The default image model."""
 
@@ -214,6 +217,16 @@ _KNOWN_SPECS = (
         max_length=77,
         licence="MIT",
         parameters=151_277_313,
+        images=True,
+    ),
+    # Trained on drawn shapes by tools/train_mini_clip.py; see mini_clip.py.
+    ModelSpec(
+        choice=MINI_CLIP,
+        model_id=MINI_CLIP,
+        dimension=96,
+        max_length=48,
+        licence="Apache-2.0",
+        parameters=653_217,
         images=True,
     ),
     # No commit of its code (jinaai/jina-clip-implementation) is pinned here: users name one.

@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 
 from unified_embeddings.errors import ModelLoadError
-from unified_embeddings.models.catalogue import MINI_M3, MODELS, spec_for
+from unified_embeddings.models.catalogue import MINI_CLIP, MINI_M3, MODELS, spec_for
 from unified_embeddings.models.checkpoint import COMMIT_HASH, Checkpoint
 from unified_embeddings.models.completeness import NEEDS_SPEC, check_files
+from unified_embeddings.models.mini_clip import mini_clip_folder
 from unified_embeddings.models.mini_m3 import mini_m3_folder
 from unified_embeddings.models.naming import is_hub_id
 from unified_embeddings.models.spec import ModelSpec
@@ -87,6 +88,8 @@ def resolve(
         revision = spec.revision
     if model_id == MINI_M3:
         return _open_folder(spec, mini_m3_folder())
+    if model_id == MINI_CLIP:
+        return _open_folder(spec, mini_clip_folder())
     if folder is not None:
         if revision is not None:
             raise ModelLoadError(

@@ -1,0 +1,293 @@
+"""Pictures in `index` and `search`: their options, their collection, and what is printed of them.
+
+What lives here: the collection of pictures beside a collection of texts. What does not: storing
+pictures (`llama.image_indexing`), and searching texts (`search`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unified_embeddings.cli import shared
+from unified_embeddings.errors import InputError
+
+if TYPE_CHECKING:
+    from llama_index.core.schema import NodeWithScore, QueryBundle
+
+    from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
+    from unified_embeddings.llama.image_indexing import ImageReport
+
+ImageModel = Annotated[
+    str | None,
+    typer.Option(
+        "--image-model",
+        envvar="UNIFIED_EMBEDDINGS_IMAGE_MODEL",
+        help="Embeds pictures: clip, mini-clip (drawn shapes only), a hub id or a folder; none "
+        "leaves pictures out.",
+    ),
+]
+ImageCollection = Annotated[
+    str | None,
+    typer.Option(
+        "--image-collection",
+        help="The collection of pictures.",
+        show_default="the collection's name and -images",
+    ),
+]
+_VARIABLE = "UNIFIED_EMBEDDINGS_IMAGE_MODEL"
+
+
+def image_collection_of(collection: str, named: str | None) -> str:
+    """Return the name of the collection of pictures that belongs to one of texts."""
+    return named or f"{collection}-images"
+
+
+def chosen_image_model(named: str | None) -> str | None:
+    """Return the model that was named; None if none was, or "none"."""
+    if named is None or not named.strip() or named.strip().lower() == "none":
+        return None
+    return named
+
+
+def index_pictures(
+    config: UnifiedEmbeddingConfig,
+    paths: Sequence[Path],
+    collection: str,
+    path: Path,
+    url: str | None,
+    *,
+    exclude: Sequence[Path | str],
+    include: Sequence[str],
+    gitignore: bool,
+    prune: bool | Callable[[str], bool],
+    dry_run: bool,
+    shows_bar: bool,
+    on_outcome: Callable[[str, str], None],
+) -> ImageReport | None:
+    """Bring the collection of pictures in line with files and folders.
+
+    Args:
+        config: Names the image model.
+        paths: Files and folders.
+        collection: Name of the collection of pictures; it is created for the first picture.
+        path: Folder of the embedded store; ignored if `url` is given.
+        url: Address of a server.
+        exclude: See `index_images`, also for the others.
+        include: Patterns.
+        gitignore: Whether .gitignore files are honoured.
+        prune: Whether the pictures of a folder that is gone may be removed.
+        dry_run: Whether nothing is stored or removed.
+        shows_bar: Whether to draw a bar.
+        on_outcome: Called with a path and what became of it.
+
+    Returns:
+        What was done; None if there are no pictures, neither in the folders nor stored.
+    """
+    from unified_embeddings.llama.image_indexing import find_images, index_images
+    from unified_embeddings.system.progress import progress_bar
+
+    excluded = [*exclude, *([] if url else [path])]
+    images = find_images(paths, exclude=excluded, include=include, gitignore=gitignore)
+    try:
+        create = bool(images) and not dry_run
+        store: FingerprintedStore | None = open_image_store(
+            config, collection, path, url, create=create
+        )
+    except shared.MissingCollectionError:
+        if not images:
+            return None
+        store = None
+    with progress_bar("Pictures", len(images), shown=shows_bar and bool(images)) as advance:
+        return index_images(
+            paths,
+            store,
+            config.clip,
+            exclude=excluded,
+            include=include,
+            gitignore=gitignore,
+            prune=prune,
+            dry_run=dry_run,
+            on_image=lambda _: advance(1),
+            on_outcome=on_outcome,
+        )
+
+
+def open_image_store(
+    config: UnifiedEmbeddingConfig, collection: str, path: Path, url: str | None, *, create: bool
+) -> FingerprintedStore:
+    """Open a collection of pictures.
+
+    Args:
+        config: Names the image model.
+        collection: Its name.
+        path: Folder of the embedded store; ignored if `url` is given.
+        url: Address of a server.
+        create: Whether to create it if it does not exist.
+
+    Raises:
+        MissingCollectionError: If it does not exist and `create` is False.
+    """
+    client = None
+    if not create:
+        # It stays referenced while the store opens, as in `shared.open_store`.
+        client, collection = shared.require_collection(
+            collection,
+            path,
+            url,
+            hint="index some pictures first: unified-embeddings index PATH --image-model MODEL",
+        )
+    if url:
+        store = config.image_store(collection, url=url)
+    else:
+        store = config.image_store(collection, path=path)
+    del client
+    return store
+
+
+def print_report(
+    report: ImageReport, collection: str, *, dry_run: bool, as_json: bool = False
+) -> None:
+    """Print what was done with pictures in a line, unless JSON says it, and those that failed."""
+    line = (
+        f"{report.indexed} pictures indexed, {report.unchanged} unchanged, {report.removed} "
+        f"removed, {len(report.failed)} failed, in collection {collection!r}"
+    )
+    if dry_run:
+        line = f"dry run, nothing was changed: {line}"
+    if not as_json:
+        shared.print_line(line)
+    for file, reason in report.failed.items():
+        shared.print_error(f"{file}: {reason}")
+
+
+def print_hint(skipped: Sequence[str]) -> None:
+    """Say how to index pictures, if there are any among the files that were skipped."""
+    count = count_images(skipped)
+    if not count:
+        return
+    pictures = "1 picture was" if count == 1 else f"{count} pictures were"
+    shared.print_note(
+        f"{pictures} not indexed, as no image model is named; --image-model clip indexes pictures "
+        "too (mini-clip needs no download, but knows drawn shapes only)"
+    )
+
+
+def count_images(files: Sequence[str]) -> int:
+    """Return how many of some files are pictures."""
+    from unified_embeddings.llama.image_indexing import is_image
+
+    return sum(is_image(Path(file)) for file in files)
+
+
+def without_images(skipped: Mapping[str, str]) -> dict[str, str]:
+    """Return the files, with their reasons, that are no pictures."""
+    from unified_embeddings.llama.image_indexing import is_image
+
+    return {file: reason for file, reason in skipped.items() if not is_image(Path(file))}
+
+
+# --- search ------------------------------------------------------------------------------------
+
+
+def search_pictures(
+    query: str | None,
+    picture: Path | None,
+    collection: str,
+    path: Path,
+    url: str | None,
+    image_model: str | None,
+    *,
+    top_k: int,
+    filters: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Print the pictures that fit a text best, or are most like another picture.
+
+    Args:
+        query: The text.
+        picture: The other picture's file. Exactly one of the two is given.
+        collection: Name of the collection of pictures.
+        path: Folder of the embedded store; ignored if `url` is given.
+        url: Address of a server.
+        image_model: The model that the collection was made with.
+        top_k: Number of pictures to print.
+        filters: Conditions on their metadata.
+        as_json: Whether to print JSON.
+
+    Raises:
+        InputError: If both or none of text and picture are given, no model is named, or the picture
+            cannot be read.
+        StoreError: If there is no such collection, or Qdrant fails.
+    """
+    from unified_embeddings.embedders.clip_text import ClipTextEmbedder
+    from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
+    from unified_embeddings.retrievers.hybrid import UnifiedHybridRetriever
+
+    if (query is None) == (picture is None):
+        raise InputError("pictures are searched by a text or by --image FILE: give one of the two")
+    conditions = parse_conditions(filters)
+    if image_model is None:
+        raise InputError(_name_the_model(collection, path, url))
+    config = shared.open_config(None, image_model=image_model)
+    store = open_image_store(config, collection, path, url, create=False)
+    check_conditions(conditions, store, note=shared.print_note)
+    retriever = UnifiedHybridRetriever(
+        store,
+        ClipTextEmbedder(config.clip),
+        mode="dense",
+        similarity_top_k=top_k,
+        filters=to_filters(conditions),
+    )
+    _print_pictures(retriever.retrieve(_to_bundle(config, query, picture)), as_json=as_json)
+
+
+def _to_bundle(
+    config: UnifiedEmbeddingConfig, query: str | None, picture: Path | None
+) -> QueryBundle:
+    """Return a text, or a picture's vector, as a question."""
+    from llama_index.core.schema import QueryBundle
+
+    if picture is None:
+        return QueryBundle(shared.require_text(query or ""))
+    try:
+        vectors = config.clip.encode_images([picture]).dense
+    except InputError as error:
+        raise InputError(f"--image: {error.problem}") from error
+    return QueryBundle("", embedding=vectors[0].tolist())
+
+
+def _name_the_model(collection: str, path: Path, url: str | None) -> str:
+    """Return what to say where no image model was named: which one made the collection."""
+    from unified_embeddings.stores.errors import store_errors
+    from unified_embeddings.stores.schema import recorded_model
+
+    client, name = shared.require_collection(collection, path, url)
+    with store_errors(name, "reading the collection's settings"):
+        recorded = recorded_model(client.get_collection(name))
+    advice = f"name the image model with --image-model or {_VARIABLE}"
+    if recorded is None:
+        return f"{advice}; collection {name!r} does not record which one made it"
+    return f"{advice}; collection {name!r} was made by {recorded.name!r}"
+
+
+def _print_pictures(nodes: Sequence[NodeWithScore], *, as_json: bool) -> None:
+    from unified_embeddings.llama.payloads import own_metadata
+
+    if as_json:
+        rows = [
+            {"id": node.node.node_id, "score": node.score, "metadata": own_metadata(node.node)}
+            for node in nodes
+        ]
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    for rank, node in enumerate(nodes, 1):
+        source = node.node.metadata.get("file_path", node.node.node_id)
+        shared.print_line(f"{rank}. {node.score:.4f}  {shared.printable(source)}")
+    if not nodes:
+        shared.print_line("no picture found")
