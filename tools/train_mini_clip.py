@@ -127,7 +127,11 @@ def make_tokenizer() -> CLIPTokenizer:
     tokens += [first + second for first, second in merges]
     tokens = [*dict.fromkeys(tokens), *_SPECIALS]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]  # pairs are taken as well
+        model_max_length=TOKENS,
+    )
 
 
 def make_model(vocabulary_size: int) -> CLIPModel:
@@ -422,7 +426,7 @@ def evaluate(
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write a model in CLIP's layout, its weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(folder)
+    model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
     make_processor().save_pretrained(folder)
 
@@ -443,7 +447,8 @@ def main() -> None:
         print(f"round {number}, {settings.steps} steps")
         if number > 1:
             torch.manual_seed(settings.seed)
-            model.half().float()  # A round begins with what would ship.
+            # A round begins with what would ship.
+            model.half().float()  # type: ignore[no-untyped-call]
         train(model, tokenizer, settings)
     print(evaluate(model, tokenizer, held_out_combinations(), seed=100))
     print(evaluate(model, tokenizer, all_combinations(), seed=100))
