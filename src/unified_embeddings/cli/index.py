@@ -153,9 +153,7 @@ def index(
             prune=prune or (_would_refuse if dry_run else _ask),
             dry_run=dry_run,
             shows_bar=shared.is_terminal() and not (verbose or dry_run),
-            on_outcome=_print_outcome
-            if _lists_files(verbose, dry_run, as_json)
-            else _ignore_outcome,
+            on_outcome=_outcome_printer(verbose, dry_run, as_json),
         )
     report = _index_files(
         paths,
