@@ -67,3 +67,29 @@ def test_a_language_model_gets_the_passages(
     assert "The boiler is serviced every September" in answer.text
     assert "When is the boiler serviced?" in answer.text
     assert answer.source == "heating.md"
+
+
+def test_a_passage_of_headings_alone_is_quoted_whole(tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "boiler.md").write_text("# The boiler is serviced every September")
+    options = ("--documents", documents)
+    ended = run_app(SCRIPT, tmp_path, "When is the boiler serviced?", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "The boiler is serviced every September" in ended.stdout
+
+
+def test_documents_on_a_disk_that_is_away_are_kept(tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "boiler.md").write_text("The boiler is serviced every September.")
+    options = ("--documents", documents)
+    question = "When is the boiler serviced?"
+    assert run_app(SCRIPT, tmp_path, question, *options).returncode == 0
+    documents.rename(tmp_path / "away")
+    ended = run_app(SCRIPT, tmp_path, question, *options)
+    assert ended.returncode == 1
+    assert "Nothing was changed" in ended.stderr
+    (tmp_path / "away").rename(documents)
+    ended = run_app(SCRIPT, tmp_path, question, *options)
+    assert ended.stdout.startswith("The boiler is serviced every September.")

@@ -61,7 +61,7 @@ class DocumentQuestions:
 
     def index(self, documents: Path) -> int:
         """Bring the collection in line with a folder; return the number of files that changed."""
-        report = index_paths([documents], self._store, self._config.embedder, prune=True)
+        report = index_paths([documents], self._store, self._config.embedder)
         return report.indexed
 
     def ask(self, question: str, llm: LLM | None = None) -> Answer:
@@ -87,6 +87,8 @@ class DocumentQuestions:
         embedder = self._config.embedder
         parts = _SENTENCE_END.split(hit.node.get_content())
         sentences = [part for part in parts if part.strip() and not part.startswith("#")]
+        if not sentences:  # a passage of headings alone
+            sentences = [hit.node.get_content().strip()]
         asked = embedder.encode_query(question, colbert=True).colbert[0]
         rows = embedder.encode_documents(sentences, colbert=True).colbert
         scores = [colbert_score(asked, of_sentence) for of_sentence in rows]

@@ -6,7 +6,8 @@ not: the layers (`encoder`), reading files (`models.weights`), device and precis
 
 Packed means without padding. The token ids of all texts form one row (T,), positions restart with
 each text, and attention stays within each text. A batch therefore costs what its tokens cost, and a
-text's vectors do not depend on the other texts in its batch.
+text's vectors do not depend on the other texts in its batch, up to rounding: on some processors a
+pass of many tokens takes another product (`products`), which differs in the seventh digit.
 """
 
 from __future__ import annotations
