@@ -30,6 +30,7 @@ import gpu_peers
 import gpu_stages
 import gpu_tables
 import machine
+from folders import without_folders
 from gpu_peers import GpuPeer, Vectors
 from gpu_work import GROUPS, KINDS, QUICK, Scale, Texts
 from report import percentile, spread
@@ -148,7 +149,7 @@ def _load(
                 # Some load with the first text.
                 peer.queries(model, texts.queries(1))
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = without_folders(f"{type(error).__name__}: {error}")
             else:
                 engines.append(_Engine(peer, model, _allocated(device) - before))
         if reason is not None:

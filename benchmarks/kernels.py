@@ -11,8 +11,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
+
+from folders import without_folders
 
 _VERBOSE = "ONEDNN_VERBOSE"
 _ISA = re.compile(r"cpu,isa:([^\n]*)")
@@ -108,7 +109,7 @@ def _auto() -> dict[str, str]:
         "engine": runtime.engine,
         "precision": runtime.precision,
         "device": runtime.device,
-        "reason": runtime.reason.replace(str(Path.home()), "~"),
+        "reason": without_folders(runtime.reason),
     }
 
 

@@ -68,6 +68,9 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
 
 def _without_folder(argument: str) -> str:
     """Return an argument without the folders of this machine."""
+    name, equals, value = argument.partition("=")
+    if equals and name.startswith("--"):
+        return f"{name}={_without_folder(value)}"
     return Path(argument).name if os.sep in argument else argument
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 import peers
+from folders import without_folders
 
 GEMM = "gemm"
 """Name of the process that measures how fast the machine multiplies matrices."""
@@ -39,7 +40,7 @@ class UnavailableError(Exception):
     """An engine that cannot run here; the message says why, without folders."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(re.sub(r"(?<![\w/])(?:/[\w.+@-]+)+/(?=\w)", "", reason.strip())[:300])
+        super().__init__(without_folders(reason.strip())[:300])
 
 
 class Worker:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+import machine
 import peers
 import points
 import record
@@ -268,10 +269,26 @@ def test_a_process_that_dies_or_hangs_says_so(tmp_path: Path) -> None:
             worker.ask("memory")
 
 
-def test_reasons_hold_no_folders() -> None:
-    assert str(UnavailableError("no /home/me/models/model.onnx here, 3/4")) == (
-        "no model.onnx here, 3/4"
-    )
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("no /home/me/models/model.onnx here, 3/4", "no model.onnx here, 3/4"),
+        ("not allowed: '/home/me/.cache'", "not allowed: '.cache'"),
+        ("not allowed: /home/me/.cache", "not allowed: .cache"),
+        ("cannot load '/home/My Name/my models/x': gone", "cannot load 'x': gone"),
+        (f"no room in {Path.home()}", "no room in ~"),
+        (f"no room in {Path.home()}/models", "no room in models"),
+        ("either/or, 3 / 4", "either/or, 3 / 4"),
+    ],
+)
+def test_reasons_hold_no_folders(reason: str, shown: str) -> None:
+    assert str(UnavailableError(reason)) == shown
+
+
+def test_the_command_of_a_run_holds_no_folders() -> None:
+    arguments = ["--model=/home/me/m3", "--out", "/home/me/out", "--engines=flag", "--quick"]
+    told = machine.about("run.py", arguments, (), 2, weights="none")["command"]
+    assert told == "python benchmarks/run.py --model=m3 --out out --engines=flag --quick"
 
 
 # --- stores ---------------------------------------------------------------------------------------
