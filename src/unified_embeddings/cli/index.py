@@ -274,16 +274,16 @@ def _print_report(
     report: IndexReport, *, dry_run: bool, as_json: bool, images: ImageReport | None = None
 ) -> None:
     """Print what was done with texts; as JSON also what was done with pictures."""
-    skipped = report.skipped
-    if images is not None:  # They are skipped here only.
-        skipped = pictures.without_images(skipped)
+    # Pictures are told of by `pictures`, whether they were indexed or not.
+    skipped = pictures.without_images(report.skipped)
     if as_json:
         facts = asdict(report)
         if images is not None:
             facts["images"] = asdict(images)
         typer.echo(json.dumps(facts))
     else:
-        shared.out.print(_report_line(report, len(skipped), dry_run=dry_run), soft_wrap=True)
+        count = len(skipped if images is not None else report.skipped)
+        shared.out.print(_report_line(report, count, dry_run=dry_run), soft_wrap=True)
     _print_problems(report, skipped)
 
 
