@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -27,10 +28,12 @@ from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import index_watch, shared
 from unified_embeddings.cli.index_watch import Watching
 from unified_embeddings.embedders.fake import FakeEmbedder
+from unified_embeddings.errors import OverloadedError, ServiceError, UnifiedEmbeddingsError
 from unified_embeddings.llama.following import FolderWatch
 from unified_embeddings.llama.index_report import IndexReport
 from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.vector_store import build_vector_store
+from unified_embeddings.types import Embeddings
 
 Step = Callable[[], object]
 
@@ -219,6 +222,35 @@ class TestWatching:
         assert err.count("another process has the folder open. Waiting for it") == 1
         assert out == f"{scene.docs / 'c.md'}: indexed, 1 chunk, 0.00 s\n"
         assert set(scene.stored()) == {"a.md", "b.md", "c.md"}
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OverloadedError("the service has too much to do"),
+            ServiceError("http://gpu:8000", "embedding", "the service has too much to do"),
+        ],
+    )
+    def test_an_embedding_service_that_cannot_now_is_waited_for(
+        self,
+        scene: Scene,
+        error: UnifiedEmbeddingsError,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        calls: list[str] = []
+        encode = scene.embedder.encode_documents
+
+        def encode_later(*arguments: Any, **options: Any) -> Embeddings:
+            calls.append("")
+            if len(calls) == 1:
+                raise error
+            return encode(*arguments, **options)
+
+        monkeypatch.setattr(scene.embedder, "encode_documents", encode_later)
+        scene.run(scene.write("c.md", "Ducks swim."), pause)
+        out, err = capsys.readouterr()
+        assert err.count("the service has too much to do. Waiting for it") == 1
+        assert out == f"{scene.docs / 'c.md'}: indexed, 1 chunk, 0.00 s\n"
 
     def test_what_was_not_ready_is_counted_and_left_to_the_next_run(
         self, scene: Scene, capsys: pytest.CaptureFixture[str]

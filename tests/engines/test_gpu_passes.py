@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,25 @@ def test_a_recorded_pass_gives_what_the_encoder_gives(
         assert hidden.starts.tolist() == [0, *np.cumsum(lengths)[:-1].tolist()]
     # The first pass of a shape is not recorded.
     assert recorder.replays == ([] if size is None else [size, size])
+
+
+@pytest.mark.parametrize("can_record", [True, False])
+def test_a_pass_has_the_same_shapes_whatever_came_before(
+    encoder: Encoder, checkpoint: Checkpoint, can_record: bool
+) -> None:
+    """Kernels may round otherwise in other shapes: a first query would differ from a second."""
+    shapes: list[tuple[int, int, int]] = []
+
+    def noting(*arguments: Any) -> torch.Tensor:
+        query, _, _, ends, _, longest, _ = arguments
+        shapes.append((len(query), len(ends), longest))
+        return flash(*arguments)
+
+    record = Recorder() if can_record else failing(RuntimeError("not here"))
+    passes = GpuPasses(encoder, noting, CPU, checkpoint.pad_id, record)
+    for _ in range(3):
+        passes.run(*batch_of([5, 2, 9], checkpoint))
+    assert set(shapes) == {(64, 6, 64)}
 
 
 def test_a_replay_forgets_the_pass_before(encoder: Encoder, checkpoint: Checkpoint) -> None:

@@ -147,6 +147,16 @@ def test_a_rate_limiter_and_a_cache_of_llama_index_are_asked() -> None:
         assert cached.get_query_embedding(QUESTION) == [0.5, 0.25]
 
 
+def test_releases_of_llama_index_without_rate_limiters() -> None:
+    """0.14.0 has no such field; the package allows it."""
+    model = UnifiedTextEmbedding(FakeEmbedder())
+    expected = model.get_query_embedding("owls")
+    del model.__dict__["rate_limiter"]
+    with pytest.raises(AttributeError):
+        _ = model.rate_limiter
+    assert model.get_query_embedding("owls") == expected
+
+
 class Halved(UnifiedTextEmbedding):
     def _get_query_embedding(self, query: str) -> list[float]:
         return [number / 2 for number in super()._get_query_embedding(query)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import ServiceError, StoreError
+from unified_embeddings.errors import OverloadedError, ServiceError, StoreError
 
 if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -133,7 +133,7 @@ class _Follower:
             return
         try:
             self._index(changes, check)
-        except (StoreError, ServiceError) as error:
+        except (StoreError, ServiceError, OverloadedError) as error:
             # It is tried again at the next look: a server is started again, a folder is left.
             self.is_indexing = False
             if str(error) != self._problem:

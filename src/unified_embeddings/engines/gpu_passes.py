@@ -63,7 +63,9 @@ class Hidden(NamedTuple):
 class GpuPasses:
     """The passes of one encoder with flash attention. Not thread-safe.
 
-    A shape is recorded when it comes for the second time: one pass alone is not worth it.
+    A shape is recorded when it comes for the second time: one pass alone is not worth it. A pass
+    that is not recorded is filled up all the same, since kernels may round otherwise in other
+    shapes: a text's vector must not depend on what this process has computed before.
 
     Args:
         encoder: The layers.
@@ -99,12 +101,17 @@ class GpuPasses:
             lengths: Tokens of each text, in order; they sum to T.
         """
         ends = [0, *itertools.accumulate(lengths)]
-        recording = self._find_recording(len(token_ids), lengths)
-        if recording is not None:
-            return recording.run(token_ids, positions, ends)
-        layout = _Layout(len(token_ids), len(ends))
+        shape = _shape_for(len(token_ids), lengths)
+        layout, longest = _Layout(len(token_ids), len(ends)), max(lengths)
+        if shape is not None:
+            recording = self._find_recording(shape)
+            if recording is not None:
+                return recording.run(token_ids, positions, ends)
+            layout, longest = shape.layout, shape.longest
         inputs = layout.fill(token_ids, positions, ends, self._pad_id, self._device)
-        return self._compute(layout, inputs.to(self._device, non_blocking=True), max(lengths))
+        inputs = inputs.to(self._device, non_blocking=True)
+        states, starts = self._compute(layout, inputs, longest)
+        return Hidden(states[: len(token_ids)], starts[: len(lengths)])
 
     def _compute(self, layout: _Layout, inputs: torch.Tensor, longest: int) -> Hidden:
         token_ids, positions, ends = layout.split(inputs)
@@ -114,10 +121,9 @@ class GpuPasses:
         # Pooling and heads are computed in fp32, whatever the encoder's precision.
         return Hidden(states.float(), ends[:-1])
 
-    def _find_recording(self, tokens: int, lengths: Sequence[int]) -> _Recording | None:
-        """Return a recorded pass with room for the texts; None if there is none yet, or never."""
-        shape = _shape_for(tokens, lengths)
-        if shape is None or not self._records:
+    def _find_recording(self, shape: _Shape) -> _Recording | None:
+        """Return the recorded pass of a shape; None if there is none yet, or never."""
+        if not self._records:
             return None
         if shape not in self._seen:
             self._seen.add(shape)
@@ -136,8 +142,7 @@ class GpuPasses:
         return self._recordings[shape]
 
     def _make_recording(self, shape: _Shape) -> _Recording:
-        # The first end is 0, and the last text is the padding.
-        layout = _Layout(shape.tokens, shape.texts + 2)
+        layout = shape.layout
         first = layout.fill([self._pad_id], [0], [0, 1], self._pad_id, self._device)
         inputs = first.to(self._device)
 
@@ -204,6 +209,11 @@ class _Shape(NamedTuple):
     tokens: int
     texts: int
     longest: int
+
+    @property
+    def layout(self) -> _Layout:
+        """Return the layout of its inputs: the first end is 0, and the last text is padding."""
+        return _Layout(self.tokens, self.texts + 2)
 
 
 def _shape_for(tokens: int, lengths: Sequence[int]) -> _Shape | None:

@@ -36,7 +36,8 @@ def is_watched(model: BaseEmbedding, own_dispatcher: Dispatcher) -> bool:
         model: The model that is asked.
         own_dispatcher: The dispatcher of the module that defines its private methods.
     """
-    if model.callback_manager.handlers or model.rate_limiter is not None:
+    # The first releases of LlamaIndex 0.14 have no rate limiter.
+    if model.callback_manager.handlers or getattr(model, "rate_limiter", None) is not None:
         return True
     if model.embeddings_cache is not None:
         return True
