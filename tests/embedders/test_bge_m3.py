@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ def test_an_engine_that_fails_leaves_nothing_behind(
         raise RuntimeError("the machine is on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TorchEngine, "run", fails)
+        patch.setattr(TorchEngine, "start", fails)
         with pytest.raises(RuntimeError, match="on fire"):
             embedder.encode_documents(["fox", "dog"])
     assert embedder.cache.entries == entries
@@ -264,16 +265,16 @@ def test_what_was_done_before_an_interrupt_is_kept(
     xlmr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder = BGE_M3_Embedder(xlmr, batch_tokens=1)  # a pass a text
-    run, done = TorchEngine.run, []
+    start, done = TorchEngine.start, []
 
-    def interrupted(self: TorchEngine, *given: Any) -> RawHeads:
+    def interrupted(self: TorchEngine, *given: Any) -> Callable[[], RawHeads]:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(1)
-        return run(self, *given)
+        return start(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TorchEngine, "run", interrupted)
+        patch.setattr(TorchEngine, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             embedder.encode_documents(checkpoints.CORPUS)
     embedder.encode_documents(checkpoints.CORPUS)
@@ -360,7 +361,7 @@ def test_progress_is_drawn_on_request_only(
     embedder.encode_documents(["dog", "hen"], show_progress=True)
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "2/2" in captured.err
+    assert "2 of 2" in captured.err
 
 
 def test_tokenise_is_uncut_and_without_special_tokens(xlmr: Path) -> None:

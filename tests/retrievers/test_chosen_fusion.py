@@ -179,7 +179,7 @@ class TestACollectionsChoice:
         self, store: QdrantVectorStore, options: dict[str, Any]
     ) -> None:
         store.client.update_collection("docs", metadata={FUSION_KEY: {"weights": "many"}})
-        with pytest.raises(StoreError, match="tune --reset"):
+        with pytest.raises(StoreError, match="tune docs --reset"):
             UnifiedHybridRetriever(store, EMBEDDER)
         assert UnifiedHybridRetriever(store, EMBEDDER, **options).retrieve(QUERY)
 

@@ -247,7 +247,7 @@ class TestWhoseCalibration:
         self, store: QdrantVectorStore
     ) -> None:
         store.client.update_collection("docs", metadata={CALIBRATION_KEY: {"depth": 3}})
-        with pytest.raises(StoreError, match=r"tune --calibrate --reset"):
+        with pytest.raises(StoreError, match="tune docs --calibrate --reset"):
             UnifiedHybridRetriever(store, EMBEDDER)
         write_calibration(store.client, "docs", None)
         assert read_calibration("docs", store.client.get_collection("docs")) is None

@@ -28,8 +28,9 @@ ImageModel = Annotated[
     typer.Option(
         "--image-model",
         envvar="UNIFIED_EMBEDDINGS_IMAGE_MODEL",
+        show_envvar=False,  # Its name does not fit into 80 columns.
         help="Embeds pictures: clip, mini-clip (drawn shapes only), a hub id or a folder; none "
-        "leaves pictures out.",
+        "leaves pictures out. Also from the environment (docs/images.md).",
     ),
 ]
 ImageCollection = Annotated[
@@ -180,14 +181,14 @@ def print_hint(skipped: Sequence[str]) -> None:
 
 def count_images(files: Sequence[str]) -> int:
     """Return how many of some files are pictures."""
-    from unified_embeddings.llama.image_indexing import is_image
+    from unified_embeddings.llama.finding import is_image
 
     return sum(is_image(Path(file)) for file in files)
 
 
 def without_images(skipped: Mapping[str, str]) -> dict[str, str]:
     """Return the files, with their reasons, that are no pictures."""
-    from unified_embeddings.llama.image_indexing import is_image
+    from unified_embeddings.llama.finding import is_image
 
     return {file: reason for file, reason in skipped.items() if not is_image(Path(file))}
 

@@ -22,6 +22,10 @@ from pathspec import GitIgnoreSpec
 
 from unified_embeddings.errors import InputError
 
+_IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".avif")
+)
+"""Endings of the names of pictures."""
 _HIDDEN = (".", "~$")
 """Beginnings of hidden names. With the second, Office names a file while it has it open."""
 _STORE_MARKS = (
@@ -136,6 +140,11 @@ def find_files(roots: Sequence[Path], selection: FileSelection) -> FoundFiles:
     found = search.found
     found.files = sorted(search.files.values())
     return found
+
+
+def is_image(file: Path) -> bool:
+    """Tell by its name whether a file is a picture."""
+    return file.suffix.lower() in _IMAGE_SUFFIXES
 
 
 def is_gone(root: Path) -> bool:

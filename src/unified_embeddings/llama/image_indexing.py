@@ -1,8 +1,8 @@
 """Pictures on disk into a collection of their own: the next run stores only what has changed.
 
-What lives here: which files are pictures, a picture as a node, and the bookkeeping of a run, which
-is that of files with texts (`indexing`): each picture carries its file's path and version. What
-does not: finding files (`finding`), reading and embedding an image (`embedders.clip`).
+What lives here: a picture as a node, and the bookkeeping of a run, which is that of files with
+texts (`indexing`): each picture carries its file's path and version. What does not: finding files,
+and which of them are pictures (`finding`), reading and embedding an image (`embedders.clip`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-from unified_embeddings.embedders.clip import ClipEmbedder
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
+from unified_embeddings.llama.finding import (
+    FileSelection,
+    Places,
+    find_files,
+    is_gone,
+    is_image,
+    named_path,
+)
 from unified_embeddings.llama.reading import (
     bookkeeping,
     check_name,
@@ -36,10 +43,9 @@ from unified_embeddings.llama.stored_files import (
 from unified_embeddings.stores.edge.client import EdgeQdrantClient
 from unified_embeddings.stores.errors import store_errors
 
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".avif")
-)
-"""Endings of the names of pictures."""
+if TYPE_CHECKING:
+    from unified_embeddings.embedders.clip import ClipEmbedder
+
 _BATCH = 64
 """Pictures that are read, embedded and stored at a time."""
 
@@ -60,11 +66,6 @@ class ImageReport:
     indexed: int = 0
     removed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-
-
-def is_image(file: Path) -> bool:
-    """Tell by its name whether a file is a picture."""
-    return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def find_images(
