@@ -1,14 +1,15 @@
-"""How close the engine 'onnx' comes to its matrix products alone, in fp32 and in int8.
+"""How close the engines come to their matrix products alone.
 
     python benchmarks/limits.py                           a full-size BGE-M3 with random weights
     python benchmarks/limits.py --model FOLDER            a checkpoint of your own
     python benchmarks/limits.py --precisions int8 --rounds 9
 
-The limit of a workload is the time of the products with the layers' weights, at the same numbers of
-rows, by the fastest library at hand: ONNX Runtime, and in fp32 torch and NumPy as well. Everything
-else that a model does comes on top: attention, normalisation, activation, heads and, in int8,
-rounding. Times are CPU time (user and system), the least of all rounds. Engine and libraries take
-turns in each round.
+Compared are `onnx` in fp32 and in int8, and `torch` in fp32. The limit of a workload is the time of
+the products with the layers' weights, at the same numbers of rows, by the fastest library at hand:
+ONNX Runtime, and in fp32 oneDNN with the weights in its own layout, torch's plain product and NumPy
+as well. Everything else that a model does comes on top: attention, normalisation, activation, heads
+and, in int8, rounding. Times are CPU time (user and system), the least of all rounds. Engines and
+libraries take turns in each round.
 
 The weights of a few layers are multiplied again and again. They are more than a cache holds, as in
 the model.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import resource
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,9 +32,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import full_size
 from report import table
-from unified_embeddings.engines.base import Runtime
+from unified_embeddings import BGE_M3_Embedder
+from unified_embeddings.engines.base import Engine
 from unified_embeddings.engines.onnx import OnnxEngine
 from unified_embeddings.engines.onnx_session import session_options
+from unified_embeddings.engines.products import OneDnnProduct
 from unified_embeddings.models.checkpoint import Checkpoint
 from unified_embeddings.models.resolve import resolve
 from unified_embeddings.system.hardware import cpu, thread_count
@@ -58,51 +61,63 @@ def main() -> None:
     workloads = {"query of 16 tokens": [16], "query of 128 tokens": [128], "mixed documents": mixed}
     rows: list[list[str]] = []
     for precision in options.precisions:
-        engine = OnnxEngine(checkpoint, Runtime("onnx", "cpu", precision, "as asked"))
+        onnx = _load(folder, "onnx", precision)
+        assert isinstance(onnx, OnnxEngine)
+        engines: dict[str, Engine] = {"onnx": onnx}
+        if precision == "fp32" and not checkpoint.is_exported:
+            engines["torch"] = _load(folder, "torch", "fp32")
         libraries = _libraries(checkpoint, precision)
         for name, lengths in workloads.items():
-            best = _measure(checkpoint, engine, libraries, lengths, options.rounds)
-            rows.append([precision, name, *_cells(best)])
-            print("  ".join(rows[-1]), flush=True)
+            best = _measure(checkpoint, engines, onnx, libraries, lengths, options.rounds)
+            for engine in engines:
+                rows.append([f"{engine} {precision}", name, *_cells(best, engine, libraries)])
+                print("  ".join(rows[-1]), flush=True)
     print(f"\n{cpu().name}, {thread_count()} threads; CPU milliseconds\n")
-    print(table(["precision", "work", "engine", "products alone", "by", "engine / products"], rows))
+    print(table(["engine", "work", "engine", "products alone", "by", "engine / products"], rows))
+
+
+def _load(folder: Path, engine: str, precision: str) -> Engine:
+    """Return a loaded engine; `onnx` exports the model into the user's cache folder, once."""
+    embedder = BGE_M3_Embedder(folder, engine=engine, precision=precision, device="cpu")
+    return embedder._load()[1]
 
 
 def _measure(
     checkpoint: Checkpoint,
-    engine: OnnxEngine,
+    engines: Mapping[str, Engine],
+    onnx: OnnxEngine,
     libraries: Mapping[str, Multiply],
     lengths: list[int],
     rounds: int,
 ) -> dict[str, float]:
-    """Return the least CPU seconds of the engine, and of each library's products."""
+    """Return the least CPU seconds of each engine, and of each library's products."""
     rng = np.random.default_rng(1)
     vocabulary = checkpoint.integer("vocab_size")
     texts = [rng.integers(5, vocabulary, length, dtype=np.int32) for length in lengths]
-    # The engine's own division into passes: the rows of a pass are multiplied at once.
-    passes = [sum(map(len, batch)) for batch in engine._divide(texts)]
+    # ONNX Runtime's division into passes: the rows of a pass are multiplied at once.
+    passes = [sum(map(len, batch)) for batch in onnx._divide(texts)]
     columns = _columns(checkpoint)
     examples: list[Example] = [
         {width: rng.standard_normal((count, width), dtype=np.float32) for width in columns}
         for count in passes
     ]
-    if engine.runtime.precision == "int8":
+    if onnx.runtime.precision == "int8":
         examples = [{width: _to_bytes(x) for width, x in pair.items()} for pair in examples]
     shares = checkpoint.integer("num_hidden_layers") / _LAYERS
-    best = dict.fromkeys(["engine", *libraries], float("inf"))
+    best = dict.fromkeys([*engines, *libraries], float("inf"))
     for _ in range(rounds):
-        best["engine"] = min(best["engine"], _seconds(engine.run, texts, _HEADS))
+        for name, engine in engines.items():
+            best[name] = min(best[name], _seconds(engine.run, texts, _HEADS))
         for library, multiply in libraries.items():
             seconds = shares * sum(_seconds(multiply, example) for example in examples)
             best[library] = min(best[library], seconds)
     return best
 
 
-def _cells(best: dict[str, float]) -> list[str]:
-    engine = best.pop("engine")
-    fastest = min(best, key=lambda library: best[library])
-    limit = best[fastest]
-    return [f"{1000 * engine:.0f}", f"{1000 * limit:.0f}", fastest, f"{engine / limit:.2f}"]
+def _cells(best: Mapping[str, float], engine: str, libraries: Iterable[str]) -> list[str]:
+    fastest = min(libraries, key=lambda library: best[library])
+    limit, seconds = best[fastest], best[engine]
+    return [f"{1000 * seconds:.0f}", f"{1000 * limit:.0f}", fastest, f"{seconds / limit:.2f}"]
 
 
 def _columns(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -119,10 +134,11 @@ def _libraries(checkpoint: Checkpoint, precision: str) -> dict[str, Multiply]:
     weights = [
         rng.standard_normal(shape, dtype=np.float32) for _ in range(_LAYERS) for shape in shapes
     ]
-    products = {"onnxruntime": _onnx_products(weights, is_int8=precision == "int8")}
+    products = {"ONNX Runtime": _onnx_products(weights, is_int8=precision == "int8")}
     if precision == "fp32":
+        products["oneDNN"] = _onednn_products(weights)
         products["torch"] = _torch_products(weights)
-        products["numpy"] = _numpy_products(weights)
+        products["NumPy"] = _numpy_products(weights)
     return products
 
 
@@ -143,6 +159,21 @@ def _torch_products(weights: Sequence[FloatArray]) -> Multiply:
         with torch.inference_mode():
             for weight in turned:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+    return multiply
+
+
+def _onednn_products(weights: Sequence[FloatArray]) -> Multiply:
+    products = []
+    for weight in weights:
+        turned = torch.from_numpy(np.ascontiguousarray(weight.T))
+        products.append((len(weight), OneDnnProduct(turned, torch.zeros(len(turned)))))
+
+    def multiply(example: Example) -> None:
+        inputs = {columns: torch.from_numpy(x) for columns, x in example.items()}
+        with torch.inference_mode():
+            for columns, product in products:
+                product(inputs[columns])
 
     return multiply
 

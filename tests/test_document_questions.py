@@ -61,8 +61,8 @@ def test_a_language_model_gets_the_passages(
     app = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, app)  # dataclasses look their module up
     spec.loader.exec_module(app)
-    questions = app.DocumentQuestions(tmp_path, "mini-m3")
-    assert questions.index(app.DOCUMENTS) == 3
+    questions = app.DocumentQuestions(app.DOCUMENTS, tmp_path, "mini-m3")
+    assert questions.index() == 3
     answer = questions.ask("When is the boiler serviced?", MockLLM())
     assert "The boiler is serviced every September" in answer.text
     assert "When is the boiler serviced?" in answer.text

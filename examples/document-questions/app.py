@@ -11,6 +11,7 @@ language model on this machine puts it into words. What no document answers is s
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +52,20 @@ class DocumentQuestions:
     """A folder of documents that can be asked.
 
     Args:
-        store_folder: Where the collection is kept.
+        documents: The folder. Each has a collection of its own.
+        store_folder: Where the collections are kept.
         model: Makes the vectors.
     """
 
-    def __init__(self, store_folder: Path, model: str) -> None:
+    def __init__(self, documents: Path, store_folder: Path, model: str) -> None:
+        self._documents = documents
         self._config = UnifiedEmbeddingConfig(model)
-        self._store = self._config.vector_store("documents", path=store_folder)
+        name = hashlib.sha256(str(documents.resolve()).encode()).hexdigest()[:12]
+        self._store = self._config.vector_store(f"documents-{name}", path=store_folder)
 
-    def index(self, documents: Path) -> int:
-        """Bring the collection in line with a folder; return the number of files that changed."""
-        report = index_paths([documents], self._store, self._config.embedder)
+    def index(self) -> int:
+        """Bring the collection in line with the folder; return the number of files that changed."""
+        report = index_paths([self._documents], self._store, self._config.embedder)
         return report.indexed
 
     def ask(self, question: str, llm: LLM | None = None) -> Answer:
@@ -117,8 +121,8 @@ def main() -> None:
     arguments = parser.parse_args()
     llm = load_ollama(arguments.ollama) if arguments.ollama else None
     try:
-        questions = DocumentQuestions(arguments.folder, arguments.model)
-        changed = questions.index(arguments.documents)
+        questions = DocumentQuestions(arguments.documents, arguments.folder, arguments.model)
+        changed = questions.index()
         answer = questions.ask(arguments.question, llm)
     except UnifiedEmbeddingsError as error:
         raise SystemExit(f"error: {error}") from None

@@ -241,3 +241,20 @@ def test_another_model_is_refused(index: Command, call: Command, tmp_path: Path)
     assert ended.code == 1
     assert "documents-images" in ended.err
     assert json.dumps(str(other))[1:-1] in ended.err
+
+
+def test_a_listed_model_that_made_the_pictures_is_taken_by_itself(
+    call: Command, work: Path, xlmr: Path
+) -> None:
+    """mini-clip, which every installation has."""
+    assert call("index", "shop", "--model", xlmr, "--image-model", "mini-clip").code == 0
+    named = call("search", "a red circle", "--images", "--image-model", "mini-clip", "--json")
+    assert call("search", "a red circle", "--images", "--json").out == named.out
+    assert len(named.json) == 3
+
+
+def test_what_is_for_texts_alone_is_refused(call: Command) -> None:
+    for option in ("--explain", "--rerank"):
+        ended = call("search", "fox", "--images", option)
+        assert ended.code == 1
+        assert "pictures are searched without" in ended.err

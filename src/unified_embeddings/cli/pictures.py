@@ -216,14 +216,15 @@ def search_pictures(
         collection: Name of the collection of pictures.
         path: Folder of the embedded store; ignored if `url` is given.
         url: Address of a server.
-        image_model: The model that the collection was made with.
+        image_model: The model that the collection was made with; None takes the one that it
+            records.
         top_k: Number of pictures to print.
         filters: Conditions on their metadata.
         as_json: Whether to print JSON.
 
     Raises:
-        InputError: If both or none of text and picture are given, no model is named, or the picture
-            cannot be read.
+        InputError: If both or none of text and picture are given, no model is named and the
+            collection's own has no short name, or the picture cannot be read.
         StoreError: If there is no such collection, or Qdrant fails.
     """
     from unified_embeddings.embedders.clip_text import ClipTextEmbedder
@@ -234,7 +235,7 @@ def search_pictures(
         raise InputError("pictures are searched by a text or by --image FILE: give one of the two")
     conditions = parse_conditions(filters)
     if image_model is None:
-        raise InputError(_name_the_model(collection, path, url))
+        image_model = _recorded_choice(collection, path, url)
     config = shared.open_config(None, image_model=image_model)
     store = open_image_store(config, collection, path, url, create=False)
     check_conditions(conditions, store, note=shared.print_note)
@@ -263,18 +264,26 @@ def _to_bundle(
     return QueryBundle("", embedding=vectors[0].tolist())
 
 
-def _name_the_model(collection: str, path: Path, url: str | None) -> str:
-    """Return what to say where no image model was named: which one made the collection."""
+def _recorded_choice(collection: str, path: Path, url: str | None) -> str:
+    """Return the image model that made a collection, if `models` lists it.
+
+    Raises:
+        InputError: If it records none, or one that only its owner can name, as a folder.
+    """
+    from unified_embeddings.models.catalogue import MODELS
     from unified_embeddings.stores.errors import store_errors
     from unified_embeddings.stores.schema import recorded_model
 
     client, name = shared.require_collection(collection, path, url)
     with store_errors(name, "reading the collection's settings"):
         recorded = recorded_model(client.get_collection(name))
+    for choice, spec in MODELS.items():
+        if recorded is not None and spec.images and recorded.name in (choice, spec.model_id):
+            return choice
     advice = f"name the image model with --image-model or {_VARIABLE}"
     if recorded is None:
-        return f"{advice}; collection {name!r} does not record which one made it"
-    return f"{advice}; collection {name!r} was made by {recorded.name!r}"
+        raise InputError(f"{advice}; collection {name!r} does not record which one made it")
+    raise InputError(f"{advice}; collection {name!r} was made by {recorded.name!r}")
 
 
 def _print_pictures(nodes: Sequence[NodeWithScore], *, as_json: bool) -> None:

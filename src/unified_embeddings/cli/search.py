@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from unified_embeddings.retrievers.explanation import Explanation
 
+_NAMING = ("file_path", "title", "topic")
+"""Metadata that a passage is called by, the best first; its id where it has none."""
 _PASSAGE_WIDTH = 300
 
 
@@ -96,6 +98,10 @@ def search(
     from unified_embeddings.llama.conditions import check_conditions, parse_conditions, to_filters
 
     if images or image is not None:
+        if explain or rerank or passage is not None:
+            raise InputError(
+                "--explain, --passage and --rerank are for texts; pictures are searched without"
+            )
         pictures.search_pictures(
             query,
             image,
@@ -182,7 +188,8 @@ def _to_json(node: NodeWithScore) -> dict[str, object]:
 
 def _print_passage(rank: int, node: NodeWithScore) -> None:
     """Print a found passage: rank, score and file, then the text on a line of its own."""
-    source = shared.printable(node.node.metadata.get("file_path", node.node.node_id))
+    named = [node.node.metadata[key] for key in _NAMING if key in node.node.metadata]
+    source = shared.printable(str(named[0] if named else node.node.node_id))
     shared.out.print(f"{rank}. {node.score:.4f}  {source}", markup=False, soft_wrap=True)
     shared.print_line(f"   {shared.one_line(node.node.get_content(), _PASSAGE_WIDTH)}")
 

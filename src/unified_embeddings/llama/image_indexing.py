@@ -292,7 +292,8 @@ class _ImageRun:
 
     def _fail(self, path: str, error: OSError | InputError) -> None:
         problem = error.strerror if isinstance(error, OSError) else error.problem
-        problem = problem or str(error)
+        # The path stands before it wherever it is shown.
+        problem = (problem or str(error)).removeprefix(path).lstrip(": ")
         self.report.failed[path] = problem
         self._tell(path, f"failed: {problem}")
 

@@ -94,11 +94,17 @@ def fetch_snapshot(spec: ModelSpec, revision: str | None) -> Checkpoint:
         raise ModelLoadError(
             name,
             f"it is not in the local cache and could not be fetched from the hub: {error}. Copy "
-            "the model's folder to this machine and give its path, or use the small offline model "
-            "'mini-m3'",
+            f"the model's folder to this machine and give its path, or use {_offline_model(spec)}",
             revision=revision,
         ) from error
     return checkpoint
+
+
+def _offline_model(spec: ModelSpec) -> str:
+    """Return, in words, the model that needs no download in place of this one."""
+    if spec.images:
+        return "the small offline model 'mini-clip', which knows drawn shapes only"
+    return "the small offline model 'mini-m3'"
 
 
 def _needed_files(spec: ModelSpec, revision: str | None) -> list[str]:
