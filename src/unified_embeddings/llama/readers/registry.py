@@ -77,10 +77,10 @@ _UNREADABLE = {
 }
 """Documents that no reader reads, with the way out. They are reported, not skipped."""
 _MEDIA = frozenset(
-    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".mp3", ".mp4", ".wav",
-     ".avi", ".mov", ".zip", ".gz", ".tar", ".7z", ".exe", ".so", ".dll", ".pyc", ".bin", ".heic",
-     ".ico", ".mkv", ".flac", ".ogg", ".xz", ".bz2", ".rar", ".iso", ".jar", ".woff", ".woff2",
-     ".ttf", ".otf")
+    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".mp3", ".mp4",
+     ".wav", ".avi", ".mov", ".zip", ".gz", ".tar", ".7z", ".exe", ".so", ".dll", ".pyc", ".bin",
+     ".heic", ".ico", ".mkv", ".flac", ".ogg", ".xz", ".bz2", ".rar", ".iso", ".jar", ".woff",
+     ".woff2", ".ttf", ".otf")
 )  # fmt: skip
 """Types of files that hold no text."""
 
