@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} is no JSON file that can be read: {error}") from error
+        raise SystemExit(f"{path} is not a readable JSON file: {error}") from error
     if found := problems(record):
         raise SystemExit("\n".join([f"{path} cannot be used:", *found]))
     about, auto = record["about"], record["auto"]

@@ -72,7 +72,7 @@ class Words:
 def _words(pieces: Collection[str]) -> list[str]:
     """Return the whole words of a-z, of a vocabulary that marks their beginning or of WordPiece.
 
-    WordPiece marks the pieces that go on with a word, and those that begin one are plain.
+    WordPiece marks the pieces that continue a word; those that begin one are unmarked.
     """
     marked = sorted(piece[1:] for piece in pieces if piece.startswith("▁"))
     words = marked or sorted(pieces)

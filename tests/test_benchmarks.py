@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_used_says_what_is_wrong(measured: Path, tmp_path:
     with pytest.raises(SystemExit, match="has no 'kernels'"):
         record.main([str(broken)])
     broken.write_text("{")
-    with pytest.raises(SystemExit, match="no JSON file"):
+    with pytest.raises(SystemExit, match="not a readable JSON file"):
         record.main([str(broken)])
 
 

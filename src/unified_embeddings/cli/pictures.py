@@ -79,7 +79,7 @@ def index_pictures(
         collection: Name of the collection of pictures; it is created for the first picture.
         path: Folder of the embedded store; ignored if `url` is given.
         url: Address of a server.
-        exclude: See `index_images`, also for the others.
+        exclude: What to leave out, the folder of the store among it; see `index_images`.
         include: Patterns.
         gitignore: Whether .gitignore files are honoured.
         prune: Whether the pictures of a folder that is gone may be removed.
@@ -93,8 +93,7 @@ def index_pictures(
     from unified_embeddings.llama.image_indexing import find_images, index_images
     from unified_embeddings.system.progress import progress_bar
 
-    excluded = [*exclude, *([] if url else [path])]
-    images = find_images(paths, exclude=excluded, include=include, gitignore=gitignore)
+    images = find_images(paths, exclude=exclude, include=include, gitignore=gitignore)
     try:
         create = bool(images) and not dry_run
         store: FingerprintedStore | None = open_image_store(
@@ -109,7 +108,7 @@ def index_pictures(
             paths,
             store,
             config.clip,
-            exclude=excluded,
+            exclude=exclude,
             include=include,
             gitignore=gitignore,
             prune=prune,

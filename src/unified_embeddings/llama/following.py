@@ -188,7 +188,7 @@ class FolderWatch:
         self._away = away
 
     def _unmounted(self, missing: Iterable[str]) -> set[str]:
-        """Return the folders of missing files that were on another disk than is there now."""
+        """Return the folders of missing files whose disk is not the one mounted there now."""
         devices: dict[str, int] = {}
         away = set()
         for path in missing:
