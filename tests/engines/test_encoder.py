@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
-from unified_embeddings.engines import encoder, products
+from unified_embeddings.engines import attention, encoder, products
 from unified_embeddings.system.hardware import passive_wait_policy
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
@@ -107,10 +107,58 @@ def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
     expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
     for context in (
-        encoder.attention_by_length(lengths)(*parts),
-        encoder.attention_between(each_alone, ends, max(lengths))(*parts),
+        attention.attention_by_length(lengths)(*parts),
+        attention.attention_between(each_alone, ends, max(lengths))(*parts),
     ):
         torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.sampled_from([4, 8, 12, 64]),
+    st.integers(0, 2**32 - 1),
+)
+def test_attention_by_convolutions_is_the_formula(
+    lengths: list[int], heads: int, head_dim: int, seed: int
+) -> None:
+    require_convolutions()
+    parts = torch.randn(
+        (sum(lengths), 3, heads, head_dim), generator=torch.Generator().manual_seed(seed)
+    ).unbind(1)
+    before = [part.clone() for part in parts]
+    ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
+    expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
+    context = attention.attention_by_length(lengths, convolved_from=1)(*parts)
+    torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
+    for part, copy in zip(parts, before, strict=True):
+        torch.testing.assert_close(part, copy, atol=0, rtol=0)  # the inputs are only read
+
+
+@pytest.mark.parametrize("scores", [1, 300 * 100 * 2, 2**20])
+def test_long_texts_are_convolved_a_few_heads_at_a_time(
+    scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of scores is computed at once, the context is the same."""
+    require_convolutions()
+    monkeypatch.setattr(attention, "_CONVOLVED_SCORES", scores)
+    query, key, value = torch.randn(300, 3, 5, 8).unbind(1)
+    context = attention.attention_by_length([300], convolved_from=300)(query, key, value)
+    expected = attention.attention_by_length([300])(query, key, value)
+    torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
+
+
+def require_convolutions() -> None:
+    if not attention._has_convolutions():
+        pytest.skip("this PyTorch has no convolutions on oneDNN")
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=12))
+def test_blocks_are_whole_texts_in_order(lengths: list[int]) -> None:
+    tokens = [block.tokens for block in attention.blocks_for_cache(lengths)]
+    assert sum(tokens) == sum(lengths)
+    assert set(np.cumsum(tokens)) <= set(np.cumsum(lengths))  # no text is divided
+    assert all(size <= 512 or size in lengths for size in tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -168,7 +216,8 @@ def test_vectors_are_the_same_on_either_side_of_the_change_of_products(
     if not products.has_onednn(torch.float32):
         pytest.skip("this PyTorch has one product only")
     monkeypatch.setattr(encoder, "rows_for_plain", lambda *_: first_rows)
-    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 50)
+    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 30)
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 50)
     calls = count_calls(monkeypatch)
     mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
     together = mixed.encode_documents(TEXTS, colbert=True)

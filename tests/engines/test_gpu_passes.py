@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unified_embeddings.engines.encoder import Encoder, attention_by_length
+from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.engines.gpu_passes import Forward, GpuPasses, Recorded
 from unified_embeddings.models.architecture import position_ids
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def states_of(encoder: Encoder, batch: tuple[np.ndarray, np.ndarray, list[int]])
     """The same batch by the encoder itself, whose attention is another function."""
     token_ids, positions, lengths = batch
     ids = torch.from_numpy(token_ids).long()
-    return encoder(ids, torch.from_numpy(positions), attention_by_length(lengths))
+    return encoder(ids, torch.from_numpy(positions), encoder.divide(lengths))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The BERT family's encoder over packed batches, in PyTorch.
 
 What lives here: the forward pass from token ids to hidden states. What does not: reading files
-(`models.weights`), the products (`products`), pooling and heads (`torch`).
+(`models.weights`), the products (`products`), attention (`attention`), pooling and heads (`torch`).
 
 On a CPU a forward pass is as fast as its matrix products, so these run on the fastest ones that
 this processor has (`products`). Queries, keys and values are one product. Bias, activation and
@@ -10,18 +10,22 @@ residual are added while a result is still in the processor's cache.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeAlias, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
-from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm
 
+from unified_embeddings.engines.attention import (
+    Block,
+    VarlenKernel,
+    blocks_for_cache,
+    find_convolved_from,
+    whole_block,
+)
 from unified_embeddings.engines.products import AnyProduct, make_product, rows_for_plain
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
-_QUERY_ROWS = 1024
-"""Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
 _BLOCK_ROWS = 512
 """Rows on a CPU for which a layer's products follow each other: what the wide product gives for
 more rows does not stay in the processor's cache until the narrow one takes it."""
@@ -30,27 +34,6 @@ _VARLEN_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that flash attention runs on, Ampere."""
 _VARLEN_HEAD = 256
 """The widest attention head of flash attention."""
-
-Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries, keys and values to the context, all (T, heads, head_dim)."""
-
-
-class VarlenKernel(Protocol):
-    """Attention over texts of different lengths in one call, like PyTorch's `varlen_attn`."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        query_ends: torch.Tensor,
-        key_ends: torch.Tensor,
-        longest_query: int,
-        longest_key: int,
-        /,
-    ) -> torch.Tensor:
-        """Return the context, (T, heads, head_dim)."""
-        ...
 
 
 class Encoder:
@@ -84,18 +67,19 @@ class Encoder:
             prefix = f"encoder.layer.{number}."
             self._layers.append(_Layer(backbone, prefix, dtype, device, plain_rows))
             backbone.release_pages(prefix)
+        self._convolved_from = find_convolved_from(backbone.width, backbone.heads, dtype, device)
         head_dim = backbone.width // backbone.heads
         self.varlen_kernel = _find_varlen_kernel(dtype, device, head_dim)
 
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attention
+        self, token_ids: torch.Tensor, positions: torch.Tensor, blocks: Sequence[Block]
     ) -> torch.Tensor:
         """Run one forward pass.
 
         Args:
             token_ids: Token ids of all texts, one text after another, int64 (T,).
             positions: Their position ids, int64 (T,).
-            attend: Attention within each text, from `attention_by_length` or `attention_between`.
+            blocks: The texts' blocks, in order: the result of `divide`, or one for a kernel.
 
         Returns:
             Hidden states (T, d) in the encoder's dtype.
@@ -103,13 +87,25 @@ class Encoder:
         token_rows = embedding(token_ids, self._token_table).float()
         position_rows = embedding(positions, self._position_table).float()
         hidden = self._norm(token_rows + position_rows + self._type_table[0].float())
-        hidden = hidden.to(self._dtype)
+        sizes = [block.tokens for block in blocks]
+        states = list(torch.split(hidden.to(self._dtype), sizes))
         for layer in self._layers:
-            inputs = layer.attention_inputs(hidden).view(len(token_ids), 3, self._heads, -1)
-            query, key, value = inputs.unbind(1)
-            context = attend(query, key, value).flatten(1)
-            hidden = self._finish(layer, context, hidden)
-        return hidden
+            for number, block in enumerate(blocks):
+                states[number] = self._run_layer(layer, states[number], block)
+        return states[0] if len(states) == 1 else torch.cat(states)
+
+    def divide(self, lengths: Sequence[int]) -> list[Block]:
+        """Return the blocks that texts of these lengths go through the layers in."""
+        if self._token_table.device.type != "cpu":
+            return whole_block(lengths)
+        return blocks_for_cache(lengths, self._convolved_from)
+
+    def _run_layer(self, layer: _Layer, hidden: torch.Tensor, block: Block) -> torch.Tensor:
+        """Return a layer's states of a block, (rows, d), from those before it."""
+        inputs = layer.attention_inputs(hidden).view(len(hidden), 3, self._heads, -1)
+        query, key, value = inputs.unbind(1)
+        context = block.attend(query, key, value).flatten(1)
+        return self._finish(layer, context, hidden)
 
     def _finish(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return a layer's states, (T, d), from its attention's context and the states before."""
@@ -228,51 +224,3 @@ def _has_varlen(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool
         and torch.cuda.get_device_capability(device) >= _VARLEN_CAPABILITY
         and torch.backends.cuda.is_flash_attention_available()
     )
-
-
-def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) -> Attention:
-    """Return attention within each text, with all texts in one call of a kernel.
-
-    Args:
-        kernel: PyTorch's `varlen_attn`, or one like it.
-        ends: 0 and the end of each text, int32 (n + 1,), on the batch's device.
-        longest: Tokens of the longest text, at least.
-    """
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return kernel(query, key, value, ends, ends, longest, longest)
-
-    return attend
-
-
-def attention_by_length(lengths: Sequence[int]) -> Attention:
-    """Return attention within each text, with neighbours of one length computed together.
-
-    The queries of a long text are computed in chunks, so that their scores fit into memory.
-
-    Args:
-        lengths: Tokens of each text, in order; they sum to T.
-
-    Returns:
-        A function from query, key and value, each (T, heads, head_dim), to
-        softmax(q k' / sqrt(head_dim)) v, (T, heads, head_dim).
-    """
-    groups = [(length, len(list(texts))) for length, texts in itertools.groupby(lengths)]
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        context = torch.empty_like(query, memory_format=torch.contiguous_format)
-        start = 0
-        for length, texts in groups:
-            rows = slice(start, start + texts * length)
-            start = rows.stop
-            # Each (texts, heads, length, head_dim); the last one is a view into the result.
-            q, k, v, out = (
-                tensor[rows].view(texts, length, *tensor.shape[1:]).transpose(1, 2)
-                for tensor in (query, key, value, context)
-            )
-            for first in range(0, length, _QUERY_ROWS):
-                chunk = slice(first, first + _QUERY_ROWS)
-                out[:, :, chunk] = scaled_dot_product_attention(q[:, :, chunk], k, v)
-        return context
-
-    return attend

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unified_embeddings.engines.encoder import Encoder, VarlenKernel, attention_between
+from unified_embeddings.engines.attention import Block, VarlenKernel, attention_between
+from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.types import IntArray
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class GpuPasses:
         token_ids, positions, ends = layout.split(inputs)
         ends = ends.to(torch.int32)
         attend = attention_between(self._kernel, ends, longest)
-        states = self._encoder(token_ids, positions, attend)
+        states = self._encoder(token_ids, positions, [Block(len(token_ids), attend)])
         # Pooling and heads are computed in fp32, whatever the encoder's precision.
         return Hidden(states.float(), ends[:-1])
 

@@ -1,8 +1,8 @@
 """An encoder's matrix products in PyTorch, each in the form that is fastest on this device.
 
 What lives here: x W' + b with an activation or a residual, on oneDNN, as PyTorch computes it, and
-either by the number of rows. What does not: measuring which is faster (`product_choice`), the
-layers (`encoder`).
+either by the number of rows. What does not: timing which is faster (`timed_choice`), the layers
+(`encoder`).
 
 oneDNN keeps the weights in a layout of its own, into which they are reordered once, when the model
 is loaded. PyTorch's own product, which is MKL's on x86, takes them as they are in the file.
@@ -16,12 +16,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn.functional import gelu, linear, relu
 
-from unified_embeddings.engines import product_choice
-from unified_embeddings.engines.product_choice import NEVER
+from unified_embeddings.engines.timed_choice import NEVER, Trial, first_faster_size
 from unified_embeddings.models.weights import Backbone
 
 _TRIED_LAYER = "encoder.layer.0.attention.output.dense"
 """The smallest product of a layer, so that trying it costs little."""
+_TRIED_ROWS = (64, 256)
+"""Numbers of rows at which both are timed. Fewer rows are never worth the plain product, which
+rearranges all of the weight for them."""
+_WORTH_MEASURING = 2**20
+"""Numbers of a weight below which nothing is measured: a small model's passes take milliseconds."""
 
 
 class _Activation(NamedTuple):
@@ -179,8 +183,17 @@ def rows_for_plain(backbone: Backbone, dtype: torch.dtype, device: torch.device)
     if device.type != "cpu" or not _lies_in_file(backbone, [name], dtype) or not has_onednn(dtype):
         return NEVER
     weight, bias = backbone.linear(name)
-    return product_choice.rows_for_plain(
-        OneDnnProduct(weight, bias), PartsProduct([weight], bias), weight.shape
+    if weight.numel() < _WORTH_MEASURING:
+        return NEVER
+    rows, columns = weight.shape
+    return first_faster_size(
+        Trial(
+            name=f"product {rows}x{columns}",
+            sizes=_TRIED_ROWS,
+            make_input=lambda count: torch.ones(count, columns),
+            usual=OneDnnProduct(weight, bias),
+            other=PartsProduct([weight], bias),
+        )
     )
 
 

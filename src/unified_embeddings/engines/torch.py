@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from unified_embeddings.engines.base import RawHeads, Runtime
-from unified_embeddings.engines.encoder import Encoder, attention_by_length
+from unified_embeddings.engines.encoder import Encoder
 from unified_embeddings.engines.gpu_passes import GpuPasses, Hidden
 from unified_embeddings.engines.torch_device import DTYPES, HostCopies, host_weights, plan_torch
 from unified_embeddings.models.architecture import packing_problem, position_ids
@@ -108,7 +108,7 @@ class TorchEngine:
                 states = self._encoder(
                     torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
                     torch.from_numpy(positions).to(self._device),
-                    attention_by_length(lengths),
+                    self._encoder.divide(lengths),
                 )
                 starts = torch.tensor([0, *itertools.accumulate(lengths[:-1])])
                 # Pooling and heads are computed in fp32, whatever the encoder's precision. In fp32
