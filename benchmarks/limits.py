@@ -4,12 +4,13 @@
     python benchmarks/limits.py --model FOLDER            a checkpoint of your own
     python benchmarks/limits.py --precisions int8 --rounds 9
 
-Compared are `onnx` in fp32 and in int8, and `torch` in fp32. The limit of a workload is the time of
-the products with the layers' weights, at the same numbers of rows, by the fastest library at hand:
-ONNX Runtime, and in fp32 oneDNN with the weights in its own layout, torch's plain product and NumPy
-as well. Everything else that a model does comes on top: attention, normalisation, activation, heads
-and, in int8, rounding. Times are CPU time (user and system), the least of all rounds. Engines and
-libraries take turns in each round.
+Compared are `onnx` in fp32 and in int8, and `torch` in fp32. The limit of a workload is the time
+that its multiplications take at the speed of the fastest library at hand: ONNX Runtime, and in fp32
+oneDNN with the weights in its own layout, torch's plain product and NumPy as well. Timed are the
+products with the layers' weights, over all of the workload's tokens in blocks of up to 512 rows. In
+fp32, attention's own products are added as if they ran at the same speed. Everything else comes on
+top: normalisation, softmax, activation, heads and, in int8, attention and rounding. Times are CPU
+time (user and system), the least of all rounds. Engines and libraries take turns in each round.
 
 The weights of a few layers are multiplied again and again. They are more than a cache holds, as in
 the model.
@@ -22,7 +23,7 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -34,7 +35,6 @@ import full_size
 from report import table
 from unified_embeddings import BGE_M3_Embedder
 from unified_embeddings.engines.base import Engine
-from unified_embeddings.engines.onnx import OnnxEngine
 from unified_embeddings.engines.onnx_session import session_options
 from unified_embeddings.engines.products import OneDnnProduct
 from unified_embeddings.models.checkpoint import Checkpoint
@@ -48,7 +48,25 @@ Multiply: TypeAlias = Callable[[Example], None]
 """Multiplies by the weights of a few layers."""
 _LAYERS = 4
 """Layers whose weights are multiplied; 200 MB in fp32 for BGE-M3."""
+_BLOCK_ROWS = 512
+"""Rows that are multiplied at once, at most."""
 _HEADS = frozenset({"dense", "sparse"})
+
+
+class _Work(NamedTuple):
+    """A workload.
+
+    Attributes:
+        texts: Token ids of its texts.
+        examples: The same number of rows in blocks, to be multiplied by weights.
+        layer_share: The model's layers, as a multiple of those whose weights are multiplied.
+        attention: Multiplications in attention, as a share of those with weights.
+    """
+
+    texts: list[NDArray[np.int32]]
+    examples: list[Example]
+    layer_share: float
+    attention: float
 
 
 def main() -> None:
@@ -61,19 +79,21 @@ def main() -> None:
     workloads = {"query of 16 tokens": [16], "query of 128 tokens": [128], "mixed documents": mixed}
     rows: list[list[str]] = []
     for precision in options.precisions:
+        is_int8 = precision == "int8"
         onnx = _load(folder, "onnx", precision)
-        assert isinstance(onnx, OnnxEngine)
         engines: dict[str, Engine] = {"onnx": onnx}
         if precision == "fp32" and not checkpoint.is_exported:
             engines["torch"] = _load(folder, "torch", "fp32")
-        libraries = _libraries(checkpoint, precision)
+        libraries = _libraries(checkpoint, is_int8=is_int8)
         for name, lengths in workloads.items():
-            best = _measure(checkpoint, engines, onnx, libraries, lengths, options.rounds)
+            work = _make_work(checkpoint, lengths, is_int8=is_int8)
+            best = _measure(work, engines, libraries, options.rounds)
             for engine in engines:
-                rows.append([f"{engine} {precision}", name, *_cells(best, engine, libraries)])
+                cells = _cells(best, engine, libraries, work.attention)
+                rows.append([f"{engine} {precision}", name, *cells])
                 print("  ".join(rows[-1]), flush=True)
     print(f"\n{cpu().name}, {thread_count()} threads; CPU milliseconds\n")
-    print(table(["engine", "work", "engine", "products alone", "by", "engine / products"], rows))
+    print(table(["engine", "work", "engine", "products", "by", "limit", "engine / limit"], rows))
 
 
 def _load(folder: Path, engine: str, precision: str) -> Engine:
@@ -82,42 +102,55 @@ def _load(folder: Path, engine: str, precision: str) -> Engine:
     return embedder._load()[1]
 
 
-def _measure(
-    checkpoint: Checkpoint,
-    engines: Mapping[str, Engine],
-    onnx: OnnxEngine,
-    libraries: Mapping[str, Multiply],
-    lengths: list[int],
-    rounds: int,
-) -> dict[str, float]:
-    """Return the least CPU seconds of each engine, and of each library's products."""
+def _make_work(checkpoint: Checkpoint, lengths: list[int], *, is_int8: bool) -> _Work:
+    """Return a workload of texts of these lengths."""
     rng = np.random.default_rng(1)
     vocabulary = checkpoint.integer("vocab_size")
     texts = [rng.integers(5, vocabulary, length, dtype=np.int32) for length in lengths]
-    # ONNX Runtime's division into passes: the rows of a pass are multiplied at once.
-    passes = [sum(map(len, batch)) for batch in onnx._divide(texts)]
-    columns = _columns(checkpoint)
-    examples: list[Example] = [
-        {width: rng.standard_normal((count, width), dtype=np.float32) for width in columns}
-        for count in passes
-    ]
-    if onnx.runtime.precision == "int8":
-        examples = [{width: _to_bytes(x) for width, x in pair.items()} for pair in examples]
-    shares = checkpoint.integer("num_hidden_layers") / _LAYERS
+    width, wide = _columns(checkpoint)
+    examples = []
+    for block in np.array_split(np.arange(sum(lengths)), -(-sum(lengths) // _BLOCK_ROWS)):
+        example: Example = {
+            columns: rng.standard_normal((len(block), columns), dtype=np.float32)
+            for columns in (width, wide)
+        }
+        if is_int8:
+            example = {columns: _to_bytes(x) for columns, x in example.items()}
+        examples.append(example)
+    # Multiplications of a layer: with its weights for each token, and in attention for each pair
+    # of a text's tokens, once for the scores and once for the context.
+    with_weights = sum(lengths) * (4 * width * width + 2 * width * wide)
+    in_attention = 2 * width * sum(length * length for length in lengths)
+    return _Work(
+        texts=texts,
+        examples=examples,
+        layer_share=checkpoint.integer("num_hidden_layers") / _LAYERS,
+        attention=0.0 if is_int8 else in_attention / with_weights,
+    )
+
+
+def _measure(
+    work: _Work, engines: Mapping[str, Engine], libraries: Mapping[str, Multiply], rounds: int
+) -> dict[str, float]:
+    """Return the least CPU seconds of each engine, and of each library's products."""
     best = dict.fromkeys([*engines, *libraries], float("inf"))
     for _ in range(rounds):
         for name, engine in engines.items():
-            best[name] = min(best[name], _seconds(engine.run, texts, _HEADS))
+            best[name] = min(best[name], _seconds(engine.run, work.texts, _HEADS))
         for library, multiply in libraries.items():
-            seconds = shares * sum(_seconds(multiply, example) for example in examples)
-            best[library] = min(best[library], seconds)
+            seconds = sum(_seconds(multiply, example) for example in work.examples)
+            best[library] = min(best[library], work.layer_share * seconds)
     return best
 
 
-def _cells(best: Mapping[str, float], engine: str, libraries: Iterable[str]) -> list[str]:
+def _cells(
+    best: Mapping[str, float], engine: str, libraries: Iterable[str], attention: float
+) -> list[str]:
     fastest = min(libraries, key=lambda library: best[library])
-    limit, seconds = best[fastest], best[engine]
-    return [f"{1000 * seconds:.0f}", f"{1000 * limit:.0f}", fastest, f"{seconds / limit:.2f}"]
+    products, seconds = best[fastest], best[engine]
+    limit = products * (1 + attention)
+    milliseconds = [f"{1000 * value:.0f}" for value in (seconds, products, limit)]
+    return [*milliseconds[:2], fastest, milliseconds[2], f"{seconds / limit:.2f}"]
 
 
 def _columns(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -125,7 +158,7 @@ def _columns(checkpoint: Checkpoint) -> tuple[int, int]:
     return checkpoint.hidden_size, checkpoint.integer("intermediate_size")
 
 
-def _libraries(checkpoint: Checkpoint, precision: str) -> dict[str, Multiply]:
+def _libraries(checkpoint: Checkpoint, *, is_int8: bool) -> dict[str, Multiply]:
     """Return each library's products with the weights of a few layers."""
     width, wide = _columns(checkpoint)
     rng = np.random.default_rng(2)
@@ -134,8 +167,8 @@ def _libraries(checkpoint: Checkpoint, precision: str) -> dict[str, Multiply]:
     weights = [
         rng.standard_normal(shape, dtype=np.float32) for _ in range(_LAYERS) for shape in shapes
     ]
-    products = {"ONNX Runtime": _onnx_products(weights, is_int8=precision == "int8")}
-    if precision == "fp32":
+    products = {"ONNX Runtime": _onnx_products(weights, is_int8=is_int8)}
+    if not is_int8:
         products["oneDNN"] = _onednn_products(weights)
         products["torch"] = _torch_products(weights)
         products["NumPy"] = _numpy_products(weights)

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from unified_embeddings.engines.timed_choice import NEVER, Trial, first_faster_size
 
-_BLOCK_TOKENS = 512
+_BLOCK_TOKENS = 1024
 """Tokens of a block, at most: states of more do not stay in a processor's cache."""
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
@@ -76,8 +76,8 @@ def blocks_for_cache(lengths: Sequence[int], convolved_from: int = NEVER) -> lis
         convolved_from: See `attention_by_length`.
 
     Example:
-        >>> [block.tokens for block in blocks_for_cache([700, 300, 200, 100])]
-        [700, 500, 100]
+        >>> [block.tokens for block in blocks_for_cache([1200, 600, 300, 200])]
+        [1200, 900, 200]
     """
     blocks: list[Block] = []
     texts: list[int] = []

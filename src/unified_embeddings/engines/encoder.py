@@ -26,7 +26,7 @@ from unified_embeddings.engines.attention import (
 from unified_embeddings.engines.products import AnyProduct, make_product, rows_for_plain
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS = 1024
 """Rows on a CPU for which a layer's products follow each other: what the wide product gives for
 more rows does not stay in the processor's cache until the narrow one takes it."""
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
