@@ -41,6 +41,7 @@ from unified_embeddings.serving.listening import address_of, open_socket
 from unified_embeddings.serving.mcp_place import Place
 from unified_embeddings.serving.mcp_schemas import INSTRUCTIONS
 from unified_embeddings.serving.mcp_tools import Arguments, Tool
+from unified_embeddings.system.collector import paused_collector
 
 _LOG = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -80,20 +81,24 @@ class WarmUp:
 
     def _work(self) -> None:
         try:
-            import unified_embeddings.llama.vector_store
-            import unified_embeddings.retrievers.hybrid
-            import unified_embeddings.serving.searching  # noqa: F401
-
-            self._imported.set()
-            with self._place.use() as opened:
-                is_wanted = opened.expects_model()
-            if is_wanted:
-                self._place.config.embedder.encode_query("warm-up")
+            with paused_collector():
+                self._load()
         except Exception as error:
             _LOG.warning("loading ahead failed: %s", error)
         finally:
             self._imported.set()
             self._finished.set()
+
+    def _load(self) -> None:
+        import unified_embeddings.llama.vector_store
+        import unified_embeddings.retrievers.hybrid
+        import unified_embeddings.serving.searching  # noqa: F401
+
+        self._imported.set()
+        with self._place.use() as opened:
+            is_wanted = opened.expects_model()
+        if is_wanted:
+            self._place.config.embedder.encode_query("warm-up")
 
 
 def make_server(tools: Sequence[Tool], warm_up: WarmUp) -> Server:
