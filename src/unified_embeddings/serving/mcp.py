@@ -20,7 +20,6 @@ from types import FrameType
 
 import anyio
 import anyio.to_thread
-import uvicorn
 from mcp import MCPError
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
@@ -90,9 +89,12 @@ class WarmUp:
             self._finished.set()
 
     def _load(self) -> None:
-        import unified_embeddings.llama.vector_store
-        import unified_embeddings.retrievers.hybrid
-        import unified_embeddings.serving.searching  # noqa: F401
+        from unified_embeddings.llama.light_import import light_llama_index
+
+        with light_llama_index():
+            import unified_embeddings.llama.vector_store
+            import unified_embeddings.retrievers.hybrid
+            import unified_embeddings.serving.searching  # noqa: F401
 
         self._imported.set()
         with self._place.use() as opened:
@@ -197,6 +199,8 @@ def run_http(
     Raises:
         InputError: If the port cannot be used.
     """
+    import uvicorn
+
     listener = open_socket(HOST, port)
     _end_at_signals(place)  # uvicorn finishes what is in hand, and then hands the signal on
 
