@@ -17,7 +17,12 @@ from unified_embeddings.llama.indexing import index_paths
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-LEFT_OUT = ("llama_index.core.indices.base", "llama_index.core.memory.memory", "sqlalchemy", "torch")
+LEFT_OUT = (
+    "llama_index.core.indices.base",
+    "llama_index.core.memory.memory",
+    "sqlalchemy",
+    "torch",
+)
 QUESTION = "Who sleeps at noon?"
 SEARCH = """
 import json, sys

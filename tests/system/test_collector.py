@@ -18,10 +18,17 @@ def running() -> Iterator[None]:
     gc.enable()
 
 
-def test_it_runs_again_after_the_block_even_if_that_fails() -> None:
-    with pytest.raises(KeyError), paused_collector():
-        assert not gc.isenabled()
+def test_it_runs_again_afterwards_even_if_that_fails() -> None:
+    was_running = []
+
+    @paused_collector()
+    def fail() -> None:
+        was_running.append(gc.isenabled())
         raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert was_running == [False]
     assert gc.isenabled()
 
 

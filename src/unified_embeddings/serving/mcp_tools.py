@@ -141,7 +141,9 @@ class Reading:
             nodes = retriever.retrieve(question)
         from unified_embeddings.serving.searching import describe_passage, describe_relevance
 
-        passages = [_fit(describe_passage(node) | describe_relevance(node), width) for node in nodes]
+        passages = [
+            _fit(describe_passage(node) | describe_relevance(node), width) for node in nodes
+        ]
         answer: Answer = {"collection": collection, "results": passages}
         if not passages:
             answer["note"] = "no passage found"
