@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ FILES = {
     "core/inner/leaf.py": "LEAF = 'leaf'\n",
     "core/broken/__init__.py": "raise ImportError('a part is not installed')\n",
     "core/broken/leaf.py": "LEAF = 'leaf'\n",
+    "core/facts.txt": "a fact",
+    "space/leaf.py": "LEAF = 'leaf'\n",
 }
 
 
@@ -99,6 +103,19 @@ def test_a_package_that_cannot_be_imported_says_why_when_it_is_asked() -> None:
     broken = importlib.import_module(f"{LIBRARY}.core.broken")
     with pytest.raises(ImportError, match="a part is not installed"):
         _ = broken.Large
+
+
+def test_files_beside_it_are_found() -> None:
+    core = lazily("core")
+    assert resources.files(core).joinpath("facts.txt").read_text() == "a fact"
+    assert Path(core.__file__).name == "__init__.py"
+    assert "class Large" in inspect.getsource(core.Large)
+
+
+def test_a_package_without_contents_is_as_usual() -> None:
+    assert lazily("space.leaf").LEAF == "leaf"
+    space = importlib.import_module(f"{LIBRARY}.space")
+    assert getattr(space, "__file__", None) is None
 
 
 def test_packages_imported_before_or_after_the_block_are_as_usual() -> None:

@@ -13,8 +13,8 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
 _ASKED_FOR = ("__all__", "__version__")
@@ -53,8 +53,8 @@ class _LazyPackage(ModuleType):
         return getattr(content, name)
 
 
-class _LazyLoader(Loader):
-    """Makes lazy packages."""
+class _LazyLoader(SourceFileLoader):
+    """Makes lazy packages; their files are read as usual."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the package."""
@@ -81,8 +81,9 @@ class _Finder(MetaPathFinder):
         if not name.startswith(self._prefix):
             return None
         spec = PathFinder.find_spec(name, path, target)
-        is_package = spec is not None and spec.submodule_search_locations is not None
-        if spec is None or not is_package or spec.origin is None:  # without a file: a namespace
+        if spec is None or spec.submodule_search_locations is None:
             return None
-        spec.loader = _LazyLoader()
+        if not isinstance(spec.loader, SourceFileLoader):  # a package without an __init__.py
+            return None
+        spec.loader = _LazyLoader(name, spec.loader.path)
         return spec
