@@ -21,7 +21,7 @@ from unified_embeddings.system.hardware import cpu, may_have_gpu, passive_wait_p
 
 _LARGE = 300_000_000
 """Parameters from which on a model counts as one of BGE-M3's size."""
-_SMALL = 50_000_000
+_SMALL = 30_000_000
 """Parameters below which starting takes longer than most of what is asked: mini-m3 has 23M."""
 _BYTES_PER_PARAMETER = 4
 

@@ -9,6 +9,7 @@ whatever a library prints goes to standard error. So nothing else is imported be
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -82,6 +83,7 @@ class WarmUp:
         try:
             with paused_collector():
                 self._load()
+                gc.freeze()  # what is in memory now stays, and need not be looked through
         except Exception as error:
             _LOG.warning("loading ahead failed: %s", error)
         finally:

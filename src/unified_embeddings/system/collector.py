@@ -1,7 +1,4 @@
-"""Python's collector of reference cycles, paused while a process starts.
-
-What lives here: pausing it. What does not: what is imported meanwhile.
-"""
+"""Python's collector of reference cycles, paused while many objects are made that stay."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from collections.abc import Iterator
 def paused_collector() -> Iterator[None]:
     """Look for no reference cycles during the block, or during the function that it decorates.
 
-    Importing LlamaIndex, qdrant-client and torch makes a million objects that stay. Looking through
-    them over and over for cycles, of which there are hardly any, is a fifth of the time that
-    `search` takes. It is for what ends soon: garbage in cycles is kept meanwhile.
+    Python looks through its objects for cycles whenever many new ones were made. Importing
+    LlamaIndex, qdrant-client and torch makes a million that stay, and a fifth of the time that it
+    takes is spent on that. Garbage in cycles is kept meanwhile, so it is for what ends soon.
     """
     was_enabled = gc.isenabled()
     gc.disable()
