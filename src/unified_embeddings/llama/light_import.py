@@ -1,4 +1,4 @@
-"""Importing of LlamaIndex what a search needs, a sixth of its modules.
+"""Importing of LlamaIndex what a search needs, a third of its modules.
 
 What lives here: that, and what it takes to leave the rest out (ADR 42). What does not: the import
 hook (`system.lazy_packages`).
