@@ -40,4 +40,6 @@ def _own_seconds() -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             seconds += times.user + times.system
+            # Of those that it started and that have ended.
+            seconds += times.children_user + times.children_system
     return seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ import ct2
 import exactness
 import hidden_states
 import llamacpp
+import other_work
 import peers
 import report
 import speed
@@ -129,6 +132,13 @@ def test_other_work_is_what_is_neither_idle_nor_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("other_work._own_seconds", lambda: next(own))
     # Of 10 seconds, 6 were busy, and 2 of these were own.
     assert OtherWork().share() == pytest.approx(0.4)
+
+
+def test_the_work_of_a_process_that_was_started_and_has_ended_is_own() -> None:
+    before = other_work._own_seconds()
+    program = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert other_work._own_seconds() - before >= 0.28  # the system counts in hundredths
 
 
 class SteadyWorker:

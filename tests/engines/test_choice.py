@@ -110,10 +110,27 @@ def test_torch_where_the_extra_is_not_installed(monkeypatch: pytest.MonkeyPatch)
     assert "onnx are not installed: pip install '.[onnx]'" in reason
 
 
-def test_torch_for_small_models(xlmr: Path) -> None:
-    for embedder in (BGE_M3_Embedder("mini-m3"), BGE_M3_Embedder(str(xlmr))):
-        assert embedder.runtime.engine == "torch"
-        assert "this size" in embedder.runtime.reason
+def test_torch_for_small_models_of_unknown_size(xlmr: Path) -> None:
+    runtime = BGE_M3_Embedder(str(xlmr)).runtime
+    assert runtime.engine == "torch"
+    assert "this size" in runtime.reason
+
+
+@pytest.mark.parametrize("processor", [AVX2, AVX512, ARM, UNKNOWN])
+def test_onnx_for_mini_m3_which_torch_would_keep_waiting(machine: Any, processor: Cpu) -> None:
+    machine(processor)
+    runtime = BGE_M3_Embedder("mini-m3").runtime
+    assert runtime.engine == "onnx"
+    assert "a second sooner" in runtime.reason
+    machine(processor, gpu=True)
+    assert BGE_M3_Embedder("mini-m3").runtime.engine == "torch"
+
+
+def test_torch_for_mini_m3_where_it_cannot_be_exported(machine: Any) -> None:
+    machine(AVX2, free=1e6)
+    runtime = BGE_M3_Embedder("mini-m3").runtime
+    assert runtime.engine == "torch"
+    assert "would start a second sooner, but exporting the model takes 0.1 GB" in runtime.reason
 
 
 def test_what_is_named_is_taken(xlmr: Path) -> None:

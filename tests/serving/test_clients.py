@@ -432,13 +432,17 @@ def test_one_text_of_document_001(http: httpx.Client, documents: Dense) -> None:
         assert_same(answer["embedding"], documents(["Foxes jump."])[0])
 
 
-def test_document_002(http: httpx.Client, documents: Dense) -> None:
+def test_document_002(http: httpx.Client, embedder: ModelEmbedder, documents: Dense) -> None:
     answer = http.post("/query", json={"input": {"query": "Foxes jump."}}).json()
     assert_same(answer["embedding"], documents(["Foxes jump."])[0])
     body = {"input": {"action": "embed_batch", "texts": TEXTS}}
     assert_same(http.post("/query", json=body).json()["embeddings"], documents(TEXTS))
     health = http.post("/query", json={"input": {"action": "health_check"}}).json()
-    assert health == {"status": "ok", "endpoint": "query", "runtime": "torch-cpu"}
+    assert health == {
+        "status": "ok",
+        "endpoint": "query",
+        "runtime": f"{embedder.runtime.engine}-cpu",
+    }
 
 
 def test_tokens_are_the_models_own(http: httpx.Client, embedder: ModelEmbedder) -> None:

@@ -181,7 +181,7 @@ import os, sys
 
 class Noise:
     def find_spec(self, name, path=None, target=None):
-        if name == "llama_index.core":
+        if name == "llama_index.core.schema":
             print("noise of Python", flush=True)
             os.write(1, b"noise of a library in C\\n")
 

@@ -8,6 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from running_service import RunningService
+from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.monitoring.families import EMBEDDER, MACHINE, PREFIX, SEARCHES, SERVICE
 from unified_embeddings.monitoring.reading import Samples, read_metrics
 from unified_embeddings.serving.metrics import merge_metrics
@@ -66,8 +67,11 @@ def test_forward_passes_are_told_by_length_and_engine(service: RunningService) -
     assert 0 < tokens <= capacity
 
 
-def test_the_models_memory_is_told(service: RunningService) -> None:
-    metrics = metrics_of(service)
+def test_the_models_memory_is_told() -> None:
+    # ONNX Runtime does not tell where its weights are, so that what of them is resident is unknown.
+    config = UnifiedEmbeddingConfig("mini-m3", engine="torch", device="cpu")
+    with RunningService(config) as service:
+        metrics = metrics_of(service)
     weights = metrics.total("unified_embeddings_model_weight_bytes", model="mini-m3")
     assert weights is not None
     assert weights > 80_000_000  # 22 million parameters

@@ -9,6 +9,7 @@ import typer
 
 from unified_embeddings.cli import shared
 from unified_embeddings.errors import InputError, MissingExtraError
+from unified_embeddings.system.collector import paused_collector
 
 
 def mcp(
@@ -54,7 +55,8 @@ def mcp(
             "whole path, as an assistant may start this command in any folder"
         )
     try:
-        from unified_embeddings.serving.mcp import run_http, run_stdio
+        with paused_collector():
+            from unified_embeddings.serving.mcp import run_http, run_stdio
     except ImportError as error:
         raise MissingExtraError("the MCP SDK", extra="mcp") from error
     from unified_embeddings.serving.mcp_place import Place

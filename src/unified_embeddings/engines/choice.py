@@ -21,6 +21,8 @@ from unified_embeddings.system.hardware import cpu, may_have_gpu, passive_wait_p
 
 _LARGE = 300_000_000
 """Parameters from which on a model counts as one of BGE-M3's size."""
+_SMALL = 30_000_000
+"""Parameters below which starting takes longer than most of what is asked: mini-m3 has 23M."""
 _BYTES_PER_PARAMETER = 4
 
 
@@ -49,6 +51,8 @@ def choose_engine(
         return EngineChoice("torch", "the engine for this precision and device")
     if device == "auto" and _has_gpu():
         return EngineChoice("torch", "the engine for GPUs")
+    if spec.parameters is not None and spec.parameters < _SMALL:
+        return _choose_for_small(spec.parameters, checkpoint)
     kind = processor_kind(cpu())
     if kind.engine == "torch":
         return EngineChoice("torch", _describe(kind, precision))
@@ -59,6 +63,14 @@ def choose_engine(
     if reason := _why_export_is_impossible(parameters, checkpoint):
         return EngineChoice("torch", f"'onnx' would be faster here ({described}), but {reason}")
     return EngineChoice("onnx", described)
+
+
+def _choose_for_small(parameters: int, checkpoint: Callable[[], Checkpoint]) -> EngineChoice:
+    """Choose for a model that is loaded and run sooner than torch is imported."""
+    if reason := _why_export_is_impossible(parameters, checkpoint):
+        return EngineChoice("torch", f"'onnx' would start a second sooner, but {reason}")
+    # mini-m3 on AVX-512: from 2% more to 13% less time than torch, from queries to 300 words.
+    return EngineChoice("onnx", "it starts a second sooner, and runs small models as fast")
 
 
 def _describe(kind: Processor, precision: str) -> str:

@@ -9,6 +9,7 @@ whatever a library prints goes to standard error. So nothing else is imported be
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -20,7 +21,6 @@ from types import FrameType
 
 import anyio
 import anyio.to_thread
-import uvicorn
 from mcp import MCPError
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
@@ -41,6 +41,7 @@ from unified_embeddings.serving.listening import address_of, open_socket
 from unified_embeddings.serving.mcp_place import Place
 from unified_embeddings.serving.mcp_schemas import INSTRUCTIONS
 from unified_embeddings.serving.mcp_tools import Arguments, Tool
+from unified_embeddings.system.collector import paused_collector
 
 _LOG = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -80,20 +81,28 @@ class WarmUp:
 
     def _work(self) -> None:
         try:
-            import unified_embeddings.llama.vector_store
-            import unified_embeddings.retrievers.hybrid
-            import unified_embeddings.serving.searching  # noqa: F401
-
-            self._imported.set()
-            with self._place.use() as opened:
-                is_wanted = opened.expects_model()
-            if is_wanted:
-                self._place.config.embedder.encode_query("warm-up")
+            with paused_collector():
+                self._load()
+                gc.freeze()  # what is in memory now stays, and need not be looked through
         except Exception as error:
             _LOG.warning("loading ahead failed: %s", error)
         finally:
             self._imported.set()
             self._finished.set()
+
+    def _load(self) -> None:
+        from unified_embeddings.llama.light_import import light_llama_index
+
+        with light_llama_index():
+            import unified_embeddings.llama.vector_store
+            import unified_embeddings.retrievers.hybrid
+            import unified_embeddings.serving.searching  # noqa: F401
+
+        self._imported.set()
+        with self._place.use() as opened:
+            is_wanted = opened.expects_model()
+        if is_wanted:
+            self._place.config.embedder.encode_query("warm-up")
 
 
 def make_server(tools: Sequence[Tool], warm_up: WarmUp) -> Server:
@@ -192,6 +201,8 @@ def run_http(
     Raises:
         InputError: If the port cannot be used.
     """
+    import uvicorn
+
     listener = open_socket(HOST, port)
     _end_at_signals(place)  # uvicorn finishes what is in hand, and then hands the signal on
 

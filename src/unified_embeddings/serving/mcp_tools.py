@@ -139,9 +139,11 @@ class Reading:
         with self._place.use() as opened:
             collection, retriever = self._make_retriever(opened, arguments, options, top_k)
             nodes = retriever.retrieve(question)
-        from unified_embeddings.serving.searching import describe_passage
+        from unified_embeddings.serving.searching import describe_passage, describe_relevance
 
-        passages = [_fit(describe_passage(node), width) for node in nodes]
+        passages = [
+            _fit(describe_passage(node) | describe_relevance(node), width) for node in nodes
+        ]
         answer: Answer = {"collection": collection, "results": passages}
         if not passages:
             answer["note"] = "no passage found"

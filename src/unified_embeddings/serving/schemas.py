@@ -7,10 +7,8 @@ not: the models of one contract, which stand beside its routes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import json
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -25,6 +23,7 @@ from unified_embeddings.heads import normalise
 from unified_embeddings.serving.contracts import to_base64
 from unified_embeddings.serving.envelopes import Contract, bad_input_status
 from unified_embeddings.serving.service import Answer, EmbeddingService
+from unified_embeddings.system.collector import paused_collector
 from unified_embeddings.types import FloatArray
 
 Responses: TypeAlias = "dict[int | str, dict[str, Any]]"
@@ -141,7 +140,9 @@ class StrictRequest(Request):
         """
         body = await self.body()
         try:
-            with _without_collection():
+            # It would look through millions of new lists again and again, for four times as long as
+            # it takes to read them; JSON has no cycles.
+            with paused_collector():
                 value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             # Without the document, which an error message could quote.
@@ -166,22 +167,6 @@ class StrictRoute(APIRoute):
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Let the collector of cycles rest while JSON is read, which has none.
-
-    It would look through millions of new lists again and again, for four times as long as it takes
-    to read them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def holds_at_most(value: object, limit: int) -> bool:

@@ -130,6 +130,12 @@ def describe_passage(scored: NodeWithScore) -> dict[str, object]:
     }
 
 
+def describe_relevance(scored: NodeWithScore) -> dict[str, object]:
+    """Return how likely a found passage is relevant, and whether the answer is weak, if known."""
+    note: Mapping[str, object] = scored.node.metadata[RETRIEVAL_KEY]
+    return {name: note[name] for name in ("relevance", "weak") if name in note}
+
+
 def _read_ranks(scored: NodeWithScore) -> dict[str, int | None]:
     """Return a passage's rank in each list; None where it was not searched or lacks it."""
     places: Mapping[str, Mapping[str, int] | None] = scored.node.metadata[RETRIEVAL_KEY]
