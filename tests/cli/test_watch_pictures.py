@@ -6,6 +6,7 @@ once, with the two models that every installation has.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -251,6 +252,7 @@ class TestCommand:
             monkeypatch.setattr(sys, "argv", list(map(str, words)))
             with pytest.raises(SystemExit) as ended:
                 cli.main()
+            gc.collect()  # a store is closed now
             out, err = capsys.readouterr()
             assert "Traceback" not in out + err
             return Ended(int(ended.value.code or 0), out, err)
