@@ -33,7 +33,10 @@ _NAMED_SKIPPED = 3
 def index(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Files and folders, or - to read a document from standard input."),
+        typer.Argument(
+            parser=shared.require_path,
+            help="Files and folders, or - to read a document from standard input.",
+        ),
     ],
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
     path: shared.StorePath = shared.DEFAULT_PATH,

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from unified_embeddings.stores.opening import Client
     from unified_embeddings.types import Options
 
+
+def require_path(text: str) -> Path:
+    """Return a path that was given as an option or an argument.
+
+    Raises:
+        BadParameter: If it is empty, which `Path` would take as the current folder. It comes from a
+            variable that is not set.
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty; the current folder is .")
+    return Path(text)
+
+
 out = Console()
 """Standard output. Errors and progress go to standard error, so that pipes get results only."""
 
@@ -61,7 +74,12 @@ ModelUrl = Annotated[
     ),
 ]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
-StorePath = Annotated[Path, typer.Option("--path", help="Folder of the embedded Qdrant store.")]
+StorePath = Annotated[
+    Path,
+    typer.Option(
+        "--path", parser=require_path, metavar="<path>", help="Folder of the embedded Qdrant store."
+    ),
+]
 StoreUrl = Annotated[
     str | None, typer.Option("--url", help="Address of a Qdrant server, used instead of --path.")
 ]
