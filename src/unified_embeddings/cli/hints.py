@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import typer
 from typer.core import TyperGroup
 
+from unified_embeddings.errors import hide_passwords
+
 if TYPE_CHECKING:
     # Typer's own copy of Click; its classes are not those of the package click.
     from typer.core import TyperCommand
@@ -79,14 +81,14 @@ def complete_hints(text: str) -> str:
 
 
 class CompletedHints(logging.Filter):
-    """Completes the commands that a library's warning suggests."""
+    """Completes the commands that a library's warning suggests, and hides passwords."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record's message; it is always printed."""
         # A library's message may not fit its arguments. The handler reports that; a filter that
         # raises would end the library's call.
         with contextlib.suppress(Exception):
-            record.msg, record.args = complete_hints(record.getMessage()), ()
+            record.msg, record.args = hide_passwords(complete_hints(record.getMessage())), ()
         return True
 
 

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from unified_embeddings.cli.hints import complete_hints
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError, StoreError, hide_passwords
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
@@ -114,7 +114,7 @@ class MissingCollectionError(StoreError):
 def print_error(problem: str) -> None:
     """Print an error message on standard error; commands that it suggests can be pasted."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {printable(complete_hints(problem))}", markup=False)
+    console.print(f"error: {printable(hide_passwords(complete_hints(problem)))}", markup=False)
 
 
 def open_config(
@@ -286,7 +286,7 @@ def look_for_record(
 
 def name_place(path: Path, url: str | None) -> str:
     """Return a place in words. Messages name it, as --path has a default and is forgotten."""
-    return url or f"the folder {printable(str(path))}"
+    return hide_passwords(url) if url else f"the folder {printable(str(path))}"
 
 
 def open_place(
@@ -341,7 +341,7 @@ def server_settings(
 def print_note(note: str) -> None:
     """Print on standard error what is worth knowing but no error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"note: {printable(complete_hints(note))}", markup=False)
+    console.print(f"note: {printable(hide_passwords(complete_hints(note)))}", markup=False)
 
 
 def print_line(text: str) -> None:
