@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,39 @@ def finish(process: subprocess.Popen[str]) -> Ended:
         process.kill()
     assert "Traceback" not in out + err
     return Ended(process.returncode, out, err)
+
+
+class Lines:
+    """The lines that a process prints on both of its outputs, as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in (process.stdout, process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Iterator[str]) -> None:
+        for line in stream:
+            self._lines.append(line.rstrip("\n"))
+
+    def hold(self, words: str) -> bool:
+        for reader in self._readers:
+            reader.join(timeout=60)
+        return any(words in line for line in self._lines)
+
+    def wait_for(self, words: str) -> str:
+        """Return the first line with some words."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for line in list(self._lines):
+                if words in line:
+                    return line
+            ended = self._process.poll() is not None
+            if ended and not any(reader.is_alive() for reader in self._readers):
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"no line with {words!r} in {self._lines}")

@@ -21,14 +21,14 @@ from types import FrameType
 from typing import Any
 
 from unified_embeddings.embedders.fake import FakeEmbedder
-from unified_embeddings.llama import adding, indexing
+from unified_embeddings.llama import adding, indexing, text_files
 from unified_embeddings.llama.vector_store import build_vector_store
 from unified_embeddings.stores.opening import open_folder
 
 
 def index(folder: Path, calls: int | None) -> None:
     """Index once, in small batches; with `calls`, kill this process at that function call."""
-    indexing.BATCH_CHUNKS = adding.BATCH_CHUNKS = 8
+    text_files.BATCH_CHUNKS = adding.BATCH_CHUNKS = 8
     if calls is not None:
         sys.setprofile(killer(calls))
     client = open_folder(folder / "store")

@@ -110,6 +110,31 @@ def test_a_release_is_tested_attested_and_published_without_a_token() -> None:
     assert (ROOT / named[0]).is_file()
 
 
+def test_a_release_publishes_each_integration_after_the_package_that_it_needs() -> None:
+    jobs = read_yaml(WORKFLOWS / "release.yml")["jobs"]
+    projects = sorted(path.parent.name for path in ROOT.glob("integrations/*/pyproject.toml"))
+    job = jobs["publish-integrations"]
+    assert job["needs"] == "publish"
+    assert job["strategy"]["matrix"] == {"project": projects}
+    assert job["environment"] == "pypi-${{ matrix.project }}"
+    assert job["permissions"] == {"id-token": "write"}
+    assert jobs["github"]["needs"] == "publish-integrations"
+    folders = [
+        step["with"]["packages-dir"]
+        for step in steps_of("release.yml")
+        if step.get("uses", "").startswith("pypa/gh-action-pypi-publish@")
+    ]
+    assert folders == ["dist/unified-embeddings", "dist/${{ matrix.project }}"]
+    checked = [step["run"] for step in steps_of("release.yml") if "twine check" in str(step)]
+    assert checked == ["python -m twine check --strict dist/*/*"]
+    (provenance,) = [
+        step
+        for step in steps_of("release.yml")
+        if step.get("uses", "").startswith("actions/attest-build-provenance@")
+    ]
+    assert provenance["with"] == {"subject-path": "dist/*/*"}
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = read_yaml(ROOT / "CITATION.cff")
     assert citation["version"] == PROJECT["version"]
@@ -187,23 +212,27 @@ class TestProjectUrls:
         return module
 
     def test_they_are_added_and_nothing_else_changes(self, tool: Any) -> None:
-        text = (ROOT / "pyproject.toml").read_text("utf-8")
-        assert "urls" not in PROJECT, "the file names no address of its own"
-        changed = tomllib.loads(tool.add_urls(text, "https://git.example/them/theirs/"))["project"]
-        assert changed.pop("urls") == {
-            "Repository": "https://git.example/them/theirs",
-            "Documentation": "https://git.example/them/theirs/tree/HEAD/docs",
-            "Changelog": "https://git.example/them/theirs/blob/HEAD/CHANGELOG.md",
-            "Issues": "https://git.example/them/theirs/issues",
-        }
-        assert changed == PROJECT
+        paths = tool.find_projects()
+        assert len(paths) == 3
+        for path in paths:
+            text = path.read_text("utf-8")
+            before = tomllib.loads(text)
+            assert "urls" not in before["project"], "the file names no address of its own"
+            changed = tomllib.loads(tool.add_urls(text, "https://git.example/them/theirs/"))
+            assert changed["project"].pop("urls") == {
+                "Repository": "https://git.example/them/theirs",
+                "Documentation": "https://git.example/them/theirs/tree/HEAD/docs",
+                "Changelog": "https://git.example/them/theirs/blob/HEAD/CHANGELOG.md",
+                "Issues": "https://git.example/them/theirs/issues",
+            }
+            assert changed == before
 
     @pytest.mark.parametrize("address", ["", "git.example/a/b", "https://git.example/a", "$(x)"])
     def test_what_is_no_address_is_refused(self, tool: Any, address: str) -> None:
         with pytest.raises(ValueError, match="expected https://HOST/OWNER/NAME"):
-            tool.add_urls("[project.scripts]", address)
+            tool.add_urls("[project]", address)
 
     def test_they_are_not_added_twice(self, tool: Any) -> None:
-        once = tool.add_urls("[project.scripts]\n", "https://git.example/a/b")
+        once = tool.add_urls("[project]\n", "https://git.example/a/b")
         with pytest.raises(ValueError, match="without"):
             tool.add_urls(once, "https://git.example/a/b")

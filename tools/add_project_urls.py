@@ -1,6 +1,6 @@
-"""Add the addresses of a repository to `pyproject.toml`, for the distributions that are built next.
+"""Add the addresses of a repository to each `pyproject.toml`, for the distributions built next.
 
-The file in the repository names none: they are known where a release is made, and differ between
+The files in the repository name none: they are known where a release is made, and differ between
 copies of the repository.
 
     python tools/add_project_urls.py https://github.com/OWNER/NAME
@@ -12,9 +12,9 @@ import re
 import sys
 from pathlib import Path
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+ROOT = Path(__file__).parents[1]
+_PROJECT = "[project]"
 _TABLE = "[project.urls]"
-_FOLLOWING = "[project.scripts]"
 _REPOSITORY = re.compile(r"https://[\w.-]+/[\w.-]+/[\w.-]+")
 
 
@@ -31,8 +31,8 @@ def add_urls(pyproject: str, repository: str) -> str:
     repository = repository.rstrip("/")
     if not _REPOSITORY.fullmatch(repository):
         raise ValueError(f"expected https://HOST/OWNER/NAME, got {repository!r}")
-    if _TABLE in pyproject or _FOLLOWING not in pyproject:
-        raise ValueError(f"expected a file with {_FOLLOWING} and without {_TABLE}")
+    if _TABLE in pyproject or _PROJECT not in pyproject:
+        raise ValueError(f"expected a file with {_PROJECT} and without {_TABLE}")
     urls = {
         "Repository": repository,
         "Documentation": f"{repository}/tree/HEAD/docs",
@@ -40,19 +40,26 @@ def add_urls(pyproject: str, repository: str) -> str:
         "Issues": f"{repository}/issues",
     }
     lines = [f'{name} = "{url}"' for name, url in urls.items()]
-    table = "\n".join([_TABLE, *lines])
-    return pyproject.replace(_FOLLOWING, f"{table}\n\n{_FOLLOWING}", 1)
+    return "\n".join([pyproject.rstrip("\n"), "", _TABLE, *lines, ""])
+
+
+def find_projects() -> list[Path]:
+    """Return the file of each distribution that a release publishes."""
+    return [ROOT / "pyproject.toml", *sorted(ROOT.glob("integrations/*/pyproject.toml"))]
 
 
 def main() -> None:
-    """Change the file."""
+    """Change the files; none if one of them cannot be."""
     if len(sys.argv) != 2:
         sys.exit("usage: add_project_urls.py https://HOST/OWNER/NAME")
-    try:
-        changed = add_urls(PYPROJECT.read_text("utf-8"), sys.argv[1])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    PYPROJECT.write_text(changed, "utf-8")
+    changed = {}
+    for path in find_projects():
+        try:
+            changed[path] = add_urls(path.read_text("utf-8"), sys.argv[1])
+        except ValueError as error:
+            sys.exit(f"error: {path}: {error}")
+    for path, text in changed.items():
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

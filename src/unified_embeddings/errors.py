@@ -9,16 +9,37 @@
     ├── ServiceError                      an embedding service cannot be reached, refused or failed
     └── OverloadedError                   more work is waiting than was agreed to hold
 
-A message says what was expected, what came and what to do next.
+A message says what was expected, what came and what to do next. It shows no password of a URL.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_USER_OF_URL = re.compile(
+    r"""(?<=://)(?:
+        [^/?#\s]*@                                    # user and password, or a key alone
+      | [^/?#\s@:]+ : (?!\d+(?:[/?#\s]|$)) [^\s@]* @  # a password with a slash in it, no port
+    )""",
+    re.VERBOSE,
+)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text whose URLs show neither user name nor password.
+
+    Example:
+        >>> from unified_embeddings.errors import hide_passwords
+        >>> hide_passwords("connecting to https://me:secret@example.org:6333 failed")
+        'connecting to https://***@example.org:6333 failed'
+    """
+    return _USER_OF_URL.sub("***@", text)
 
 
 class UnifiedEmbeddingsError(Exception):
@@ -29,6 +50,12 @@ class UnifiedEmbeddingsError(Exception):
         >>> issubclass(InputError, UnifiedEmbeddingsError)
         True
     """
+
+    def __str__(self) -> str:
+        return hide_passwords(super().__str__())
+
+    def __repr__(self) -> str:
+        return hide_passwords(super().__repr__())
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the message and the attributes, so that it comes whole out of another process."""

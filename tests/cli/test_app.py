@@ -735,7 +735,7 @@ class TestIndexOptions:
         index("docs")
         shutil.rmtree(work / "docs")
         with monkeypatch.context() as patch:
-            patch.setattr("unified_embeddings.cli.index._is_answered", lambda: True)
+            patch.setattr("unified_embeddings.cli.index_passes._is_answered", lambda: True)
             patch.setattr("typer.confirm", lambda *_, **__: answer)
             assert index("docs").code == (0 if answer else 1)
         assert stored() == left

@@ -97,11 +97,11 @@ def test_a_second_run_stores_what_changed_and_removes_what_is_gone(
     picture(work, 1).unlink()
     noise(20, 20, seed=8).save(work / "shop" / "new.png")
     report = index("--json").json["images"]
-    assert report == {"unchanged": 1, "indexed": 2, "removed": 1, "failed": {}}
+    assert report == {"unchanged": 1, "indexed": 2, "moved": 0, "removed": 1, "failed": {}}
     expected = {str(picture(work, 0)), str(picture(work, 2)), str(work / "shop" / "new.png")}
     assert stored(call, clip) == expected
     report = index("--json", "--exclude", "more").json["images"]
-    assert report == {"unchanged": 2, "indexed": 0, "removed": 1, "failed": {}}
+    assert report == {"unchanged": 2, "indexed": 0, "moved": 0, "removed": 1, "failed": {}}
 
 
 def test_a_picture_finds_itself_and_the_filter_holds(
@@ -195,7 +195,7 @@ def test_a_folder_that_is_empty_at_once_may_not_be_mounted(
     (work / "pictures" / "a.png").unlink()
     ended = index()
     assert ended.code == 1
-    assert "holds no files any more, but 1 picture of it is indexed" in ended.err
+    assert "holds no files to index any more, but 1 picture of it is indexed" in ended.err
     assert len(stored(call, clip)) == 1
     assert "1 removed" in index("--prune").out
     assert stored(call, clip) == set()

@@ -10,10 +10,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ import pytest
 import typer
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
-from command import Ended, start
+from command import Ended, Lines, start
 from unified_embeddings import StoreError
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import index_watch, shared
@@ -314,7 +311,7 @@ class TestInstalledCommand:
         docs.mkdir()
         (docs / "a.md").write_text("Foxes jump.")
         process = start("index", "docs", "--model", xlmr, "--watch", cwd=tmp_path)
-        lines = _Lines(process)
+        lines = Lines(process)
         try:
             assert lines.wait_for("note: watching docs").endswith("--url")
             (docs / "b.md").write_text("Owls watch.")
@@ -327,42 +324,6 @@ class TestInstalledCommand:
             process.kill()
         assert "all that was seen is indexed" in lines.wait_for("note: watching ended")
         assert not lines.hold("Traceback")
-
-
-class _Lines:
-    """The lines that a process prints on both of its outputs, as they come."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._lines: list[str] = []
-        self._readers = [
-            threading.Thread(target=self._read, args=(stream,), daemon=True)
-            for stream in (process.stdout, process.stderr)
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, stream: Iterator[str]) -> None:
-        for line in stream:
-            self._lines.append(line.rstrip("\n"))
-
-    def hold(self, words: str) -> bool:
-        for reader in self._readers:
-            reader.join(timeout=60)
-        return any(words in line for line in self._lines)
-
-    def wait_for(self, words: str) -> str:
-        """Return the first line with some words."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            for line in list(self._lines):
-                if words in line:
-                    return line
-            ended = self._process.poll() is not None
-            if ended and not any(reader.is_alive() for reader in self._readers):
-                break
-            time.sleep(0.05)
-        raise AssertionError(f"no line with {words!r} in {self._lines}")
 
 
 class TestOptions:
@@ -417,7 +378,7 @@ class TestOptions:
             folders._clock = lambda: float("inf")
             seen.append({path.name for path in folders.look().changed})
 
-        monkeypatch.setattr("unified_embeddings.llama.indexing.add_chunks", add)
+        monkeypatch.setattr("unified_embeddings.llama.text_files.add_chunks", add)
         monkeypatch.setattr(index_watch, "watch", look_once)
         assert run("docs", "--watch").code == 0
         assert seen == [{"late.md"}]

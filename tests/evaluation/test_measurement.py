@@ -54,6 +54,17 @@ class TestMeasuring:
         with pytest.raises(UnifiedEmbeddingsError, match="exit code 1"):
             measure_candidate(Candidate("none", "model"), CORPUS, ["fox"])
 
+    def test_that_texts_are_cut_is_said_once_for_each_length(
+        self, xlmr: Path, bert: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Each model is measured in a process of its own, which knows nothing of the others."""
+        corpus = Corpus("long", {"a": "fox " * 1000, "b": "ranking orders them"}, {"q": "fox"})
+        candidates = [Candidate("again", str(xlmr)), Candidate("other", str(bert))]
+        compared = compare(Candidate("first", str(xlmr)), candidates, corpus)
+        assert [row.problem for row in compared.rows] == [None, None, None]
+        warnings = [line for line in capfd.readouterr().err.splitlines() if "was cut" in line]
+        assert [line.split(" takes ")[0] for line in warnings] == [str(xlmr), str(bert)]
+
     def test_peak_memory_is_no_less_than_now(self) -> None:
         peak = peak_bytes()
         if peak is None:

@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient
 from unified_embeddings import InputError
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama import reading
+from unified_embeddings.llama.adding import add_chunks
 from unified_embeddings.llama.index_report import IndexReport
 from unified_embeddings.llama.indexing import index_paths
 from unified_embeddings.llama.readers import registry
@@ -181,7 +182,7 @@ class TestMoves:
             read.append(file)
             return reading.file_version(file, *_)
 
-        monkeypatch.setattr("unified_embeddings.llama.indexing.file_version", count)
+        monkeypatch.setattr("unified_embeddings.llama.text_files.file_version", count)
         assert in_memory.index("papers").moved == 30
         assert len(read) == 60  # to tell which they are, and whether they are stored
 
@@ -205,7 +206,7 @@ class TestMoves:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("unified_embeddings.llama.indexing.remove_chunks", interrupt)
+            patch.setattr("unified_embeddings.llama.file_run.remove_chunks", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 moved.index()
         moved.index()
@@ -214,6 +215,31 @@ class TestMoves:
         fresh = Project(tmp_path / "new", QdrantClient(":memory:"))
         fresh.index()
         assert moved.chunks() == fresh.chunks()
+
+
+def test_an_early_interrupt_keeps_what_was_embedded(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches hold 32, 64, 128, 256, 256 ... passages, in whole files."""
+    for number in range(600):
+        project.write(f"{number:03d}.md", f"Text number {number}.")
+    sizes: list[int] = []
+
+    def interrupted(store: Any, embedder: Any, chunks: list[Any]) -> None:
+        sizes.append(len(chunks))
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        add_chunks(store, embedder, chunks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unified_embeddings.llama.text_files.add_chunks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            project.index()
+        assert sizes == [32, 64, 128]
+        assert len(project.files()) == 32 + 64
+        report = project.index()
+    assert sizes[3:] == [32, 64, 128, 256, 24]
+    assert report == IndexReport(indexed=504, chunks_added=504, unchanged=96)
 
 
 class TestLinks:

@@ -799,3 +799,25 @@ def test_a_file_that_becomes_binary_loses_its_chunks(library: Library) -> None:
     report = library.index(on_outcome=lambda *outcome: outcomes.append(outcome))
     assert (list(report.skipped), report.chunks_removed, library.count()) == ([str(file)], 1, 1)
     assert (str(file), "skipped: it is binary data") in outcomes
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("blank.md", "it holds nothing but NUL bytes"),
+        ("blank.txt", "it holds nothing but NUL bytes"),
+        ("blank.html", "it is empty"),
+        ("blank.csv", "it is empty"),
+    ],
+)
+def test_a_file_of_nul_bytes_is_skipped_and_loses_its_chunks(
+    library: Library, name: str, reason: str
+) -> None:
+    """A crash, or a copy to a full disk, leaves such a file."""
+    file = library.write(name, "There was a text.")
+    library.write("other.txt", "Another text.")
+    assert library.index().indexed == 2
+    file.write_bytes(b"\0" * 5000)
+    report = library.index()
+    assert (report.failed, report.chunks_removed, library.count()) == ({}, 1, 1)
+    assert library.index().skipped == {str(file): reason}

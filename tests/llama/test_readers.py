@@ -834,7 +834,12 @@ def test_a_format_that_is_not_read_is_named_with_the_way_out(suffix: str) -> Non
         ("noname", b"", False),
         ("a.docx", b"\0\xff", False),
         ("a.doc", b"\0\xff", False),
+        ("a.md", b"\0" * 10, True),
+        ("a.md", b"\0" * 10_000_000, True),
+        ("a.log", b"\0" * 10_000_000 + b"text after a crash", False),
+        ("a.md", b"\0 text", False),
     ],
+    ids=range(11),
 )
 def test_files_without_text_are_told_by_type_or_beginning(
     tmp_path: Path, name: str, data: bytes, expected: bool

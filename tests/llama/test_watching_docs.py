@@ -14,6 +14,7 @@ import pytest
 
 from command import environment
 from docs_page import read_page, run_command, run_example
+from image_files import noise
 
 PAGE = read_page("watching.md")
 
@@ -31,10 +32,10 @@ def test_the_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_the_command_follows_and_the_store_is_free_in_between(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", PAGE.commands)
+def test_the_command_follows_and_the_store_is_free_in_between(tmp_path: Path, line: str) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "ducks.md").write_text("Ducks swim.")
-    (line,) = PAGE.commands
     words = shlex.split(line)
     process = subprocess.Popen(
         [sys.executable, "-m", "unified_embeddings", *words[1:]],
@@ -50,6 +51,9 @@ def test_the_command_follows_and_the_store_is_free_in_between(tmp_path: Path) ->
         assert process.stdout.readline().startswith("1 files indexed")
         (tmp_path / "notes" / "owls.md").write_text("Owls watch from a tree.")
         assert "owls.md: indexed, 1 chunk, " in process.stdout.readline()
+        if "--image-model" in words:
+            noise(20, 20).save(tmp_path / "notes" / "owl.png")
+            assert "owl.png: indexed, " in process.stdout.readline()
         process.send_signal(signal.SIGSTOP)  # it holds nothing while it waits
         searched = "unified-embeddings search owls --model mini-m3"
         ended = run_command(searched, tmp_path)

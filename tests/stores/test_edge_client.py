@@ -6,6 +6,7 @@ What it answers is compared with qdrant-client's local mode in tests/contract.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -470,6 +471,36 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StoreError, match="it is a file"):
         EdgeQdrantClient(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "has_advice"),
+    [(errno.EROFS, True), (errno.EACCES, True), (errno.EPERM, True), (errno.ENOSPC, False)],
+)
+def test_a_store_that_may_only_be_read_is_named_with_the_way_out(
+    client: EdgeQdrantClient,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    has_advice: bool,
+) -> None:
+    """Opening the lock's file for writing is what fails on a read-only file system."""
+    make(client)
+    client.close()
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+        if path.is_relative_to(folder) and mode not in ("r", "rb"):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StoreError, match="it cannot be written: ") as raised:
+        EdgeQdrantClient(folder)
+    assert ("copy the folder to where it can be written" in str(raised.value)) == has_advice
+    with pytest.raises(StoreError) as raised:
+        EdgeQdrantClient(folder / "new")  # there is nothing to copy
+    assert "copy the folder" not in str(raised.value)
 
 
 @pytest.mark.parametrize("changed", ["format", "core"])

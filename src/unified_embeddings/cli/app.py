@@ -44,13 +44,14 @@ from unified_embeddings.cli import (
     stats,
     tune,
 )
-from unified_embeddings.cli.hints import CompletedHints, know_commands
+from unified_embeddings.cli.hints import CompletedHints, DashGroup, know_commands
 from unified_embeddings.cli.shared import print_error
 from unified_embeddings.errors import UnifiedEmbeddingsError
 
 _COMPLETED_HINTS = CompletedHints()
 app = typer.Typer(
     name="unified-embeddings",
+    cls=DashGroup,
     help="Embeddings and hybrid retrieval with BGE-M3, LlamaIndex and Qdrant, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -15,7 +15,10 @@ from unified_embeddings.errors import StoreError
 if TYPE_CHECKING:
     from unified_embeddings.stores.edge.checking import CollectionReport
 
-CheckedPath = Annotated[Path, typer.Argument(help="Folder of the embedded Qdrant store.")]
+CheckedPath = Annotated[
+    Path,
+    typer.Argument(parser=shared.require_path, help="Folder of the embedded Qdrant store."),
+]
 
 
 def check(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unified_embeddings.cli import shared
-from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError
+from unified_embeddings.errors import ModelLoadError, UnifiedEmbeddingsError, hide_passwords
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
@@ -131,12 +131,13 @@ def _choices(config: UnifiedEmbeddingConfig) -> dict[str, Section]:
 
 def _service(config: UnifiedEmbeddingConfig) -> Section:
     """Return what the service that has the model says of it, or why it does not."""
+    address = hide_passwords(str(config.url))
     try:
         name = config.embedder.model_name
         vectors = ", ".join(config.embedder.heads)
     except UnifiedEmbeddingsError as error:
-        return {"service": config.url, "problem": str(error)}
-    return {"service": config.url, "model": name, "vectors": vectors}
+        return {"service": address, "problem": str(error)}
+    return {"service": address, "model": name, "vectors": vectors}
 
 
 def _show_memory(config: UnifiedEmbeddingConfig, as_json: bool) -> None:

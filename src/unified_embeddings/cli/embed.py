@@ -188,7 +188,12 @@ def embed(
         typer.Option("--to-collection", help="Collection that the rows go into as well."),
     ] = None,
     path: Annotated[
-        Path | None, typer.Option(help="Folder of the collection's embedded Qdrant store.")
+        Path | None,
+        typer.Option(
+            parser=shared.require_path,
+            metavar="<path>",
+            help="Folder of the collection's embedded Qdrant store.",
+        ),
     ] = None,
     url: shared.StoreUrl = None,
     runner: Annotated[

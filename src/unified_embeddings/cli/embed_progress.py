@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from unified_embeddings.cli import shared
+from unified_embeddings.errors import hide_passwords
 from unified_embeddings.system.remaining import RemainingTime, describe_remaining
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _JsonReporter:
 
     def report(self, report: ModelReport) -> None:
         content = dataclasses.asdict(report)
-        content["files"] = [str(file) for file in report.files]
+        content["files"] = [hide_passwords(str(file)) for file in report.files]
         self._print("finished", content)
 
     def estimate(self, estimate: Estimate) -> None:
@@ -88,7 +89,7 @@ class _TextReporter:
         return _describe_progress(progress, describe_remaining(seconds))
 
     def report(self, report: ModelReport) -> None:
-        shared.print_line(_describe_report(report))
+        shared.print_line(hide_passwords(_describe_report(report)))
 
     def estimate(self, estimate: Estimate) -> None:
         shared.print_line(_describe_estimate(estimate))

@@ -1,7 +1,8 @@
 """Commands that messages suggest, completed so that they can be pasted as they are.
 
-What lives here: repeating, in a suggested command, the place and the model that this run was given.
-What does not: the messages, which name the command and what is special about it.
+What lives here: repeating, in a suggested command, the place and the model that this run was given;
+and how an argument is given that looks like an option. What does not: the messages, which name the
+command and what is special about it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from typer.core import TyperGroup
+
+from unified_embeddings.errors import hide_passwords
 
 if TYPE_CHECKING:
     # Typer's own copy of Click; its classes are not those of the package click.
-    from typer.core import TyperCommand, TyperGroup
+    from typer.core import TyperCommand
 
 _REPEATED = (
     "--path",
@@ -77,15 +81,49 @@ def complete_hints(text: str) -> str:
 
 
 class CompletedHints(logging.Filter):
-    """Completes the commands that a library's warning suggests."""
+    """Completes the commands that a library's warning suggests, and hides passwords."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record's message; it is always printed."""
         # A library's message may not fit its arguments. The handler reports that; a filter that
         # raises would end the library's call.
         with contextlib.suppress(Exception):
-            record.msg, record.args = complete_hints(record.getMessage()), ()
+            record.msg, record.args = hide_passwords(complete_hints(record.getMessage())), ()
         return True
+
+
+class DashGroup(TyperGroup):
+    """Commands that say how an argument is given that begins with a dash, as an option does."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command that was called."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # Typer does not export the class.
+                _explain_dash(error)
+            raise
+
+
+def _explain_dash(error: Exception) -> None:
+    """Add to an error about an unknown option that it may have been meant as an argument.
+
+    Where an option of a similar name exists, the error names that.
+    """
+    context: typer.Context | None = getattr(error, "ctx", None)
+    if context is None or getattr(error, "possibilities", None):
+        return
+    names = [
+        str(parameter.name)
+        for parameter in context.command.params
+        if parameter.param_type_name == "argument"
+    ]
+    message: str = getattr(error, "message", str(error))
+    if names:
+        error.message = (  # type: ignore[attr-defined]
+            f"{message}. If it is meant as {names[0].upper()}, put -- before it: "
+            f"{context.command_path} [OPTIONS] -- {names[0].upper()}"
+        )
 
 
 def _given_options(arguments: list[str]) -> dict[str, str]:

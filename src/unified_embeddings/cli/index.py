@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-    from unified_embeddings.llama.finding import FileSelection
-    from unified_embeddings.llama.image_indexing import ImageReport
     from unified_embeddings.llama.index_report import IndexReport
 
 
@@ -34,7 +33,10 @@ _NAMED_SKIPPED = 3
 def index(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Files and folders, or - to read a document from standard input."),
+        typer.Argument(
+            parser=shared.require_path,
+            help="Files and folders, or - to read a document from standard input.",
+        ),
     ],
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
     path: shared.StorePath = shared.DEFAULT_PATH,
@@ -114,9 +116,10 @@ def index(
     altogether, it asks first, or needs --prune. Where an image model is named, pictures are indexed
     as well, into a collection of their own.
     """
-    from unified_embeddings.cli.index_watch import Watching, describe_watching
+    from unified_embeddings.cli.index_passes import Passes
+    from unified_embeddings.cli.index_watch import WatchedPictures, Watching, describe_watching
     from unified_embeddings.cli.index_watch import watch as follow
-    from unified_embeddings.llama.finding import FileSelection
+    from unified_embeddings.llama.finding import FileSelection, find_files, named_path
     from unified_embeddings.llama.following import FolderWatch
 
     _check_options(paths, prune=prune, exclude=exclude, include=include, watch=watch, dry=dry_run)
@@ -135,50 +138,34 @@ def index(
         include=include or (),
         gitignore=gitignore,
     )
-    # Before the first pass, so that what changes during it is seen.
-    folders = FolderWatch(paths, selection, note=shared.print_note) if watch else None
+    # Once, for texts, pictures and watching; before them, so that what changes meanwhile is seen.
+    found = find_files([named_path(root) for root in paths], selection)
+    folders = FolderWatch(paths, selection, note=shared.print_note, found=found) if watch else None
     image_name = pictures.image_collection_of(collection, image_collection)
+    open_images = partial(pictures.open_image_store, config, image_name, path, url)
+    passes = Passes(paths, found, prune=prune, dry_run=dry_run, verbose=verbose, as_json=as_json)
     images = None
-    if clip_model is not None:
-        # First, so that a model that is missing is noticed before hours of texts.
-        images = pictures.index_pictures(
-            config,
-            paths,
-            image_name,
-            path,
-            url,
-            exclude=selection.exclude,
-            include=selection.include,
-            gitignore=gitignore,
-            prune=prune or (_would_refuse if dry_run else _ask),
-            dry_run=dry_run,
-            shows_bar=shared.is_terminal() and not (verbose or dry_run),
-            on_outcome=_outcome_printer(verbose, dry_run, as_json),
-        )
-    report = _index_files(
-        paths,
-        selection,
-        store,
-        config,
-        chunk_tokens,
-        prune=prune,
-        dry_run=dry_run,
-        verbose=verbose,
-        as_json=as_json,
-    )
+    with _resumable():
+        if watch and clip_model is not None:
+            _ = (
+                config.clip.fingerprint
+            )  # A model that is missing is noticed before a picture comes.
+        if clip_model is not None:
+            # First, so that a model that is missing is noticed before hours of texts.
+            images = passes.index_pictures(open_images, config.clip)
+        report = passes.index_texts(store, config.embedder, chunk_tokens)
     _print_report(report, dry_run=dry_run, as_json=as_json, images=images)
     if images is not None:
-        pictures.print_report(images, image_name, dry_run=dry_run, as_json=as_json)
+        pictures.print_report(images, report, image_name, dry_run=dry_run, as_json=as_json)
     elif image_model is None:
         pictures.print_hint([*report.skipped])
     if folders is not None:
         assert store is not None  # Only a dry run goes without.
         store.client.close()
         shared.print_note(describe_watching(paths, path, url))
-        if clip_model is not None:
-            shared.print_note("texts are followed; pictures that change wait for the next run")
         reopen = partial(open_store, create=False)
-        follow(folders, Watching(reopen, config.embedder, chunk_tokens, as_json))
+        watched = WatchedPictures(open_images, config.clip) if clip_model is not None else None
+        follow(folders, Watching(reopen, config.embedder, chunk_tokens, as_json, watched))
     elif (report.failed or (images and images.failed)) and not allow_errors:
         raise typer.Exit(1)
 
@@ -205,48 +192,20 @@ def _check_options(
         raise InputError("--watch stores what changes; leave out --dry-run")
 
 
-def _index_files(
-    paths: list[Path],
-    selection: FileSelection,
-    store: QdrantVectorStore | None,
-    config: UnifiedEmbeddingConfig,
-    chunk_tokens: int,
-    *,
-    prune: bool,
-    dry_run: bool,
-    verbose: bool,
-    as_json: bool,
-) -> IndexReport:
-    """Bring the collection in line with all files, and show how far it is."""
-    from unified_embeddings.llama.index_progress import ignore_position
-    from unified_embeddings.llama.indexing import index_paths
-    from unified_embeddings.system.progress import open_progress
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Say, if Ctrl-C ends what is done inside, how it goes on.
 
+    Raises:
+        Exit: With code 130, if it does.
+    """
     try:
-        with open_progress("Indexing", "passages", on_terminal=shared.is_terminal()) as show:
-            return index_paths(
-                paths,
-                store,
-                config.embedder,
-                chunk_tokens=chunk_tokens,
-                exclude=selection.exclude,
-                include=selection.include,
-                gitignore=selection.gitignore,
-                prune=prune or (_would_refuse if dry_run else _ask),
-                dry_run=dry_run,
-                on_outcome=_outcome_printer(verbose, dry_run, as_json),
-                on_progress=ignore_position if verbose or dry_run else show,
-            )
+        yield
     except KeyboardInterrupt:
         shared.print_error(
             "interrupted; what was stored is kept. Run the same command again to resume"
         )
         raise typer.Exit(130) from None
-
-
-def _outcome_printer(verbose: bool, dry_run: bool, as_json: bool) -> Callable[[str, str], None]:
-    """Return what is called with each file and what became of it."""
-    return _print_outcome if (verbose or dry_run) and not as_json else _ignore_outcome
 
 
 def _index_input(
@@ -271,7 +230,7 @@ def _index_input(
 
 
 def _print_report(
-    report: IndexReport, *, dry_run: bool, as_json: bool, images: ImageReport | None = None
+    report: IndexReport, *, dry_run: bool, as_json: bool, images: IndexReport | None = None
 ) -> None:
     """Print what was done with texts; as JSON also what was done with pictures."""
     # Pictures are told of by `pictures`, whether they were indexed or not.
@@ -279,7 +238,7 @@ def _print_report(
     if as_json:
         facts = asdict(report)
         if images is not None:
-            facts["images"] = asdict(images)
+            facts["images"] = pictures.facts_of(images)
         typer.echo(json.dumps(facts))
     else:
         count = len(skipped if images is not None else report.skipped)
@@ -321,32 +280,6 @@ def _excluded(exclude: Sequence[str]) -> list[Path | str]:
         if os.path.lexists(pattern):
             excluded.append(Path(pattern))
     return excluded
-
-
-def _ask(problem: str) -> bool:
-    """Ask on a terminal whether passages are to be removed; elsewhere nobody is there to say so."""
-    if not _is_answered():
-        return False
-    return typer.confirm(f"{shared.printable(problem)}. Remove their passages?", err=True)
-
-
-def _is_answered() -> bool:
-    """Tell whether somebody at a terminal can read a question and answer it."""
-    return sys.stdin.isatty() and shared.is_terminal()
-
-
-def _would_refuse(problem: str) -> bool:
-    """Go on with a dry run, and say that the real run would not."""
-    shared.print_note(f"{problem}. The run would ask first, or need --prune")
-    return True
-
-
-def _print_outcome(path: str, outcome: str) -> None:
-    shared.print_line(shared.printable(f"{path}: {outcome}"))
-
-
-def _ignore_outcome(path: str, outcome: str) -> None:
-    pass
 
 
 def _report_line(report: IndexReport, skipped: int, *, dry_run: bool) -> str:

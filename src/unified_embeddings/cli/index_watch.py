@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from llama_index.vector_stores.qdrant import QdrantVectorStore
 
     from unified_embeddings.embedders.base import TextEmbedder
+    from unified_embeddings.embedders.clip import ClipEmbedder
     from unified_embeddings.llama.following import Changes, FolderWatch
+    from unified_embeddings.llama.index_report import IndexReport
 
 _GROUP = 32
 """Files that are indexed at a time, while Ctrl-C waits; together they are faster than alone."""
@@ -32,14 +35,28 @@ _LEAST_SHARE = 9
 
 
 @dataclass(frozen=True)
+class WatchedPictures:
+    """How pictures are followed.
+
+    Attributes:
+        open_store: Opens their collection; with `create`, also one that does not exist.
+        clip: Embeds the pictures.
+    """
+
+    open_store: Callable[..., QdrantVectorStore]
+    clip: ClipEmbedder
+
+
+@dataclass(frozen=True)
 class Watching:
     """How folders are watched.
 
     Attributes:
-        open_store: Opens the collection.
+        open_store: Opens the collection of texts.
         embedder: Embeds the passages.
         chunk_tokens: Maximum number of tokens per chunk.
         as_json: Whether to print JSON, one object a line.
+        pictures: How pictures are followed; None leaves them out.
         interval: Seconds between two looks.
         clock: Returns seconds that only grow.
         sleep: Waits for some seconds.
@@ -49,6 +66,7 @@ class Watching:
     embedder: TextEmbedder
     chunk_tokens: int
     as_json: bool
+    pictures: WatchedPictures | None = None
     interval: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -141,30 +159,67 @@ class _Follower:
             self._problem = str(error)
 
     def _index(self, changes: Changes, check: Callable[[], None]) -> None:
-        store = self._watching.open_store()
+        pictures = self._watching.pictures
+        if pictures is None:
+            self._index_texts(changes, check)
+        else:
+            self._index_texts(changes.texts, check)
+            self._index_pictures(changes.pictures, pictures, check)
+        self._problem = ""
+
+    def _index_texts(self, changes: Changes, check: Callable[[], None]) -> None:
+        from unified_embeddings.llama.following import index_changes
+
+        if changes:
+            index = partial(
+                index_changes,
+                embedder=self._watching.embedder,
+                chunk_tokens=self._watching.chunk_tokens,
+            )
+            self._index_groups(changes, self._watching.open_store(), index, check)
+
+    def _index_pictures(
+        self, changes: Changes, pictures: WatchedPictures, check: Callable[[], None]
+    ) -> None:
+        from unified_embeddings.llama.following import index_image_changes
+
+        if not changes:
+            return
+        try:
+            store = pictures.open_store(create=bool(changes.changed))
+        except shared.MissingCollectionError:
+            # No picture was ever stored, so nothing of those that are gone is.
+            self._folders.done(changes)
+            return
+        index = partial(index_image_changes, clip=pictures.clip)
+        self._index_groups(changes, store, index, check)
+
+    def _index_groups(
+        self,
+        changes: Changes,
+        store: QdrantVectorStore,
+        index: Callable[..., IndexReport],
+        check: Callable[[], None],
+    ) -> None:
+        """Index changes a few at a time, and close the store."""
         try:
             for group in _groups(changes):
                 self._print_done()
                 check()
-                self._index_group(group, store)
+                self._index_group(group, store, index)
         finally:
             store.client.close()
             # Whoever reads the last line may search at once: the folder is free.
             self._print_done()
-        self._problem = ""
 
-    def _index_group(self, group: Changes, store: QdrantVectorStore) -> None:
-        from unified_embeddings.llama.following import index_changes
-
+    def _index_group(
+        self, group: Changes, store: QdrantVectorStore, index: Callable[..., IndexReport]
+    ) -> None:
         outcomes: list[tuple[str, str]] = []
         begun = self._watching.clock()
         self.is_indexing = True
-        report = index_changes(
-            group,
-            store,
-            self._watching.embedder,
-            chunk_tokens=self._watching.chunk_tokens,
-            on_outcome=lambda path, outcome: outcomes.append((path, outcome)),
+        report = index(
+            group, store, on_outcome=lambda path, outcome: outcomes.append((path, outcome))
         )
         self.is_indexing = False
         seconds = self._watching.clock() - begun

@@ -28,7 +28,7 @@ from unified_embeddings.cli.migrate_report import (
     print_verified,
     started_values,
 )
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError, StoreError, hide_passwords
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
@@ -205,6 +205,7 @@ def status(
     unrepaired = read_unrepaired(folder)
     if as_json:
         values = dataclasses.asdict(record) | {
+            "place": {kind: hide_passwords(where) for kind, where in record.place.items()},
             "serving": record.serving_collection,
             "failed": len(failed),
             "unrepaired_writes": unrepaired,

@@ -7,7 +7,7 @@ pictures (`llama.image_indexing`), and searching texts (`search`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +18,13 @@ from unified_embeddings.errors import InputError
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore, QueryBundle
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
 
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
+    from unified_embeddings.embedders.clip import ClipEmbedder
+    from unified_embeddings.llama.finding import FoundFiles
     from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
-    from unified_embeddings.llama.image_indexing import ImageReport
+    from unified_embeddings.llama.index_report import IndexReport
 
 ImageModel = Annotated[
     str | None,
@@ -57,31 +60,24 @@ def chosen_image_model(named: str | None) -> str | None:
 
 
 def index_pictures(
-    config: UnifiedEmbeddingConfig,
     paths: Sequence[Path],
-    collection: str,
-    path: Path,
-    url: str | None,
+    found: FoundFiles,
+    open_store: Callable[..., QdrantVectorStore],
+    clip: ClipEmbedder,
     *,
-    exclude: Sequence[Path | str],
-    include: Sequence[str],
-    gitignore: bool,
     prune: bool | Callable[[str], bool],
     dry_run: bool,
     shows_bar: bool,
     on_outcome: Callable[[str, str], None],
-) -> ImageReport | None:
+) -> IndexReport | None:
     """Bring the collection of pictures in line with files and folders.
 
     Args:
-        config: Names the image model.
         paths: Files and folders.
-        collection: Name of the collection of pictures; it is created for the first picture.
-        path: Folder of the embedded store; ignored if `url` is given.
-        url: Address of a server.
-        exclude: What to leave out, the folder of the store among it; see `index_images`.
-        include: Patterns.
-        gitignore: Whether .gitignore files are honoured.
+        found: What was found there.
+        open_store: Opens the collection; with `create`, also one that does not exist, which is so
+            for the first picture.
+        clip: Embeds the pictures.
         prune: Whether the pictures of a folder that is gone may be removed.
         dry_run: Whether nothing is stored or removed.
         shows_bar: Whether to draw a bar.
@@ -90,29 +86,24 @@ def index_pictures(
     Returns:
         What was done; None if there are no pictures, neither in the folders nor stored.
     """
-    from unified_embeddings.llama.image_indexing import find_images, index_images
+    from unified_embeddings.llama.image_indexing import index_images
     from unified_embeddings.system.progress import progress_bar
 
-    images = find_images(paths, exclude=exclude, include=include, gitignore=gitignore)
+    count = count_images(map(str, found.files))
     try:
-        create = bool(images) and not dry_run
-        store: FingerprintedStore | None = open_image_store(
-            config, collection, path, url, create=create
-        )
+        store: QdrantVectorStore | None = open_store(create=count > 0 and not dry_run)
     except shared.MissingCollectionError:
-        if not images:
+        if not count:
             return None
         store = None
-    with progress_bar("Pictures", len(images), shown=shows_bar and bool(images)) as advance:
+    with progress_bar("Pictures", count, shown=shows_bar and count > 0) as advance:
         return index_images(
             paths,
             store,
-            config.clip,
-            exclude=exclude,
-            include=include,
-            gitignore=gitignore,
+            clip,
             prune=prune,
             dry_run=dry_run,
+            found=found,
             on_image=lambda _: advance(1),
             on_outcome=on_outcome,
         )
@@ -150,20 +141,49 @@ def open_image_store(
     return store
 
 
+def facts_of(report: IndexReport) -> dict[str, object]:
+    """Return what was done with pictures, for JSON."""
+    return {
+        "unchanged": report.unchanged,
+        "indexed": report.indexed,
+        "moved": report.moved,
+        "removed": report.removed,
+        "failed": report.failed,
+    }
+
+
 def print_report(
-    report: ImageReport, collection: str, *, dry_run: bool, as_json: bool = False
+    report: IndexReport,
+    texts: IndexReport,
+    collection: str,
+    *,
+    dry_run: bool,
+    as_json: bool = False,
 ) -> None:
-    """Print what was done with pictures in a line, unless JSON says it, and those that failed."""
+    """Print what was done with pictures in a line, unless JSON says it, and those that failed.
+
+    Args:
+        report: What was done with pictures.
+        texts: What was done with texts; what that says already is not printed again.
+        collection: Name of the collection of pictures.
+        dry_run: Whether nothing was changed.
+        as_json: Whether the line is left out.
+    """
+    moved = f"{report.moved} moved, " if report.moved else ""
     line = (
-        f"{report.indexed} pictures indexed, {report.unchanged} unchanged, {report.removed} "
-        f"removed, {len(report.failed)} failed, in collection {collection!r}"
+        f"{report.indexed} pictures indexed, {report.unchanged} unchanged, {moved}"
+        f"{report.removed} removed, {len(report.failed)} failed, in collection {collection!r}"
     )
     if dry_run:
         line = f"dry run, nothing was changed: {line}"
     if not as_json:
         shared.print_line(line)
     for file, reason in report.failed.items():
-        shared.print_error(f"{file}: {reason}")
+        if texts.failed.get(file) != reason:
+            shared.print_error(f"{file}: {reason}")
+    for file, note in report.left_out.items():
+        if texts.left_out.get(file) != note:
+            shared.print_note(f"{file}: {note}")
 
 
 def print_hint(skipped: Sequence[str]) -> None:
@@ -178,7 +198,7 @@ def print_hint(skipped: Sequence[str]) -> None:
     )
 
 
-def count_images(files: Sequence[str]) -> int:
+def count_images(files: Iterable[str]) -> int:
     """Return how many of some files are pictures."""
     from unified_embeddings.llama.finding import is_image
 

@@ -84,7 +84,14 @@ def serve(
     collection: Annotated[
         str | None, typer.Option("--collection", "-c", help="Collection that /search reads.")
     ] = None,
-    path: Annotated[Path | None, typer.Option(help="Folder of its embedded Qdrant store.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            parser=shared.require_path,
+            metavar="<path>",
+            help="Folder of its embedded Qdrant store.",
+        ),
+    ] = None,
     url: shared.StoreUrl = None,
     images: Annotated[
         bool | None, typer.Option("--images", help="Offer /embed_image, with CLIP.")

@@ -16,13 +16,26 @@ import typer
 from rich.console import Console
 
 from unified_embeddings.cli.hints import complete_hints
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError, StoreError, hide_passwords
 
 if TYPE_CHECKING:
     from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
     from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
     from unified_embeddings.stores.opening import Client
     from unified_embeddings.types import Options
+
+
+def require_path(text: str) -> Path:
+    """Return a path that was given as an option or an argument.
+
+    Raises:
+        BadParameter: If it is empty, which `Path` would take as the current folder. It comes from a
+            variable that is not set.
+    """
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty; the current folder is .")
+    return Path(text)
+
 
 out = Console()
 """Standard output. Errors and progress go to standard error, so that pipes get results only."""
@@ -61,7 +74,12 @@ ModelUrl = Annotated[
     ),
 ]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="The collection's name.")]
-StorePath = Annotated[Path, typer.Option("--path", help="Folder of the embedded Qdrant store.")]
+StorePath = Annotated[
+    Path,
+    typer.Option(
+        "--path", parser=require_path, metavar="<path>", help="Folder of the embedded Qdrant store."
+    ),
+]
 StoreUrl = Annotated[
     str | None, typer.Option("--url", help="Address of a Qdrant server, used instead of --path.")
 ]
@@ -96,7 +114,7 @@ class MissingCollectionError(StoreError):
 def print_error(problem: str) -> None:
     """Print an error message on standard error; commands that it suggests can be pasted."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {printable(complete_hints(problem))}", markup=False)
+    console.print(f"error: {printable(hide_passwords(complete_hints(problem)))}", markup=False)
 
 
 def open_config(
@@ -268,7 +286,7 @@ def look_for_record(
 
 def name_place(path: Path, url: str | None) -> str:
     """Return a place in words. Messages name it, as --path has a default and is forgotten."""
-    return url or f"the folder {printable(str(path))}"
+    return hide_passwords(url) if url else f"the folder {printable(str(path))}"
 
 
 def open_place(
@@ -323,7 +341,7 @@ def server_settings(
 def print_note(note: str) -> None:
     """Print on standard error what is worth knowing but no error."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"note: {printable(complete_hints(note))}", markup=False)
+    console.print(f"note: {printable(hide_passwords(complete_hints(note)))}", markup=False)
 
 
 def print_line(text: str) -> None:

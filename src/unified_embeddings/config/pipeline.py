@@ -26,6 +26,7 @@ from unified_embeddings.config.text_embedder import make_text_embedder
 from unified_embeddings.embedders.base import TextEmbedder
 from unified_embeddings.embedders.lazy import LocalModel, make_cache
 from unified_embeddings.embedders.remote_options import RUNPOD_URL
+from unified_embeddings.errors import hide_passwords
 from unified_embeddings.llama.stock_arguments import (
     MULTI_MODAL_DEFAULTS,
     RETRIEVER_ADVICE,
@@ -415,7 +416,7 @@ class UnifiedEmbeddingConfig:
     def __repr__(self) -> str:
         second = self._options.sparse_model
         if self._options.url is not None:
-            return f"UnifiedEmbeddingConfig(url={self._options.url!r})"
+            return f"UnifiedEmbeddingConfig(url={hide_passwords(self._options.url)!r})"
         if second is None:
             return f"UnifiedEmbeddingConfig({self.model_choice!r})"
         name = second.choice if isinstance(second, ModelSpec) else os.fspath(second)

@@ -127,11 +127,17 @@ def compare(
     """
     timed_queries = _choose_timed_queries(reference.model, corpus)
 
-    def measure(candidate: Candidate) -> Measurement:
+    def measure(candidate: Candidate, told_length: int | None = None) -> Measurement:
         if candidate.problem is not None:
             raise UnifiedEmbeddingsError(candidate.problem)
         on_step(f"measuring {candidate.name}")
-        return measure_candidate(candidate, corpus, timed_queries, show_progress=show_progress)
+        return measure_candidate(
+            candidate,
+            corpus,
+            timed_queries,
+            show_progress=show_progress,
+            told_length=told_length,
+        )
 
     try:
         comparer = _Comparer(measure(reference), corpus)
@@ -143,7 +149,9 @@ def compare(
     rows = [comparer.make_row(reference.name, comparer.reference)]
     for candidate in candidates:
         try:
-            row = comparer.make_row(candidate.name, measure(candidate))
+            row = comparer.make_row(
+                candidate.name, measure(candidate, comparer.reference.max_length)
+            )
         except UnifiedEmbeddingsError as error:
             row = Row(candidate.name, problem=str(error))
         rows.append(row)

@@ -13,6 +13,7 @@ spread, and figures worth quoting need an idle machine.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_embeddings.embedders import lazy
 from unified_embeddings.embedders.bge_m3 import BGE_M3_Embedder
 from unified_embeddings.engines.base import Runtime
 from unified_embeddings.errors import UnifiedEmbeddingsError
@@ -69,6 +71,7 @@ class Measurement:
     Attributes:
         runtime: Engine, device and precision that it ran on.
         fingerprint: Identity of its vectors; see `BGE_M3_Embedder.fingerprint`.
+        max_length: How many tokens of a text it takes.
         cost: Memory and time that it takes.
         drift: How far its vectors depend on batch-mates.
         documents: Dense and sparse vectors of all documents.
@@ -79,6 +82,7 @@ class Measurement:
 
     runtime: Runtime
     fingerprint: str
+    max_length: int
     cost: Cost
     drift: Drift
     documents: Embeddings
@@ -97,6 +101,7 @@ class _Job:
     queries: list[str]
     timed_queries: list[str]
     show_progress: bool
+    told_length: int | None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class _JobResult:
 
     runtime: Runtime
     fingerprint: str
+    max_length: int
     cost: Cost
     drift: Drift
 
@@ -115,6 +121,7 @@ def measure_candidate(
     timed_queries: Sequence[str],
     *,
     show_progress: bool = False,
+    told_length: int | None = None,
 ) -> Measurement:
     """Measure one model in a process of its own.
 
@@ -125,6 +132,8 @@ def measure_candidate(
         corpus: The texts. Their relevance judgements are not used.
         timed_queries: Queries to time one by one, at least one.
         show_progress: Whether to draw a progress bar on standard error.
+        told_length: A length in tokens at which, as the user was told, these texts are cut. A model
+            with the same length does not warn of it again.
 
     Raises:
         UnifiedEmbeddingsError: If the model cannot be loaded or run, or its process was killed.
@@ -137,6 +146,7 @@ def measure_candidate(
         queries=list(corpus.queries.values()),
         timed_queries=list(timed_queries),
         show_progress=show_progress,
+        told_length=told_length,
     )
     with tempfile.TemporaryDirectory(prefix="unified-embeddings-") as scratch:
         folder = Path(scratch)
@@ -149,6 +159,7 @@ def measure_candidate(
             return Measurement(
                 runtime=result.runtime,
                 fingerprint=result.fingerprint,
+                max_length=result.max_length,
                 cost=result.cost,
                 drift=result.drift,
                 documents=unpack_embeddings("documents", arrays),
@@ -174,6 +185,8 @@ def _measure_job(folder: Path) -> _JobResult:
         cache=None,  # A cached vector would cost no time and show no drift.
         local_files_only=True,
     )
+    if embedder.max_length == job.told_length:
+        logging.getLogger(lazy.__name__).setLevel(logging.ERROR)  # It warns of texts that are cut.
     cost, documents = measure_cost(
         embedder, job.documents, job.timed_queries, show_progress=job.show_progress
     )
@@ -185,6 +198,7 @@ def _measure_job(folder: Path) -> _JobResult:
     return _JobResult(
         runtime=embedder.runtime,
         fingerprint=embedder.fingerprint,
+        max_length=embedder.max_length,
         cost=cost,
         drift=_measure_drift(embedder, _sample(job.documents, _DRIFT_DOCUMENTS)),
     )

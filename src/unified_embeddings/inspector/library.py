@@ -15,7 +15,7 @@ from qdrant_client import models as qm
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
 from unified_embeddings.embedders.paired import PairedEmbedder
-from unified_embeddings.errors import InputError, UnifiedEmbeddingsError
+from unified_embeddings.errors import InputError, UnifiedEmbeddingsError, hide_passwords
 from unified_embeddings.llama.fingerprinted_store import FingerprintedStore
 from unified_embeddings.llama.stock_arguments import Adopt
 from unified_embeddings.stores.aliases import resolve_name
@@ -47,7 +47,7 @@ class Place:
     url: str | None = None
 
     def __str__(self) -> str:
-        return str(self.url or self.path or "a store in memory")
+        return hide_passwords(str(self.url or self.path or "a store in memory"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ What lives here: writing it. Texts that came in are written as literals, never a
 
 from __future__ import annotations
 
+from unified_embeddings.errors import hide_passwords
 from unified_embeddings.inspector.library import OpenedCollection
 from unified_embeddings.inspector.parameters import Question, SearchOptions
 from unified_embeddings.inspector.searching import choose_mode
@@ -89,7 +90,9 @@ def write_store(opened: OpenedCollection) -> list[str]:
     lines = [f"config = UnifiedEmbeddingConfig({given})"]
     place = opened.place
     if place.url is not None:
-        lines.append(f"store = config.vector_store({opened.name!r}, url={place.url!r})")
+        lines.append(
+            f"store = config.vector_store({opened.name!r}, url={hide_passwords(place.url)!r})"
+        )
     elif place.path is not None:
         lines += [
             "# One process at a time opens a folder: end the inspector first.",

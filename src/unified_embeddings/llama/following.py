@@ -12,16 +12,29 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 
 from unified_embeddings.embedders.base import TextEmbedder
-from unified_embeddings.llama.finding import FileSelection, Places, find_files, is_gone, named_path
-from unified_embeddings.llama.index_progress import ignore_position
+from unified_embeddings.llama.file_kind import FileKind
+from unified_embeddings.llama.file_run import FileRun
+from unified_embeddings.llama.finding import (
+    FileSelection,
+    FoundFiles,
+    Places,
+    find_files,
+    is_gone,
+    is_image,
+    named_path,
+)
+from unified_embeddings.llama.image_indexing import PictureFiles
 from unified_embeddings.llama.index_report import IndexReport
-from unified_embeddings.llama.indexing import CHUNK_TOKENS, IndexRun
-from unified_embeddings.llama.splitter import UnifiedSentenceSplitter
+from unified_embeddings.llama.indexing import CHUNK_TOKENS
+from unified_embeddings.llama.text_files import TextFiles
+
+if TYPE_CHECKING:
+    from unified_embeddings.embedders.clip import ClipEmbedder
 
 SETTLE_SECONDS = 2.0
 """How long a file must stay as it is before it is taken: the coarsest file systems tell the time of
@@ -42,6 +55,22 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.removed)
+
+    @property
+    def pictures(self) -> Changes:
+        """Return those of pictures."""
+        return Changes(
+            changed=tuple(file for file in self.changed if is_image(file)),
+            removed=tuple(path for path in self.removed if is_image(Path(path))),
+        )
+
+    @property
+    def texts(self) -> Changes:
+        """Return those of all other files."""
+        return Changes(
+            changed=tuple(file for file in self.changed if not is_image(file)),
+            removed=tuple(path for path in self.removed if not is_image(Path(path))),
+        )
 
 
 class _Signature(NamedTuple):
@@ -75,6 +104,7 @@ class FolderWatch:
         settle_seconds: How long a file must stay as it is.
         clock: Returns seconds that only grow.
         note: Told when a place is gone, and when it is back.
+        found: What `find_files` has found there just now, where that is known.
 
     Example:
         >>> import tempfile
@@ -99,6 +129,7 @@ class FolderWatch:
         settle_seconds: float = SETTLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         note: Callable[[str], None] = lambda _: None,
+        found: FoundFiles | None = None,
     ) -> None:
         self._roots = [named_path(path) for path in paths]
         self._selection = selection
@@ -107,7 +138,7 @@ class FolderWatch:
         self._note = note
         self._away: set[str] = set()
         self._pending: dict[str, _Pending] = {}
-        self._known, _ = self._find()
+        self._known, _ = self._look_at(found or find_files(self._roots, selection))
 
     @property
     def waiting(self) -> int:
@@ -117,7 +148,7 @@ class FolderWatch:
     def look(self) -> Changes:
         """Return what has changed and is ready; it is told again until it is `done`."""
         now = self._clock()
-        found, unreadable = self._find()
+        found, unreadable = self._look_at(find_files(self._roots, self._selection))
         self._note_places(found)
         gone = {path for path in self._known if path not in found}
         kept = Places([*unreadable, *self._away])
@@ -147,9 +178,8 @@ class FolderWatch:
             self._pending[path] = pending = _Pending(signature, now)
         return now - pending.since >= self._settle_seconds
 
-    def _find(self) -> tuple[dict[str, _Signature], list[str]]:
-        """Return the files that are there, and places of which nothing can be said."""
-        found = find_files(self._roots, self._selection)
+    def _look_at(self, found: FoundFiles) -> tuple[dict[str, _Signature], list[str]]:
+        """Return how the files look that are there, and places of which nothing can be said."""
         signatures: dict[str, _Signature] = {}
         unreadable = [*found.failed, *found.dead_links]
         for file in found.files:
@@ -224,14 +254,38 @@ def index_changes(
     Raises:
         StoreError: If Qdrant fails.
     """
-    run = IndexRun(
-        store,
-        embedder,
-        UnifiedSentenceSplitter(embedder, chunk_size=chunk_tokens),
-        dry_run=False,
-        on_outcome=on_outcome,
-        on_progress=ignore_position,
-    )
+    return _index_changes(changes, store, TextFiles(embedder, chunk_tokens), on_outcome)
+
+
+def index_image_changes(
+    changes: Changes,
+    store: QdrantVectorStore,
+    clip: ClipEmbedder,
+    *,
+    on_outcome: Callable[[str, str], None] = lambda _, __: None,
+) -> IndexReport:
+    """Bring a collection of pictures in line with pictures that have changed, as `index_changes`.
+
+    Args:
+        changes: Files that are new, changed or gone; what is no picture is passed over.
+        store: The store of the collection, as `index_images` takes it.
+        clip: Embeds the pictures.
+        on_outcome: Called with a path and what became of it.
+
+    Raises:
+        ModelLoadError: If the model cannot be loaded.
+        StoreError: If Qdrant fails.
+    """
+    return _index_changes(changes.pictures, store, PictureFiles(clip), on_outcome)
+
+
+def _index_changes(
+    changes: Changes,
+    store: QdrantVectorStore,
+    kind: FileKind,
+    on_outcome: Callable[[str, str], None],
+) -> IndexReport:
+    run = FileRun(store, kind, on_outcome=on_outcome)
     run.take_files(changes.changed, changes.removed)
     run.index_files(lambda _: None)
     run.remove_files(changes.removed)

@@ -27,12 +27,10 @@ class IndexProgress:
 
     Args:
         show: Called with each new position.
-        embedder: Embeds the passages; it tells which are done.
     """
 
-    def __init__(self, show: Show, embedder: TextEmbedder) -> None:
+    def __init__(self, show: Show) -> None:
         self._show = show
-        self._embedder = embedder
         self._unread_bytes: Counter[str] = Counter()
         self._sizes: dict[Path, int] = {}
         self._read = {"": _Read()}
@@ -69,13 +67,18 @@ class IndexProgress:
             self._read.setdefault(key, _Read()).add(size, texts)
 
     @contextlib.contextmanager
-    def embedding(self, batch: Sequence[FileChunks]) -> Iterator[None]:
-        """Count the passages of a batch as they are embedded; all of them are done at the end."""
+    def embedding(self, batch: Sequence[FileChunks], embedder: TextEmbedder) -> Iterator[None]:
+        """Count the passages of a batch as they are embedded; all of them are done at the end.
+
+        Args:
+            batch: The files.
+            embedder: Embeds their passages; it tells which are done.
+        """
         files = {node.text: changed.path for changed in batch for node in changed.nodes}
         texts = [node.text for changed in batch for node in changed.nodes]
         text_bytes = sum(map(_text_bytes, texts))
         before_passages, before_text = self._done_passages, self._done_text
-        models = max(1, len(self._embedder.models))
+        models = max(1, len(embedder.models))
 
         def count(text: Text) -> None:
             # Of two models, each does half of a passage.
@@ -90,7 +93,7 @@ class IndexProgress:
             call.on_text = count
             yield
 
-        stop = self._embedder.watch(watch)
+        stop = embedder.watch(watch)
         try:
             yield
         finally:

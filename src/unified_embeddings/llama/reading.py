@@ -144,7 +144,10 @@ def bookkeeping(
 def _split(
     content: FileContent, splitter: UnifiedSentenceSplitter
 ) -> Iterator[tuple[str, Metadata]]:
-    """Yield the chunks that are not blank, each with its place in the file."""
+    """Yield the chunks that are not blank, each with its place in the file.
+
+    One of NUL characters alone is: what fills a file after a crash is no text.
+    """
     for part in content.parts:
         if isinstance(part, Section):
             texts = splitter.split_text(part.text)
@@ -158,7 +161,7 @@ def _split(
                 announce=splitter.embedder.announce,
             )
         for text in texts:
-            if text.strip():
+            if text.replace("\0", "").strip():
                 yield text, part.metadata
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo
+from llama_index.core.schema import ImageNode, NodeRelationship, RelatedNodeInfo
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import models as qm
@@ -296,6 +296,8 @@ def _relabelled(
     """Return a chunk as a point with a new id and new metadata."""
     (node,) = store.parse_to_query_result([point]).nodes or ()
     node.id_ = new_ids[position]
+    if isinstance(node, ImageNode):
+        node.image_path = cast("str", facts["file_path"])
     node.metadata.pop(_RELATIVE_KEY, None)
     node.metadata.update(facts)
     node.excluded_embed_metadata_keys = list(node.metadata)

@@ -26,6 +26,7 @@ from unified_embeddings.llama.readers.rtf import read_rtf
 
 _START_BYTES = 8192
 """How much of a file of unknown type is looked at to tell text from binary data."""
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def reader_of(file: Path) -> Reader:
 def why_without_text(file: Path) -> str | None:
     """Return why a file holds no text; None if it holds some.
 
-    Its type holds none, or no reader knows its type and it begins with binary data: a NUL byte,
-    and not valid UTF-8.
+    Its type holds none, or no reader knows its type and it begins with binary data (a NUL byte, and
+    not valid UTF-8) or holds nothing but NUL bytes, as after a crash or a broken copy.
 
     Raises:
         OSError: If the file cannot be opened.
@@ -106,6 +107,8 @@ def why_without_text(file: Path) -> str | None:
         return None
     with file.open("rb") as content:
         start = content.read(_START_BYTES)
+    if start and not start.strip(b"\0") and _is_all_nul(file):
+        return "it holds nothing but NUL bytes"
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
     if b"\0" not in start or start.startswith(marks):
         return None
@@ -115,6 +118,15 @@ def why_without_text(file: Path) -> str | None:
     except UnicodeDecodeError:
         return "it is binary data"
     return None
+
+
+def _is_all_nul(file: Path) -> bool:
+    """Tell whether a file holds NUL bytes only."""
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK_BYTES):
+            if block.strip(b"\0"):
+                return False
+    return True
 
 
 def read_content(file: Path, data: bytes) -> FileContent:

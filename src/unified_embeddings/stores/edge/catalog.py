@@ -20,9 +20,11 @@ deletes the folder that it names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -59,6 +61,11 @@ _CORE = "qdrant-edge-py"
 """Package whose files the shards are."""
 _CLIENT = "qdrant-client"
 """Package whose models serialise the settings."""
+_PROTECTED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_ALWAYS_WRITTEN = (
+    "Qdrant's core writes to the files of a store even where it only searches: copy the folder to "
+    "where it can be written, and open the copy"
+)
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading a damaged catalogue can raise. pydantic's ValidationError is a ValueError."""
 _LOG = logging.getLogger(__name__)
@@ -133,7 +140,11 @@ class Catalog:
             self._lock = self._acquire_lock()
         except (OSError, ValueError) as error:  # ValueError: there cannot be such a path.
             reason = getattr(error, "strerror", None) or error
-            raise self._error(f"it cannot be written: {reason}") from error
+            problem = f"it cannot be written: {reason}"
+            is_protected = isinstance(error, OSError) and error.errno in _PROTECTED
+            if is_protected and os.path.exists(folder / _CATALOG):  # noqa: PTH110 — it never raises
+                problem += f". {_ALWAYS_WRITTEN}"
+            raise self._error(problem) from error
         try:
             self._open()
         except BaseException:
