@@ -46,6 +46,7 @@ def call(
         (("check", ""), "'path'"),
         (("embed", "rows.jsonl", "--to-collection", "c", "--path", ""), "'--path'"),
         (("serve", "--collection", "c", "--path", ""), "'--path'"),
+        (("mcp", "--allow-writes", "--root", ""), "'--root'"),
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(

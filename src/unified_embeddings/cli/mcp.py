@@ -36,7 +36,11 @@ def mcp(
     ] = False,
     root: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder whose files index_paths may read. Repeatable."),
+        typer.Option(
+            parser=shared.require_path,
+            metavar="<path>",
+            help="Folder whose files index_paths may read. Repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Offer the collections to an assistant, over the Model Context Protocol.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_embeddings.config.pipeline import UnifiedEmbeddingConfig
-from unified_embeddings.errors import InputError, StoreError
+from unified_embeddings.errors import InputError, StoreError, hide_passwords
 from unified_embeddings.system.files import LockHeldError
 
 if TYPE_CHECKING:
@@ -295,4 +295,4 @@ class Place:
         try:
             opened.close()
         except Exception as error:
-            _LOG.warning("closing %s failed: %s", self.name, error)
+            _LOG.warning("closing %s failed: %s", hide_passwords(self.name), error)
