@@ -10,7 +10,6 @@ import typer
 
 from unified_embeddings.cli import existing, pictures, shared
 from unified_embeddings.errors import InputError
-from unified_embeddings.llama.light_import import light_llama_index
 from unified_embeddings.system.collector import paused_collector
 from unified_embeddings.types import Options
 from unified_embeddings.validation import require_list_weights
@@ -26,7 +25,6 @@ _PASSAGE_WIDTH = 300
 
 
 @paused_collector()
-@light_llama_index()
 def search(
     query: Annotated[str | None, typer.Argument(help="The question.")] = None,
     collection: shared.Collection = shared.DEFAULT_COLLECTION,
