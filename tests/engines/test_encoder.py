@@ -293,6 +293,8 @@ class TestPassiveWaitPolicy:
             "assert seen[:1] == ['passive'], seen\n"
             "assert 'OMP_WAIT_POLICY' not in os.environ\n"
             "assert 'transformers' not in sys.modules\n"
+            "from unified_embeddings.system.hardware import wait_settings\n"
+            "assert wait_settings() == ('imported to sleep',), wait_settings()\n"
         )
         environ = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
         done = subprocess.run(

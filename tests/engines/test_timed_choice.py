@@ -10,6 +10,7 @@ import torch
 
 from unified_embeddings.engines import timed_choice
 from unified_embeddings.engines.timed_choice import NEVER, Trial, first_faster, first_faster_size
+from unified_embeddings.system import hardware
 from unified_embeddings.system.hardware import Cpu
 
 
@@ -65,7 +66,7 @@ def test_it_is_measured_once_in_a_process_and_read_in_the_next(
     usual, other = Timed({64: 1.0, 256: 4.0}), Timed({64: 2.0, 256: 3.0})
     for _ in range(3):
         assert first_faster_size(trial(usual, other)) == 256
-    assert usual.calls == 6  # three rounds of two numbers of rows
+    assert usual.calls == 16  # seven rounds and an untimed call, at two sizes
     monkeypatch.setattr(timed_choice, "_known_sizes", {})  # as in another process
     slower = Timed({64: 9.0, 256: 9.0})
     assert first_faster_size(trial(usual, slower)) == 256
@@ -86,7 +87,23 @@ def test_another_processor_or_setting_is_measured_anew(monkeypatch: pytest.Monke
     assert first_faster_size(trial(usual, slower)) == 256
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"size": 256}', '{"measured": 1, "size": 7}'])
+def test_sleeping_and_spinning_threads_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(hardware, "_torch_sleeps", True)
+    usual = Timed({64: 1.0, 256: 4.0})
+    assert first_faster_size(trial(usual, Timed({64: 2.0, 256: 3.0}))) == 256
+    spinning = Timed({64: 9.0, 256: 30.0})
+    with monkeypatch.context() as other:
+        other.setattr(hardware, "_torch_sleeps", False)
+        assert first_faster_size(trial(usual, spinning)) == NEVER
+        other.setenv("OMP_WAIT_POLICY", "passive")
+        assert first_faster_size(trial(usual, Timed({64: 0.5, 256: 2.0}))) == 64
+    assert first_faster_size(trial(usual, spinning)) == 256  # as remembered
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[" * 100_000, "[]", '{"size": 256}', '{"measured": 1, "size": 7}']
+)
 def test_a_damaged_note_is_measured_again(
     content: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

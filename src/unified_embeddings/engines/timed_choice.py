@@ -23,13 +23,14 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from unified_embeddings.system.files import make_folder, replace_file
-from unified_embeddings.system.hardware import cpu, kernel_variables
+from unified_embeddings.system.hardware import cpu, kernel_variables, wait_settings
 
 NEVER = 0
 """Stands for a size: the other way is never faster."""
 
 _LOG = logging.getLogger(__name__)
-_ROUNDS = 3
+_ROUNDS = 7
+"""Fewer are not enough on a busy machine: an answer is kept."""
 _MARGIN = 0.95
 """The other way is taken if it needs less than this share of the usual one's time."""
 
@@ -100,7 +101,8 @@ def _recall_or_measure(key: str, trial: Trial) -> int:
     if remembered is not None:
         return remembered
     size = _measure(trial)
-    # Another process may have measured at the same time. The one that wrote first is right.
+    # Another process may have measured at the same time. What it has written stands. Two that end
+    # at the same moment may differ until one of them starts anew.
     remembered = _read(note, key, trial.sizes)
     if remembered is not None:
         return remembered
@@ -114,7 +116,7 @@ def _recall_or_measure(key: str, trial: Trial) -> int:
 
 def _read(note: Path, key: str, sizes: Sequence[int]) -> int | None:
     """Return what a file says; None if there is none, or it says nothing that can be used."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         content = json.loads(note.read_text("utf-8"))
         if content["measured"] == key and content["size"] in (NEVER, *sizes):
             return int(content["size"])
@@ -127,6 +129,9 @@ def _measure(trial: Trial) -> int:
     with torch.inference_mode():
         for size in trial.sizes:
             x = trial.make_input(size)
+            # The first call of a size takes longer: oneDNN compiles its kernels.
+            trial.usual(x)
+            trial.other(x)
             for _ in range(_ROUNDS):
                 # In turns, so that whatever else runs here disturbs both.
                 for work, times in ((trial.usual, usual_times), (trial.other, other_times)):
@@ -146,6 +151,6 @@ def _time(work: TimedWork, x: torch.Tensor) -> float:
 
 def _describe(trial: Trial) -> str:
     """Return everything that the answer depends on."""
-    facts = [torch.__version__, cpu().name, *cpu().flags, *kernel_variables()]
+    facts = [torch.__version__, cpu().name, *cpu().flags, *kernel_variables(), *wait_settings()]
     facts += [str(torch.get_num_threads()), trial.name, *map(str, trial.sizes)]
     return " ".join(facts)

@@ -32,6 +32,8 @@ _REPORTED_FLAGS = (
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _WAIT_VARIABLES = (_WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that tell OpenMP how its idle threads wait: the standard's own, GCC's and Intel's."""
+_torch_sleeps = False
+"""Whether torch was first imported in `passive_wait_policy`, in this process."""
 _ENVIRONMENT_LOCK = threading.RLock()
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Device files of NVIDIA's driver, of Windows' for its Linux, and of AMD's."""
@@ -219,8 +221,23 @@ def passive_wait_policy() -> Iterator[None]:
         if any(name in os.environ for name in _WAIT_VARIABLES):
             yield
             return
+        global _torch_sleeps
+        was_imported = "torch" in sys.modules
         os.environ[_WAIT_POLICY] = "passive"
         try:
             yield
         finally:
             os.environ.pop(_WAIT_POLICY, None)
+            if "torch" in sys.modules and not was_imported:
+                _torch_sleeps = True
+
+
+def wait_settings() -> tuple[str, ...]:
+    """Return what decides whether torch's idle threads sleep or spin, one item for each setting.
+
+    Spinning threads on a busy machine make many small operations several times as slow.
+    """
+    settings = [f"{name}={os.environ[name]}" for name in _WAIT_VARIABLES if name in os.environ]
+    if _torch_sleeps:
+        settings.append("imported to sleep")
+    return tuple(settings)
