@@ -16,7 +16,7 @@ captions, do the same: they are there for the number of shapes (`shape_practice`
     python tools/train_mini_clip.py --validate     # to choose settings; writes nothing
     python tools/train_mini_clip.py
 
-Takes about eight minutes of one core that computes in bfloat16. The second command prints, once and
+Takes about nine minutes of one core that computes in bfloat16. The second command prints, once and
 at its end, how well combinations are found that no training picture showed, and writes the model,
 in half precision, into the package.
 """
