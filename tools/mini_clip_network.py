@@ -56,7 +56,7 @@ def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     Written out here since the trainer of `tokenizers` breaks ties differently in each process.
     """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter(pair for parts in spelled for pair in itertools.pairwise(parts))
         if not pairs:
