@@ -13,7 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shapes import COLOURS, COUNTS, POSITIONS, SHAPES, Combination, plural
+from shape_drawers import SHAPES
+from shapes import COLOURS, COUNTS, POSITIONS, Combination, plural
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]

@@ -1,7 +1,8 @@
 """Pictures of coloured shapes, and captions that say what is in them.
 
 What lives here: the attributes of a picture, which combinations of them are held out of training,
-drawing a picture with Pillow, and wording a caption. What does not: the model (`train_mini_clip`).
+and drawing a picture with Pillow. What does not: drawing a shape (`shape_drawers`), other wordings
+of a caption (`shape_captions`), the model (`mini_clip_network`).
 
     python tools/shapes.py FOLDER     # one picture of each of 40 combinations, to look at
 
@@ -17,12 +18,13 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageColor, ImageDraw
+
+from shape_drawers import SHAPES, Colour, Drawer, Point, shape_drawer
 
 COLOURS = {
     "red": (214, 30, 36),
@@ -57,8 +59,8 @@ _OVERSAMPLING = 2
 """Pictures are drawn this many times larger than they get, so that edges are smooth."""
 _HELD_OUT_SHARE = 6
 """One combination in this many is held out, besides the pairs of colour and shape that are."""
-
-Point = tuple[float, float]
+_VALIDATION_SHARE = 12
+"""Likewise for the choice of settings."""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,13 +132,33 @@ def training_combinations() -> list[Combination]:
     return [item for item in all_combinations() if not is_held_out(item)]
 
 
+def validation_combinations() -> list[Combination]:
+    """Return the combinations by which settings are chosen; none of them is held out.
+
+    They are apart from the others in the same two ways as the held-out ones: ten pairs of colour
+    and shape, and one in twelve of the rest. A training that chooses settings shows none of them.
+    """
+    return [item for item in training_combinations() if _is_for_validation(item)]
+
+
+def _is_for_validation(combination: Combination) -> bool:
+    number = [*COLOURS].index(combination.colour)
+    if combination.shape == SHAPES[(3 * number + 4) % len(SHAPES)]:
+        return True
+    return _digest(combination) % _VALIDATION_SHARE == 1
+
+
 @functools.cache
 def is_held_out(combination: Combination) -> bool:
     """Tell whether a combination is never shown in training."""
     if (combination.colour, combination.shape) in held_out_pairs():
         return True
+    return _digest(combination) % _HELD_OUT_SHARE == 0
+
+
+def _digest(combination: Combination) -> int:
     digest = hashlib.blake2b(combination.caption.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % _HELD_OUT_SHARE == 0
+    return int.from_bytes(digest, "big")
 
 
 # --- drawing -----------------------------------------------------------------------------------
@@ -150,19 +172,48 @@ def draw(combination: Combination, random: Random, *, size: int | None = None) -
         random: Decides everything that a caption does not say.
         size: Pixels of its longer side; None takes 64 to 200 at random.
     """
+    return draw_shapes(
+        shape_drawer(combination.shape),
+        COLOURS[combination.colour],
+        combination.count,
+        combination.position,
+        random,
+        size=size,
+    )
+
+
+def draw_shapes(
+    drawer: Drawer,
+    colour: Colour,
+    count: int,
+    position: str,
+    random: Random,
+    *,
+    size: int | None = None,
+) -> Image.Image:
+    """Draw a picture of shapes, which may be other ones than combinations have.
+
+    Args:
+        drawer: Draws one shape.
+        colour: Their RGB, which is shifted slightly.
+        count: How many.
+        position: One of `POSITIONS`.
+        random: Decides everything else.
+        size: Pixels of its longer side; None takes 64 to 200 at random.
+    """
     longer = size or random.randint(64, 200)
     width, height = longer, longer
     if random.random() < 0.4:
         shorter = round(longer * random.uniform(0.75, 1))
         width, height = random.choice([(longer, shorter), (shorter, longer)])
-    colour = _shade(COLOURS[combination.colour], random)
+    colour = _shade(colour, random)
     background = _pick_background(colour, random)
     canvas = Image.new("RGB", (width * _OVERSAMPLING, height * _OVERSAMPLING), background)
     pencil = ImageDraw.Draw(canvas)
-    radius = random.uniform(*_RADII[combination.count]) * min(canvas.size)
-    for centre in _arrange(combination, radius, canvas.size, random):
+    radius = random.uniform(*_RADII[count]) * min(canvas.size)
+    for centre in _arrange(count, position, radius, canvas.size, random):
         own_radius = radius * random.uniform(0.9, 1)
-        _SHAPES[combination.shape](pencil, centre, own_radius, colour, background, random)
+        drawer(pencil, centre, own_radius, colour, background, random)
     return canvas.resize((width, height), Image.Resampling.BOX)
 
 
@@ -186,10 +237,10 @@ def _pick_background(colour: tuple[int, int, int], random: Random) -> tuple[int,
 
 
 def _arrange(
-    combination: Combination, radius: float, size: tuple[int, int], random: Random
+    count: int, position: str, radius: float, size: tuple[int, int], random: Random
 ) -> list[Point]:
     """Return centres of the shapes within their part of the picture, without overlap."""
-    left, top, right, bottom = POSITIONS[combination.position]
+    left, top, right, bottom = POSITIONS[position]
     width, height = size
     xs = left * width + radius, right * width - radius
     ys = top * height + radius, bottom * height - radius
@@ -200,9 +251,9 @@ def _arrange(
             centre = random.uniform(*xs), random.uniform(*ys)
             if all(math.dist(centre, other) >= gap for other in centres):
                 centres.append(centre)
-            if len(centres) == combination.count:
+            if len(centres) == count:
                 break
-        if len(centres) == combination.count and _is_clear(combination.position, centres, size):
+        if len(centres) == count and _is_clear(position, centres, size):
             return centres
         gap *= 0.98  # A crowded part: the shapes may come a little closer.
 
@@ -216,147 +267,6 @@ def _is_clear(position: str, centres: list[Point], size: tuple[int, int]) -> boo
         return max(off_x, off_y) <= 0.1
     across = off_x if position in ("top", "bottom") else off_y
     return across <= 0.12
-
-
-def _polygon(centre: Point, radii: list[float], turn: float) -> list[Point]:
-    """Return corners around a centre, the first one straight up before the turn.
-
-    Args:
-        centre: The centre.
-        radii: Distance of each corner from the centre.
-        turn: In radians.
-    """
-    step = 2 * math.pi / len(radii)
-    corners = []
-    for number, radius in enumerate(radii):
-        angle = turn + number * step
-        corners.append((centre[0] + radius * math.sin(angle), centre[1] - radius * math.cos(angle)))
-    return corners
-
-
-Colour = tuple[int, int, int]
-Drawer = Callable[[ImageDraw.ImageDraw, Point, float, Colour, Colour, Random], None]
-
-
-def _box(centre: Point, radius: float) -> tuple[float, float, float, float]:
-    return centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius
-
-
-def _tilt(random: Random) -> float:
-    """Return a slight turn, too small to make a square a diamond, in radians."""
-    return random.uniform(-0.2, 0.2)
-
-
-def _circle(
-    pencil: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour, _: Colour, __: Random
-) -> None:
-    pencil.ellipse(_box(centre, 0.95 * radius), fill=colour)
-
-
-def _ring(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    background: Colour,
-    random: Random,
-) -> None:
-    pencil.ellipse(_box(centre, radius), fill=colour)
-    pencil.ellipse(_box(centre, radius * random.uniform(0.45, 0.6)), fill=background)
-
-
-def _square(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    corners = _polygon(centre, [1.15 * radius] * 4, math.pi / 4 + _tilt(random))
-    pencil.polygon(corners, fill=colour)
-
-
-def _diamond(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    narrow = radius * random.uniform(0.62, 0.78)
-    corners = _polygon(centre, [1.1 * radius, narrow, 1.1 * radius, narrow], 0.5 * _tilt(random))
-    pencil.polygon(corners, fill=colour)
-
-
-def _triangle(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    pencil.polygon(_polygon(centre, [1.1 * radius] * 3, _tilt(random)), fill=colour)
-
-
-def _star(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    radii = [1.15 * radius, 0.48 * radius] * 5
-    pencil.polygon(_polygon(centre, radii, _tilt(random)), fill=colour)
-
-
-def _cross(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    __: Random,
-) -> None:
-    x, y = centre
-    arm = 0.32 * radius
-    pencil.rectangle((x - radius, y - arm, x + radius, y + arm), fill=colour)
-    pencil.rectangle((x - arm, y - radius, x + arm, y + radius), fill=colour)
-
-
-def _heart(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    __: Random,
-) -> None:
-    # The well-known curve x = 16 sin³ t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t.
-    corners = []
-    for number in range(40):
-        angle = number * 2 * math.pi / 40
-        x = 16 * math.sin(angle) ** 3
-        y = 13 * math.cos(angle) - 5 * math.cos(2 * angle)
-        y -= 2 * math.cos(3 * angle) + math.cos(4 * angle)
-        corners.append((centre[0] + x * radius / 16, centre[1] - (y + 2) * radius / 15))
-    pencil.polygon(corners, fill=colour)
-
-
-_SHAPES: dict[str, Drawer] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-    "ring": _ring,
-    "diamond": _diamond,
-}
-SHAPES = tuple(_SHAPES)
 
 
 def main() -> None:

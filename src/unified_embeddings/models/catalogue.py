@@ -226,7 +226,7 @@ _KNOWN_SPECS = (
         dimension=96,
         max_length=48,
         licence="Apache-2.0",
-        parameters=653_217,
+        parameters=653_089,
         images=True,
     ),
     # No commit of its code (jinaai/jina-clip-implementation) is pinned here: users name one.
