@@ -150,11 +150,11 @@ def test_bf16_stays_near_fp32(folder: Path) -> None:
 def test_packed_attention_chunks_long_texts_without_changing_them(
     xlmr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unified_embeddings.engines import encoder
+    from unified_embeddings.engines import attention
 
     texts = [*batch(4), "fox " * 450]
     whole = BGE_M3_Embedder(xlmr, cache=EmbeddingCache(0)).encode_documents(texts, colbert=True)
-    monkeypatch.setattr(encoder, "_QUERY_ROWS", 7)
+    monkeypatch.setattr(attention, "_QUERY_ROWS", 7)
     chunked = BGE_M3_Embedder(xlmr, cache=EmbeddingCache(0)).encode_documents(texts, colbert=True)
     np.testing.assert_allclose(whole.dense, chunked.dense, rtol=0, atol=1e-6)
     for a, b in zip(whole.colbert, chunked.colbert, strict=True):

@@ -91,7 +91,11 @@ class Encoder:
         states = list(torch.split(hidden.to(self._dtype), sizes))
         for layer in self._layers:
             for number, block in enumerate(blocks):
-                states[number] = self._run_layer(layer, states[number], block)
+                hidden = states[number]
+                inputs = layer.attention_inputs(hidden).view(block.tokens, 3, self._heads, -1)
+                query, key, value = inputs.unbind(1)
+                context = block.attend(query, key, value).flatten(1)
+                states[number] = self._finish(layer, context, hidden)
         return states[0] if len(states) == 1 else torch.cat(states)
 
     def divide(self, lengths: Sequence[int]) -> list[Block]:
@@ -99,13 +103,6 @@ class Encoder:
         if self._token_table.device.type != "cpu":
             return whole_block(lengths)
         return blocks_for_cache(lengths, self._convolved_from)
-
-    def _run_layer(self, layer: _Layer, hidden: torch.Tensor, block: Block) -> torch.Tensor:
-        """Return a layer's states of a block, (rows, d), from those before it."""
-        inputs = layer.attention_inputs(hidden).view(len(hidden), 3, self._heads, -1)
-        query, key, value = inputs.unbind(1)
-        context = block.attend(query, key, value).flatten(1)
-        return self._finish(layer, context, hidden)
 
     def _finish(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return a layer's states, (T, d), from its attention's context and the states before."""
