@@ -271,12 +271,15 @@ class TestPassiveWaitPolicy:
         monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
         with passive_wait_policy():
             assert os.environ["OMP_WAIT_POLICY"] == "passive"
+            assert os.environ["GOMP_SPINCOUNT"] == "1000"
         assert "OMP_WAIT_POLICY" not in os.environ
+        assert "GOMP_SPINCOUNT" not in os.environ
 
     def test_what_the_user_has_set_stands(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_WAIT_POLICY", "active")
         with passive_wait_policy():
             assert os.environ["OMP_WAIT_POLICY"] == "active"
+            assert "GOMP_SPINCOUNT" not in os.environ
         assert os.environ["OMP_WAIT_POLICY"] == "active"
 
     def test_loading_an_engine_is_inside(self, xlmr: Path) -> None:
