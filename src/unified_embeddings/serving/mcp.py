@@ -82,21 +82,24 @@ class WarmUp:
     def _work(self) -> None:
         try:
             with paused_collector():
-                import unified_embeddings.llama.vector_store
-                import unified_embeddings.retrievers.hybrid
-                import unified_embeddings.serving.searching  # noqa: F401
-
-            self._imported.set()
-            with self._place.use() as opened:
-                is_wanted = opened.expects_model()
-            if is_wanted:
-                self._place.config.embedder.encode_query("warm-up")
-            gc.freeze()  # what is in memory now stays, and need not be looked through
+                self._load()
+                gc.freeze()  # what is in memory now stays, and need not be looked through
         except Exception as error:
             _LOG.warning("loading ahead failed: %s", error)
         finally:
             self._imported.set()
             self._finished.set()
+
+    def _load(self) -> None:
+        import unified_embeddings.llama.vector_store
+        import unified_embeddings.retrievers.hybrid
+        import unified_embeddings.serving.searching  # noqa: F401
+
+        self._imported.set()
+        with self._place.use() as opened:
+            is_wanted = opened.expects_model()
+        if is_wanted:
+            self._place.config.embedder.encode_query("warm-up")
 
 
 def make_server(tools: Sequence[Tool], warm_up: WarmUp) -> Server:
