@@ -1,4 +1,4 @@
-"""The installed command, run in a process of its own."""
+"""The installed command, run in a process of its own or in this one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from unified_embeddings.cli import app
 
 COMMAND = Path(sys.executable).with_name("unified-embeddings")
 
@@ -33,6 +37,21 @@ class Ended:
 
     def names(self) -> set[str]:
         return {row["metadata"]["file_name"] for row in self.json}
+
+
+def run_here(
+    arguments: Iterable[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Ended:
+    """Run the command in this process; it must never print a traceback."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return Ended(code or 0, out, err)
 
 
 Run = Callable[..., Ended]

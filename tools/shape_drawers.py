@@ -7,7 +7,7 @@ which colour (`shapes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from PIL import ImageDraw
@@ -43,6 +43,28 @@ def tilt(random: Random) -> float:
     return random.uniform(-0.2, 0.2)
 
 
+def polygon_drawer(parts: Sequence[float], turn: float = 0.0) -> Drawer:
+    """Return what draws a polygon, slightly tilted.
+
+    Args:
+        parts: Distance of each corner from the centre, as a part of the shape's radius.
+        turn: By which the first corner is turned away from straight up, in radians.
+    """
+
+    def draw_polygon(
+        pencil: ImageDraw.ImageDraw,
+        centre: Point,
+        radius: float,
+        colour: Colour,
+        _: Colour,
+        random: Random,
+    ) -> None:
+        corners = polygon(centre, [radius * part for part in parts], turn + tilt(random))
+        pencil.polygon(corners, fill=colour)
+
+    return draw_polygon
+
+
 def _circle(
     pencil: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour, _: Colour, __: Random
 ) -> None:
@@ -61,18 +83,6 @@ def _ring(
     pencil.ellipse(_box(centre, radius * random.uniform(0.45, 0.6)), fill=background)
 
 
-def _square(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    corners = polygon(centre, [1.15 * radius] * 4, math.pi / 4 + tilt(random))
-    pencil.polygon(corners, fill=colour)
-
-
 def _diamond(
     pencil: ImageDraw.ImageDraw,
     centre: Point,
@@ -84,29 +94,6 @@ def _diamond(
     narrow = radius * random.uniform(0.62, 0.78)
     corners = polygon(centre, [1.1 * radius, narrow, 1.1 * radius, narrow], 0.5 * tilt(random))
     pencil.polygon(corners, fill=colour)
-
-
-def _triangle(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    pencil.polygon(polygon(centre, [1.1 * radius] * 3, tilt(random)), fill=colour)
-
-
-def _star(
-    pencil: ImageDraw.ImageDraw,
-    centre: Point,
-    radius: float,
-    colour: Colour,
-    _: Colour,
-    random: Random,
-) -> None:
-    radii = [1.15 * radius, 0.48 * radius] * 5
-    pencil.polygon(polygon(centre, radii, tilt(random)), fill=colour)
 
 
 def _cross(
@@ -144,9 +131,9 @@ def _heart(
 
 _SHAPES: dict[str, Drawer] = {
     "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
+    "square": polygon_drawer([1.15] * 4, math.pi / 4),
+    "triangle": polygon_drawer([1.1] * 3),
+    "star": polygon_drawer([1.15, 0.48] * 5),
     "heart": _heart,
     "cross": _cross,
     "ring": _ring,

@@ -19,9 +19,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from shape_drawers import SHAPES, Colour, Drawer, Point, polygon, shape_drawer, tilt
+from shape_drawers import SHAPES, Colour, polygon_drawer, shape_drawer
 from shapes import COLOURS, COUNTS, POSITIONS, Combination, draw_shapes
 
 _NEAR = 60
@@ -70,7 +70,7 @@ def pick_practice(allowed: Collection[Combination], number: int, random: Random)
 def draw_practice(practice: Practice, random: Random) -> Image.Image:
     """Draw a picture."""
     if practice.shape is None:
-        drawer = _polygon_drawer(practice.radii)
+        drawer = polygon_drawer(practice.radii)
     else:
         drawer = shape_drawer(practice.shape)
     return draw_shapes(drawer, practice.rgb, practice.count, practice.position, random)
@@ -121,18 +121,3 @@ def _may_be_shown(practice: Practice, allowed: Collection[Combination]) -> bool:
         Combination(name, practice.shape, practice.count, practice.position) in allowed
         for name in (nearest, *near)
     )
-
-
-def _polygon_drawer(radii: tuple[float, ...]) -> Drawer:
-    def draw_polygon(
-        pencil: ImageDraw.ImageDraw,
-        centre: Point,
-        radius: float,
-        colour: Colour,
-        _: Colour,
-        random: Random,
-    ) -> None:
-        corners = polygon(centre, [radius * part for part in radii], tilt(random))
-        pencil.polygon(corners, fill=colour)
-
-    return draw_polygon

@@ -26,7 +26,7 @@ import typer
 
 import checkpoints
 import unified_embeddings
-from command import COMMAND, FORGET, Ended, Run, environment, finish, start
+from command import COMMAND, FORGET, Ended, Run, environment, finish, run_here, start
 from unified_embeddings import BGE_M3_Embedder, EdgeQdrantClient
 from unified_embeddings.cli import app as cli
 from unified_embeddings.cli import demo, embed, quantize
@@ -56,18 +56,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process; it must never print a traceback."""
 
-    def run(*arguments: str | Path) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, out, err)
-
-    return run
+    return lambda *arguments: run_here(arguments, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

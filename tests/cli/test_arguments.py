@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from command import Ended
-from unified_embeddings.cli import app as cli
+from command import Ended, run_here
 
 Command = Callable[..., Ended]
 
@@ -22,16 +20,7 @@ def call(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
 
-    def call(*arguments: str | Path) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ended(int(ended.value.code or 0), out, err)
-
-    return call
+    return lambda *arguments: run_here(arguments, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

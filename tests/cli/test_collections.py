@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,8 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from command import COMMAND, Ended, environment
+from command import COMMAND, Ended, environment, run_here
 from qdrant_server import running_server
-from unified_embeddings.cli import app as cli
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.llama.text import UnifiedTextEmbedding
 from unified_embeddings.llama.vector_store import build_vector_store
@@ -39,16 +37,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
 
-    def run_command(*arguments: object) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ended(int(ended.value.code or 0), out, err)
-
-    return run_command
+    return lambda *arguments: run_here(arguments, capsys, monkeypatch)
 
 
 def fill(client: Any, name: str = "animals", *, documents: int = 2, pieces: int = 3) -> None:

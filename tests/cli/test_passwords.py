@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command import Ended
+from command import Ended, run_here
 from qdrant_server import running_server
 from unified_embeddings import InputError, ServiceError, StoreError
-from unified_embeddings.cli import app as cli
 from unified_embeddings.cli.hints import CompletedHints
 from unified_embeddings.embedders.fake import FakeEmbedder
 from unified_embeddings.errors import UnifiedEmbeddingsError, hide_passwords
@@ -43,16 +41,7 @@ def call(
     (data / "queries.jsonl").write_text('{"_id": "q", "text": "foxes"}\n')
     (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
 
-    def call(*arguments: str) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unified-embeddings", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ended(int(ended.value.code or 0), out, err)
-
-    return call
+    return lambda *arguments: run_here(arguments, capsys, monkeypatch)
 
 
 @pytest.fixture(params=["nobody listens", "a server without collections"])

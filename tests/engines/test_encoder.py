@@ -216,8 +216,8 @@ def test_vectors_are_the_same_on_either_side_of_the_change_of_products(
     if not products.has_onednn(torch.float32):
         pytest.skip("this PyTorch has one product only")
     monkeypatch.setattr(encoder, "rows_for_plain", lambda *_: first_rows)
-    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 30)
-    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 50)
+    monkeypatch.setattr(encoder, "BLOCK_TOKENS", 30)
+    monkeypatch.setattr(attention, "BLOCK_TOKENS", 50)
     calls = count_calls(monkeypatch)
     mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
     together = mixed.encode_documents(TEXTS, colbert=True)

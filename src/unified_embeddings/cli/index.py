@@ -147,9 +147,8 @@ def index(
     images = None
     with _resumable():
         if watch and clip_model is not None:
-            _ = (
-                config.clip.fingerprint
-            )  # A model that is missing is noticed before a picture comes.
+            # Asked for now, so that a model that is missing is noticed before a picture comes.
+            _ = config.clip.fingerprint
         if clip_model is not None:
             # First, so that a model that is missing is noticed before hours of texts.
             images = passes.index_pictures(open_images, config.clip)

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from unified_embeddings.engines.timed_choice import NEVER, Trial, first_faster_size
 
-_BLOCK_TOKENS = 1024
+BLOCK_TOKENS = 1024
 """Tokens of a block, at most: states of more do not stay in a processor's cache."""
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
@@ -82,7 +82,7 @@ def blocks_for_cache(lengths: Sequence[int], convolved_from: int = NEVER) -> lis
     blocks: list[Block] = []
     texts: list[int] = []
     for length in lengths:
-        if texts and sum(texts) + length > _BLOCK_TOKENS:
+        if texts and sum(texts) + length > BLOCK_TOKENS:
             blocks.append(_make_block(texts, convolved_from))
             texts = []
         texts.append(length)

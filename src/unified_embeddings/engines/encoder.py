@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import embedding, layer_norm
 
 from unified_embeddings.engines.attention import (
+    BLOCK_TOKENS,
     Block,
     VarlenKernel,
     blocks_for_cache,
@@ -26,9 +27,6 @@ from unified_embeddings.engines.attention import (
 from unified_embeddings.engines.products import AnyProduct, make_product, rows_for_plain
 from unified_embeddings.models.weights import POSITION_TABLE, TYPE_TABLE, VOCABULARY_TABLE, Backbone
 
-_BLOCK_ROWS = 1024
-"""Rows on a CPU for which a layer's products follow each other: what the wide product gives for
-more rows does not stay in the processor's cache until the narrow one takes it."""
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 _VARLEN_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that flash attention runs on, Ampere."""
@@ -105,12 +103,16 @@ class Encoder:
         return blocks_for_cache(lengths, self._convolved_from)
 
     def _finish(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return a layer's states, (T, d), from its attention's context and the states before."""
-        if hidden.device.type != "cpu" or len(hidden) <= _BLOCK_ROWS:
+        """Return a layer's states, (T, d), from its attention's context and the states before.
+
+        A long text is a block of its own. Its rows go through the products in parts, since what the
+        wide product gives for more does not stay in the cache until the narrow one takes it.
+        """
+        if hidden.device.type != "cpu" or len(hidden) <= BLOCK_TOKENS:
             return layer.finish(context, hidden)
         blocks = []
-        for first in range(0, len(hidden), _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
+        for first in range(0, len(hidden), BLOCK_TOKENS):
+            rows = slice(first, first + BLOCK_TOKENS)
             blocks.append(layer.finish(context[rows], hidden[rows]))
         return torch.cat(blocks)
 

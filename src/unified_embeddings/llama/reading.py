@@ -146,7 +146,7 @@ def _split(
 ) -> Iterator[tuple[str, Metadata]]:
     """Yield the chunks that are not blank, each with its place in the file.
 
-    One of NUL characters alone is: what fills a file after a crash is no text.
+    A chunk of nothing but NUL characters counts as blank. A crash can leave a file full of them.
     """
     for part in content.parts:
         if isinstance(part, Section):
