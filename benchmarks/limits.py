@@ -24,6 +24,7 @@ import argparse
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -56,6 +57,8 @@ _BLOCK_ROWS = 512
 """Rows that are multiplied at once, at most."""
 _TURN_SECONDS = 0.5
 """CPU seconds of a turn, at least."""
+_UNTIL_THREADS_SLEEP = 0.001
+"""Seconds that idle threads need to fall asleep."""
 _HEADS = frozenset({"dense", "sparse"})
 
 
@@ -265,6 +268,8 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
     """Return the CPU time of some work in this process, user and system."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     work(*arguments)
+    # Linux adds what a running thread has used only every few milliseconds, and when it sleeps.
+    time.sleep(_UNTIL_THREADS_SLEEP)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

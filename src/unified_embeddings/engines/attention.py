@@ -23,14 +23,22 @@ BLOCK_TOKENS = 1024
 """Tokens of a block, at most: states of more do not stay in a processor's cache."""
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
-_CONVOLVED_ROWS = 128
-"""The same for convolutions, at most. For fewer rows they are slower."""
-_CONVOLVED_SCORES = 2**20
-"""Attention scores computed at once by convolutions, about: 4 MiB, which stay in a cache."""
-_TRIED_LENGTHS = (256, 512)
+_CONVOLVED_SCORES = 2**21
+"""Scores computed at once by convolutions, about: 8 MiB, which stay in a cache."""
+_TRIED_LENGTHS = (128, 256)
 """Tokens of a text at which both ways are timed. Shorter texts never take convolutions."""
 _WORTH_MEASURING = 512
 """Width of a model below which nothing is measured: its attention takes no time that matters."""
+_OPERATORS = (
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+)
+"""What torch.compile uses for convolutions on oneDNN. They have no public names."""
+_PADDING, _STRIDE, _DILATION = [0, 0], [1, 1], [1, 1]
+"""Of convolutions with kernels of one pixel."""
+_NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
 
 Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From queries, keys and values to softmax(q k' / sqrt(head_dim)) v, all (T, heads, head_dim)."""
@@ -175,10 +183,9 @@ def find_convolved_from(width: int, heads: int, dtype: torch.dtype, device: torc
 
 
 def _has_convolutions() -> bool:
-    """Tell whether this build has the operators of `_HeadProducts`."""
+    """Tell whether this build has the operators of `_convolve_heads`."""
     is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    names = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return is_built and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return is_built and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
 
 
 def _attend_by_pytorch(
@@ -199,13 +206,19 @@ def _attend_by_convolutions(
 ) -> None:
     """Fill the context of one text, each (length, heads, head_dim)."""
     length, heads, _ = query.shape
-    # Chunks of one size, since oneDNN arranges the keys and values for a number of rows.
-    chunks = -(-length // _CONVOLVED_ROWS)
-    rows = -(-length // chunks)
-    heads_at_once = max(1, min(heads, _CONVOLVED_SCORES // (rows * length)))
+    # A few large products are faster than many small ones, so all rows of a few heads are computed
+    # at once, or of a long text some rows of one head.
+    rows = _even_part(length, _CONVOLVED_SCORES // length)
+    heads_at_once = _even_part(heads, _CONVOLVED_SCORES // (rows * length))
     for first in range(0, heads, heads_at_once):
         part = (slice(None), slice(first, first + heads_at_once))
         _convolve_heads(query[part], key[part], value[part], context[part], rows)
+
+
+def _even_part(count: int, most: int) -> int:
+    """Return the size of the parts that a number divides into evenly, `most` at most, or 1."""
+    parts = -(-count // max(1, most))
+    return -(-count // parts)
 
 
 def _convolve_heads(
@@ -216,43 +229,74 @@ def _convolve_heads(
     chunk_rows: int,
 ) -> None:
     """Fill the context of some heads of one text, so many rows at a time."""
-    length, _, head_dim = query.shape
-    multiply_keys = _HeadProducts(key.transpose(0, 1), chunk_rows)
-    multiply_values = _HeadProducts(value.permute(1, 2, 0), chunk_rows)
+    length, heads, head_dim = query.shape
+    arranged_keys = _arrange_keys(key, chunk_rows)
+    arranged_values = _arrange_values(value, chunk_rows)
     for first in range(0, length, chunk_rows):
         chunk = slice(first, first + chunk_rows)
-        scores = multiply_keys(query[chunk] * head_dim**-0.5)
+        scores = _score(query[chunk] * head_dim**-0.5, arranged_keys, heads)
         torch.softmax(scores, dim=-1, out=scores)
-        context[chunk] = multiply_values(scores)
+        context[chunk] = _weigh(scores, arranged_values, heads)
 
 
-class _HeadProducts:
-    """Multiplies each head's rows by a matrix of the head's own, on oneDNN.
+# A convolution with kernels of one pixel multiplies each head's rows by a matrix of that head: a row
+# is a pixel, its columns are the channels, and each head is a group of channels. Keys are the
+# kernels of a convolution, which multiplies by their transpose. Values are the kernels of a
+# transposed convolution, which multiplies by them as they are: to transpose them first would take
+# as long as the product.
 
-    It is a convolution with kernels of one pixel: a row is a pixel, its columns are the channels,
-    and each head is a group of channels. The operators are those that torch.compile uses for
-    convolutions; they have no public names.
 
-    Args:
-        matrices: One for each head, (heads, n, m).
-        rows: How many rows are usually multiplied at once.
-    """
+def _arrange_keys(key: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return keys (length, heads, head_dim) in oneDNN's layout for `_score` of so many rows."""
+    length, heads, head_dim = key.shape
+    kernels = key.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
+    shape = [1, heads * head_dim, rows, 1]
+    arranged: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        kernels, _PADDING, _STRIDE, _DILATION, heads, shape
+    )
+    return arranged
 
-    def __init__(self, matrices: torch.Tensor, rows: int) -> None:
-        self._heads, self._results, columns = matrices.shape
-        self._kernels = torch.ops.mkldnn._reorder_convolution_weight(
-            matrices.reshape(self._heads * self._results, columns, 1, 1),
-            [0, 0],
-            [1, 1],
-            [1, 1],
-            self._heads,
-            [1, self._heads * columns, rows, 1],
-        )
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return each head's x M', from (rows, heads, m) to (rows, heads, n)."""
-        pixels = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)  # channels last in memory
-        result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            pixels, self._kernels, None, [0, 0], [1, 1], [1, 1], self._heads, "none", [], ""
-        )
-        return result.permute(0, 2, 3, 1).reshape(len(x), self._heads, self._results)
+def _score(query: torch.Tensor, arranged_keys: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return each head's products q k', (rows, heads, length)."""
+    result = torch.ops.mkldnn._convolution_pointwise(
+        _as_pixels(query), arranged_keys, None, _PADDING, _STRIDE, _DILATION, heads, *_NO_ACTIVATION
+    )
+    return _as_rows(result, heads)
+
+
+def _arrange_values(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return values (length, heads, head_dim) in oneDNN's layout for `_weigh` of so many rows."""
+    length, heads, head_dim = value.shape
+    kernels = value.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
+    shape = [1, heads * length, rows, 1]
+    arranged: torch.Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+        kernels, _PADDING, _PADDING, _STRIDE, _DILATION, heads, shape
+    )
+    return arranged
+
+
+def _weigh(weights: torch.Tensor, arranged_values: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return each head's sums of values by weights (rows, heads, length): (rows, heads, d)."""
+    result = torch.ops.mkldnn._convolution_transpose_pointwise(
+        _as_pixels(weights),
+        arranged_values,
+        None,
+        _PADDING,
+        _PADDING,
+        _STRIDE,
+        _DILATION,
+        heads,
+        *_NO_ACTIVATION,
+    )
+    return _as_rows(result, heads)
+
+
+def _as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """Return rows (rows, heads, m) as an image, channels last in memory: (1, heads m, rows, 1)."""
+    return x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
+
+
+def _as_rows(image: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return an image's pixels as rows of each head, (rows, heads, n)."""
+    return image.permute(0, 2, 3, 1).reshape(image.shape[2], heads, -1)

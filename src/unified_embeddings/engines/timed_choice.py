@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from unified_embeddings._version import __version__
 from unified_embeddings.system.files import make_folder, replace_file
 from unified_embeddings.system.hardware import cpu, kernel_variables, wait_settings
 
@@ -31,6 +32,10 @@ NEVER = 0
 _LOG = logging.getLogger(__name__)
 _ROUNDS = 7
 """Fewer are not enough on a busy machine: an answer is kept."""
+_TURN_SECONDS = 0.02
+"""Processor seconds of a turn, at least: many times what its threads' time may be late by."""
+_UNTIL_THREADS_SLEEP = 0.001
+"""Seconds that torch's idle threads need to fall asleep, unless they spin for long."""
 _MARGIN = 0.95
 """The other way is taken if it needs less than this share of the usual one's time."""
 
@@ -62,9 +67,9 @@ class Trial(NamedTuple):
 def first_faster_size(trial: Trial) -> int:
     """Return from which size on the other way is faster; `NEVER` if it is not.
 
-    The first call for a trial measures, which takes tens of milliseconds, and writes the answer
-    into the user's cache folder. Later calls on this machine read it: processes that work together,
-    or after each other, round alike.
+    The first call for a trial measures, which takes half a second, and writes the answer into the
+    user's cache folder. Later calls on this machine read it: processes that work together, or after
+    each other, round alike.
     """
     key = _describe(trial)
     with _lock:
@@ -145,12 +150,18 @@ def _measure(trial: Trial) -> int:
 def _time(work: TimedWork, x: torch.Tensor) -> float:
     """Return the processor seconds of all threads: elapsed time tells what else runs here."""
     begun = time.process_time()
-    work(x)
-    return time.process_time() - begun
+    calls = 0
+    while time.process_time() - begun < _TURN_SECONDS:
+        work(x)
+        calls += 1
+    # Linux adds what a running thread has used only every few milliseconds, and when it sleeps.
+    time.sleep(_UNTIL_THREADS_SLEEP)
+    return (time.process_time() - begun) / calls
 
 
 def _describe(trial: Trial) -> str:
     """Return everything that the answer depends on."""
-    facts = [torch.__version__, cpu().name, *cpu().flags, *kernel_variables(), *wait_settings()]
+    facts = [__version__, torch.__version__, cpu().name, *cpu().flags]
+    facts += [*kernel_variables(), *wait_settings()]
     facts += [str(torch.get_num_threads()), trial.name, *map(str, trial.sizes)]
     return " ".join(facts)
