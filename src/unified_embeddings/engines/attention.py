@@ -239,8 +239,8 @@ def _convolve_heads(
         context[chunk] = _weigh(scores, arranged_values, heads)
 
 
-# A convolution with kernels of one pixel multiplies each head's rows by a matrix of that head: a row
-# is a pixel, its columns are the channels, and each head is a group of channels. Keys are the
+# A convolution with kernels of one pixel multiplies each head's rows by a matrix of that head. A
+# row is a pixel, its columns are the channels, and each head is a group of channels. Keys are the
 # kernels of a convolution, which multiplies by their transpose. Values are the kernels of a
 # transposed convolution, which multiplies by them as they are: to transpose them first would take
 # as long as the product.
