@@ -83,8 +83,9 @@ _SIZES = (
     "rounds", "documents", "outlier", "equal", "paragraphs", "trial_documents", "queries", "many",
 )  # fmt: skip
 """Options that change the scale."""
-_PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-"""Makes threads of OpenMP sleep while they wait; the second is for the runtime of LLVM."""
+_PASSIVE = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""Makes threads of OpenMP sleep while they wait: GCC's runtime after the microseconds that the
+engine `torch` gives it too, and LLVM's at once."""
 _TEMPORARY = Path(tempfile.gettempdir())
 _LIBRARIES = (
     "unified-embeddings", "torch", "transformers", "tokenizers", "onnxruntime", "FlagEmbedding",
