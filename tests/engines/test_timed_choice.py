@@ -74,6 +74,36 @@ def test_it_is_measured_once_in_a_process_and_read_in_the_next(
     assert first_faster_size(trial(usual, slower, "product 2048x1024")) == NEVER  # another product
 
 
+def test_short_work_is_repeated_until_its_turn_is_long_enough_to_be_timed() -> None:
+    usual, other = Timed({64: 0.015, 256: 0.03}), Timed({64: 0.015, 256: 0.02})
+    assert first_faster_size(trial(usual, other)) == 256
+    # An untimed call for each size, and seven turns: of two calls of 15 ms, and of one of 30.
+    assert usual.calls == 1 + 7 * 2 + 1 + 7
+
+
+def test_what_threads_have_used_is_counted_though_the_system_adds_it_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = 0.0
+
+    def work_of_two_threads(x: torch.Tensor) -> torch.Tensor:
+        """Use 4 s, half of which is added when the second thread sleeps."""
+        nonlocal late
+        Timed.clock += 2.0
+        late += 2.0
+        return x
+
+    def sleep(seconds: float) -> None:
+        nonlocal late
+        Timed.clock += late
+        late = 0.0
+
+    monkeypatch.setattr(timed_choice.time, "sleep", sleep)
+    work_of_one = Timed({64: 3.0, 256: 3.0})
+    both = Trial("product", (64, 256), torch.ones, work_of_two_threads, work_of_one)
+    assert first_faster_size(both) == 64
+
+
 def test_another_processor_or_setting_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Timed({64: 1.0, 256: 4.0})
     assert first_faster_size(trial(usual, Timed({64: 2.0, 256: 3.0}))) == 256
