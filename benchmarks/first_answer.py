@@ -64,14 +64,14 @@ async def _ask(options: Sequence[str], seconds: Seconds) -> None:
     """Start the server as an assistant does, and ask it."""
     arguments = [*_COMMAND[1:], "mcp", *options]
     parameters = StdioServerParameters(command=_COMMAND[0], args=arguments, env=dict(os.environ))
-    others = set(psutil.Process().children())
+    earlier_children = set(psutil.Process().children())
     started = time.perf_counter()
     async with Client(parameters) as client:
         await client.list_tools()
         seconds.clock[_TOOLS].append(time.perf_counter() - started)
         answer = await client.call_tool("search", {"query": _QUESTION, "top_k": 1})
         seconds.clock[_FIRST].append(time.perf_counter() - started)
-        (server,) = set(psutil.Process().children()) - others
+        (server,) = set(psutil.Process().children()) - earlier_children
         used = server.cpu_times()
         seconds.processor[_FIRST].append(used.user + used.system)
         if answer.is_error:

@@ -1,5 +1,6 @@
 """How close the engines come to their matrix products alone.
 
+    export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000    as the engine `torch` has it by default
     python benchmarks/limits.py                           a full-size BGE-M3 with random weights
     python benchmarks/limits.py --model FOLDER            a checkpoint of your own
     python benchmarks/limits.py --precisions int8 --rounds 9
@@ -58,7 +59,7 @@ _BLOCK_ROWS = 512
 _TURN_SECONDS = 0.5
 """CPU seconds of a turn, at least."""
 _UNTIL_THREADS_SLEEP = 0.001
-"""Seconds that idle threads need to fall asleep."""
+"""Seconds that idle threads need to fall asleep, unless they spin for long."""
 _HEADS = frozenset({"dense", "sparse"})
 
 
@@ -268,7 +269,8 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
     """Return the CPU time of some work in this process, user and system."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     work(*arguments)
-    # Linux adds what a running thread has used only every few milliseconds, and when it sleeps.
+    # Linux adds a running thread's time to its process's only every few milliseconds, and when the
+    # thread sleeps.
     time.sleep(_UNTIL_THREADS_SLEEP)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

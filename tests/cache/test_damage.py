@@ -20,6 +20,10 @@ from unified_embeddings.types import SparseVector
 NAMES = [f"text {i}" for i in range(120)]
 MUTATIONS = 60
 """Of each file. The endurance test makes more."""
+USES_UNTIL_COMPLETE = 5
+"""A damaged index may take new rows in one use and only show its damage in the next, when they are
+read back. The file is a new one then, and holds what was written last. The use after that completes
+it, and the last one finds everything; one is to spare."""
 
 
 def value_of(name: str) -> Any:
@@ -102,9 +106,7 @@ def check_mutations(path: Path, count: int, seed: int) -> None:
         ask(cache, NAMES)
         ask(cache, ["text 1000"])
         cache.close()
-        # Damage of an index may show only when something is written, or read back after that. The
-        # file is a new one then, and holds what was written last: the next use completes it.
-        computed = [use_once(path, [*NAMES, "text 1000"]) for _ in range(5)]
+        computed = [use_once(path, [*NAMES, "text 1000"]) for _ in range(USES_UNTIL_COMPLETE)]
         assert computed[-1] == 0
 
 

@@ -135,7 +135,7 @@ def test_attention_by_convolutions_is_the_formula(
         torch.testing.assert_close(part, copy, atol=0, rtol=0)  # the inputs are only read
 
 
-@pytest.mark.parametrize("scores", [1, 300 * 100 * 2, 2**20])
+@pytest.mark.parametrize("scores", [1, 300 * 43, 300 * 100 * 2, 300 * 300 * 2, 2**20])
 def test_long_texts_are_convolved_a_few_heads_at_a_time(
     scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,18 @@ def test_short_work_is_repeated_until_its_turn_is_long_enough_to_be_timed() -> N
     assert usual.calls == 1 + 7 * 2 + 1 + 7
 
 
+def test_a_clock_that_jumps_before_the_work_begins_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def jump() -> float:
+        Timed.clock += 1.0
+        return Timed.clock
+
+    monkeypatch.setattr(timed_choice.time, "process_time", jump)
+    usual, other = Timed({64: 1.0, 256: 4.0}), Timed({64: 2.0, 256: 3.0})
+    assert first_faster_size(trial(usual, other)) == 256
+
+
 def test_what_threads_have_used_is_counted_though_the_system_adds_it_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -100,8 +112,8 @@ def test_what_threads_have_used_is_counted_though_the_system_adds_it_late(
 
     monkeypatch.setattr(timed_choice.time, "sleep", sleep)
     work_of_one = Timed({64: 3.0, 256: 3.0})
-    both = Trial("product", (64, 256), torch.ones, work_of_two_threads, work_of_one)
-    assert first_faster_size(both) == 64
+    trial_of_threads = Trial("product", (64, 256), torch.ones, work_of_two_threads, work_of_one)
+    assert first_faster_size(trial_of_threads) == 64
 
 
 def test_another_processor_or_setting_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +122,9 @@ def test_another_processor_or_setting_is_measured_anew(monkeypatch: pytest.Monke
     slower = Timed({64: 2.0, 256: 8.0})
     with monkeypatch.context() as other:
         other.setattr(timed_choice, "cpu", lambda: Cpu("another", 2, ("avx2",)))
+        assert first_faster_size(trial(usual, slower)) == NEVER
+    with monkeypatch.context() as later:
+        later.setattr(timed_choice, "__version__", "99")
         assert first_faster_size(trial(usual, slower)) == NEVER
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert first_faster_size(trial(usual, slower)) == NEVER

@@ -24,12 +24,12 @@ BLOCK_TOKENS = 1024
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
 _CONVOLVED_SCORES = 2**21
-"""Scores computed at once by convolutions, about: 8 MiB, which stay in a cache."""
+"""Scores computed at once by convolutions, at most: 8 MiB, which stay in a cache."""
 _TRIED_LENGTHS = (128, 256)
 """Tokens of a text at which both ways are timed. Shorter texts never take convolutions."""
 _WORTH_MEASURING = 512
 """Width of a model below which nothing is measured: its attention takes no time that matters."""
-_OPERATORS = (
+_CONVOLUTION_OPERATORS = (
     "_reorder_convolution_weight",
     "_convolution_pointwise",
     "_reorder_convolution_transpose_weight",
@@ -37,7 +37,7 @@ _OPERATORS = (
 )
 """What torch.compile uses for convolutions on oneDNN. They have no public names."""
 _PADDING, _STRIDE, _DILATION = [0, 0], [1, 1], [1, 1]
-"""Of convolutions with kernels of one pixel."""
+"""The settings of a convolution with kernels of one pixel."""
 _NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
 
 Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -185,7 +185,7 @@ def find_convolved_from(width: int, heads: int, dtype: torch.dtype, device: torc
 def _has_convolutions() -> bool:
     """Tell whether this build has the operators of `_convolve_heads`."""
     is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_built and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    return is_built and all(hasattr(torch.ops.mkldnn, name) for name in _CONVOLUTION_OPERATORS)
 
 
 def _attend_by_pytorch(
@@ -207,16 +207,17 @@ def _attend_by_convolutions(
     """Fill the context of one text, each (length, heads, head_dim)."""
     length, heads, _ = query.shape
     # A few large products are faster than many small ones, so all rows of a few heads are computed
-    # at once, or of a long text some rows of one head.
-    rows = _even_part(length, _CONVOLVED_SCORES // length)
-    heads_at_once = _even_part(heads, _CONVOLVED_SCORES // (rows * length))
+    # at once, or of a long text some rows of one head. Parts are nearly equal, since oneDNN
+    # arranges the keys and values for a number of rows.
+    rows = _part_size(length, _CONVOLVED_SCORES // length)
+    heads_at_once = _part_size(heads, _CONVOLVED_SCORES // (rows * length))
     for first in range(0, heads, heads_at_once):
         part = (slice(None), slice(first, first + heads_at_once))
         _convolve_heads(query[part], key[part], value[part], context[part], rows)
 
 
-def _even_part(count: int, most: int) -> int:
-    """Return the size of the parts that a number divides into evenly, `most` at most, or 1."""
+def _part_size(count: int, most: int) -> int:
+    """Return the size of the fewest nearly equal parts of at most `most`, and at least 1."""
     parts = -(-count // max(1, most))
     return -(-count // parts)
 
@@ -247,7 +248,7 @@ def _convolve_heads(
 
 
 def _arrange_keys(key: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return keys (length, heads, head_dim) in oneDNN's layout for `_score` of so many rows."""
+    """Return keys (length, heads, head_dim) in oneDNN's layout for `_score` with so many rows."""
     length, heads, head_dim = key.shape
     kernels = key.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
     shape = [1, heads * head_dim, rows, 1]
@@ -266,7 +267,7 @@ def _score(query: torch.Tensor, arranged_keys: torch.Tensor, heads: int) -> torc
 
 
 def _arrange_values(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return values (length, heads, head_dim) in oneDNN's layout for `_weigh` of so many rows."""
+    """Return values (length, heads, head_dim) in oneDNN's layout for `_weigh` with so many rows."""
     length, heads, head_dim = value.shape
     kernels = value.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
     shape = [1, heads * length, rows, 1]
@@ -277,7 +278,7 @@ def _arrange_values(value: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _weigh(weights: torch.Tensor, arranged_values: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return each head's sums of values by weights (rows, heads, length): (rows, heads, d)."""
+    """Return sums of each head's values, weighted by (rows, heads, length): (rows, heads, d)."""
     result = torch.ops.mkldnn._convolution_transpose_pointwise(
         _as_pixels(weights),
         arranged_values,

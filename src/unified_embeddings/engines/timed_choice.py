@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _ROUNDS = 7
 """Fewer are not enough on a busy machine: an answer is kept."""
 _TURN_SECONDS = 0.02
-"""Processor seconds of a turn, at least: many times what its threads' time may be late by."""
+"""Processor seconds of a turn, at least. A single call may be shorter than what a clock tells."""
 _UNTIL_THREADS_SLEEP = 0.001
 """Seconds that torch's idle threads need to fall asleep, unless they spin for long."""
 _MARGIN = 0.95
@@ -67,9 +67,9 @@ class Trial(NamedTuple):
 def first_faster_size(trial: Trial) -> int:
     """Return from which size on the other way is faster; `NEVER` if it is not.
 
-    The first call for a trial measures, which takes half a second, and writes the answer into the
-    user's cache folder. Later calls on this machine read it: processes that work together, or after
-    each other, round alike.
+    The first call for a trial measures, which takes half a second of processor time, and writes the
+    answer into the user's cache folder. Later calls on this machine read it: processes that work
+    together, or after each other, round alike.
     """
     key = _describe(trial)
     with _lock:
@@ -150,11 +150,13 @@ def _measure(trial: Trial) -> int:
 def _time(work: TimedWork, x: torch.Tensor) -> float:
     """Return the processor seconds of all threads: elapsed time tells what else runs here."""
     begun = time.process_time()
-    calls = 0
-    while time.process_time() - begun < _TURN_SECONDS:
+    calls, used = 0, 0.0
+    while calls == 0 or used < _TURN_SECONDS:
         work(x)
         calls += 1
-    # Linux adds what a running thread has used only every few milliseconds, and when it sleeps.
+        used = time.process_time() - begun
+    # Linux adds a running thread's time to its process's only every few milliseconds, and when the
+    # thread sleeps.
     time.sleep(_UNTIL_THREADS_SLEEP)
     return (time.process_time() - begun) / calls
 
