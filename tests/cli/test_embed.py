@@ -21,11 +21,10 @@ import numpy as np
 import pytest
 
 import checkpoints
-from command import FORGET, Ended, Run, environment, finish
+from command import FORGET, Ended, Run, environment, finish, run_here
 from unified_embeddings.bulk import run as bulk_run
 from unified_embeddings.bulk.options import BulkOptions, ModelReport
 from unified_embeddings.bulk.run import embed_rows
-from unified_embeddings.cli import app as cli
 
 ROWS = [
     {
@@ -62,19 +61,7 @@ def run(
             monkeypatch.delenv(name)
     monkeypatch.chdir(work)
 
-    def run(*arguments: str | Path) -> Ended:
-        capsys.readouterr()
-        given = ["unified-embeddings", "embed", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, out, err)
-
-    return run
+    return lambda *arguments: run_here(["embed", *arguments], capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 from qdrant_client import models as qm
 
-from command import Ended, environment, finish
-from unified_embeddings.cli import app as cli
+from command import Ended, environment, finish, run_here
 from unified_embeddings.errors import InputError, StoreError
 from unified_embeddings.stores.copying import CopyReport, check_copy, copy_collection
 from unified_embeddings.stores.edge.catalog import is_local_mode_folder
@@ -660,13 +659,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Run `unified-embeddings copy` in this process; it must never print a traceback."""
 
     def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["unified-embeddings", "copy", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Ended(int(ended.value.code or 0), out, err)
+        return run_here(["copy", *arguments], capsys, monkeypatch)
 
     return run
 
