@@ -1,16 +1,18 @@
 """Attention within each text of a packed batch, in PyTorch.
 
-What lives here: blocks of texts that go through a layer together, and ways to compute attention for
-them. What does not: the layers (`encoder`), timing which way is faster (`timed_choice`).
+What lives here: blocks of texts that go through a layer together, and the choice of how attention
+is computed for them. What does not: the layers (`encoder`), timing which way is faster
+(`timed_choice`), ONNX Runtime's attention (`onnx_attention`).
 
-On a CPU, PyTorch's attention multiplies with MKL. Where oneDNN is faster, long texts take it: the
-only product of oneDNN in fp32 that PyTorch offers for many heads at once is a convolution with one
-group for each head.
+On a CPU, PyTorch's attention multiplies with MKL. Where ONNX Runtime is installed and its attention
+is faster, long texts take that.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -18,30 +20,49 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from unified_embeddings.engines.timed_choice import NEVER, Trial, first_faster_size
+from unified_embeddings.errors import MissingExtraError
+
+_LOG = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 1024
 """Tokens of a block, at most: states of more do not stay in a processor's cache."""
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
-_CONVOLVED_SCORES = 2**21
-"""Scores computed at once by convolutions, at most: 8 MiB, which stay in a cache."""
 _TRIED_LENGTHS = (128, 256)
-"""Tokens of a text at which both ways are timed. Shorter texts never take convolutions."""
+"""Tokens of a text at which both ways are timed. Shorter texts always take PyTorch's: for them both
+are as fast within the model, where the threads of one library sleep while the other's work."""
 _WORTH_MEASURING = 512
 """Width of a model below which nothing is measured: its attention takes no time that matters."""
-_CONVOLUTION_OPERATORS = (
-    "_reorder_convolution_weight",
-    "_convolution_pointwise",
-    "_reorder_convolution_transpose_weight",
-    "_convolution_transpose_pointwise",
-)
-"""What torch.compile uses for convolutions on oneDNN. They have no public names."""
-_PADDING, _STRIDE, _DILATION = [0, 0], [1, 1], [1, 1]
-"""The settings of a convolution with kernels of one pixel."""
-_NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
 
 Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From queries, keys and values to softmax(q k' / sqrt(head_dim)) v, all (T, heads, head_dim)."""
+
+
+class TextAttention(Protocol):
+    """Attention within one text."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        context: torch.Tensor,
+        /,
+    ) -> None:
+        """Fill the context from queries, keys and values, each (length, heads, head_dim)."""
+        ...
+
+
+class LongTexts(NamedTuple):
+    """How attention of long texts is computed.
+
+    Attributes:
+        least_tokens: Tokens from which on a text counts as long.
+        attend: Attention within one of them.
+    """
+
+    least_tokens: int
+    attend: TextAttention
 
 
 class Block(NamedTuple):
@@ -74,14 +95,14 @@ class VarlenKernel(Protocol):
         ...
 
 
-def blocks_for_cache(lengths: Sequence[int], convolved_from: int = NEVER) -> list[Block]:
+def blocks_for_cache(lengths: Sequence[int], long_texts: LongTexts | None = None) -> list[Block]:
     """Divide texts into blocks whose states stay in a processor's cache.
 
     A longer text makes a block of its own.
 
     Args:
         lengths: Tokens of each text, in order.
-        convolved_from: See `attention_by_length`.
+        long_texts: See `attention_by_length`.
 
     Example:
         >>> [block.tokens for block in blocks_for_cache([1200, 600, 300, 200])]
@@ -91,20 +112,20 @@ def blocks_for_cache(lengths: Sequence[int], convolved_from: int = NEVER) -> lis
     texts: list[int] = []
     for length in lengths:
         if texts and sum(texts) + length > BLOCK_TOKENS:
-            blocks.append(_make_block(texts, convolved_from))
+            blocks.append(_make_block(texts, long_texts))
             texts = []
         texts.append(length)
-    blocks.append(_make_block(texts, convolved_from))
+    blocks.append(_make_block(texts, long_texts))
     return blocks
 
 
 def whole_block(lengths: Sequence[int]) -> list[Block]:
     """Return one block of all texts, for a device that has no cache to mind."""
-    return [_make_block(lengths, NEVER)]
+    return [_make_block(lengths, None)]
 
 
-def _make_block(lengths: Sequence[int], convolved_from: int) -> Block:
-    return Block(sum(lengths), attention_by_length(lengths, convolved_from))
+def _make_block(lengths: Sequence[int], long_texts: LongTexts | None) -> Block:
+    return Block(sum(lengths), attention_by_length(lengths, long_texts))
 
 
 def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) -> Attention:
@@ -122,12 +143,12 @@ def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) ->
     return attend
 
 
-def attention_by_length(lengths: Sequence[int], convolved_from: int = NEVER) -> Attention:
+def attention_by_length(lengths: Sequence[int], long_texts: LongTexts | None = None) -> Attention:
     """Return attention within each text, with neighbours of one length computed together.
 
     Args:
         lengths: Tokens of each text, in order; they sum to T.
-        convolved_from: Tokens from which on a text is computed by convolutions; `NEVER` for none.
+        long_texts: How long texts are computed, each for itself; None for like all others.
     """
     groups = [(length, len(list(texts))) for length, texts in itertools.groupby(lengths)]
 
@@ -142,18 +163,20 @@ def attention_by_length(lengths: Sequence[int], convolved_from: int = NEVER) -> 
                 tensor[rows].view(texts, length, *tensor.shape[1:])
                 for tensor in (query, key, value, context)
             )
-            if convolved_from == NEVER or length < convolved_from:
+            if long_texts is None or length < long_texts.least_tokens:
                 _attend_by_pytorch(q, k, v, out)
             else:
                 for text in range(texts):
-                    _attend_by_convolutions(q[text], k[text], v[text], out[text])
+                    long_texts.attend(q[text], k[text], v[text], out[text])
         return context
 
     return attend
 
 
-def find_convolved_from(width: int, heads: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Return from how many tokens on convolutions are faster; `NEVER` if they are not.
+def find_long_texts(
+    width: int, heads: int, dtype: torch.dtype, device: torch.device
+) -> LongTexts | None:
+    """Return from how many tokens on ONNX Runtime's attention is faster; None if it is not.
 
     Args:
         width: Columns of a model's states.
@@ -161,31 +184,31 @@ def find_convolved_from(width: int, heads: int, dtype: torch.dtype, device: torc
         dtype: The dtype that it is computed in.
         device: Where it is computed.
     """
-    is_offered = device.type == "cpu" and dtype == torch.float32 and _has_convolutions()
-    if not is_offered or width < _WORTH_MEASURING:
-        return NEVER
+    if device.type != "cpu" or dtype != torch.float32 or width < _WORTH_MEASURING:
+        return None
+    try:
+        from unified_embeddings.engines.onnx_attention import OnnxAttention
+    except MissingExtraError:
+        _LOG.info("Without the extra 'onnx', attention of long texts may take twice as long")
+        return None
+    onnx_attention = OnnxAttention(heads)
 
     def make_inputs(length: int) -> torch.Tensor:
         return torch.ones(length, 3, heads, width // heads)
 
-    def attend(inputs: torch.Tensor, convolved_from: int) -> torch.Tensor:
-        return attention_by_length([len(inputs)], convolved_from)(*inputs.unbind(1))
+    def attend(inputs: torch.Tensor, long_texts: LongTexts | None) -> torch.Tensor:
+        return attention_by_length([len(inputs)], long_texts)(*inputs.unbind(1))
 
-    return first_faster_size(
+    least_tokens = first_faster_size(
         Trial(
-            name=f"attention {heads}x{width // heads}",
+            name=f"attention {heads}x{width // heads} {importlib.metadata.version('onnxruntime')}",
             sizes=_TRIED_LENGTHS,
             make_input=make_inputs,
-            usual=lambda inputs: attend(inputs, NEVER),
-            other=lambda inputs: attend(inputs, 1),
+            usual=lambda inputs: attend(inputs, None),
+            other=lambda inputs: attend(inputs, LongTexts(1, onnx_attention)),
         )
     )
-
-
-def _has_convolutions() -> bool:
-    """Tell whether this build has the operators of `_convolve_heads`."""
-    is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_built and all(hasattr(torch.ops.mkldnn, name) for name in _CONVOLUTION_OPERATORS)
+    return None if least_tokens == NEVER else LongTexts(least_tokens, onnx_attention)
 
 
 def _attend_by_pytorch(
@@ -199,105 +222,3 @@ def _attend_by_pytorch(
     for first in range(0, query.shape[2], _QUERY_ROWS):
         chunk = slice(first, first + _QUERY_ROWS)
         context[:, :, chunk] = scaled_dot_product_attention(query[:, :, chunk], key, value)
-
-
-def _attend_by_convolutions(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: torch.Tensor
-) -> None:
-    """Fill the context of one text, each (length, heads, head_dim)."""
-    length, heads, _ = query.shape
-    # A few large products are faster than many small ones, so all rows of a few heads are computed
-    # at once, or of a long text some rows of one head. Parts are nearly equal, since oneDNN
-    # arranges the keys and values for a number of rows.
-    rows = _part_size(length, _CONVOLVED_SCORES // length)
-    heads_at_once = _part_size(heads, _CONVOLVED_SCORES // (rows * length))
-    for first in range(0, heads, heads_at_once):
-        part = (slice(None), slice(first, first + heads_at_once))
-        _convolve_heads(query[part], key[part], value[part], context[part], rows)
-
-
-def _part_size(count: int, most: int) -> int:
-    """Return the size of the fewest nearly equal parts of at most `most`, and at least 1."""
-    parts = -(-count // max(1, most))
-    return -(-count // parts)
-
-
-def _convolve_heads(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    context: torch.Tensor,
-    chunk_rows: int,
-) -> None:
-    """Fill the context of some heads of one text, so many rows at a time."""
-    length, heads, head_dim = query.shape
-    arranged_keys = _arrange_keys(key, chunk_rows)
-    arranged_values = _arrange_values(value, chunk_rows)
-    for first in range(0, length, chunk_rows):
-        chunk = slice(first, first + chunk_rows)
-        scores = _score(query[chunk] * head_dim**-0.5, arranged_keys, heads)
-        torch.softmax(scores, dim=-1, out=scores)
-        context[chunk] = _weigh(scores, arranged_values, heads)
-
-
-# A convolution with kernels of one pixel multiplies each head's rows by a matrix of that head. A
-# row is a pixel, its columns are the channels, and each head is a group of channels. Keys are the
-# kernels of a convolution, which multiplies by their transpose. Values are the kernels of a
-# transposed convolution, which multiplies by them as they are: to transpose them first would take
-# as long as the product.
-
-
-def _arrange_keys(key: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return keys (length, heads, head_dim) in oneDNN's layout for `_score` with so many rows."""
-    length, heads, head_dim = key.shape
-    kernels = key.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
-    shape = [1, heads * head_dim, rows, 1]
-    arranged: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        kernels, _PADDING, _STRIDE, _DILATION, heads, shape
-    )
-    return arranged
-
-
-def _score(query: torch.Tensor, arranged_keys: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return each head's products q k', (rows, heads, length)."""
-    result = torch.ops.mkldnn._convolution_pointwise(
-        _as_pixels(query), arranged_keys, None, _PADDING, _STRIDE, _DILATION, heads, *_NO_ACTIVATION
-    )
-    return _as_rows(result, heads)
-
-
-def _arrange_values(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return values (length, heads, head_dim) in oneDNN's layout for `_weigh` with so many rows."""
-    length, heads, head_dim = value.shape
-    kernels = value.transpose(0, 1).reshape(heads * length, head_dim, 1, 1)
-    shape = [1, heads * length, rows, 1]
-    arranged: torch.Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-        kernels, _PADDING, _PADDING, _STRIDE, _DILATION, heads, shape
-    )
-    return arranged
-
-
-def _weigh(weights: torch.Tensor, arranged_values: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return sums of each head's values, weighted by (rows, heads, length): (rows, heads, d)."""
-    result = torch.ops.mkldnn._convolution_transpose_pointwise(
-        _as_pixels(weights),
-        arranged_values,
-        None,
-        _PADDING,
-        _PADDING,
-        _STRIDE,
-        _DILATION,
-        heads,
-        *_NO_ACTIVATION,
-    )
-    return _as_rows(result, heads)
-
-
-def _as_pixels(x: torch.Tensor) -> torch.Tensor:
-    """Return rows (rows, heads, m) as an image, channels last in memory: (1, heads m, rows, 1)."""
-    return x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
-
-
-def _as_rows(image: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return an image's pixels as rows of each head, (rows, heads, n)."""
-    return image.permute(0, 2, 3, 1).reshape(image.shape[2], heads, -1)
