@@ -80,8 +80,14 @@ def _ours(engine: str, precision: str, *, standard: bool = True) -> Peer:
     def load(folder: Path) -> Model:
         from unified_embeddings import BGE_M3_Embedder
 
+        # Like all the others: by itself the engine `torch` would take a GPU.
         return BGE_M3_Embedder(
-            folder, engine=engine, precision=precision, cache=None, local_files_only=True
+            folder,
+            engine=engine,
+            precision=precision,
+            device="cpu",
+            cache=None,
+            local_files_only=True,
         )
 
     def documents(model: Model, texts: list[str], _: int | None) -> Answer:

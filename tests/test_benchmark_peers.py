@@ -218,6 +218,14 @@ def test_each_peer_names_the_code_that_makes_its_files() -> None:
     assert {"ctranslate2-fp32", "openvino-int8", "llama.cpp-q8_0", "bge-m3-lite-int8"} < set(OTHERS)
 
 
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.is_ours])
+def test_ours_run_on_the_cpu_where_there_is_a_gpu_too(
+    name: str, xlmr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert PEERS[name].load(xlmr).runtime.device == "cpu"
+
+
 def test_words_are_found_in_both_kinds_of_vocabulary() -> None:
     assert texts._words(["▁fox", "fox", "▁", "▁x1", "▁dog", "[CLS]"]) == ["dog", "fox"]
     assert texts._words(["[CLS]", "fox", "##es", "dog", "!"]) == ["dog", "fox"]
