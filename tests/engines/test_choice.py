@@ -98,16 +98,34 @@ def test_an_export_needs_no_room_where_it_is_the_models(
     assert ModelEmbedder(spec).runtime.engine == "onnx"
 
 
-def test_torch_where_the_extra_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     real = choice.importlib.util.find_spec
 
     def without_onnx(name: str) -> Any:
         return None if name == "onnx" else real(name)
 
     monkeypatch.setattr(choice.importlib.util, "find_spec", without_onnx)
+
+
+@pytest.mark.usefixtures("_without_onnx")
+def test_torch_where_the_extra_is_not_installed() -> None:
     engine, reason = choose()
     assert engine == "torch"
     assert "onnx are not installed: pip install '.[onnx]'" in reason
+
+
+@pytest.mark.usefixtures("_without_onnx")
+def test_the_reason_says_that_long_texts_may_be_faster(machine: Any) -> None:
+    machine(AVX512)
+    assert "may be faster with onnx: pip install '.[onnx]'" in choose()[1]
+    machine(AMX)  # in bf16 they are not
+    assert "pip install" not in choose()[1]
+
+
+def test_nothing_is_advised_where_all_is_installed(machine: Any) -> None:
+    machine(AVX512)
+    assert "pip install" not in choose()[1]
 
 
 def test_torch_for_small_models_of_unknown_size(xlmr: Path) -> None:

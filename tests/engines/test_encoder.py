@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -20,9 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
-from unified_embeddings.engines import attention, encoder, onnx_attention, products
-from unified_embeddings.engines.onnx_attention import OnnxAttention
-from unified_embeddings.engines.timed_choice import Trial
+from unified_embeddings.engines import attention, encoder, products
 from unified_embeddings.system.hardware import passive_wait_policy
 
 TEXTS = ["The quick brown fox", "", "ranking orders them " * 20, "fox <pad> fox"]
@@ -114,148 +111,6 @@ def test_both_ways_of_attention_are_the_formula(lengths: list[int], seed: int) -
         attention.attention_between(each_alone, ends, max(lengths))(*parts),
     ):
         torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
-
-
-@given(
-    st.lists(st.integers(1, 300), min_size=1, max_size=3),
-    st.integers(1, 4),
-    st.sampled_from([4, 8, 12, 64]),
-    st.integers(1, 300),
-    st.integers(0, 2**32 - 1),
-)
-def test_attention_of_onnx_runtime_is_the_formula(
-    lengths: list[int], heads: int, head_dim: int, least_tokens: int, seed: int
-) -> None:
-    parts = torch.randn(
-        (sum(lengths), 3, heads, head_dim), generator=torch.Generator().manual_seed(seed)
-    ).unbind(1)
-    before = [part.clone() for part in parts]
-    ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
-    expected = each_alone(*parts, ends, ends, max(lengths), max(lengths))
-    long_texts = attention.LongTexts(least_tokens, OnnxAttention(heads))
-    context = attention.attention_by_length(lengths, long_texts)(*parts)
-    torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
-    for part, copy in zip(parts, before, strict=True):
-        torch.testing.assert_close(part, copy, atol=0, rtol=0)  # the inputs are only read
-
-
-@pytest.mark.parametrize("rows", [1, 100, 299, 300])
-def test_queries_of_a_long_text_are_computed_in_chunks(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnx_attention, "_QUERY_ROWS", rows)
-    query, key, value = torch.randn(300, 3, 5, 8).unbind(1)
-    long_texts = attention.LongTexts(300, OnnxAttention(5))
-    context = attention.attention_by_length([300], long_texts)(query, key, value)
-    expected = attention.attention_by_length([300])(query, key, value)
-    torch.testing.assert_close(context, expected, atol=1e-5, rtol=0)
-
-
-def test_the_scores_of_a_long_text_are_never_all_in_memory() -> None:
-    """For 8,192 tokens and 16 heads they would be 4 GiB."""
-    program = """
-import resource, torch
-from unified_embeddings.engines.onnx_attention import OnnxAttention
-
-def peak_in_gb():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-parts = torch.randn(8192, 3, 16, 64).unbind(1)
-context = torch.ones(8192, 16, 64)
-before = peak_in_gb()
-OnnxAttention(16)(*parts, context)
-print(peak_in_gb() - before)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
-    query, key, value = torch.randn(300, 3, 4, 16).unbind(1)
-    usual, context = torch.empty(300, 4, 16), torch.empty(300, 4, 16)
-    attend, threads_before = OnnxAttention(4), torch.get_num_threads()
-    attend(query, key, value, usual)
-    torch.set_num_threads(threads)
-    try:
-        attend(query, key, value, context)
-    finally:
-        torch.set_num_threads(threads_before)
-    assert torch.equal(context, usual)
-
-
-def test_vectors_are_the_same_with_onnx_runtimes_attention(
-    xlmr: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu")
-    expected = usual.encode_documents(TEXTS, colbert=True)
-    lengths: list[int] = []
-
-    class Counted(OnnxAttention):
-        def __call__(self, query: torch.Tensor, *more: torch.Tensor) -> None:
-            lengths.append(len(query))
-            super().__call__(query, *more)
-
-    long_texts = attention.LongTexts(7, Counted(4))
-    monkeypatch.setattr(encoder, "find_long_texts", lambda *_: long_texts)
-    mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
-    together = mixed.encode_documents(TEXTS, colbert=True)
-    of_texts = [len(usual.tokenise(text)) + 2 for text in TEXTS]
-    assert min(of_texts) < 7 < max(of_texts)
-    assert set(lengths) == {length for length in of_texts if length >= 7}
-    for number, text in enumerate(TEXTS):
-        alone = mixed.encode_documents([text], colbert=True)
-        for vectors in (alone, expected[number : number + 1]):
-            np.testing.assert_allclose(together.dense[number], vectors.dense[0], rtol=0, atol=1e-5)
-            ours, theirs = together.sparse[number], vectors.sparse[0]
-            np.testing.assert_array_equal(ours.indices, theirs.indices)
-            np.testing.assert_allclose(ours.values, theirs.values, rtol=0, atol=1e-5)
-            np.testing.assert_allclose(
-                together.colbert[number], vectors.colbert[0], rtol=0, atol=1e-5
-            )
-
-
-def test_onnx_runtimes_attention_is_taken_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trials: list[Trial] = []
-
-    def answer(trial: Trial) -> int:
-        trials.append(trial)
-        x = trial.make_input(trial.sizes[0])
-        torch.testing.assert_close(trial.other(x), trial.usual(x), atol=1e-5, rtol=0)
-        return len(trials) - 1  # first "never", then from one token on
-
-    monkeypatch.setattr(attention, "first_faster_size", answer)
-    cpu = torch.device("cpu")
-    assert attention.find_long_texts(1024, 16, torch.float32, cpu) is None
-    found = attention.find_long_texts(1024, 16, torch.float32, cpu)
-    assert found is not None
-    assert found.least_tokens == 1
-    # The answer is kept for as long as the library that was timed stays the same.
-    assert importlib.metadata.version("onnxruntime") in trials[0].name
-    assert attention.find_long_texts(1024, 16, torch.bfloat16, cpu) is None
-    assert attention.find_long_texts(1024, 16, torch.float32, torch.device("meta")) is None
-    assert attention.find_long_texts(384, 12, torch.float32, cpu) is None  # mini-m3's width
-    assert len(trials) == 2
-
-
-@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
-def test_without_the_extra_all_texts_take_pytorchs_attention(missing: str) -> None:
-    program = f"""
-import importlib.util, logging, sys, torch
-sys.modules[{missing!r}] = None    # importing it fails, as if it were not installed
-usual = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name == {missing!r} else usual(name, *more)
-logging.basicConfig(level=logging.INFO)
-from unified_embeddings.engines.attention import find_long_texts
-print(find_long_texts(1024, 16, torch.float32, torch.device("cpu")))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "None\n"
-    assert "Without the extra 'onnx'" in done.stderr
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=12))

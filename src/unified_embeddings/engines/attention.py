@@ -10,7 +10,6 @@ is faster, long texts take that.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -29,8 +28,8 @@ BLOCK_TOKENS = 1024
 _QUERY_ROWS = 1024
 """Rows of attention scores computed at once: a text of 8,192 tokens would need 4 GiB of them."""
 _TRIED_LENGTHS = (128, 256)
-"""Tokens of a text at which both ways are timed. Shorter texts always take PyTorch's: for them both
-are as fast within the model, where the threads of one library sleep while the other's work."""
+"""Tokens of a text at which both ways are timed. Shorter texts always take PyTorch's: with ONNX
+Runtime's, a pass over them took as long (ADR 44)."""
 _WORTH_MEASURING = 512
 """Width of a model below which nothing is measured: its attention takes no time that matters."""
 
@@ -38,7 +37,7 @@ Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torc
 """From queries, keys and values to softmax(q k' / sqrt(head_dim)) v, all (T, heads, head_dim)."""
 
 
-class TextAttention(Protocol):
+class AttentionWithinText(Protocol):
     """Attention within one text."""
 
     def __call__(
@@ -53,7 +52,7 @@ class TextAttention(Protocol):
         ...
 
 
-class LongTexts(NamedTuple):
+class LongTextAttention(NamedTuple):
     """How attention of long texts is computed.
 
     Attributes:
@@ -62,7 +61,7 @@ class LongTexts(NamedTuple):
     """
 
     least_tokens: int
-    attend: TextAttention
+    attend: AttentionWithinText
 
 
 class Block(NamedTuple):
@@ -95,14 +94,16 @@ class VarlenKernel(Protocol):
         ...
 
 
-def blocks_for_cache(lengths: Sequence[int], long_texts: LongTexts | None = None) -> list[Block]:
+def blocks_for_cache(
+    lengths: Sequence[int], long_text_attention: LongTextAttention | None = None
+) -> list[Block]:
     """Divide texts into blocks whose states stay in a processor's cache.
 
     A longer text makes a block of its own.
 
     Args:
         lengths: Tokens of each text, in order.
-        long_texts: See `attention_by_length`.
+        long_text_attention: See `attention_by_length`.
 
     Example:
         >>> [block.tokens for block in blocks_for_cache([1200, 600, 300, 200])]
@@ -112,10 +113,10 @@ def blocks_for_cache(lengths: Sequence[int], long_texts: LongTexts | None = None
     texts: list[int] = []
     for length in lengths:
         if texts and sum(texts) + length > BLOCK_TOKENS:
-            blocks.append(_make_block(texts, long_texts))
+            blocks.append(_make_block(texts, long_text_attention))
             texts = []
         texts.append(length)
-    blocks.append(_make_block(texts, long_texts))
+    blocks.append(_make_block(texts, long_text_attention))
     return blocks
 
 
@@ -124,8 +125,8 @@ def whole_block(lengths: Sequence[int]) -> list[Block]:
     return [_make_block(lengths, None)]
 
 
-def _make_block(lengths: Sequence[int], long_texts: LongTexts | None) -> Block:
-    return Block(sum(lengths), attention_by_length(lengths, long_texts))
+def _make_block(lengths: Sequence[int], long_text_attention: LongTextAttention | None) -> Block:
+    return Block(sum(lengths), attention_by_length(lengths, long_text_attention))
 
 
 def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) -> Attention:
@@ -143,12 +144,14 @@ def attention_between(kernel: VarlenKernel, ends: torch.Tensor, longest: int) ->
     return attend
 
 
-def attention_by_length(lengths: Sequence[int], long_texts: LongTexts | None = None) -> Attention:
+def attention_by_length(
+    lengths: Sequence[int], long_text_attention: LongTextAttention | None = None
+) -> Attention:
     """Return attention within each text, with neighbours of one length computed together.
 
     Args:
         lengths: Tokens of each text, in order; they sum to T.
-        long_texts: How long texts are computed, each for itself; None for like all others.
+        long_text_attention: How long texts are computed, each for itself; None for like all others.
     """
     groups = [(length, len(list(texts))) for length, texts in itertools.groupby(lengths)]
 
@@ -163,19 +166,19 @@ def attention_by_length(lengths: Sequence[int], long_texts: LongTexts | None = N
                 tensor[rows].view(texts, length, *tensor.shape[1:])
                 for tensor in (query, key, value, context)
             )
-            if long_texts is None or length < long_texts.least_tokens:
+            if long_text_attention is None or length < long_text_attention.least_tokens:
                 _attend_by_pytorch(q, k, v, out)
             else:
                 for text in range(texts):
-                    long_texts.attend(q[text], k[text], v[text], out[text])
+                    long_text_attention.attend(q[text], k[text], v[text], out[text])
         return context
 
     return attend
 
 
-def find_long_texts(
+def find_long_text_attention(
     width: int, heads: int, dtype: torch.dtype, device: torch.device
-) -> LongTexts | None:
+) -> LongTextAttention | None:
     """Return from how many tokens on ONNX Runtime's attention is faster; None if it is not.
 
     Args:
@@ -187,28 +190,40 @@ def find_long_texts(
     if device.type != "cpu" or dtype != torch.float32 or width < _WORTH_MEASURING:
         return None
     try:
-        from unified_embeddings.engines.onnx_attention import OnnxAttention
+        return _time_onnx_attention(width, heads)
     except MissingExtraError:
-        _LOG.info("Without the extra 'onnx', attention of long texts may take twice as long")
-        return None
+        _LOG.info("Long texts take PyTorch's attention: the extra 'onnx' is not installed")
+    except Exception as error:  # what only makes texts faster keeps no model from being loaded
+        _LOG.warning("Long texts take PyTorch's attention: ONNX Runtime's failed: %s", error)
+    return None
+
+
+def _time_onnx_attention(width: int, heads: int) -> LongTextAttention | None:
+    """Return from how many tokens on ONNX Runtime's attention is faster; None if it is not."""
+    from unified_embeddings.engines.onnx_attention import RUNTIME_VERSION, OnnxAttention
+
     onnx_attention = OnnxAttention(heads)
 
     def make_inputs(length: int) -> torch.Tensor:
         return torch.ones(length, 3, heads, width // heads)
 
-    def attend(inputs: torch.Tensor, long_texts: LongTexts | None) -> torch.Tensor:
-        return attention_by_length([len(inputs)], long_texts)(*inputs.unbind(1))
+    def attend(inputs: torch.Tensor, long_text_attention: LongTextAttention | None) -> torch.Tensor:
+        return attention_by_length([len(inputs)], long_text_attention)(*inputs.unbind(1))
 
     least_tokens = first_faster_size(
         Trial(
-            name=f"attention {heads}x{width // heads} {importlib.metadata.version('onnxruntime')}",
+            name=f"attention {heads}x{width // heads} onnxruntime {RUNTIME_VERSION}",
             sizes=_TRIED_LENGTHS,
             make_input=make_inputs,
             usual=lambda inputs: attend(inputs, None),
-            other=lambda inputs: attend(inputs, LongTexts(1, onnx_attention)),
+            other=lambda inputs: attend(inputs, LongTextAttention(1, onnx_attention)),
         )
     )
-    return None if least_tokens == NEVER else LongTexts(least_tokens, onnx_attention)
+    if least_tokens == NEVER:
+        return None
+    # The answer may have been remembered, so only now it shows whether the session can be opened.
+    onnx_attention.open()
+    return LongTextAttention(least_tokens, onnx_attention)
 
 
 def _attend_by_pytorch(

@@ -55,7 +55,9 @@ def choose_engine(
         return _choose_for_small(spec.parameters, checkpoint)
     kind = processor_kind(cpu())
     if kind.engine == "torch":
-        return EngineChoice("torch", _describe(kind, precision))
+        return EngineChoice(
+            "torch", _describe(kind, precision) + _advise_onnx(spec, kind, precision)
+        )
     parameters = spec.parameters or _count_parameters(checkpoint())
     if parameters < _LARGE:
         return EngineChoice("torch", "it was measured to be faster for models of this size")
@@ -80,6 +82,17 @@ def _describe(kind: Processor, precision: str) -> str:
     return f"the engine for {kind.name}; {precision} as asked"
 
 
+def _advise_onnx(spec: ModelSpec, kind: Processor, precision: str) -> str:
+    """Return what would make long texts faster with the engine "torch", or ""."""
+    is_fp32 = "fp32" in (precision, kind.precision)
+    is_large = spec.parameters is None or spec.parameters >= _LARGE
+    # With AVX-512 it was measured to be faster, and with AMX not to be (ADR 44).
+    may_gain = "avx512f" in kind.has
+    if not (is_fp32 and is_large and may_gain and (missing := _missing_libraries())):
+        return ""
+    return f"; long texts may be faster with {missing}: pip install '.[onnx]'"
+
+
 def _has_gpu() -> bool:
     # Importing torch takes seconds, which a machine without a GPU need not spend.
     if not may_have_gpu() or importlib.util.find_spec("torch") is None:
@@ -102,9 +115,8 @@ def _why_export_is_impossible(parameters: int, checkpoint: Callable[[], Checkpoi
     """Return what keeps a model from being exported into the user's cache folder; "" if nothing."""
     import platformdirs
 
-    missing = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} are not installed: pip install '.[onnx]'"
+    if missing := _missing_libraries():
+        return f"{missing} are not installed: pip install '.[onnx]'"
     folder = platformdirs.user_cache_path("unified-embeddings")
     problem = _why_folder_takes_none(folder, parameters)
     exports = folder.glob(f"onnx-{EXPORT_FORMAT}-*-fp32")
@@ -112,6 +124,12 @@ def _why_export_is_impossible(parameters: int, checkpoint: Callable[[], Checkpoi
     if problem and any(checkpoint().digest in export.name for export in exports):
         return ""
     return problem
+
+
+def _missing_libraries() -> str:
+    """Return the names of those libraries of the extra "onnx" that are not installed, or ""."""
+    names = ("onnxruntime", "onnx")
+    return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
 
 
 def _why_folder_takes_none(folder: Path, parameters: int) -> str:

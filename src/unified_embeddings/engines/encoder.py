@@ -21,7 +21,7 @@ from unified_embeddings.engines.attention import (
     Block,
     VarlenKernel,
     blocks_for_cache,
-    find_long_texts,
+    find_long_text_attention,
     whole_block,
 )
 from unified_embeddings.engines.products import AnyProduct, make_product, rows_for_plain
@@ -65,7 +65,9 @@ class Encoder:
             prefix = f"encoder.layer.{number}."
             self._layers.append(_Layer(backbone, prefix, dtype, device, plain_rows))
             backbone.release_pages(prefix)
-        self._long_texts = find_long_texts(backbone.width, backbone.heads, dtype, device)
+        self._long_text_attention = find_long_text_attention(
+            backbone.width, backbone.heads, dtype, device
+        )
         head_dim = backbone.width // backbone.heads
         self.varlen_kernel = _find_varlen_kernel(dtype, device, head_dim)
 
@@ -100,7 +102,7 @@ class Encoder:
         """Return the blocks that texts of these lengths go through the layers in."""
         if self._token_table.device.type != "cpu":
             return whole_block(lengths)
-        return blocks_for_cache(lengths, self._long_texts)
+        return blocks_for_cache(lengths, self._long_text_attention)
 
     def _finish(self, layer: _Layer, context: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return a layer's states, (T, d), from its attention's context and the states before.

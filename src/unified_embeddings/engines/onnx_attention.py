@@ -6,22 +6,17 @@ texts take it (`attention`), exported models (`onnx`).
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from typing import TYPE_CHECKING
-
 import torch
 
 from unified_embeddings.engines.onnx_session import PROVIDERS, run_options, session_options
 from unified_embeddings.errors import MissingExtraError
+from unified_embeddings.system.hardware import no_telemetry
 from unified_embeddings.types import FloatArray
 
-if TYPE_CHECKING:
+with no_telemetry():
     import onnxruntime
 
-if importlib.util.find_spec("onnx") is None:
-    raise MissingExtraError("ONNX Runtime's attention", extra="onnx")
-
+RUNTIME_VERSION: str = onnxruntime.__version__
 _QUERY_ROWS = 2048
 """Queries computed at once. The kernel holds no scores where it knows the size of the processor's
 cache. Elsewhere it holds them all: 4 GiB for a text of 8,192 tokens, with these rows 1 GiB."""
@@ -48,6 +43,21 @@ class OnnxAttention:
 
     def __init__(self, heads: int) -> None:
         self._heads = heads
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def open(self) -> onnxruntime.InferenceSession:
+        """Open the session with as many threads as PyTorch has, unless it is open.
+
+        Raises:
+            MissingExtraError: If the package `onnx`, which writes its graph, is not installed.
+        """
+        if self._session is None:
+            options = session_options()
+            options.intra_op_num_threads = torch.get_num_threads()
+            self._session = onnxruntime.InferenceSession(
+                _make_model(self._heads), options, providers=PROVIDERS
+            )
+        return self._session
 
     def __call__(
         self,
@@ -58,7 +68,7 @@ class OnnxAttention:
         /,
     ) -> None:
         """Fill the context from queries, keys and values, each (length, heads, head_dim)."""
-        session = _open_session(self._heads, torch.get_num_threads())
+        session = self.open()
         options = run_options(len(query))
         keys_and_values = {"key": _as_states(key), "value": _as_states(value)}
         for first in range(0, len(query), _QUERY_ROWS):
@@ -73,12 +83,14 @@ def _as_states(part: torch.Tensor) -> FloatArray:
     return part.contiguous().view(1, len(part), -1).numpy()
 
 
-@functools.cache
-def _open_session(heads: int, threads: int) -> onnxruntime.InferenceSession:
-    """Return the session for so many heads and threads. Models share it."""
-    # Imported only here, because it takes a tenth of a second, and queries are no long texts.
-    import onnxruntime
-    from onnx import TensorProto, helper
+def _make_model(heads: int) -> bytes:
+    """Return the file of an ONNX model that is one operator."""
+    # Imported only here, because it takes a tenth of a second, and on many machines PyTorch's
+    # attention is faster.
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise MissingExtraError("ONNX Runtime's attention", extra="onnx") from error
 
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, f"rows of {name}", "width"])
@@ -91,6 +103,5 @@ def _open_session(heads: int, threads: int) -> onnxruntime.InferenceSession:
     graph = helper.make_graph([node], "attention", inputs, [output])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-    options = session_options()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+    content: bytes = model.SerializeToString()
+    return content

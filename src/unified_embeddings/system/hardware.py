@@ -48,7 +48,7 @@ _THREAD_VARIABLES = (
 """Variables that set the threads of torch, of matrix libraries and of tokenizers."""
 _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS",
-    "MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE", "ORT_DISABLE_FLASH_ATTENTION",
 )  # fmt: skip
 """Variables by which users restrict, or widen, what matrix libraries do with a processor."""
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
