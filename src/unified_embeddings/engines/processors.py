@@ -5,10 +5,9 @@ decides (a GPU, the model's size, room for an export: `choice`), and reading the
 (`system.hardware`).
 
 Rows are tried from the top, and the first that fits counts. "measured" means that this project's
-engines were timed on such a processor, full size, both in one run (ADR 15, 35 and 40; AMX:
-docs/kernels.md). "expected"
-means that it follows from the libraries' sources or from other people's figures (docs/kernels.md);
-`benchmarks/run.py` on such a machine would replace it.
+engines were timed on such a processor, full size, both in one run (ADR 15, 35 and 40, and for AMX
+docs/kernels.md). "expected" means that it follows from the libraries' sources or from other
+people's figures (docs/kernels.md); `benchmarks/run.py` on such a machine would replace it.
 
 bf16 is taken where a CPU has matrix units for it, and nowhere else: elsewhere a new version would
 change what an existing collection's next vectors are. int8 is never taken by itself, since it
