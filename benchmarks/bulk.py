@@ -103,7 +103,8 @@ def run_job(
     Raises:
         JobFailedError: If it ends with an error.
     """
-    environment = dict(os.environ)
+    # Ours would take a GPU by itself; the others are held to the CPU.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

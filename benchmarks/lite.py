@@ -41,7 +41,7 @@ def prepare(source: Path, target: Path) -> None:
     _write_tokenizer(source, unfinished / _SPM)
     _export(source, unfinished)
     fuse(unfinished / "model.onnx")
-    # What it leaves behind refers to itself, and is 11 GB.
+    # It leaves 11 GB in reference cycles, which only the collector frees.
     gc.collect()
     fuse(unfinished / "model.onnx", attention_chunk=0, basename=_UNCHUNKED)
     unfinished.replace(target)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel
 
+from alone_and_together import assert_same_alone_and_together
 from unified_embeddings import BGE_M3_Embedder, ModelLoadError
 from unified_embeddings.engines import attention, encoder, products
 from unified_embeddings.system.hardware import passive_wait_policy
@@ -180,18 +181,8 @@ def test_vectors_are_the_same_on_either_side_of_the_change_of_products(
     monkeypatch.setattr(attention, "BLOCK_TOKENS", 50)
     calls = count_calls(monkeypatch)
     mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
-    together = mixed.encode_documents(TEXTS, colbert=True)
+    assert_same_alone_and_together(mixed, TEXTS, expected)
     assert calls["PartsProduct"] > 0
-    for number, text in enumerate(TEXTS):
-        alone = mixed.encode_documents([text], colbert=True)
-        for vectors in (alone, expected[number : number + 1]):
-            np.testing.assert_allclose(together.dense[number], vectors.dense[0], rtol=0, atol=1e-5)
-            ours, theirs = together.sparse[number], vectors.sparse[0]
-            np.testing.assert_array_equal(ours.indices, theirs.indices)
-            np.testing.assert_allclose(ours.values, theirs.values, rtol=0, atol=1e-5)
-            np.testing.assert_allclose(
-                together.colbert[number], vectors.colbert[0], rtol=0, atol=1e-5
-            )
     if first_rows > 1:
         assert calls["OneDnnProduct"] > 0
 

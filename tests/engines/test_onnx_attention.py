@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alone_and_together import assert_same_alone_and_together
 from unified_embeddings import BGE_M3_Embedder
 from unified_embeddings.engines import attention, encoder, onnx_attention
 from unified_embeddings.engines.attention import LongTextAttention, find_long_text_attention
@@ -117,20 +117,10 @@ def test_vectors_are_the_same_as_with_pytorchs_attention(
     found = LongTextAttention(7, Counted(4))
     monkeypatch.setattr(encoder, "find_long_text_attention", lambda *_: found)
     mixed = BGE_M3_Embedder(xlmr, engine="torch", precision="fp32", device="cpu", cache=None)
-    together = mixed.encode_documents(TEXTS, colbert=True)
+    assert_same_alone_and_together(mixed, TEXTS, expected)
     of_texts = [len(usual.tokenise(text)) + 2 for text in TEXTS]
     assert min(of_texts) < 7 < max(of_texts)
     assert set(lengths) == {length for length in of_texts if length >= 7}
-    for number, text in enumerate(TEXTS):
-        alone = mixed.encode_documents([text], colbert=True)
-        for vectors in (alone, expected[number : number + 1]):
-            np.testing.assert_allclose(together.dense[number], vectors.dense[0], rtol=0, atol=1e-5)
-            ours, theirs = together.sparse[number], vectors.sparse[0]
-            np.testing.assert_array_equal(ours.indices, theirs.indices)
-            np.testing.assert_allclose(ours.values, theirs.values, rtol=0, atol=1e-5)
-            np.testing.assert_allclose(
-                together.colbert[number], vectors.colbert[0], rtol=0, atol=1e-5
-            )
 
 
 def test_it_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

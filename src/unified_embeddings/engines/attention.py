@@ -35,21 +35,11 @@ _WORTH_MEASURING = 512
 
 Attention: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From queries, keys and values to softmax(q k' / sqrt(head_dim)) v, all (T, heads, head_dim)."""
-
-
-class AttentionWithinText(Protocol):
-    """Attention within one text."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        context: torch.Tensor,
-        /,
-    ) -> None:
-        """Fill the context from queries, keys and values, each (length, heads, head_dim)."""
-        ...
+AttentionWithinText: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None
+]
+"""Fills the last tensor, the context, from one text's queries, keys and values. All are (length,
+heads, head_dim)."""
 
 
 class LongTextAttention(NamedTuple):

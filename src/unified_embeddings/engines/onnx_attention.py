@@ -65,7 +65,6 @@ class OnnxAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         context: torch.Tensor,
-        /,
     ) -> None:
         """Fill the context from queries, keys and values, each (length, heads, head_dim)."""
         session = self.open()

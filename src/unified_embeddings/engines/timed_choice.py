@@ -33,8 +33,7 @@ _LOG = logging.getLogger(__name__)
 _ROUNDS = 7
 """Fewer are not enough on a busy machine: an answer is kept."""
 _TURN_SECONDS = 0.02
-"""Processor seconds of a turn, at least. A single call may take less
-than a step of the clock."""
+"""Processor seconds of a turn, at least. A single call may take less than a step of the clock."""
 _UNTIL_THREADS_SLEEP = 0.001
 """Seconds that torch's idle threads need to fall asleep, unless they spin for long."""
 _MARGIN = 0.95
